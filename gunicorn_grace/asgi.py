@@ -1,0 +1,113 @@
+"""The probes in front of an ASGI application, and the counting of its requests.
+
+An ASGI worker neither calls ``worker.wsgi``, where the overlay sits, nor, if it is uvicorn's, any request hook. So the
+application is wrapped by its author, around everything else::
+
+    from gunicorn_grace.asgi import Probes
+
+    app = Probes(app)
+
+Answers come from the same core as in :mod:`gunicorn_grace.wsgi`. Runs in worker processes; outside gunicorn every
+answer is that of a serving instance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from . import worker
+from .worker_classes import ASGI_HOOKS
+from .wsgi import Request, Responder
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Application = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+CLOSE = (b"connection", b"close")
+
+
+class Probes:
+    """ASGI middleware that answers the probe paths, and counts all other requests while their application runs.
+
+    Once the shutdown has begun, HTTP/1.1 responses say ``Connection: close``. WebSockets count as requests in flight
+    for as long as they are open, and are nothing that a probe could ask for.
+
+    :param app: the ASGI application that gets everything else, the lifespan included.
+    """
+
+    def __init__(self, app: Application) -> None:
+        self.app = app
+        self._responder: Responder | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        responder = self._responder
+        if responder is None or responder.seat is not worker.current:
+            # Made in the worker, and not where the application is built: with preload_app that is the arbiter.
+            responder = self._responder = Responder(worker.current)
+        seat = responder.seat
+        if seat is not None:
+            seat.sees_all = True
+        if scope["type"] not in ("http", "websocket"):
+            await self.app(scope, receive, send)
+            return
+        is_http = scope["type"] == "http"
+        if is_http and seat is not None and scope.get("http_version", "1.1").startswith("1"):
+            send = _shedding(send, seat)
+        kind = responder.probes.paths.get(_path(scope)) if is_http else None
+        if kind is not None:
+            environ = _environ(scope)
+            answer = responder.answer(kind, environ)
+            body = answer.body.encode()
+            headers = [(name.lower().encode(), value.encode()) for name, value in answer.headers]
+            headers.append((b"content-length", str(len(body)).encode()))
+            await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+            await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+        elif seat is None or (is_http and seat.tracking == ASGI_HOOKS):
+            await self.app(scope, receive, send)  # Counted by gunicorn's hooks, or by nobody.
+        else:
+            request = Request(scope.get("method", "WEBSOCKET"), _path(scope))
+            seat.begin(request)
+            try:
+                await self.app(scope, receive, send)
+            finally:
+                seat.end(request)
+
+
+def _shedding(send: Send, seat: worker.Seat) -> Send:
+    """``send``, but a response that begins after T0 says ``Connection: close``. One that began before keeps its word.
+
+    gunicorn's worker closes by itself from 27 on, uvicorn's always; otherwise the client does (RFC 9112, section 9.6).
+    """
+
+    async def shedding(message: Message) -> None:
+        if message["type"] == "http.response.start" and seat.state.is_terminating():
+            kept = [(name, value) for name, value in message.get("headers", ()) if name.lower() != b"connection"]
+            message = {**message, "headers": [*kept, CLOSE]}
+        await send(message)
+
+    return shedding
+
+
+def _path(scope: Scope) -> str:
+    """The path as the application knows it: servers and mounts put ``root_path`` in front of it."""
+    path, root = str(scope["path"]), str(scope.get("root_path", ""))
+    return path[len(root) :] if root and path.startswith(root + "/") else path
+
+
+def _environ(scope: Scope) -> dict[str, Any]:
+    """What the trigger's gate looks at. There is no socket to prove who asks: ``local`` refuses, and says the way out.
+
+    Names as in CGI (RFC 3875, section 4.1.18), so that a forwarding header is one here as well.
+    """
+    client = scope.get("client") or ("", 0)
+    environ = {
+        "REQUEST_METHOD": scope["method"],
+        "QUERY_STRING": scope.get("query_string", b"").decode("latin-1"),
+        "REMOTE_ADDR": client[0],
+    }
+    for name, value in scope.get("headers", ()):
+        environ["HTTP_" + name.decode("latin-1").upper().replace("-", "_")] = value.decode("latin-1")
+    return environ

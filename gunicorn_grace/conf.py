@@ -1,0 +1,296 @@
+"""The configuration module: ``gunicorn -c python:gunicorn_grace.conf app:app``.
+
+There are three ways in, and all of them come down to :func:`install`, which makes the gunicorn ``Config`` that is being
+loaded know our settings and call our hooks before the user's:
+
+- ``-c python:gunicorn_grace.conf``: this module, which also loads the ``gunicorn.conf.py`` of the working directory;
+  gunicorn reads one configuration file, and with ``-c`` would not look at that one.
+- a configuration file with ``from gunicorn_grace.conf import *``: importing is enough, and brings no names in.
+- ``gunicorn_grace.install(globals())`` in a configuration file.
+
+gunicorn turns every global of a configuration module that is named like a setting into that setting, so this module
+must not have any by accident; a test looks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
+
+from . import arbiter as _arbiter
+from . import settings as _settings
+from . import worker as _worker
+from . import worker_classes as _worker_classes
+from .errors import ConfigurationError, GraceError
+
+__all__: list[str] = []
+
+
+def install(namespace: Any = None) -> None:
+    """Switch gunicorn-grace on for the gunicorn that is loading its configuration.
+
+    Call it from a configuration file, ``gunicorn_grace.install(globals())``, or with the ``Config`` of an embedded
+    gunicorn (``BaseApplication.load_config``: ``gunicorn_grace.install(self.cfg)``). Doing it twice changes nothing.
+    Runs in the arbiter.
+
+    :param namespace: the file's ``globals()``, or a gunicorn ``Config``.
+    :raises ConfigurationError: nothing is being loaded, and no ``Config`` was given.
+    """
+    cfg = namespace if hasattr(namespace, "settings") else _loading_config()
+    if cfg is None:
+        raise ConfigurationError(
+            "gunicorn_grace.install() found no gunicorn that is loading its configuration: "
+            "call it from a configuration file, or give it the Config"
+        )
+    _settings.adopt(cfg, HOOKS)
+    _end_by_sigterm_as_pid_1()
+
+
+def _end_by_sigterm_as_pid_1() -> None:
+    """Let SIGTERM end a boot that is under way. The kernel drops what the first process of a PID namespace has no
+    handler for (pid_namespaces(7)), and gunicorn sets its own only after ``preload_app`` has imported the application:
+    a SIGTERM meanwhile would be lost, and the server would serve on until SIGKILL (gunicorn 22.0 to 27.0)."""
+    if os.getpid() == 1 and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        with contextlib.suppress(ValueError):  # Not the main thread: an embedded gunicorn.
+            signal.signal(signal.SIGTERM, _end)
+
+
+def _end(sig: int, frame: FrameType | None) -> None:
+    os._exit(128 + sig)  # As the default action would: nothing was ever ready, and nothing is cleaned up.
+
+
+def _frames() -> Iterator[FrameType]:
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+def _loading_application() -> tuple[Any, FrameType] | None:
+    """The gunicorn application that is loading a configuration further up the stack, and the frame that does it."""
+    for frame in _frames():
+        if frame.f_globals.get("__name__") == "gunicorn.app.base":
+            app = frame.f_locals.get("self")
+            if getattr(app, "cfg", None) is not None:
+                return app, frame
+    return None
+
+
+def _loading_config() -> Any:
+    found = _loading_application()
+    return found[0].cfg if found else None
+
+
+# -- hooks: each hands over to its module ------------------------------------------------------------------------------
+
+
+_told: set[str] = set()
+
+
+def _tell_once(name: str, process: Any) -> None:
+    """Log that a hook of ours failed, with its traceback, the first time in this process."""
+    if name not in _told:
+        _told.add(name)
+        with contextlib.suppress(Exception):
+            process.log.exception("gunicorn-grace: its %s hook failed; gunicorn goes on", name)
+
+
+def _guarded(hook: Callable[..., None]) -> Callable[..., None]:
+    """Let nothing out of a hook of ours: gunicorn would halt (``post_fork``), or answer 500 (``pre_request``)."""
+
+    @functools.wraps(hook)
+    def guarded(*args: Any) -> None:
+        try:
+            hook(*args)
+        except ConfigurationError:
+            raise
+        except Exception:
+            _tell_once(hook.__name__.lstrip("_"), args[0])
+
+    return guarded
+
+
+_UNTRACKED = (
+    "gunicorn-grace: requests of %s cannot be counted: the delay, readiness in the shared memory and sealing work; "
+    "probes, extension, quiet and Connection: close do not"
+)
+_UNWRAPPED = (
+    "gunicorn-grace: the worker class %s runs ASGI applications, and this one is not wrapped: %s work, %s do not; "
+    "wrap it: from gunicorn_grace.asgi import Probes; app = Probes(app)"
+)
+_WITHOUT_WRAPPING = {
+    _worker_classes.ASGI_HOOKS: (
+        "the delay, readiness in the shared memory, sealing, extension and quiet",
+        "probes, and before gunicorn 27 Connection: close,",
+    ),
+    _worker_classes.ASGI: (
+        "the delay, readiness in the shared memory and sealing",
+        "probes, extension, quiet and Connection: close",
+    ),
+}
+
+
+def _on_starting(server: Any) -> None:
+    loaded = _settings.Settings.of(server.cfg)
+    _settings.check(loaded)
+    _arbiter.attach(server, loaded, install)
+    _arbiter.tell_budget(server, loaded)
+    if _worker_classes.tracking(server.cfg.worker_class) is None:
+        server.log.warning(_UNTRACKED, f"the worker class {server.cfg.worker_class_str}")
+
+
+def _on_reload(server: Any) -> None:
+    loaded = _settings.Settings.of(server.cfg)
+    try:
+        _settings.check(loaded)
+    except ConfigurationError as error:
+        server.log.error("gunicorn-grace: the settings stay as they were: %s", error)
+        return
+    server.grace.use(loaded)
+    _arbiter.tell_budget(server, loaded)
+
+
+def _pre_fork(server: Any, worker: Any) -> None:
+    if hasattr(server, "grace"):
+        server.grace.claim(worker)
+
+
+def _child_exit(server: Any, worker: Any) -> None:
+    if hasattr(server, "grace"):
+        server.grace.free(worker)
+
+
+def _post_fork(server: Any, worker: Any) -> None:
+    if hasattr(server, "grace"):
+        lifetime = server.grace
+        seat = _worker.take_seat(worker, lifetime.state, getattr(worker, "grace_slot", None), lifetime.settings)
+        seat.owns_listeners = lifetime.workers_own_listeners()
+
+
+def _post_worker_init(worker: Any) -> None:
+    seat = _worker.current
+    if seat is None:
+        return
+    if seat.tracking == _worker_classes.WSGI and _worker_classes.is_tornado_app(worker.wsgi):
+        seat.tracking, seat.sees_all = None, False
+        if worker.age == 1:
+            worker.log.warning(_UNTRACKED, "an application of tornado's own")
+    if seat.tracking in (_worker_classes.HOOKS, _worker_classes.WSGI):
+        from . import wsgi
+
+        if seat.settings.overlay:
+            worker.wsgi = wsgi.Overlay(worker.wsgi, wsgi.Responder(seat))
+        if seat.tracking == _worker_classes.WSGI:
+            worker.wsgi = wsgi.Counting(worker.wsgi, seat)
+    elif seat.tracking is not None and worker.age == 1 and f"{__package__}.asgi" not in sys.modules:
+        # Said by the first worker: the arbiter has no application. What wraps it has been imported by now.
+        worker.log.warning(_UNWRAPPED, worker.cfg.worker_class_str, *_WITHOUT_WRAPPING[seat.tracking])
+    if not seat.settings.log_probes:
+        import logging
+
+        logging.getLogger("gunicorn.access").addFilter(_worker.QuietProbes(seat.probes))
+    seat.booted(worker)
+    # What refuses unknown names in a file costs a Python call for every look at a setting: 20 of them a request.
+    worker.cfg.settings = dict(worker.cfg.settings)
+    _shorten(worker.cfg, "pre_request", seat.begin)
+    _shorten(worker.cfg, "post_request", seat.end)
+
+
+def _shorten(cfg: Any, name: str, ours: Callable[[Any], None]) -> None:
+    """Let a hook of the hot path reach ours in one step, in this worker: the way through ``HOOKS`` takes three."""
+    setting = cfg.settings[name]
+    theirs = setting.value.__wrapped__
+
+    @functools.wraps(theirs)
+    def shortened(worker: Any, req: Any, *more: Any) -> Any:
+        try:
+            ours(req)
+        except Exception:
+            _tell_once(name, worker)
+        return theirs(worker, req, *more)
+
+    setting.value = shortened
+
+
+def _pre_request(worker: Any, req: Any) -> None:
+    seat = _worker.current
+    if seat is not None:
+        seat.begin(req)
+
+
+def _post_request(worker: Any, req: Any, environ: Any, resp: Any) -> None:
+    seat = _worker.current
+    if seat is not None:
+        seat.end(req)
+
+
+def _worker_int(worker: Any) -> None:
+    seat = _worker.current
+    if seat is not None and seat.note_cut_off():
+        seat.dump("when the worker was interrupted, and cut off")
+
+
+def _worker_abort(worker: Any) -> None:
+    seat = _worker.current
+    if seat is not None:
+        seat.note_cut_off()
+        seat.dump("when the worker was aborted, and cut off")
+
+
+def _on_exit(server: Any) -> None:
+    if hasattr(server, "grace"):
+        server.grace.finish()
+
+
+HOOKS: dict[str, Callable[..., None]] = {
+    hook.__name__.lstrip("_"): _guarded(hook)
+    for hook in (
+        _on_starting,
+        _on_reload,
+        _pre_fork,
+        _post_fork,
+        _post_worker_init,
+        _pre_request,
+        _post_request,
+        _worker_int,
+        _worker_abort,
+        _child_exit,
+        _on_exit,
+    )
+}
+
+
+# -- being executed by gunicorn ----------------------------------------------------------------------------------------
+
+
+def _load() -> None:
+    found = _loading_application()
+    if found is None:
+        return  # Imported by something else: a test, a type checker, the CLI.
+    app, frame = found
+    try:
+        install(app.cfg)
+    except GraceError as error:
+        # gunicorn would print a traceback for what is raised in a file (get_config_from_filename, 22.0 to 27.0).
+        print(f"\nError: {error}", file=sys.stderr, flush=True)
+        sys.exit(1)
+    if frame.f_locals.get("module_name") == __name__:
+        from gunicorn.config import get_default_config_file
+
+        path = get_default_config_file()
+        if path is not None:
+            values = app.get_config_from_filename(path)
+            globals().update({name: value for name, value in values.items() if _is_setting(app.cfg, name)})
+
+
+def _is_setting(cfg: Any, name: str) -> bool:
+    return not name.startswith("_") and name in cfg.settings
+
+
+_load()

@@ -1,0 +1,84 @@
+"""The connections that this process has accepted, whichever worker class holds them.
+
+No worker class lists its connections as another does, and some do not list them at all. The kernel does: they are
+among the descriptors of the process. Linux; elsewhere nothing is found, and idle connections are gunicorn's to close.
+"""
+
+from __future__ import annotations
+
+import _socket
+import contextlib
+import fcntl
+import os
+import socket
+import stat
+import struct
+import termios
+from collections.abc import Iterator
+from typing import Any
+
+
+def accepted_at(addresses: frozenset[Any]) -> Iterator[tuple[_socket.socket, tuple[int, int]]]:
+    """Each connection that was accepted at one of these addresses, as a duplicate, with the identity of its socket.
+
+    A duplicate, because the worker may close its own descriptor at any moment, and the number may be another
+    connection's an instant later. Works for every worker class: none of them lists its connections the same way.
+    """
+    with contextlib.suppress(OSError):
+        for name in os.listdir("/proc/self/fd"):
+            with contextlib.suppress(OSError):
+                if not stat.S_ISSOCK(os.stat(int(name)).st_mode):
+                    continue
+                conn = _duplicate(int(name))
+                try:
+                    if conn.type != socket.SOCK_STREAM or conn.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                        continue
+                    if bare(conn.getsockname()) in addresses:
+                        info = os.fstat(conn.fileno())
+                        yield conn, (info.st_dev, info.st_ino)
+                finally:
+                    conn.close()
+
+
+def _duplicate(fd: int) -> _socket.socket:
+    """A socket object on a duplicate of ``fd`` that leaves the original as it is.
+
+    ``_socket`` and not ``socket``: gevent's patched class would make it non-blocking, and whether a socket blocks is a
+    property of both descriptors. It may be the application's connection to its database.
+    """
+    blocking = os.get_blocking(fd)
+    duplicate = os.dup(fd)
+    try:
+        conn = _socket.socket(fileno=duplicate)
+    except BaseException:
+        os.close(duplicate)
+        raise
+    if blocking and not os.get_blocking(fd):  # socket.setdefaulttimeout() was called.
+        os.set_blocking(fd, True)
+    return conn
+
+
+def bare(name: Any) -> Any:
+    """What the name of a listener and of a connection that it accepted have in common."""
+    # The local address of an accepted connection has the listener's port, but not its wildcard host.
+    return name[1] if isinstance(name, tuple) else name
+
+
+def unread(conn: _socket.socket) -> int:
+    """How many bytes wait to be read."""
+    buffer = fcntl.ioctl(conn.fileno(), termios.FIONREAD, b"\0\0\0\0")
+    return int(struct.unpack("i", buffer)[0])
+
+
+# struct tcp_info, <linux/tcp.h>: tcpi_bytes_received, since Linux 4.1.
+_BYTES_RECEIVED = 128
+
+
+def never_sent(conn: _socket.socket) -> bool:
+    """Whether the peer has not sent a single byte. Unknown (a UNIX socket, an old kernel) counts as no."""
+    if conn.family not in (socket.AF_INET, socket.AF_INET6):
+        return False
+    info = conn.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_RECEIVED + 8)
+    if len(info) < _BYTES_RECEIVED + 8:
+        return False
+    return bool(struct.unpack_from("Q", info, _BYTES_RECEIVED)[0] == 0)

@@ -1,0 +1,56 @@
+"""The probes as Flask routes: a blueprint, or ``init_app``.
+
+Both do the same: the routes appear in ``app.url_map`` and run through the application's own ``before_request``, error
+handlers and ``url_for``. An application that registers neither has the probes all the same, from the overlay.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flask import Blueprint, Flask, Response, request
+from flask.blueprints import BlueprintSetupState
+
+from . import settings, worker
+from .probes import LIVENESS_ALIAS, Kind
+from .probes import Probes as Core
+from .settings import Settings
+from .wsgi import Responder
+
+EXTENSION = "gunicorn_grace"
+
+blueprint = Blueprint(EXTENSION, __name__)
+"""Register it: ``app.register_blueprint(blueprint)``. The paths are those of the settings."""
+
+
+def init_app(app: Flask) -> None:
+    """Add the probes to ``app``."""
+    app.register_blueprint(blueprint)
+
+
+def _answer(kind: Kind) -> Response:
+    from flask import current_app
+
+    held: dict[str, Any] = current_app.extensions[EXTENSION]
+    responder: Responder | None = held.get("responder")
+    if responder is None or responder.seat is not worker.current:
+        # Made in the worker, and not where the application is built: with preload_app that is the arbiter.
+        responder = held["responder"] = Responder(worker.current, held["settings"] if worker.current is None else None)
+    answer = responder.answer(kind, request.environ)
+    return Response(answer.body, status=answer.status, headers=list(answer.headers))
+
+
+@blueprint.record
+def _add_routes(setup: BlueprintSetupState) -> None:
+    loaded = settings.loaded() or Settings()
+    setup.app.extensions[EXTENSION] = {"settings": loaded}
+    for path, kind in Core(loaded).paths.items():
+        # Every method, so that the answer to a wrong one is ours as well: 405 with Allow.
+        setup.add_url_rule(
+            path,
+            "healthz" if path == LIVENESS_ALIAS else kind.value,
+            _answer,
+            defaults={"kind": kind},
+            methods=["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"],
+            provide_automatic_options=False,
+        )

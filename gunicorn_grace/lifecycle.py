@@ -1,0 +1,229 @@
+"""What to do next: the shutdown as a pure function.
+
+:func:`decide` gets what the arbiter sees and the settings, and says which phase it should be in and why. It knows no
+clock, no process and no socket, so that every interleaving of signals, arrivals and time can be tried in a test.
+If this lived in the signal handlers instead, each race would have its own half of the rules.
+
+All times are seconds on one monotonic clock; durations are seconds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import math
+from dataclasses import dataclass
+
+from .phase import Phase
+from .settings import AUTO, Settings
+
+LATE_WINDOW = 2.0
+"""Seconds. A request that came this recently is "still arriving" when the delay is over; and so much silence ends an
+extension. Twice a typical interval between two health checks of a connection pool."""
+
+UNKNOWN_PERIOD_EXPIRY = 30.0
+"""Seconds after which a trigger expires where ``grace_termination_period`` is 0: Kubernetes' own default period."""
+
+QUIET_MISS = 1e-6
+"""The quiet test's error: the probability that traffic at the smallest share still routed is taken to be over, by a
+silence that came by chance, anywhere in LAME_DUCK."""
+
+
+class Origin(enum.IntEnum):
+    """Who began the shutdown. The values are what the shared memory holds."""
+
+    NONE = 0
+    SIGTERM = 1
+    HTTP = 2
+    """``GET /readyz?down=true``."""
+    PRESTOP = 3
+    """``gunicorn-grace prestop``."""
+    DRAIN = 4
+    """``gunicorn-grace drain``: an operator, who will take it back by hand. Never expires."""
+
+
+class Reason(str, enum.Enum):
+    """Why the lifecycle took a step. The words are those of the log."""
+
+    BOOTED = "booted"
+    NEVER_READY = "never ready"
+    SIGNAL = "signal"
+    TRIGGER = "trigger"
+    UPGRADED = "upgraded"
+    DELAY_ELAPSED = "delay elapsed"
+    QUIET = "quiet"
+    EXTENDED = "extended until quiet"
+    SECOND_SIGNAL = "second signal"
+    BUDGET = "budget"
+    EXPIRED = "trigger expired"
+    UNDRAINED = "undrained"
+    DRAINED = "drained"
+    DEADLINE = "deadline"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What the arbiter sees at one moment.
+
+    :param now: the moment.
+    :param phase: the phase it is in.
+    :param booted: whether any worker has booted.
+    :param origin: who began the shutdown, ``NONE`` while nobody did.
+    :param t0: when it began; ``None`` while it did not.
+    :param sigterm: when the first SIGTERM came; ``None`` while none did. A trigger alone never drains.
+    :param terms: how many SIGTERMs came.
+    :param undrain: whether an operator took the drain back.
+    :param upgraded: whether another arbiter serves the same sockets (SIGUSR2).
+    :param last_arrival: when the last request that is no probe came; ``None`` when none ever did.
+    :param rate: requests per second over the minute before T0.
+    :param longest_silence: longest time without a request in the five minutes before T0.
+    :param longest_request: longest request of the last five minutes.
+    :param drain_started: when DRAINING began; ``None`` before it.
+    :param workers: how many workers are left.
+    """
+
+    now: float
+    phase: Phase = Phase.SERVING
+    booted: bool = True
+    origin: Origin = Origin.NONE
+    t0: float | None = None
+    sigterm: float | None = None
+    terms: int = 0
+    undrain: bool = False
+    upgraded: bool = False
+    last_arrival: float | None = None
+    rate: float = 0.0
+    longest_silence: float = 0.0
+    longest_request: float = 0.0
+    drain_started: float | None = None
+    workers: int = 1
+
+
+def deadline(origin: Origin, t0: float | None, sigterm: float | None, settings: Settings) -> float:
+    """When the process has to be gone; infinity where the platform's period is not known, or nothing has begun.
+
+    Kubernetes counts the preStop hook in (pod lifecycle, "Termination of Pods", step 2: the grace period countdown
+    begins before preStop is executed), so the clock runs from T0. Only an operator's drain is no part of a
+    termination: then the period begins with the SIGTERM.
+    """
+    if not settings.termination_period:
+        return math.inf
+    began = sigterm if t0 is None or origin is Origin.DRAIN else t0
+    if began is None:
+        return math.inf
+    return began + max(0.0, settings.termination_period - settings.exit_margin)
+
+
+def drain_limit(drain_started: float, gone_by: float, settings: Settings) -> float:
+    """When draining ends at the latest: ``graceful_timeout`` after it began, or the deadline if that is sooner."""
+    return min(drain_started + settings.graceful_timeout, gone_by)
+
+
+def expiry(t0: float, settings: Settings) -> float:
+    """When a trigger that no SIGTERM followed gives up. Never before the delay itself is over."""
+    return t0 + max(settings.termination_period or UNKNOWN_PERIOD_EXPIRY, settings.shutdown_delay)
+
+
+def quiet_after(settings: Settings, rate: float, longest_silence: float) -> float:
+    """How much silence ends the delay early, in seconds; infinity when nothing can.
+
+    With ``grace_quiet_period = "auto"``: traffic of ``rate`` requests per second came before T0. Say a share ``s`` of
+    the routers has not yet heard of the shutdown. If arrivals are Poisson, requests still come at ``a = s * rate``, and
+    the silence after one of them lasts ``t`` seconds by chance with probability ``exp(-a * t)``. The arbiter looks all
+    the time, so each silence of LAME_DUCK is a chance to be wrong: the one after T0, and one after each of the
+    ``a * d`` requests to be expected if it lasts ``d`` seconds. By the union bound, one of them is that long with
+    probability ``(1 + a * d) * exp(-a * t)`` at most, which is :data:`QUIET_MISS` when
+    ``t = ln((1 + a * d) / QUIET_MISS) / a``. For ``d`` stands the longest that LAME_DUCK can last, extended.
+
+    It assumes that the share's requests know nothing of each other, that their rate is still the one of the minute
+    before T0, and that the share is no smaller than ``grace_quiet_share``. Real traffic has gaps that Poisson has not,
+    so the silence must also be twice the longest one seen. No traffic is no evidence: then the whole delay is waited
+    out. ``python tests/benchmarks quiet`` measures how often it is wrong.
+    """
+    if settings.quiet_period != AUTO:
+        return float(settings.quiet_period) or math.inf
+    if rate <= 0:
+        return math.inf
+    still = settings.quiet_share * rate
+    silences = 1 + still * (settings.termination_period or 2 * settings.shutdown_delay)
+    return max(math.log(silences / QUIET_MISS) / still, 2 * longest_silence)
+
+
+def decide(o: Observation, s: Settings) -> tuple[Phase, Reason | None]:
+    """The phase to be in now, and why; ``(o.phase, None)`` when nothing changes.
+
+    Pure. Runs in the arbiter, once a pass of its loop, and anywhere in tests. Every phase that it returns is the
+    present one or one that the transition table allows to follow.
+    """
+    if o.phase is Phase.STARTING:
+        if o.booted:
+            return Phase.SERVING, Reason.BOOTED
+        if o.terms:
+            return Phase.STOPPED, Reason.NEVER_READY
+    elif o.phase is Phase.SERVING:
+        if o.upgraded and o.terms:
+            return Phase.DRAINING, Reason.UPGRADED
+        if o.t0 is not None:
+            return Phase.LAME_DUCK, Reason.SIGNAL if o.origin is Origin.SIGTERM else Reason.TRIGGER
+    elif o.phase is Phase.LAME_DUCK:
+        return _lame_duck(o, s)
+    elif o.phase is Phase.DRAINING:
+        if not o.workers:
+            return Phase.STOPPED, Reason.DRAINED
+        assert o.drain_started is not None
+        if o.now >= drain_limit(o.drain_started, deadline(o.origin, o.t0, o.sigterm, s), s):
+            return Phase.STOPPED, Reason.DEADLINE
+    return o.phase, None
+
+
+def is_delay_over(o: Observation, s: Settings) -> bool:
+    """Whether a SIGTERM that came now would drain at once: what a preStop hook waits for."""
+    if o.phase is not Phase.LAME_DUCK:
+        return o.phase > Phase.LAME_DUCK
+    signalled = dataclasses.replace(o, terms=max(1, o.terms), sigterm=o.now if o.sigterm is None else o.sigterm)
+    return decide(signalled, s)[0] is Phase.DRAINING
+
+
+def _lame_duck(o: Observation, s: Settings) -> tuple[Phase, Reason | None]:
+    assert o.t0 is not None
+    if not o.terms:
+        if o.undrain:
+            return Phase.SERVING, Reason.UNDRAINED
+        if o.origin is not Origin.DRAIN and o.now >= expiry(o.t0, s):
+            return Phase.SERVING, Reason.EXPIRED
+        return o.phase, None
+
+    if o.upgraded:
+        return Phase.DRAINING, Reason.UPGRADED
+    if o.terms > 1:
+        return Phase.DRAINING, Reason.SECOND_SIGNAL
+
+    elapsed = o.now - o.t0
+    gone_by = deadline(o.origin, o.t0, o.sigterm, s)
+    if elapsed >= s.shutdown_delay:
+        late_until = -math.inf if o.last_arrival is None else o.last_arrival + LATE_WINDOW
+        if not s.extend_delay or o.now >= late_until:
+            # With a hook that waits, the SIGTERM may come when the delay is long over.
+            asked = max(o.t0 + s.shutdown_delay, o.sigterm or o.t0)
+            extended = s.extend_delay and late_until > asked
+            return Phase.DRAINING, Reason.EXTENDED if extended else Reason.DELAY_ELAPSED
+        # Only an extension makes room for the longest request: were the delay itself cut for it, one slow request
+        # would cost every quick one that still arrives.
+        latest = gone_by - max(s.drain_reserve, o.longest_request)
+        if not s.termination_period:
+            # With no period there is no budget that could end an extension; without an end, a client that never
+            # looks at readiness could keep the process for ever.
+            began = (o.sigterm if o.origin is Origin.DRAIN else None) or o.t0
+            latest = began + 2 * s.shutdown_delay
+    else:
+        latest = gone_by - s.drain_reserve
+    if o.now >= latest:
+        return Phase.DRAINING, Reason.BUDGET
+    if elapsed >= s.min_delay:
+        silence = o.now - max(o.t0, o.last_arrival or o.t0)
+        if silence >= quiet_after(s, o.rate, o.longest_silence):
+            return Phase.DRAINING, Reason.QUIET
+    return o.phase, None

@@ -1,0 +1,48 @@
+"""The configuration of the plain contender: the user's own file, with the plugin made silent in it.
+
+``gunicorn -c python:gunicorn_grace.rehearsal.plain``. Without it, the ``gunicorn.conf.py`` of the working
+directory, which gunicorn loads by itself, would bring the plugin into the very run that is to show what
+happens without it; and with no configuration at all, the run would compare other workers, too.
+
+This module runs inside gunicorn: standard library only. Its globals become gunicorn's settings, so that every
+name of its own begins with an underscore.
+"""
+
+from __future__ import annotations
+
+import importlib as _importlib
+import os as _os
+import runpy as _runpy
+import sys as _sys
+import types as _types
+
+#: The environment variable with the path of the user's file.
+_VARIABLE = "REHEARSAL_CONFIG"
+
+
+def _load(path: str) -> dict[str, object]:
+    """The globals of the file (or module, ``python:name``) with the plugin silent in it."""
+    import gunicorn_grace as package
+
+    silent = _types.ModuleType("gunicorn_grace.conf")
+    silent.__dict__["install"] = lambda namespace: None
+    before: dict[str, object] = {
+        name: package.__dict__[name] for name in ("conf", "install") if name in package.__dict__
+    }
+    loaded = _sys.modules.get(silent.__name__)
+    _sys.modules[silent.__name__] = silent
+    package.__dict__.update(conf=silent, install=silent.__dict__["install"])
+    try:
+        if path.startswith("python:"):
+            return dict(vars(_importlib.import_module(path.removeprefix("python:"))))
+        return dict(_runpy.run_path(path.removeprefix("file:"), run_name="__config__"))
+    finally:
+        del package.__dict__["conf"], package.__dict__["install"], _sys.modules[silent.__name__]
+        package.__dict__.update(before)
+        if loaded is not None:
+            _sys.modules[silent.__name__] = loaded
+
+
+_path = _os.environ.get(_VARIABLE) or "gunicorn.conf.py"
+if _os.environ.get(_VARIABLE) or _os.path.exists(_path):
+    globals().update({name: value for name, value in _load(_path).items() if not name.startswith("_")})

@@ -1,0 +1,150 @@
+"""Linux's ``/proc``, as far as a rehearsal needs it: children, marked processes, listening sockets.
+
+Why marks: gunicorn's processes leave the group they were started in (``daemon``, ``dumb-init``, a re-exec),
+    and one that is left behind holds a port and a core on somebody's machine. The environment a process was
+    started with goes to all its descendants, whatever sessions they open, and ``/proc/<pid>/environ`` shows
+    it. So a variable with a value of its own finds everything that belongs to an instance, and nothing else.
+
+Where there is no ``/proc``, every function here finds nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import sys
+import time
+
+_LISTEN = "0A"  # include/net/tcp_states.h: TCP_LISTEN
+
+
+def children(pid: int) -> list[int]:
+    """The living children of ``pid``, zombies left out, in the order of their birth."""
+    found = []
+    for task in _list(f"/proc/{pid}/task"):
+        found += [int(child) for child in _read(f"/proc/{pid}/task/{task}/children").split()]
+    return [child for child in found if _state(child) not in ("Z", "X", "")]
+
+
+def inner_pid(pid: int) -> int:
+    """The number that ``pid`` has in its own PID namespace: the one it writes into its log."""
+    for line in _read(f"/proc/{pid}/status").splitlines():
+        if line.startswith("NSpid:"):
+            return int(line.split()[-1])
+    return pid
+
+
+def marked(variable: str, value: str) -> list[int]:
+    """Every living process that was started with ``variable=value`` in its environment, this one left out."""
+    mark = f"{variable}={value}".encode()
+    me = os.getpid()
+    return [pid for pid in _pids() if pid != me and mark in _bytes(f"/proc/{pid}/environ").split(b"\0")]
+
+
+def end_marked(variable: str, value: str, timeout: float = 5.0) -> list[int]:
+    """SIGKILL every process that carries the mark, and wait until they are gone (or zombies).
+
+    It looks again until it finds none: one may have been forked a moment before its parent was ended.
+
+    Args:
+        variable: name of the mark.
+        value: its value, different for every instance.
+        timeout: seconds to wait in all. SIGKILL takes longer than that only in an uninterruptible sleep.
+
+    Returns:
+        the pids that were ended.
+    """
+    deadline = time.monotonic() + timeout
+    ended: list[int] = []
+    while (found := marked(variable, value)) and time.monotonic() < deadline:
+        for pid in found:
+            if _end(pid, deadline):
+                ended.append(pid)
+    return ended
+
+
+def listening(pid: int) -> list[str]:
+    """TCP addresses that ``pid`` listens on, as ``host:port``, in the order of its file descriptors.
+
+    Read when the log does not tell: a user's logging configuration may send it anywhere.
+    """
+    inodes = []
+    for descriptor in sorted(map(int, _list(f"/proc/{pid}/fd"))):
+        try:
+            target = os.readlink(f"/proc/{pid}/fd/{descriptor}")
+        except OSError:
+            continue
+        if target.startswith("socket:["):
+            inodes.append(target[len("socket:[") : -1])
+    table: dict[str, str] = {}
+    for name in ("tcp", "tcp6"):
+        for line in _read(f"/proc/{pid}/net/{name}").splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == _LISTEN:
+                table[fields[9]] = _unpack(fields[1])
+    return [table[inode] for inode in inodes if inode in table]
+
+
+def _unpack(packed: str) -> str:
+    """``0100007F:1F90`` to ``127.0.0.1:8080``: the address is printed as 32-bit words in host byte order."""
+    words, port = packed.split(":")
+    raw = b"".join(int(words[i : i + 8], 16).to_bytes(4, sys.byteorder) for i in range(0, len(words), 8))
+    if len(raw) == 4:
+        return f"{socket.inet_ntop(socket.AF_INET, raw)}:{int(port, 16)}"
+    return f"[{socket.inet_ntop(socket.AF_INET6, raw)}]:{int(port, 16)}"
+
+
+def _end(pid: int, deadline: float) -> bool:
+    """SIGKILL and wait; through a pidfd where there is one, so that a pid used anew is never hit."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return False
+    except (AttributeError, OSError):  # not Linux, or older than 5.3, or a seccomp filter
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            return False
+        return True
+    try:
+        signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
+    except ProcessLookupError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
+
+
+def _state(pid: int) -> str:
+    """One letter, ``proc_pid_stat(5)``; empty when the process is gone."""
+    stat = _read(f"/proc/{pid}/stat")
+    return stat.rpartition(")")[2].strip()[:1]  # the name before it may hold spaces and brackets
+
+
+def _pids() -> list[int]:
+    return [int(name) for name in _list("/proc") if name.isdecimal()]
+
+
+def _list(folder: str) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except OSError:
+        return []
+
+
+def _bytes(path: str) -> bytes:
+    # Unbuffered: fleets look through all processes while the load keeps its schedule in the same interpreter.
+    try:
+        with open(path, "rb", buffering=0) as file:
+            return file.read()
+    except OSError:
+        return b""
+
+
+def _read(path: str) -> str:
+    return _bytes(path).decode("utf-8", "replace")

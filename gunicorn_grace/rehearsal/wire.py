@@ -1,0 +1,128 @@
+"""Addresses, sockets and one plain HTTP exchange, shared by whoever talks to an instance."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import h11
+
+#: ``(host, port)``, or the path of a UNIX socket.
+Address: TypeAlias = tuple[str, int] | str
+
+_ANY = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}
+
+
+class IncompleteResponse(ConnectionError):
+    """The peer ended the connection before its response was complete."""
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """A complete HTTP response; header names in lower case, the last one of a name wins."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+
+def parse_address(text: str) -> Address:
+    """Read an address as gunicorn writes it: ``http://127.0.0.1:80``, ``http://[::1]:80``, ``unix:/run/app``.
+
+    A wildcard address becomes the loopback address of its family, where it can be connected to.
+
+    Raises:
+        ValueError: there is no port in it.
+    """
+    text = text.strip()
+    if text.startswith("unix:"):
+        return text.removeprefix("unix:").removeprefix("//")
+    host, _, port = text.rpartition("://")[2].rpartition(":")
+    host = host.strip("[]")
+    return (_ANY.get(host, host), int(port))
+
+
+def show_address(address: Address) -> str:
+    """The address as it is written in a URL or a log line."""
+    if isinstance(address, str):
+        return f"unix:{address}"
+    host, port = address
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def family_of(address: Address) -> socket.AddressFamily:
+    """The socket family that reaches ``address``."""
+    if isinstance(address, str):
+        return socket.AF_UNIX
+    return socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+
+
+def fetch(
+    address: Address,
+    path: str = "/",
+    *,
+    method: str = "GET",
+    headers: Iterable[tuple[str, str]] = (),
+    timeout: float = 10.0,
+) -> Response:
+    """One request on a connection of its own, closed afterwards.
+
+    Args:
+        address: where to connect to.
+        path: request target.
+        method: request method; no body is sent.
+        headers: added to ``Host`` and ``Connection: close``; a ``Host`` among them replaces ours.
+        timeout: seconds for the whole exchange, connecting included.
+
+    Raises:
+        IncompleteResponse: the peer closed first, or what it sent is no HTTP.
+        OSError: connecting, sending or receiving failed, or the time was over (``TimeoutError``).
+    """
+    deadline = time.monotonic() + timeout
+    http = h11.Connection(h11.CLIENT)
+    with socket.socket(family_of(address), socket.SOCK_STREAM) as sock:
+        sock.settimeout(timeout)
+        sock.connect(address)
+        sock.sendall(request_bytes(http, address, path, method=method, headers=headers, close=True))
+        status, received, body = 0, {}, bytearray()
+        try:
+            while True:
+                event = http.next_event()
+                if event is h11.NEED_DATA:
+                    remaining = deadline - time.monotonic()
+                    if remaining <= 0:
+                        raise TimeoutError(f"no complete response in {timeout:g} s")
+                    sock.settimeout(remaining)
+                    http.receive_data(sock.recv(65536))
+                elif isinstance(event, h11.Response):
+                    status = event.status_code
+                    received = {name.decode("latin-1"): value.decode("latin-1") for name, value in event.headers}
+                elif isinstance(event, h11.Data):
+                    body += event.data
+                elif isinstance(event, h11.EndOfMessage):
+                    return Response(status, received, bytes(body))
+        except h11.RemoteProtocolError as error:
+            raise IncompleteResponse(str(error)) from error
+
+
+def request_bytes(
+    http: h11.Connection,
+    address: Address,
+    path: str,
+    *,
+    method: str = "GET",
+    headers: Iterable[tuple[str, str]] = (),
+    close: bool,
+) -> bytes:
+    """The bytes of a request without a body; ``http`` moves on to waiting for the response."""
+    fields = list(headers)
+    if not any(name.lower() == "host" for name, _ in fields):
+        fields.insert(0, ("Host", "localhost" if isinstance(address, str) else show_address(address)))
+    if close:
+        fields.append(("Connection", "close"))
+    head = http.send(h11.Request(method=method, target=path, headers=fields))
+    end = http.send(h11.EndOfMessage())
+    return (head or b"") + (end or b"")

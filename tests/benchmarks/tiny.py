@@ -1,0 +1,21 @@
+"""The smallest WSGI application, and what the benchmarks ask of a worker."""
+
+import os
+import time
+
+import gunicorn_grace
+
+
+def app(environ, start_response):
+    path = environ["PATH_INFO"]
+    body = b"hi\n"
+    if path == "/pid":
+        body = str(os.getpid()).encode()
+    elif path == "/sleep":
+        time.sleep(float(environ["QUERY_STRING"]))
+    elif path == "/watch":
+        while not gunicorn_grace.is_terminating():
+            time.sleep(0.0005)
+        body = str(time.monotonic_ns()).encode()
+    start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", str(len(body)))])
+    return [body]

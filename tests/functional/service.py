@@ -1,0 +1,119 @@
+"""The application under test: quick, slow and streaming routes, and a look into the worker that answers."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from flask import Flask, Response, jsonify, request
+
+import gunicorn_grace
+
+app = Flask(__name__)
+
+
+@app.get("/")
+def index() -> str:
+    return "hello\n"
+
+
+@app.get("/slow")
+def slow() -> str:
+    """Takes as long as it is told, and says on standard error when it begins, so that a test can wait for it."""
+    seconds = float(request.args["s"])
+    print(f"slow request begins in {os.getpid()}", file=sys.stderr, flush=True)
+    time.sleep(seconds)
+    return f"slept {seconds:g} s\n"
+
+
+@app.get("/wait")
+def wait() -> str:
+    """Takes until a file is there: a test holds the request, and lets it go when it has seen enough."""
+    print(f"slow request begins in {os.getpid()}", file=sys.stderr, flush=True)
+    while not os.path.exists(request.args["for"]):
+        time.sleep(0.02)
+    return "waited\n"
+
+
+@app.get("/stream")
+def stream() -> Response:
+    """So many lines, so many seconds apart."""
+    count, pause = int(request.args["n"]), float(request.args["pause"])
+
+    def lines():
+        for number in range(count):
+            print(f"stream line {number}", file=sys.stderr, flush=True)
+            yield f"line {number}\n"
+            time.sleep(pause)
+
+    return Response(lines(), mimetype="text/plain")
+
+
+@app.get("/look")
+def look() -> Response:
+    """What the application sees in the worker that answers."""
+    return jsonify(
+        pid=os.getpid(),
+        phase=str(gunicorn_grace.phase()),
+        terminating=gunicorn_grace.is_terminating(),
+        seconds_left=gunicorn_grace.seconds_left(),
+    )
+
+
+@app.get("/fetch")
+def fetch() -> Response:
+    """A server-side request forgery: the application fetches whatever it is told to, with a process of its own."""
+    done = subprocess.run(
+        ["curl", "-s", "-o", os.devnull, "-w", "%{http_code}", request.args["url"]], capture_output=True, text=True
+    )
+    return jsonify(status=int(done.stdout or 0))
+
+
+@app.get("/crash")
+def crash() -> str:
+    os._exit(1)
+
+
+@app.get("/nap")
+def nap() -> str:
+    """Takes as long as it is told, without a word."""
+    time.sleep(float(request.args["s"]))
+    return "slept\n"
+
+
+@app.get("/hang")
+def hang() -> str:
+    """Never returns from C, holds the GIL, and no signal interrupts it: only SIGKILL ends such a process.
+
+    A second lock of the same mutex waits for ever, and goes on waiting after a signal (pthread_mutex_lock(3)).
+    """
+    libc, mutex = ctypes.PyDLL(None), ctypes.create_string_buffer(64)
+    print(f"hangs in {os.getpid()}", file=sys.stderr, flush=True)
+    while True:
+        libc.pthread_mutex_lock(mutex)
+
+
+@app.get("/hog")
+def hog() -> str:
+    """Asks for a GiB where there are, from now on, only ``spare`` MiB left for this process; ``abort`` as C++ does."""
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    limit = used + (int(request.args["spare"]) << 20)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    try:
+        return f"{len(bytearray(1 << 30))}\n"
+    except MemoryError:
+        if "abort" in request.args:
+            os.abort()
+        raise
+
+
+@app.get("/clock")
+def clock() -> str:
+    """The wall clock."""
+    return f"{time.time()}\n"

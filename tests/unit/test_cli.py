@@ -1,0 +1,287 @@
+"""The command, against the memory of real processes."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from gunicorn_grace import __version__, cli
+from gunicorn_grace import state as st
+from gunicorn_grace.lifecycle import Origin
+from gunicorn_grace.phase import Phase
+from gunicorn_grace.state import State
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the command needs memfd and /proc")
+
+ROOT = Path(st.__file__).parents[1]
+PATIENCE = 20
+everybody = st.instances
+
+# An arbiter without workers: its memory, in the phase and with the cells that it is told, until its stdin ends.
+ARBITER = """
+import sys
+from gunicorn_grace import state as st
+state = st.State.create(slots=1)
+for cell, value in eval(sys.argv[1]).items(): state.cells[cell] = value
+print(state.fd, flush=True)
+sys.stdin.read()
+"""
+
+
+def inode(path: str) -> int | None:
+    try:
+        return os.stat(path).st_ino
+    except OSError:  # Somebody else's instance, that has just ended.
+        return None
+
+
+class Instance:
+    """A process with a memory of its own, and that memory opened here."""
+
+    def __init__(self, cells: dict[int, int]) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", ARBITER, repr(cells)],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self.process.stdout is not None
+        self.pid = self.process.pid
+        self.path = f"/proc/{self.pid}/fd/{int(self.process.stdout.readline())}"
+        self.state = State.open(self.path)
+
+    def close(self) -> None:
+        if self.state.fd >= 0 and self.process.poll() is None:
+            self.process.communicate(timeout=PATIENCE)
+        self.state.close()
+
+
+Start = Callable[..., Instance]
+
+
+@pytest.fixture
+def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
+    """Starts instances whose delay is over; the command sees those alone. Others may be running on this machine."""
+    started: list[Instance] = []
+
+    def make(phase: Phase = Phase.SERVING, **cells: int) -> Instance:
+        named = {getattr(st, name): value for name, value in cells.items()}
+        started.append(Instance({st.PHASE: int(phase), st.DELAY: 10 * st.NS, st.DELAY_OVER: 1, **named}))
+        return started[-1]
+
+    def ours() -> list[str]:
+        # Whoever else has a memory open is a link to it as well, and may be gone a moment later.
+        found = {inode(path) for path in everybody()}
+        return [instance.path for instance in started if inode(instance.path) in found]
+
+    monkeypatch.setattr(st, "instances", ours)
+    yield make
+    for instance in started:
+        instance.close()
+
+
+def error(capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line that a failure says."""
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert "Traceback" not in err
+    return err
+
+
+def test_prestop_without_an_instance_is_one_line(start: Start, capsys: pytest.CaptureFixture[str]) -> None:
+    """Exit code 1, and what to do: as whom to run it."""
+    assert cli.main(["prestop"]) == 1
+    assert error(capsys).startswith("Error: no gunicorn with gunicorn-grace that this user may open: run it as")
+
+
+def test_prestop_with_two_instances_asks_which(start: Start, capsys: pytest.CaptureFixture[str]) -> None:
+    """Both are named; neither is touched."""
+    pids = sorted([start().pid, start().pid])
+    assert cli.main(["prestop"]) == 1
+    assert error(capsys) == f"Error: 2 instances, arbiters {pids[0]}, {pids[1]}: choose with --pid\n"
+
+
+def test_prestop_with_a_wrong_pid_names_those_there_are(start: Start, capsys: pytest.CaptureFixture[str]) -> None:
+    """``none`` where there are none."""
+    assert cli.main(["prestop", "--pid", "1"]) == 1
+    assert error(capsys) == "Error: no instance with arbiter 1 that this user may open; found: none\n"
+    instance = start()
+    assert cli.main(["prestop", "--pid", "1"]) == 1
+    assert error(capsys) == f"Error: no instance with arbiter 1 that this user may open; found: {instance.pid}\n"
+    assert not instance.state.is_terminating()
+
+
+def test_prestop_begins_the_shutdown_of_the_one_chosen(start: Start, capsys: pytest.CaptureFixture[str]) -> None:
+    """The other one serves on; the memory says that it was preStop."""
+    chosen, other = start(), start()
+    assert cli.main(["prestop", "--pid", str(chosen.pid)]) == 0
+    assert chosen.state.cells[st.TRIGGER] & st.ORIGIN_MASK == Origin.PRESTOP
+    assert chosen.state.phase() is Phase.LAME_DUCK
+    assert not other.state.is_terminating()
+    assert capsys.readouterr().out == "not ready for 10 s, longer while requests still come\n"
+
+
+def test_a_second_prestop_changes_nothing(start: Start, capsys: pytest.CaptureFixture[str]) -> None:
+    """The clock goes on from the first."""
+    instance = start()
+    assert cli.main(["prestop"]) == 0
+    began = instance.state.cells[st.TRIGGER]
+    assert cli.main(["prestop"]) == 0
+    assert instance.state.cells[st.TRIGGER] == began
+    assert capsys.readouterr().out.endswith("(it had begun before)\n")
+
+
+def test_prestop_before_the_first_worker_booted_does_not_wait(start: Start, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing was ever ready, so nobody has to be told; it is no error."""
+    instance = start(Phase.STARTING, DELAY_OVER=0)
+    assert cli.main(["prestop"]) == 0
+    assert capsys.readouterr().out == "nothing was ever ready: no delay\n"
+    assert not instance.state.is_terminating()
+
+
+@pytest.mark.parametrize("ends", ["delay over", "no time left", "drains", "dies", "undrained"])
+def test_prestop_waits_and_returns_when_there_is_nothing_to_wait_for(start: Start, ends: str) -> None:
+    """It returns when the arbiter says that the delay is over, and all the same when the deadline has come, when
+    draining began, when the trigger was taken back, and when the arbiter is gone. Until then it waits."""
+    instance = start(DELAY_OVER=0)
+    command = subprocess.Popen(
+        [sys.executable, "-m", "gunicorn_grace.cli", "prestop", "--pid", str(instance.pid)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with command:
+        assert command.stdout is not None
+        assert command.stdout.readline().startswith("not ready for 10 s")
+        assert instance.state.is_triggered()
+        assert command.poll() is None
+        cells = instance.state.cells
+        if ends == "delay over":
+            cells[st.DELAY_OVER] = 1
+        elif ends == "no time left":
+            cells[st.DEADLINE] = 1
+        elif ends == "drains":
+            cells[st.PHASE] = Phase.DRAINING
+        elif ends == "undrained":
+            cells[st.CONSUMED] = cells[st.TRIGGER] + 1
+        else:
+            instance.process.kill()
+            instance.process.communicate(timeout=PATIENCE)
+        assert command.wait(PATIENCE) == 0
+
+
+def test_drain_takes_an_instance_out_once(start: Start, capsys: pytest.CaptureFixture[str]) -> None:
+    """An operator's drain, which never expires; a second one changes nothing."""
+    instance = start()
+    assert cli.main(["drain"]) == 0
+    began = instance.state.cells[st.TRIGGER]
+    assert began & st.ORIGIN_MASK == Origin.DRAIN
+    assert cli.main(["drain"]) == 0
+    assert instance.state.cells[st.TRIGGER] == began
+    assert capsys.readouterr().out.splitlines() == [
+        "not ready until undrain",
+        "the shutdown had begun before: nothing to do",
+    ]
+
+
+def test_undrain_of_an_instance_that_serves_is_nothing(start: Start, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nor does it leave a word that a later drain would stumble over."""
+    instance = start()
+    assert cli.main(["undrain"]) == 0
+    assert capsys.readouterr().out == "it is serving: nothing to do\n"
+    assert not instance.state.cells[st.UNDRAIN]
+
+
+@pytest.mark.parametrize(("cell", "value"), [("SIGTERM", 1), ("PHASE", int(Phase.DRAINING))])
+def test_a_shutdown_with_a_sigterm_is_not_taken_back(
+    start: Start, capsys: pytest.CaptureFixture[str], cell: str, value: int
+) -> None:
+    """One line, exit code 1, and nothing is asked of the arbiter."""
+    instance = start(**{cell: value})
+    assert cli.main(["undrain"]) == 1
+    assert error(capsys) == "Error: a SIGTERM has come: the shutdown cannot be taken back\n"
+    assert not instance.state.cells[st.UNDRAIN]
+
+
+@pytest.mark.parametrize("answer", ["serving", "SIGTERM", "gone"])
+def test_undrain_returns_with_the_arbiters_answer(start: Start, answer: str) -> None:
+    """It asks, and says what became of it: serving again, a SIGTERM that was faster, or nobody there to do it."""
+    instance = start()
+    assert cli.main(["drain"]) == 0
+    cells = instance.state.cells
+    command = subprocess.Popen(
+        [sys.executable, "-m", "gunicorn_grace.cli", "undrain", "--pid", str(instance.pid)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with command:
+        bound = time.monotonic() + PATIENCE
+        while not cells[st.UNDRAIN]:
+            assert time.monotonic() < bound
+            assert command.poll() is None
+        if answer == "serving":
+            cells[st.CONSUMED] = cells[st.UNDRAIN]
+        elif answer == "SIGTERM":
+            cells[st.SIGTERM] = 1
+        else:
+            instance.process.kill()
+            instance.process.communicate(timeout=PATIENCE)
+        out, err = command.communicate(timeout=PATIENCE)
+    assert (command.returncode, out, err) == {
+        "serving": (0, "serving\n", ""),
+        "SIGTERM": (1, "", "Error: a SIGTERM has come: the shutdown cannot be taken back\n"),
+        "gone": (1, "", f"Error: arbiter {instance.pid} is gone\n"),
+    }[answer]
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [{"MAGIC": 1}, {"VERSION": 99}, {"SLOT_COUNT": 1 << 40}, {"PHASE": 17}],
+    ids=lambda cells: next(iter(cells)),
+)
+def test_a_memory_that_cannot_be_read_is_one_line(
+    start: Start, capsys: pytest.CaptureFixture[str], cells: dict[str, int]
+) -> None:
+    """Damaged, or of another version: exit code 1 and the reason."""
+    instance = start()
+    for name, value in cells.items():
+        instance.state.cells[getattr(st, name)] = value
+    assert cli.main(["prestop"]) == 1
+    assert re.search(r"\(/proc/\d+/fd/\d+: .*(layout 99|damaged)", error(capsys))
+
+
+def test_it_is_found_without_configuration(start: Start) -> None:
+    """The installed module, as a hook runs it, with only ``/proc`` to go by."""
+    instance = start()
+    done = subprocess.run(
+        [sys.executable, "-m", "gunicorn_grace.cli", "prestop", "--pid", str(instance.pid)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (
+        0,
+        "not ready for 10 s, longer while requests still come\n",
+        "",
+    )
+
+
+@pytest.mark.parametrize(("arguments", "code"), [(["nothing"], 2), (["prestop", "--pid", "x"], 2), (["--version"], 0)])
+def test_exit_codes_of_the_command_line(arguments: list[str], code: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """2 for a wrong usage, 0 for the version."""
+    assert cli.main(arguments) == code
+    if not code:
+        assert __version__ in capsys.readouterr().out

@@ -1,0 +1,169 @@
+"""The probes as Flask routes, in real applications, outside gunicorn and in a worker."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import pytest
+from flask import Flask, request, url_for
+from gunicorn.config import Config
+
+from gunicorn_grace import state as st
+from gunicorn_grace import worker
+from gunicorn_grace.flask import blueprint, init_app
+from gunicorn_grace.phase import Phase
+from gunicorn_grace.settings import Settings, adopt
+from gunicorn_grace.state import State
+from gunicorn_grace.worker import Seat
+from gunicorn_grace.wsgi import Overlay, Responder
+
+PATHS = ["/readyz", "/livez", "/startupz", "/healthz"]
+
+
+def register(app: Flask) -> None:
+    app.register_blueprint(blueprint)
+
+
+@pytest.fixture(params=[register, init_app], ids=["blueprint", "init_app"])
+def add(request: pytest.FixtureRequest) -> Callable[[Flask], None]:
+    """Both ways in, which do the same."""
+    way: Callable[[Flask], None] = request.param
+    return way
+
+
+@pytest.fixture
+def app(add: Callable[[Flask], None]) -> Flask:
+    """An application with a catch-all route, and the probes."""
+    made = Flask("app")
+
+    @made.route("/<path:rest>")
+    def everything(rest: str) -> str:
+        return f"theirs {rest}"
+
+    add(made)
+    return made
+
+
+@pytest.fixture
+def seat(memory: State, monkeypatch: pytest.MonkeyPatch) -> Seat:
+    """This process as a worker of an instance that serves."""
+    memory.cells[st.PHASE] = Phase.SERVING
+    memory.claim(0, age=1)
+    made = Seat(memory, 0, Settings(), logging.getLogger("gunicorn.error"))
+    monkeypatch.setattr(worker, "current", made)
+    return made
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_outside_gunicorn_it_answers_as_serving(app: Flask, path: str) -> None:
+    """In a development server and in the user's own tests every probe is 200, with the core's headers."""
+    response = app.test_client().get(path)
+    assert (response.status_code, response.text) == (200, "ok\n")
+    assert response.headers["Cache-Control"] == "no-store"
+    assert response.headers["X-Content-Type-Options"] == "nosniff"
+    assert response.headers.getlist("Content-Type") == ["text/plain; charset=utf-8"]
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_head_and_other_methods(app: Flask, path: str) -> None:
+    """HEAD has the length and no body; what is neither GET nor HEAD is 405 with Allow."""
+    client = app.test_client()
+    head = client.head(path)
+    assert (head.status_code, head.data, head.headers["Content-Length"]) == (200, b"", "3")
+    for method in ("POST", "PUT", "PATCH", "DELETE"):
+        refused = client.open(path, method=method)
+        assert (refused.status_code, refused.headers["Allow"]) == (405, "GET, HEAD")
+
+
+def test_the_routes_are_the_applications(app: Flask) -> None:
+    """They stand in ``url_map``, have endpoints for ``url_for``, and run through ``before_request``."""
+    rules = {rule.rule: rule.endpoint for rule in app.url_map.iter_rules()}
+    assert {path: rules[path] for path in PATHS} == {
+        "/readyz": "gunicorn_grace.readiness",
+        "/livez": "gunicorn_grace.liveness",
+        "/startupz": "gunicorn_grace.startup",
+        "/healthz": "gunicorn_grace.healthz",
+    }
+    with app.test_request_context():
+        assert url_for("gunicorn_grace.readiness") == "/readyz"
+    seen = []
+    app.before_request(lambda: seen.append(request.path))
+    app.test_client().get("/livez")
+    assert seen == ["/livez"]
+
+
+def test_the_state_is_under_extensions(app: Flask) -> None:
+    """As Flask's extensions do it; two applications have two."""
+    other = Flask("other")
+    init_app(other)
+    assert app.extensions["gunicorn_grace"]["settings"] == Settings()
+    assert other.extensions["gunicorn_grace"] is not app.extensions["gunicorn_grace"]
+    assert other.test_client().get("/readyz").status_code == 200
+
+
+def test_the_paths_are_those_of_the_loaded_configuration(add: Callable[[Flask], None]) -> None:
+    """A path that the file set is where the route is; the catch-all keeps the default one."""
+    cfg = Config()
+    adopt(cfg, {})
+    cfg.set("grace_readiness_path", "/ready")
+    app = Flask("app")
+    add(app)
+    client = app.test_client()
+    assert client.get("/ready").status_code == 200
+    assert client.get("/readyz").status_code == 404
+
+
+def test_readiness_may_take_the_alias(
+    memory: State, add: Callable[[Flask], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With ``grace_readiness_path = "/healthz"`` the route says what the overlay says: not ready."""
+    cfg = Config()
+    adopt(cfg, {})
+    cfg.set("grace_readiness_path", "/healthz")
+    memory.cells[st.PHASE] = Phase.LAME_DUCK
+    seat = Seat(memory, None, Settings.of(cfg), logging.getLogger("gunicorn.error"))
+    monkeypatch.setattr(worker, "current", seat)
+    app = Flask("app")
+    add(app)
+    assert app.test_client().get("/healthz").status_code == 503
+
+
+def test_in_a_worker_it_answers_from_the_shared_memory(app: Flask, seat: Seat) -> None:
+    """Asked before the fork too (``preload_app``), it finds the worker that it is in."""
+    client = app.test_client()
+    worker.current = None
+    assert client.get("/readyz").status_code == 200
+    worker.current = seat
+    assert client.get("/readyz").status_code == 200
+    seat.cells[st.SIGTERM] = 1
+    response = client.get("/readyz")
+    assert (response.status_code, response.text) == (503, "[-]shutdown failed: reason withheld\n")
+    assert client.get("/livez").status_code == 200
+    assert client.get("/elsewhere").text == "theirs elsewhere"
+
+
+def test_a_forged_trigger_is_refused(app: Flask, seat: Seat) -> None:
+    """The blueprint has the same gate as the overlay."""
+    assert app.test_client().get("/readyz?down=true").status_code == 403
+    assert not seat.state.is_terminating()
+
+
+def test_overlay_and_blueprint_agree(app: Flask, seat: Seat) -> None:
+    """Both at once, as in every application that registers the blueprint: one answer, before and after T0."""
+    app.wsgi_app = Overlay(app.wsgi_app, Responder(seat))  # type: ignore[method-assign]
+    client = app.test_client()
+    for path in PATHS:
+        assert client.get(path).text == "ok\n"
+    seat.cells[st.SIGTERM] = 1
+    assert [client.get(path).status_code for path in PATHS] == [503, 200, 200, 200]
+
+
+def test_trusted_hosts_do_not_break_the_overlay(seat: Seat) -> None:
+    """kubelet asks by the pod's address, which an application with TRUSTED_HOSTS answers with 400."""
+    app = Flask("app")
+    app.config["TRUSTED_HOSTS"] = ["example.com"]
+    bare = app.test_client().get("/readyz", base_url="http://10.0.0.7")
+    assert bare.status_code == 400
+    app.wsgi_app = Overlay(app.wsgi_app, Responder(seat))  # type: ignore[method-assign]
+    assert app.test_client().get("/readyz", base_url="http://10.0.0.7").status_code == 200

@@ -1,0 +1,469 @@
+"""What the load generator calls each way in which a request can end, against servers that do exactly that."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from gunicorn_grace.rehearsal.errors import LoadFailed, RehearsalError
+from gunicorn_grace.rehearsal.load import Load
+from gunicorn_grace.rehearsal.platform import EndpointTable
+from gunicorn_grace.rehearsal.tally import Kind, Outcome
+from gunicorn_grace.rehearsal.wire import Address, IncompleteResponse, fetch, parse_address, show_address
+
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+CLOSING = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok"
+
+
+def read_request(conn: socket.socket) -> bytes:
+    """One request's head; empty when the peer has closed."""
+    data = b""
+    while not data.endswith(b"\r\n\r\n"):
+        more = conn.recv(65536)
+        if not more:
+            return b""
+        data += more
+    return data
+
+
+class Peer:
+    """A server whose every connection is handled by a function, in a thread of its own."""
+
+    def __init__(self, handle: Callable[[socket.socket], None], family: socket.AddressFamily, where: Address) -> None:
+        self.connections = 0
+        self._handle = handle
+        self._threads: list[threading.Thread] = []
+        self._open: list[socket.socket] = []
+        self.listener = socket.socket(family, socket.SOCK_STREAM)
+        self.listener.bind(where)
+        self.listener.listen(128)
+        name = self.listener.getsockname()
+        self.address: Address = name if isinstance(name, str) else name[:2]
+        self._accepting = threading.Thread(target=self._accept)
+        self._accepting.start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                conn, _ = self.listener.accept()
+            except OSError:
+                return
+            self.connections += 1
+            self._open.append(conn)
+            thread = threading.Thread(target=self._run, args=(conn,))
+            thread.start()
+            self._threads.append(thread)
+
+    def _run(self, conn: socket.socket) -> None:
+        with conn, contextlib.suppress(OSError):
+            self._handle(conn)
+
+    def close(self) -> None:
+        self.listener.shutdown(socket.SHUT_RDWR)  # wakes accept(), which close() alone would not
+        self._accepting.join()
+        self.listener.close()
+        for conn in self._open:
+            with contextlib.suppress(OSError):
+                conn.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join()
+
+
+@pytest.fixture
+def peer() -> Iterator[Callable[..., Peer]]:
+    """Start servers; they end with the test."""
+    with contextlib.ExitStack() as stack:
+
+        def start(
+            handle: Callable[[socket.socket], None],
+            family: socket.AddressFamily = socket.AF_INET,
+            where: Address = ("127.0.0.1", 0),
+        ) -> Peer:
+            server = Peer(handle, family, where)
+            stack.callback(server.close)
+            return server
+
+        yield start
+
+
+def table_of(*addresses: Address) -> EndpointTable:
+    table = EndpointTable()
+    for address in addresses:
+        table.add(address)
+    return table
+
+
+def reset(conn: socket.socket) -> None:
+    """Close with RST instead of FIN."""
+    conn.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    conn.close()
+
+
+def answer(*parts: bytes, keep: bool = False, abort: bool = False) -> Callable[[socket.socket], None]:
+    """Answer with ``parts``, once or to each request, then close."""
+
+    def handle(conn: socket.socket) -> None:
+        while read_request(conn):
+            for part in parts:
+                conn.sendall(part)
+            if not keep:
+                break
+        if abort:
+            reset(conn)
+
+    return handle
+
+
+def hang(conn: socket.socket) -> None:
+    """Take the request and say nothing, until the client has gone."""
+    read_request(conn)
+    conn.recv(1)
+
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n"
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0], ids=["fresh", "kept"])
+@pytest.mark.parametrize(
+    ("handle", "outcome", "status"),
+    [
+        pytest.param(answer(OK), Outcome.OK, 200, id="complete"),
+        pytest.param(answer(b"HTTP/1.1 103 Hints\r\n\r\n", OK), Outcome.OK, 200, id="interim response first"),
+        pytest.param(answer(b"HTTP/1.1 204 No\r\n\r\n"), Outcome.OK, 204, id="no content"),
+        pytest.param(answer(b"HTTP/1.1 200 OK\r\n\r\nuntil I close"), Outcome.OK, 200, id="ended by closing"),
+        pytest.param(answer(CHUNKED, b"2\r\nok\r\n0\r\n\r\n"), Outcome.OK, 200, id="chunked"),
+        pytest.param(answer(), Outcome.RESET, None, id="closed without a byte"),
+        pytest.param(answer(abort=True), Outcome.RESET, None, id="reset without a byte"),
+        pytest.param(reset, Outcome.RESET, None, id="reset on arrival"),
+        pytest.param(answer(b"HTTP/1.1 20"), Outcome.TRUNCATED, None, id="cut off in the head"),
+        pytest.param(answer(HEAD, b"part"), Outcome.TRUNCATED, 200, id="cut off in the body"),
+        pytest.param(answer(CHUNKED, b"2\r\nok\r\n"), Outcome.TRUNCATED, 200, id="no last chunk"),
+        pytest.param(answer(b"SSH-2.0-OpenSSH\r\n\r\n"), Outcome.TRUNCATED, None, id="no HTTP"),
+        pytest.param(hang, Outcome.TIMEOUT, None, id="no answer"),
+        pytest.param(answer(HEAD, b"part", keep=True), Outcome.TIMEOUT, 200, id="half an answer"),
+        pytest.param(answer(OK.replace(b"200", b"500")), Outcome.STATUS, 500, id="500"),
+        pytest.param(answer(OK.replace(b"200", b"302")), Outcome.STATUS, 302, id="302"),
+    ],
+)
+def test_each_end_of_a_request_has_its_class(
+    peer: Callable[..., Peer],
+    handle: Callable[[socket.socket], None],
+    outcome: Outcome,
+    status: int | None,
+    share: float,
+) -> None:
+    """Whatever the server does, every request is counted once, as that, with its endpoint."""
+    server = peer(handle)
+    with Load(table_of(server.address), rate=50, keepalive_share=share, timeout=0.5) as load:
+        load.wait_completed(3)
+        tally = load.stop()
+    assert tally.total >= 3
+    assert {record.outcome for record in tally.records} == {outcome}, tally.records
+    assert {record.endpoint for record in tally.records} == {show_address(server.address)}
+    assert {record.kind for record in tally.records} == {Kind.KEPT if share else Kind.FRESH}
+    if outcome is not Outcome.TIMEOUT:
+        assert {record.status for record in tally.records} == {status}
+    assert all(record.error for record in tally.lost_records)
+
+
+def test_a_closed_port_is_refused() -> None:
+    """Nobody listens: the connection was never established."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))  # ours, so that nobody else listens there
+        with Load(table_of(bound.getsockname()), rate=50) as load:
+            load.wait_completed(2)
+            tally = load.stop()
+    assert {record.outcome for record in tally.records} == {Outcome.REFUSED}
+    assert {record.error for record in tally.records} == {"Connection refused"}
+
+
+def test_no_answer_to_the_syn_is_refused_not_a_timeout() -> None:
+    """A full accept queue drops SYNs, as a sealed listener does: never connected, safe to try again."""
+    with socket.socket() as full, socket.socket() as first:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        first.connect(full.getsockname())
+        with Load(table_of(full.getsockname()), rate=20, timeout=0.3) as load:
+            load.wait_completed(2)
+            tally = load.stop()
+    assert {record.outcome for record in tally.records} == {Outcome.REFUSED}
+    assert "not connected within 0.3 s" in tally.records[0].error
+
+
+def test_a_full_unix_socket_is_refused(tmp_path: Path) -> None:
+    """connect(2) says EAGAIN there, which is no "in progress"."""
+    path = str(tmp_path / "socket")
+    with socket.socket(socket.AF_UNIX) as full, socket.socket(socket.AF_UNIX) as first:
+        full.bind(path)
+        full.listen(0)
+        first.connect(path)
+        with Load(table_of(path), rate=20, timeout=0.3) as load:
+            load.wait_completed(2)
+            tally = load.stop()
+    assert {record.outcome for record in tally.records} == {Outcome.REFUSED}
+
+
+def test_no_endpoint_is_refused() -> None:
+    """kube-proxy rejects a connection to a Service without endpoints; the generator goes on."""
+    with Load(EndpointTable(), rate=50) as load:
+        load.wait_completed(2)
+        tally = load.stop()
+    assert {(record.outcome, record.endpoint) for record in tally.records} == {(Outcome.REFUSED, "")}
+
+
+def test_kept_connections_are_reused_and_fresh_ones_say_close(peer: Callable[..., Peer]) -> None:
+    """One client alone needs one connection for all its kept-alive requests; a fresh one says close."""
+    heads: list[bytes] = []
+
+    def handle(conn: socket.socket) -> None:
+        while head := read_request(conn):
+            heads.append(head)
+            conn.sendall(OK)
+
+    server = peer(handle)
+    with Load(table_of(server.address), rate=50, keepalive_share=1.0, clients=1) as load:
+        load.wait_completed(5)
+        tally = load.stop()
+    assert tally.lost == 0
+    assert server.connections == 1
+    assert [record.reused for record in tally.records] == [False] + [True] * (tally.total - 1)
+    assert not any(b"close" in head for head in heads)
+    heads.clear()
+    with Load(table_of(server.address), rate=50, keepalive_share=0.0) as load:
+        load.wait_completed(3)
+        tally = load.stop()
+    assert server.connections == 1 + tally.total
+    assert all(b"Connection: close" in head for head in heads)
+
+
+def test_a_connection_said_to_close_is_closed_by_the_client(peer: Callable[..., Peer]) -> None:
+    """The server says Connection: close and leaves it open: the client's FIN comes, and no second request."""
+    closed = threading.Semaphore(0)
+
+    def handle(conn: socket.socket) -> None:
+        read_request(conn)
+        conn.sendall(CLOSING)
+        if conn.recv(1) == b"":
+            closed.release()
+
+    server = peer(handle)
+    with Load(table_of(server.address), rate=50, keepalive_share=1.0, clients=1) as load:
+        for _ in range(4):
+            assert closed.acquire(timeout=5)  # while the load goes on: its end would close everything
+        tally = load.stop()
+    assert tally.lost == 0
+    assert not any(record.reused for record in tally.records)
+
+
+def test_an_idle_connection_that_the_server_closed_is_no_loss(peer: Callable[..., Peer]) -> None:
+    """The server promises to keep the connection, then closes it while idle: every real pool notices."""
+    server = peer(answer(OK))
+    with Load(table_of(server.address), rate=20, keepalive_share=1.0, clients=1) as load:
+        load.wait_completed(5)
+        tally = load.stop()
+    assert tally.lost == 0
+    assert server.connections == tally.total
+
+
+def test_an_open_connection_stays_where_it_is(peer: Callable[..., Peer]) -> None:
+    """The routing forgets an endpoint: kept-alive requests on it go on, fresh ones go elsewhere."""
+    one, two = peer(answer(OK, keep=True)), peer(answer(OK, keep=True))
+    table = table_of(one.address)
+    with Load(table, rate=50, keepalive_share=0.5, clients=1) as load:
+        load.wait_completed(6)
+        table.add(two.address)
+        table.remove(one.address)
+        changed = time.monotonic()
+        load.wait_completed(20)
+        tally = load.stop()
+    later = [record for record in tally.records if record.started > changed]
+    assert tally.lost == 0
+    assert {r.endpoint for r in later if r.kind is Kind.KEPT} == {show_address(one.address)}
+    assert {r.endpoint for r in later if r.kind is Kind.FRESH} == {show_address(two.address)}
+
+
+def test_stop_lets_requests_under_way_finish(peer: Callable[..., Peer]) -> None:
+    """A request that the server still works on when the load stops is counted with its real end."""
+    arrived, release = threading.Event(), threading.Event()
+
+    def handle(conn: socket.socket) -> None:
+        read_request(conn)
+        arrived.set()
+        release.wait(10)
+        conn.sendall(CLOSING)
+
+    server = peer(handle)
+    load = Load(table_of(server.address), rate=0.01).start()
+    assert arrived.wait(5)
+    threading.Timer(0.1, release.set).start()
+    tally = load.stop()
+    assert release.is_set()
+    assert [record.outcome for record in tally.records] == [Outcome.OK]
+
+
+def test_an_exception_ends_the_load_without_waiting(peer: Callable[..., Peer]) -> None:
+    """Requests that hang for 60 s do not hold back the error that the block raised; nothing runs on."""
+    arrived = threading.Event()
+
+    def handle(conn: socket.socket) -> None:
+        arrived.set()
+        hang(conn)
+
+    server = peer(handle)
+    begin = time.monotonic()
+    with pytest.raises(ZeroDivisionError), Load(table_of(server.address), rate=50, timeout=60):
+        raise ZeroDivisionError(arrived.wait(5))
+    assert time.monotonic() - begin < 10
+    assert not [thread for thread in threading.enumerate() if thread.name == "load"]
+
+
+def test_a_stalled_generator_skips_and_tells(peer: Callable[..., Peer]) -> None:
+    """Stalled for 0.3 s at 100 per second, it sends no burst of 30 afterwards but counts what it left out."""
+    server = peer(answer(OK))
+    with Load(table_of(server.address), rate=100) as load:
+        load.wait_completed(3)
+        assert load._loop is not None
+        load._loop.call_soon_threadsafe(time.sleep, 0.3)
+        load.wait_completed(20)
+        tally = load.stop()
+    assert tally.skipped >= 25
+    assert tally.summary()["lag_max"] >= 0.25
+    starts = sorted(record.started for record in tally.records)
+    gaps = [after - before for before, after in itertools.pairwise(starts)]
+    resumed = next(index for index, gap in enumerate(gaps) if gap > 0.25)
+    assert starts[resumed + 7] - starts[resumed + 1] > 0.02
+
+
+def test_slow_requests_have_their_own_path(peer: Callable[..., Peer]) -> None:
+    """The share of slow requests goes to the slow path, marked so; the others take the paths in turn."""
+    server = peer(answer(OK))
+    with Load(table_of(server.address), rate=200, paths=("/a", "/b"), slow_path="/slow", slow_share=0.5) as load:
+        load.wait_completed(60)
+        tally = load.stop()
+    assert {record.path for record in tally.records if record.slow} == {"/slow"}
+    assert {record.path for record in tally.records if not record.slow} == {"/a", "/b"}
+    assert 10 < sum(record.slow for record in tally.records) < 50 + tally.total - 60
+
+
+def test_the_same_seed_makes_the_same_choices(peer: Callable[..., Peer]) -> None:
+    """Loads with one seed send the same requests, however fast answers come: contenders face the same."""
+    server = peer(answer(OK))
+    paths = [f"/{number}" for number in range(100)]
+    chosen = []
+    for rate in (100, 200):
+        with Load(table_of(server.address), rate=rate, paths=paths, slow_path="/slow", slow_share=0.2) as load:
+            load.wait_completed(20)
+            tally = load.stop()
+        began = sorted(tally.records, key=lambda record: record.started)
+        # Fewer than there are paths, so that none comes twice; a late generator leaves some out.
+        chosen.append({record.path: record.kind for record in began[:60] if not record.slow})
+    one, two = chosen
+    assert len(one.keys() & two.keys()) >= 10
+    assert all(one[path] is two[path] for path in one.keys() & two.keys())
+
+
+def test_want_of_descriptors_is_the_generators_failure_not_a_loss() -> None:
+    """Out of file descriptors, the load ends with an error that names the way out: nobody refused it."""
+    script = """
+import resource, socket
+from gunicorn_grace.rehearsal.errors import LoadFailed
+from gunicorn_grace.rehearsal.load import Load
+from gunicorn_grace.rehearsal.platform import EndpointTable
+silent = socket.create_server(("127.0.0.1", 0))
+table = EndpointTable()
+table.add(silent.getsockname())
+resource.setrlimit(resource.RLIMIT_NOFILE, (30, 30))
+try:
+    with Load(table, rate=500) as load:
+        load.wait_completed(10_000, timeout=20)
+except LoadFailed as error:
+    print(error)
+"""
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert "Too many open files" in run.stdout, run.stderr
+    assert "ulimit -n" in run.stdout
+
+
+def test_waiting_for_more_than_comes_is_an_error() -> None:
+    """A wait that cannot be met ends with the numbers, not never."""
+    with (
+        Load(EndpointTable(), rate=1) as load,
+        pytest.raises(RehearsalError, match="of 50 requests had not ended"),
+    ):
+        load.wait_completed(50, timeout=0.2)
+
+
+def test_a_broken_generator_does_not_pass_for_an_idle_one() -> None:
+    """Whatever breaks in its thread comes out of ``stop``."""
+
+    class Broken(EndpointTable):
+        def endpoints(self) -> list[Address]:
+            raise RuntimeError("broken")
+
+    load = Load(Broken(), rate=100).start()
+    with pytest.raises(LoadFailed, match="broken"):
+        load.wait_completed(1)
+    with pytest.raises(LoadFailed, match="broken"):
+        load.stop()
+
+
+def test_fetch_gives_the_whole_response(peer: Callable[..., Peer]) -> None:
+    """Status, headers in lower case, body; the request names the endpoint and closes."""
+    heads: list[bytes] = []
+
+    def handle(conn: socket.socket) -> None:
+        heads.append(read_request(conn))
+        conn.sendall(b"HTTP/1.1 503 No\r\nX-Why: later\r\nContent-Length: 4\r\n\r\nbusy")
+
+    response = fetch(peer(handle).address, "/readyz", headers=[("X-A", "b")])
+    assert (response.status, response.headers["x-why"], response.body) == (503, "later", b"busy")
+    assert b"Connection: close" in heads[0]
+    assert b"X-A: b" in heads[0]
+
+
+def test_fetch_tells_a_cut_off_response_from_a_slow_one(peer: Callable[..., Peer]) -> None:
+    """Closed early is IncompleteResponse, silence is TimeoutError."""
+    with pytest.raises(IncompleteResponse):
+        fetch(peer(answer(HEAD, b"part")).address)
+    with pytest.raises(TimeoutError):
+        fetch(peer(hang).address, timeout=0.2)
+
+
+def test_a_unix_socket_and_ipv6_are_addresses_too(peer: Callable[..., Peer], tmp_path: Path) -> None:
+    """The load and ``fetch`` reach both."""
+    path = str(tmp_path / "socket")
+    servers = [peer(answer(OK), socket.AF_UNIX, path), peer(answer(OK), socket.AF_INET6, ("::1", 0))]
+    assert [fetch(server.address).body for server in servers] == [b"ok", b"ok"]
+    with Load(table_of(*(server.address for server in servers)), rate=100) as load:
+        load.wait_completed(20)
+        tally = load.stop()
+    assert tally.lost == 0
+    assert {record.endpoint for record in tally.records} == {show_address(server.address) for server in servers}
+
+
+@pytest.mark.parametrize(
+    ("text", "address", "shown"),
+    [
+        ("http://127.0.0.1:8000", ("127.0.0.1", 8000), "127.0.0.1:8000"),
+        ("https://[::1]:443", ("::1", 443), "[::1]:443"),
+        ("http://0.0.0.0:80", ("127.0.0.1", 80), "127.0.0.1:80"),
+        ("http://[::]:80", ("::1", 80), "[::1]:80"),
+        ("unix:/run/app.sock", "/run/app.sock", "unix:/run/app.sock"),
+        ("127.0.0.1:1", ("127.0.0.1", 1), "127.0.0.1:1"),
+    ],
+)
+def test_addresses_are_read_as_gunicorn_writes_them(text: str, address: Address, shown: str) -> None:
+    """Each form, and a wildcard becomes a loopback address that can be connected to."""
+    assert parse_address(text) == address
+    assert show_address(address) == shown

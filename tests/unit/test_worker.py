@@ -1,0 +1,433 @@
+"""What runs in a worker: the shedding latch, the access log's filter, and the look at the worker's own sockets."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.util
+import io
+import logging
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from gunicorn.config import Config
+from gunicorn.glogging import Logger
+from gunicorn.http.parser import RequestParser
+
+from gunicorn_grace import connections, worker, worker_classes
+from gunicorn_grace import state as st
+from gunicorn_grace.phase import Phase
+from gunicorn_grace.probes import Probes
+from gunicorn_grace.settings import Settings
+from gunicorn_grace.state import State
+from gunicorn_grace.worker import QuietProbes, Seat
+from gunicorn_grace.worker_classes import tracking
+
+PATIENCE = 20
+
+
+@pytest.fixture
+def seat(memory: State) -> Seat:
+    """A worker in slot 2 of an instance that serves."""
+    memory.cells[st.PHASE] = Phase.SERVING
+    memory.claim(2, age=1)
+    return Seat(memory, 2, Settings(), logging.getLogger("gunicorn.error"))
+
+
+def request(raw: bytes = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n") -> Any:
+    """A request as gunicorn's own parser makes it."""
+    return next(RequestParser(Config(), iter([raw]), ("127.0.0.1", 1)))
+
+
+def own(seat: Seat, cell: int) -> int:
+    return int(seat.cells[seat.slot + cell])
+
+
+# -- counting ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_request_is_in_flight_from_begin_to_end(seat: Seat) -> None:
+    """Counted once, with the moment it came; after T0 as one since T0 as well."""
+    first, second = request(), request()
+    seat.begin(first)
+    assert [own(seat, c) for c in (st.IN_FLIGHT, st.REQUESTS, st.SINCE_T0)] == [1, 1, 0]
+    came = own(seat, st.LAST_ARRIVAL)
+    seat.cells[st.SIGTERM] = 1
+    seat.begin(second)
+    assert [own(seat, c) for c in (st.IN_FLIGHT, st.REQUESTS, st.SINCE_T0)] == [2, 2, 1]
+    assert own(seat, st.LAST_ARRIVAL) > came > 0
+    seat.end(first)
+    seat.end(second)
+    seat.end(second)
+    seat.end(request())
+    assert [own(seat, c) for c in (st.IN_FLIGHT, st.REQUESTS, st.SINCE_T0)] == [0, 2, 1]
+    assert seat.cells[seat.meter + st.LONGEST] > 0
+
+
+@pytest.mark.parametrize("path", [b"/readyz", b"/livez", b"/startupz", b"/healthz", b"/metrics", b"/readyz?down=true"])
+def test_probes_and_ignored_paths_are_no_traffic(seat: Seat, path: bytes) -> None:
+    """They neither extend the delay nor break the quiet, but they are told to close as every request."""
+    probe = request(b"GET " + path + b" HTTP/1.1\r\n\r\n")
+    seat.begin(probe)
+    seat.cells[st.SIGTERM] = 1
+    assert probe.should_close()
+    seat.end(probe)
+    assert [own(seat, c) for c in (st.IN_FLIGHT, st.REQUESTS, st.LAST_ARRIVAL)] == [0, 0, 0]
+
+
+def test_the_longest_request_is_kept_for_two_windows(seat: Seat) -> None:
+    """A new window remembers the longest of the one before it."""
+    meter = seat.meter
+    seat.cells[meter + st.LONGEST], seat.cells[meter + st.WINDOW] = 77, 1 - st.LONGEST_WINDOW
+    one = request()
+    seat.begin(one)
+    seat.end(one)
+    assert seat.cells[meter + st.LONGEST_BEFORE] == 77
+    assert seat.cells[meter + st.LONGEST] > 0
+    assert seat.cells[meter + st.WINDOW] > 0
+
+
+def test_a_worker_without_a_slot_counts_for_itself(memory: State) -> None:
+    """No cell of the shared memory changes, and everything else works."""
+    before = memory.cells.tolist()
+    seat = Seat(memory, None, Settings(), None)
+    one = request()
+    seat.begin(one)
+    assert seat.in_flight
+    seat.end(one)
+    assert seat.is_dismissed()
+    assert memory.cells.tolist() == before
+
+
+# -- shedding ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_first_answer_is_kept(seat: Seat) -> None:
+    """A connection that was promised to stay is not closed because the shutdown began between two questions."""
+    promised, late = request(), request()
+    seat.begin(promised)
+    seat.begin(late)
+    assert [promised.should_close(), promised.should_close()] == [False, False]
+    seat.cells[st.SIGTERM] = 1
+    assert [promised.should_close(), promised.should_close()] == [False, False]
+    assert [late.should_close(), late.should_close()] == [True, True]
+    seat.cells[st.SIGTERM] = 0
+    assert late.should_close()
+    assert not promised.should_close()
+
+
+def test_a_client_that_closes_is_taken_at_its_word(seat: Seat) -> None:
+    """gunicorn's own reasons to close count as ever, while nothing shuts down."""
+    closing = request(b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n")
+    old = request(b"GET / HTTP/1.0\r\n\r\n")
+    for one in (closing, old):
+        seat.begin(one)
+        assert one.should_close()
+
+
+def test_a_shed_request_is_still_what_it_was(seat: Seat) -> None:
+    """Same type for isinstance and by name; one class is made for each, and requests do not leak."""
+    one, two = request(), request()
+    cls = type(one)
+    seat.begin(one)
+    seat.begin(two)
+    assert isinstance(one, cls)
+    assert type(one) is type(two) is not cls
+    assert (type(one).__name__, type(one).__module__) == (cls.__name__, cls.__module__)
+    seat.end(one)
+    seat.end(two)
+    assert not seat.in_flight
+
+
+class Foreign(SimpleNamespace):
+    """A request that is none of gunicorn's own."""
+
+    __hash__ = object.__hash__
+
+
+class Slotted:
+    """No ``__dict__``: its class cannot be changed to one that has it."""
+
+    __slots__ = ("path",)
+    path: str
+
+    def should_close(self) -> bool:
+        return False
+
+
+class Native(int):
+    """What an extension's request is like: ``object.__new__`` refuses it."""
+
+    path = "/"
+
+    def should_close(self) -> bool:
+        return False
+
+
+@pytest.mark.parametrize("one", [Slotted(), Native(1), Foreign(path="/")], ids=["slots", "native", "foreign"])
+def test_a_request_that_cannot_be_shed_is_counted(seat: Seat, one: Any) -> None:
+    """It keeps its class and its own opinion."""
+    if isinstance(one, Slotted):
+        one.path = "/"
+    cls = type(one)
+    seat.begin(one)
+    assert type(one) is cls or isinstance(one, Native)
+    assert own(seat, st.IN_FLIGHT) == 1
+    seat.end(one)
+    assert own(seat, st.IN_FLIGHT) == 0
+
+
+# -- what probes are answered from -------------------------------------------------------------------------------------
+
+
+def test_a_worker_that_booted_serves_before_the_arbiter_noticed(seat: Seat) -> None:
+    """Who asks it has a worker that serves; a shutdown that has begun counts, too."""
+    seat.cells[st.PHASE] = Phase.STARTING
+    assert seat.situation().phase is Phase.STARTING
+    seat.booted(SimpleNamespace(sockets=[], cfg=Config()))
+    assert own(seat, st.BOOTED) == 1
+    assert seat.situation().phase is Phase.SERVING
+    seat.cells[st.SIGTERM] = 1
+    assert seat.situation().phase is Phase.LAME_DUCK
+    assert seat.situation().since_t0 > 0
+
+
+# -- the access log ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def access_log(tmp_path: Path) -> Iterator[tuple[Logger, Path]]:
+    """gunicorn's real logger, with our filter on the logger that it writes to."""
+    file = tmp_path / "access.log"
+    cfg = Config()
+    cfg.set("accesslog", str(file))
+    cfg.set("access_log_format", "%(m)s %(U)s %(s)s")
+    logger = Logger(cfg)
+    quiet = QuietProbes(Probes(Settings()))
+    target = logging.getLogger("gunicorn.access")
+    target.addFilter(quiet)
+    yield logger, file
+    target.removeFilter(quiet)
+    for handler in [*target.handlers, *logging.getLogger("gunicorn.error").handlers]:
+        handler.close()
+        target.removeHandler(handler)
+        logging.getLogger("gunicorn.error").removeHandler(handler)
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "written"),
+    [
+        ("/readyz", "200 OK", False),
+        ("/healthz", "204 No Content", False),
+        ("/livez", b"200 OK", False),
+        ("/startupz", 200, False),
+        ("/readyz", "503 Service Unavailable", True),
+        ("/readyz", "302 Found", True),
+        ("/readyz/x", "200 OK", True),
+        ("/", "200 OK", True),
+    ],
+)
+def test_only_probes_that_succeed_are_left_out(
+    access_log: tuple[Logger, Path], path: str, status: Any, written: bool
+) -> None:
+    """Records as ``Logger.access`` makes them: a probe's 2xx is dropped, everything else is written."""
+    logger, file = access_log
+    environ = {
+        "REQUEST_METHOD": "GET",
+        "RAW_URI": path,
+        "SERVER_PROTOCOL": "HTTP/1.1",
+        "PATH_INFO": path,
+        "QUERY_STRING": "",
+    }
+    shown = status.decode() if isinstance(status, bytes) else status
+    response: Any = SimpleNamespace(status=shown, headers=[], sent=3)
+    asked: Any = SimpleNamespace(headers=[])
+    logger.access(response, asked, environ, datetime.timedelta(seconds=1))
+    wanted = f"GET {path} {str(shown).split()[0]}\n" if written else ""
+    assert file.read_text() == wanted
+
+
+def test_records_that_are_no_requests_pass() -> None:
+    """Somebody's own line in the access log, with any arguments."""
+    quiet = QuietProbes(Probes(Settings()))
+    for args in ((), ("x",), None):
+        assert quiet.filter(logging.LogRecord("gunicorn.access", 20, __file__, 1, "line %s", args, None))
+
+
+# -- worker classes ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "how", "needs"),
+    [
+        ("sync", "SyncWorker", "hooks", None),
+        ("gthread", "ThreadWorker", "hooks", None),
+        ("base_async", "AsyncWorker", "hooks", None),
+        ("ggevent", "GeventWorker", "hooks", "gevent"),
+        ("ggevent", "GeventPyWSGIWorker", "wsgi", "gevent"),
+        ("gtornado", "TornadoWorker", "wsgi", "tornado"),
+        ("gasgi", "ASGIWorker", "asgi hooks", None),
+        ("base", "Worker", None, None),
+    ],
+)
+def test_how_each_worker_class_is_tracked(module: str, name: str, how: str | None, needs: str | None) -> None:
+    """gunicorn's real classes, and a user's subclass of each."""
+    if needs:
+        pytest.importorskip(needs)
+    if importlib.util.find_spec(f"gunicorn.workers.{module}") is None:
+        pytest.skip(f"no {module} in this gunicorn")
+    cls = getattr(importlib.import_module(f"gunicorn.workers.{module}"), name)
+    assert tracking(cls) == how
+    assert tracking(type("Mine", (cls,), {})) == how
+
+
+@pytest.mark.parametrize("name", sorted(worker_classes.HOOKED | worker_classes.WRAPPED))
+def test_a_class_of_no_kin_is_not_tracked(name: str) -> None:
+    """What is not a worker that we know is named at boot, and not guessed at."""
+    assert tracking(type("Custom" + name, (), {})) is None
+
+
+# -- its own sockets ---------------------------------------------------------------------------------------------------
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="/proc/self/fd and tcp_info are Linux's")
+
+
+class Pair:
+    """A listener, a client of it, and the accepted side."""
+
+    def __init__(self, family: int, address: Any) -> None:
+        self.listener = socket.socket(family)
+        self.listener.bind(address)
+        self.listener.listen()
+        self.client = socket.socket(family)
+        self.client.settimeout(PATIENCE)
+        self.client.connect(self.listener.getsockname())
+        self.accepted, _ = self.listener.accept()
+        self.accepted.settimeout(PATIENCE)
+        self.address = connections.bare(self.listener.getsockname())
+
+    def inode(self) -> int:
+        return os.fstat(self.accepted.fileno()).st_ino
+
+    def close(self) -> None:
+        for sock in (self.client, self.accepted, self.listener):
+            sock.close()
+
+
+@pytest.fixture(params=["ipv4", "ipv6", "unix"])
+def pair(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Pair]:
+    """An open connection of each family, accepted at a wildcard address where there is one."""
+    family, address = {
+        "ipv4": (socket.AF_INET, ("0.0.0.0", 0)),
+        "ipv6": (socket.AF_INET6, ("::", 0)),
+        "unix": (socket.AF_UNIX, str(tmp_path / "s")),
+    }[request.param]
+    made = Pair(family, address)
+    yield made
+    made.close()
+
+
+@linux
+def test_the_accepted_connections_are_found_and_nothing_else(pair: Pair) -> None:
+    """Not the listener, not the client's end, not a pipe or file, and nobody else's connection."""
+    other = Pair(socket.AF_INET, ("127.0.0.1", 0))
+    before = len(os.listdir("/proc/self/fd"))
+    try:
+        found = [key[1] for _, key in connections.accepted_at(frozenset({pair.address}))]
+        assert found == [pair.inode()]
+        both = {key[1] for _, key in connections.accepted_at(frozenset({pair.address, other.address}))}
+        assert both == {pair.inode(), other.inode()}
+        assert list(connections.accepted_at(frozenset())) == []
+        assert len(os.listdir("/proc/self/fd")) == before
+    finally:
+        other.close()
+
+
+@linux
+def test_unread_is_what_waits_in_the_socket(pair: Pair) -> None:
+    """A request that has arrived but was not yet read keeps its connection."""
+    assert connections.unread(pair.accepted) == 0
+    pair.client.sendall(b"12345")
+    assert pair.accepted.recv(1, socket.MSG_PEEK) == b"1"
+    assert connections.unread(pair.accepted) == 5
+    pair.accepted.recv(5)
+    assert connections.unread(pair.accepted) == 0
+
+
+@linux
+def test_never_sent_is_true_until_the_first_byte(pair: Pair) -> None:
+    """What was read since counts; a UNIX socket cannot tell, which counts as no."""
+    assert connections.never_sent(pair.accepted) is (pair.accepted.family != socket.AF_UNIX)
+    pair.client.sendall(b"x")
+    pair.accepted.recv(1)
+    assert not connections.never_sent(pair.accepted)
+
+
+@linux
+@pytest.mark.parametrize("state", ["idle", "busy", "unread"])
+def test_idle_connections_read_an_end_of_file(seat: Seat, pair: Pair, state: str) -> None:
+    """Idle for six looks in a row, or two where nothing was ever sent; one with a request in it is left alone."""
+    seat._addresses = frozenset({pair.address})
+    pair.client.sendall(b"x")
+    assert pair.accepted.recv(1) == b"x"
+    if state == "busy":
+        one = Foreign(path="/", unreader=SimpleNamespace(sock=pair.accepted))
+        seat.begin(one)
+    elif state == "unread":
+        pair.client.sendall(b"more")
+        assert pair.accepted.recv(1, socket.MSG_PEEK) == b"m"
+    pair.accepted.setblocking(False)
+    idle: dict[tuple[int, int], int] = {}
+    for _ in range(worker.IDLE_TICKS - 1):
+        idle = seat._close_idle(idle)
+    assert not ended(pair.accepted)
+    seat._close_idle(idle)
+    if state == "unread":
+        assert pair.accepted.recv(4) == b"more"
+    assert ended(pair.accepted) is (state == "idle")
+    pair.accepted.sendall(b"answer")
+    assert pair.client.recv(6) == b"answer"
+
+
+def ended(sock: socket.socket) -> bool:
+    try:
+        return sock.recv(1, socket.MSG_PEEK) == b""
+    except BlockingIOError:
+        return False
+
+
+@linux
+def test_a_connection_that_never_sent_is_gone_at_the_second_look(seat: Seat) -> None:
+    """Even while a request is in flight whose connection is not known (HTTP/2)."""
+    pair = Pair(socket.AF_INET, ("127.0.0.1", 0))
+    try:
+        seat._addresses = frozenset({pair.address})
+        seat.begin(Foreign(path="/", unreader=None))
+        pair.accepted.setblocking(False)
+        idle = seat._close_idle({})
+        assert not ended(pair.accepted)
+        seat._close_idle(idle)
+        assert ended(pair.accepted)
+    finally:
+        pair.close()
+
+
+def test_what_is_in_flight_is_named_without_its_query(seat: Seat) -> None:
+    """Method, path, age and where its code is: this very file."""
+    stream = io.StringIO()
+    log = logging.Logger("dump")
+    log.addHandler(logging.StreamHandler(stream))
+    seat.log = log
+    for raw in (b"POST /slow?password=x HTTP/1.1\r\n\r\n", b"GET /readyz HTTP/1.1\r\n\r\n"):
+        seat.begin(request(raw))
+    seat.dump("now")
+    line = stream.getvalue()
+    assert line.count("\n") == 1
+    assert "in flight now: POST /slow for 0." in line
+    assert "worker.py" in line
+    assert "password" not in line

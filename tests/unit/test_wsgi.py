@@ -1,0 +1,393 @@
+"""The probes in front of an application, one that has its own and one that has not."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import pytest
+from werkzeug.middleware.lint import LintMiddleware
+from werkzeug.test import EnvironBuilder
+
+from gunicorn_grace import state as st
+from gunicorn_grace import worker
+from gunicorn_grace.phase import Phase
+from gunicorn_grace.settings import Settings
+from gunicorn_grace.state import State
+from gunicorn_grace.worker import Seat
+from gunicorn_grace.wsgi import LEARNED, Counting, Overlay, Probes, Responder
+
+Start = Callable[..., Callable[[bytes], object]]
+PLAIN = ("Content-Type", "text/plain")
+WITHHELD = "[-]shutdown failed: reason withheld\n"
+
+
+class App:
+    """An application that answers everything with one status, and counts what it is asked."""
+
+    def __init__(self, status: str = "200 OK", body: bytes = b"theirs") -> None:
+        self.status, self.body = status, body
+        self.asked: list[str] = []
+
+    def __call__(self, environ: dict[str, Any], start_response: Start) -> Iterable[bytes]:
+        self.asked.append(environ["PATH_INFO"])
+        start_response(self.status, [PLAIN, ("Content-Length", str(len(self.body))), ("X-Theirs", "1")])
+        return [] if environ["REQUEST_METHOD"] == "HEAD" else [self.body]
+
+
+@pytest.fixture
+def seat(memory: State, monkeypatch: pytest.MonkeyPatch) -> Seat:
+    """This process as a worker of an instance that serves."""
+    memory.cells[st.PHASE] = Phase.SERVING
+    memory.claim(0, age=1)
+    made = Seat(memory, 0, Settings(), logging.getLogger("gunicorn.error"))
+    monkeypatch.setattr(worker, "current", made)
+    return made
+
+
+def overlay(app: Any, seat: Seat) -> Overlay:
+    return Overlay(app, Responder(seat))
+
+
+def ask(app: Any, path: str = "/readyz", method: str = "GET", **more: Any) -> tuple[int, str, dict[str, str]]:
+    """One request, served as PEP 3333 says: werkzeug's ``run_wsgi_app`` loses what is written, and raises ``exc_info``.
+
+    Its lint turns every breach of the standard, ours or the application's, into an error. It knows neither HEAD nor
+    an application that sends 204 without a length.
+    """
+    lint = method != "HEAD" and more.pop("lint", True)
+    environ = EnvironBuilder(path, method=method, **more).get_environ()
+    started: list[Any] = []
+    sent: list[bytes] = []
+
+    def start_response(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Callable[[bytes], object]:
+        assert not started or exc_info
+        started[:] = [int(status[:3]), dict(headers)]
+        return sent.append
+
+    result = (LintMiddleware(app) if lint else app)(environ, start_response)
+    try:
+        sent.extend(result)
+    finally:
+        if hasattr(result, "close"):
+            result.close()
+    status, headers = started
+    return status, b"".join(sent).decode(), headers
+
+
+def begin_shutdown(seat: Seat) -> None:
+    seat.cells[st.SIGTERM] = 1
+
+
+# -- who answers -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", ["200 OK", "204 No Content", "503 Service Unavailable", "500 Oh"])
+@pytest.mark.parametrize("path", ["/readyz", "/livez", "/startupz", "/healthz"])
+def test_an_answer_of_the_application_is_kept(seat: Seat, path: str, status: str) -> None:
+    """While nothing shuts down, its own probe means what it meant: status, body and headers."""
+    body = b"" if status.startswith("204") else b"theirs"
+
+    def app(environ: Any, start_response: Start) -> list[bytes]:
+        length = [("Content-Length", "6")] if body else []
+        start_response(status, [PLAIN, ("X-Theirs", "1"), *length] if body else [("X-Theirs", "1")])
+        return [body] if body else []
+
+    got = ask(overlay(app, seat), path, lint=bool(body))
+    assert got[:2] == (int(status[:3]), body.decode())
+    assert got[2]["X-Theirs"] == "1"
+
+
+@pytest.mark.parametrize("status", ["404 Not Found", "401 Unauthorized", "302 Found", "400 Bad Request", "405 No"])
+def test_no_answer_of_the_application_is_ours_to_give(seat: Seat, status: str) -> None:
+    """No such route, a login, a redirect, a host that it does not trust: none of them is about readiness."""
+    code, body, headers = ask(overlay(App(status), seat))
+    assert (code, body) == (200, "ok\n")
+    assert "X-Theirs" not in headers
+    assert headers["Cache-Control"] == "no-store"
+
+
+@pytest.mark.parametrize("cell", [st.SIGTERM, st.TRIGGER])
+def test_while_terminating_readiness_is_ours(seat: Seat, cell: int) -> None:
+    """From the store on, and the application is not even asked."""
+    app = App()
+    seat.cells[cell] = 8
+    assert ask(overlay(app, seat))[:2] == (503, WITHHELD)
+    assert app.asked == []
+
+
+@pytest.mark.parametrize(("path", "theirs"), [("/livez", 200), ("/startupz", 200), ("/livez", 503)])
+def test_while_terminating_the_other_probes_stay_theirs(seat: Seat, path: str, theirs: int) -> None:
+    """Liveness says what it says: a shutdown is no reason to be killed, and none to be spared."""
+    begin_shutdown(seat)
+    assert ask(overlay(App(f"{theirs} X"), seat), path)[0] == theirs
+    assert ask(overlay(App("404 X"), seat), path)[:2] == (200, "ok\n")
+
+
+@pytest.mark.parametrize("path", ["/", "/readyz/", "/readyzz", "/static/x"])
+def test_everything_else_goes_straight_through(seat: Seat, path: str) -> None:
+    """The very iterable of the application, unbuffered."""
+    result = [b"x"]
+
+    def app(environ: Any, start_response: Start) -> list[bytes]:
+        start_response("404 Not Found", [PLAIN])
+        return result
+
+    environ = EnvironBuilder(path).get_environ()
+    assert overlay(app, seat)(environ, lambda *a: lambda b: None) is result
+
+
+def test_a_path_that_is_not_theirs_is_learned(seat: Seat) -> None:
+    """After one 404 the application is asked no more; what it answered otherwise, it is asked every time."""
+    nothing, login = App("404 Not Found"), App("401 Unauthorized")
+    for app in (nothing, login):
+        wrapped = overlay(app, seat)
+        for _ in range(3):
+            assert ask(wrapped)[0] == 200
+    assert nothing.asked == ["/readyz"]
+    assert login.asked == ["/readyz"] * 3
+
+
+def test_what_is_learned_is_learned_for_one_host_and_bounded(seat: Seat) -> None:
+    """An application that looks at the host keeps its route at another one; made-up hosts take no memory."""
+
+    def app(environ: Any, start_response: Start) -> list[bytes]:
+        status = "200 OK" if environ["HTTP_HOST"] == "mine" else "404 Not Found"
+        start_response(status, [PLAIN, ("Content-Length", "6")])
+        return [b"theirs"]
+
+    wrapped = overlay(app, seat)
+    for number in range(LEARNED + 10):
+        assert ask(wrapped, headers={"Host": f"h{number}"})[1] == "ok\n"
+    assert ask(wrapped, headers={"Host": "mine"})[1] == "theirs"
+    assert len(wrapped._not_theirs) == LEARNED
+
+
+# -- kinds of applications ---------------------------------------------------------------------------------------------
+
+
+def writes(environ: Any, start_response: Start) -> list[bytes]:
+    write = start_response("200 OK", [PLAIN, ("Content-Length", "6")])
+    write(b"the")
+    return [b"irs"]
+
+
+def generates(environ: Any, start_response: Start) -> Iterator[bytes]:
+    start_response("200 OK", [PLAIN, ("Content-Length", "6")])
+    yield b"the"
+    yield b"irs"
+
+
+def excuses(environ: Any, start_response: Start) -> list[bytes]:
+    """Replaces its answer, as PEP 3333 lets an error handler do."""
+    import sys
+
+    start_response("200 OK", [PLAIN])
+    try:
+        raise ValueError("database")
+    except ValueError:
+        start_response("503 Sorry", [PLAIN, ("Content-Length", "6")], sys.exc_info())
+    return [b"theirs"]
+
+
+@pytest.mark.parametrize(("app", "status"), [(writes, 200), (generates, 200), (excuses, 503)])
+def test_an_application_may_answer_in_any_way_of_wsgi(seat: Seat, app: Any, status: int) -> None:
+    """``write()``, a generator, ``exc_info``: what a probe gets is what it would get without us."""
+    wrapped = overlay(app, seat)
+    assert ask(wrapped, "/readyz")[:2] == ask(wrapped, "/elsewhere")[:2] == (status, "theirs")
+
+
+@pytest.mark.parametrize("status", ["200 OK", "404 Not Found"])
+@pytest.mark.parametrize("fails", [False, True])
+def test_close_is_called_once(seat: Seat, status: str, fails: bool) -> None:
+    """Whether the answer is kept or not, and when it breaks in the middle: then so does the response that was kept."""
+    closed = []
+
+    class Result:
+        def __iter__(self) -> Iterator[bytes]:
+            yield b"the"
+            if fails:
+                raise ZeroDivisionError
+            yield b"irs"
+
+        def close(self) -> None:
+            closed.append(1)
+
+    def app(environ: Any, start_response: Start) -> Result:
+        start_response(status, [PLAIN])
+        return Result()
+
+    with pytest.raises(ZeroDivisionError) if fails and status == "200 OK" else contextlib.nullcontext():
+        ask(overlay(app, seat))
+    assert closed == [1]
+
+
+def test_the_applications_changes_to_the_environment_stay_its_own(seat: Seat) -> None:
+    """What it popped or rewrote before its 404 does not change our answer."""
+
+    def app(environ: Any, start_response: Start) -> list[bytes]:
+        environ["REQUEST_METHOD"] = "PUT"
+        environ["PATH_INFO"] = "/gone"
+        start_response("404 Not Found", [PLAIN])
+        return [b""]
+
+    assert ask(overlay(app, seat))[:2] == (200, "ok\n")
+
+
+# -- methods -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("terminating", [False, True])
+def test_head_is_get_without_a_body(seat: Seat, terminating: bool) -> None:
+    """The same status and the same length."""
+    if terminating:
+        begin_shutdown(seat)
+    wrapped = overlay(App("404 Not Found"), seat)
+    status, body, headers = ask(wrapped)
+    assert ask(wrapped, method="HEAD") == (status, "", headers)
+    assert headers["Content-Length"] == str(len(body))
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS"])
+def test_other_methods_are_not_allowed_unless_the_application_allows_them(seat: Seat, method: str) -> None:
+    """405 with Allow; while terminating as well."""
+    for status in ("404 Not Found", "405 Method Not Allowed"):
+        code, _, headers = ask(overlay(App(status), seat), method=method)
+        assert (code, headers["Allow"]) == (405, "GET, HEAD")
+    assert ask(overlay(App(), seat), method=method)[:2] == (200, "theirs")
+    begin_shutdown(seat)
+    assert ask(overlay(App(), seat), method=method)[0] == 405
+
+
+# -- the trigger -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wrap", [overlay, lambda app, seat: Probes(app)], ids=["overlay", "middleware"])
+def test_a_forged_trigger_is_refused_and_told_once(seat: Seat, caplog: pytest.LogCaptureFixture, wrap: Any) -> None:
+    """403, no phase changes, and one log line a minute with the source."""
+    app = App()
+    wrapped = wrap(app, seat)
+    environ = {"REMOTE_ADDR": "192.0.2.7"}
+    for _ in range(3):
+        code, body, _ = ask(wrapped, "/readyz?down=true", environ_base=environ)
+        assert (code, body) == (403, "forbidden\n")
+    assert not seat.state.is_terminating()
+    assert app.asked == []
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == 1
+    assert "192.0.2.7" in told[0]
+
+
+def with_token(seat: Seat) -> Seat:
+    from gunicorn_grace.settings import Secret
+
+    settings = Settings(trigger="token", trigger_token=Secret("s3cret"), readiness_delay=5)
+    return Seat(seat.state, 0, settings, seat.log)
+
+
+def test_an_admitted_trigger_begins_the_shutdown(seat: Seat) -> None:
+    """503 at once, also where readiness stays 200 for a while; a second one changes nothing."""
+    wrapped = overlay(App(), with_token(seat))
+    for _ in range(2):
+        code, body, _ = ask(wrapped, "/readyz?down=true", headers={"X-Grace-Token": "s3cret"})
+        assert (code, body) == (503, WITHHELD)
+        began = seat.cells[st.TRIGGER]
+    assert seat.state.phase() is Phase.LAME_DUCK
+    assert seat.cells[st.TRIGGER] == began
+    assert ask(wrapped)[0] == 200
+
+
+def test_a_trigger_that_expired_once_stays_shut(seat: Seat, caplog: pytest.LogCaptureFixture) -> None:
+    """Even with the right token; the log says what to use."""
+    seat.cells[st.HTTP_SHUT] = 1
+    wrapped = overlay(App(), with_token(seat))
+    assert ask(wrapped, "/readyz?down=true", headers={"X-Grace-Token": "s3cret"})[0] == 403
+    assert not seat.state.is_terminating()
+    assert "gunicorn-grace prestop" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "path", ["/livez?down=true", "/readyz?down=false", "/readyz?down", "/readyz?up=true", "/?down=true"]
+)
+def test_only_readiness_with_down_true_is_a_trigger(seat: Seat, path: str) -> None:
+    """Everything else goes to the application as ever."""
+    assert ask(overlay(App(), seat), path)[1] == "theirs"
+
+
+def test_a_trigger_that_is_off_is_the_applications(seat: Seat) -> None:
+    """With ``grace_trigger = "off"``, ``down=true`` is a query like any other."""
+    quiet = Seat(seat.state, 0, Settings(trigger="off"), seat.log)
+    assert ask(overlay(App(), quiet), "/readyz?down=true")[1] == "theirs"
+
+
+# -- the middleware ----------------------------------------------------------------------------------------------------
+
+
+def test_the_middleware_answers_the_probes_and_nothing_else(seat: Seat) -> None:
+    """Unlike the overlay it does not ask: who writes it into the code means it."""
+    app = App()
+    wrapped = Probes(app)
+    assert ask(wrapped, "/readyz")[:2] == (200, "ok\n")
+    assert ask(wrapped, "/other")[1] == "theirs"
+    assert ask(wrapped, "/readyz", "POST")[0] == 405
+    begin_shutdown(seat)
+    assert ask(wrapped, "/readyz")[:2] == (503, WITHHELD)
+    assert ask(wrapped, "/livez")[0] == 200
+    assert app.asked == ["/other"]
+
+
+def test_the_middleware_finds_its_worker_after_the_fork(seat: Seat, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Built and even asked where there was no worker, it answers for the worker that it later is in."""
+    wrapped = Probes(App())
+    with monkeypatch.context() as patch:
+        patch.setattr(worker, "current", None)
+        assert ask(wrapped)[0] == 200
+    begin_shutdown(seat)
+    assert ask(wrapped)[0] == 503
+
+
+@pytest.mark.parametrize("path", ["/readyz", "/livez", "/startupz", "/healthz"])
+def test_outside_gunicorn_the_instance_serves(path: str) -> None:
+    """In a test or a development server every probe is 200, and there is nothing to trigger."""
+    assert ask(Probes(App()), path)[:2] == (200, "ok\n")
+    assert ask(Probes(App()), path + "?down=true")[:2] == (200, "ok\n")
+
+
+# -- counting ----------------------------------------------------------------------------------------------------------
+
+
+def in_flight(seat: Seat) -> int:
+    return int(seat.cells[seat.slot + st.IN_FLIGHT])
+
+
+def test_a_request_is_counted_until_its_iterable_is_closed(seat: Seat) -> None:
+    """For worker classes without request hooks (PEP 3333: the server must call ``close``)."""
+    result = Counting(App(), seat)(EnvironBuilder("/").get_environ(), lambda *a: lambda b: None)
+    assert in_flight(seat) == 1
+    assert b"".join(result) == b"theirs"
+    assert in_flight(seat) == 1
+    result.close()  # type: ignore[attr-defined]
+    assert in_flight(seat) == 0
+    assert seat.cells[seat.slot + st.REQUESTS] == 1
+
+
+def test_a_request_that_fails_is_counted_out(seat: Seat) -> None:
+    """An application that raises leaves nothing in flight."""
+
+    def broken(environ: Any, start_response: Start) -> Iterable[bytes]:
+        assert in_flight(seat) == 1
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        Counting(broken, seat)(EnvironBuilder("/").get_environ(), lambda *a: lambda b: None)
+    assert in_flight(seat) == 0
+
+
+def test_counting_keeps_to_wsgi_and_leaves_probes_out(seat: Seat) -> None:
+    """Lint finds nothing, and what is not counted in is not counted out."""
+    app = Counting(App(), seat)
+    assert ask(app, "/x")[1] == "theirs"
+    assert ask(app, "/readyz")[1] == "theirs"
+    assert (in_flight(seat), seat.cells[seat.slot + st.REQUESTS]) == (0, 1)
