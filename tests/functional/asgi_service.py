@@ -5,16 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import sys
 import time
 from typing import Any
 from urllib.parse import parse_qsl
 
+from speech import say
+
 import gunicorn_grace
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 async def respond(send: Any, status: int, *chunks: bytes, pause: float = 0.0) -> None:

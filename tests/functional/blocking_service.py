@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import ctypes
-import sys
 
 from service import app, request
+from speech import say
 
 
 @app.get("/block")
 def block() -> str:
-    print("slow request begins", file=sys.stderr, flush=True)
+    say("slow request begins")
     ctypes.CDLL(None).usleep(int(float(request.args["s"]) * 1_000_000))
     return "blocked\n"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import ssl
@@ -169,8 +170,11 @@ class Server(Instance):
         )
 
     def wait_pid(self, pattern: str, after: int = 0) -> int:
-        """The number at the end of the line that this expression finds: a pid."""
-        return int(self.wait_line(pattern, after=after).rpartition(" ")[2])
+        """The number that follows in the line which this expression finds: a pid."""
+        expression = re.compile(pattern + r"(\d+)$")
+        found = expression.search(self.wait_line(expression, after=after))
+        assert found is not None
+        return int(found[1])
 
     def assert_gone(self, code: int | None = 0, patience: float = 0.0) -> None:
         """It has ended with this exit code, within its period, and left nothing: no process, no file.

@@ -6,11 +6,11 @@ import ctypes
 import os
 import resource
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 from flask import Flask, Response, jsonify, request
+from speech import say
 
 import gunicorn_grace
 
@@ -26,7 +26,7 @@ def index() -> str:
 def slow() -> str:
     """Takes as long as it is told, and says on standard error when it begins, so that a test can wait for it."""
     seconds = float(request.args["s"])
-    print(f"slow request begins in {os.getpid()}", file=sys.stderr, flush=True)
+    say(f"slow request begins in {os.getpid()}")
     time.sleep(seconds)
     return f"slept {seconds:g} s\n"
 
@@ -34,7 +34,7 @@ def slow() -> str:
 @app.get("/wait")
 def wait() -> str:
     """Takes until a file is there: a test holds the request, and lets it go when it has seen enough."""
-    print(f"slow request begins in {os.getpid()}", file=sys.stderr, flush=True)
+    say(f"slow request begins in {os.getpid()}")
     while not os.path.exists(request.args["for"]):
         time.sleep(0.02)
     return "waited\n"
@@ -47,7 +47,7 @@ def stream() -> Response:
 
     def lines():
         for number in range(count):
-            print(f"stream line {number}", file=sys.stderr, flush=True)
+            say(f"stream line {number}")
             yield f"line {number}\n"
             time.sleep(pause)
 
@@ -93,7 +93,7 @@ def hang() -> str:
     A second lock of the same mutex waits for ever, and goes on waiting after a signal (pthread_mutex_lock(3)).
     """
     libc, mutex = ctypes.PyDLL(None), ctypes.create_string_buffer(64)
-    print(f"hangs in {os.getpid()}", file=sys.stderr, flush=True)
+    say(f"hangs in {os.getpid()}")
     while True:
         libc.pthread_mutex_lock(mutex)
 

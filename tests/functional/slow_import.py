@@ -1,9 +1,10 @@
 """An application that takes long to import."""
 
-import sys
 import time
 
-print("import begins", file=sys.stderr, flush=True)
+from speech import say
+
+say("import begins")
 time.sleep(40)
 
 

@@ -113,9 +113,9 @@ def test_a_dismissed_worker_whose_application_catches_everything_goes_when_it_ha
     (tmp_path / "stubborn.py").write_text(
         "import os, signal, sys\nfrom service import app\n"
         f"if os.path.exists({str(flag)!r}):\n"
-        "    try:\n        print('loading', file=sys.stderr, flush=True)\n        \n"
+        "    try:\n        sys.stderr.write('loading\\n')\n        \n"
         "        while True:\n            signal.pause()\n"
-        "    except BaseException:\n        print('caught', file=sys.stderr, flush=True)\n"
+        "    except BaseException:\n        sys.stderr.write('caught\\n')\n"
     )
     server = serve("stubborn:app", args=("-k", "sync", "-w", "1"), settings=QUICK)
     server.wait_booted(1)

@@ -38,7 +38,7 @@ import sys, time
 import gunicorn_grace
 def {hook}({parameters}):
     if "req" not in locals() or req.path == "/trip":
-        print("the {hook} hook runs", file=sys.stderr, flush=True)
+        sys.stderr.write("the {hook} hook runs\\n")
         {deed}
 gunicorn_grace.install(globals())
 """

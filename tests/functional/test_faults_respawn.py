@@ -22,7 +22,7 @@ from gunicorn_grace.conf import *
 real_fork = os.fork
 def fork():
     if os.path.exists({flag!r}):
-        print("there is no fork", file=sys.stderr, flush=True)
+        sys.stderr.write("there is no fork\\n")
         raise BlockingIOError(11, "Resource temporarily unavailable")
     return real_fork()
 os.fork = fork
@@ -33,7 +33,7 @@ import os, sys
 import gunicorn_grace
 def {hook}(server, worker):
     if os.path.exists({flag!r}):
-        print("the hook raises", file=sys.stderr, flush=True)
+        sys.stderr.write("the hook raises\\n")
         raise RuntimeError("raised by a hook")
 gunicorn_grace.install(globals())
 """

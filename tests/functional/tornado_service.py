@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 
+from speech import say
 from tornado.web import Application, RequestHandler
 
 
@@ -16,7 +16,7 @@ class Index(RequestHandler):
 class Slow(RequestHandler):
     async def get(self) -> None:
         seconds = float(self.get_argument("s"))
-        print("slow request begins", file=sys.stderr, flush=True)
+        say("slow request begins")
         await asyncio.sleep(seconds)
         self.write(f"slept {seconds:g} s\n")
 
