@@ -15,6 +15,8 @@ import pytest
 import yaml
 from conftest import Serve
 
+pytestmark = pytest.mark.once
+
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 QUICK_END = {"shutdown_delay": 0.3, "min_delay": 0, "extend_delay": "false"}

@@ -15,6 +15,8 @@ from gunicorn_grace.rehearsal.load import Load
 from gunicorn_grace.rehearsal.platform import EndpointTable
 from gunicorn_grace.settings import AUTO, Settings
 
+pytestmark = pytest.mark.once
+
 # With a delay of 60 s, whatever ends LAME_DUCK in these tests is not the delay.
 SETTINGS = {"shutdown_delay": 60, "min_delay": 1, "termination_period": 90}
 

@@ -27,6 +27,8 @@ from gunicorn_grace.rehearsal.scene import PLAIN, Contender, Plan, Result, play
 from gunicorn_grace.rehearsal.tally import Kind, Outcome
 from gunicorn_grace.rehearsal.wire import fetch
 
+pytestmark = pytest.mark.once
+
 APP = """
 import os, time
 
