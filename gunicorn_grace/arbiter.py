@@ -180,31 +180,18 @@ class Lifetime:
         """The sum of a slot's cell over all workers."""
         return sum(self.cells[self.state.slot(number) + cell] for number in list(self._claimed))
 
-    def total_ever(self, cell: int, gone: int) -> int:
-        """The same with the dead, whose sum is the header's cell ``gone``."""
-        return self._with_the_dead(gone, lambda: self.total(cell))
-
-    def _with_the_dead(self, gone: int, count: Callable[[], int]) -> int:
-        # In gunicorn 22 and 23 a signal handler frees slots: what it moves meanwhile would be counted twice.
-        while True:
-            before = self.cells[gone]
-            alive = count()
-            if self.cells[gone] == before:
-                return alive + before
-
     def last_arrival(self) -> int:
         """When the last request that is no probe came, in nanoseconds; 0 when none ever did."""
         slots = [self.state.slot(number) for number in list(self._claimed)]
         return max([self.cells[slot + st.LAST_ARRIVAL] for slot in slots] + [self.cells[st.GONE_LAST_ARRIVAL]])
 
     def _cut_off(self) -> int:
-        slots, cells = self.state, self.cells
-
-        def alive() -> int:
-            places = [(slots.slot(number), slots.meter(number)) for number in list(self._claimed)]
-            return sum(max(cells[slot + st.IN_FLIGHT], cells[meter + st.CUT_OFF]) for slot, meter in places)
-
-        return self._with_the_dead(st.GONE_CUT_OFF, alive) - self._cut_off_before
+        # In gunicorn 22 and 23 a signal handler frees slots: what it moves meanwhile would be counted twice.
+        while True:
+            gone = self.cells[st.GONE_CUT_OFF]
+            alive = sum(map(self.state.cut_off, list(self._claimed)))
+            if self.cells[st.GONE_CUT_OFF] == gone:
+                return gone + alive - self._cut_off_before
 
     def workers_own_listeners(self) -> bool:
         """Whether each worker binds its own listeners, and nobody else has them (gunicorn 24.1 to 27.0)."""
@@ -291,7 +278,7 @@ class Lifetime:
         seconds = now / st.NS
         if self._samples and seconds - self._samples[-1][0] < SAMPLE_EVERY:
             return
-        requests = self.total_ever(st.REQUESTS, st.GONE_REQUESTS)
+        requests = self.state.total_ever(st.REQUESTS)
         last = self.last_arrival()
         if last > self._last_arrival:
             if self._last_arrival:
@@ -362,7 +349,7 @@ class Lifetime:
             )
         else:
             self.log.info("gunicorn-grace: undrained: serving again")
-        self._since_before = self.total_ever(st.SINCE_T0, st.GONE_SINCE_T0)
+        self._since_before = self.state.total_ever(st.SINCE_T0)
         cells[st.CONSUMED] = time.monotonic_ns()
         cells[st.T0] = cells[st.DEADLINE] = cells[st.DELAY_OVER] = cells[st.LATE] = 0
         cells[st.PHASE] = Phase.SERVING
@@ -547,7 +534,7 @@ class Lifetime:
             "lame_duck_seconds": round(lame_duck, 3),
             "lame_duck_ended": str(self.reason.get(Phase.DRAINING, "")) or None,
             "draining_seconds": round((end - drain) / st.NS, 3) if drain else 0.0,
-            "requests_since_t0": self.total_ever(st.SINCE_T0, st.GONE_SINCE_T0) - self._since_before,
+            "requests_since_t0": self.state.total_ever(st.SINCE_T0) - self._since_before,
             "last_request_after_t0_seconds": None if last_after is None else round(last_after, 3),
             "in_flight_at_t0": self.in_flight_at.get(Phase.LAME_DUCK, 0),
             "in_flight_at_drain": self.in_flight_at.get(Phase.DRAINING, 0),

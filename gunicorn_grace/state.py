@@ -24,12 +24,15 @@ cells                                  writer
 ``LATE``                               the worker that logs the first late request (two that race both log theirs);
                                        the arbiter clears it when it goes back to SERVING
 ``CONSUMED`` and all other header      arbiter, in its main loop
-``PID`` .. ``HOLDS`` of a slot         arbiter when it claims and frees the slot, the worker while it lives
+``PID`` .. ``HOLDS`` of a slot         arbiter when it claims the slot, the worker while it lives
 ``DISMISSED``, ``CLAIMED`` (meter)     arbiter
 ``TERM_ASKED`` .. of a meter           the worker
 =====================================  ======================================================================
 
-The arbiter folds the totals of a dead worker into the header and frees its slot, from ``child_exit``.
+The arbiter frees the slot of a dead worker from ``child_exit``. ``REQUESTS`` and ``SINCE_T0`` stay in it, and the next
+worker of the slot counts on from there. So each of them only ever grows, and a sum over all slots that were ever used
+never goes back, whoever reads it, whenever, and whichever process has just died. Were they moved into the header, a
+reader in another process could meet them there and in the slot, or in neither.
 """
 
 from __future__ import annotations
@@ -75,21 +78,21 @@ NS = 1_000_000_000
     RATE,
     DELAY,
     DELAY_OVER,
-    GONE_REQUESTS,
-    GONE_SINCE_T0,
+    SLOTS_USED,
     GONE_LAST_ARRIVAL,
     GONE_CUT_OFF,
     LATE,
     FAILED,
-) = range(24)
+) = range(23)
 """Cells of the header. RATE is requests per 1000 seconds; DELAY is how long LAME_DUCK lasts at the most if no late
-request extends it (ns); DELAY_OVER is when a SIGTERM would first have drained at once: what ``prestop`` waits for."""
+request extends it (ns); DELAY_OVER is when a SIGTERM would first have drained at once: what ``prestop`` waits for;
+SLOTS_USED is one more than the highest number that a worker's slot ever had."""
 
 HEADER_CELLS = 64
 SLOT_CELLS = METER_CELLS = 8
 
 PID, AGE, BOOTED, IN_FLIGHT, REQUESTS, SINCE_T0, LAST_ARRIVAL, HOLDS = range(8)
-"""Cells of a slot."""
+"""Cells of a slot. REQUESTS and SINCE_T0 are of all workers that had it, one after another."""
 
 CLAIMED, DISMISSED, TERM_ASKED, CUT_OFF, LONGEST, LONGEST_BEFORE, WINDOW, EMPTY_SINCE = range(METER_CELLS)
 """Cells of a meter. LONGEST is the longest request (ns) since WINDOW began, LONGEST_BEFORE the one before. EMPTY_SINCE
@@ -232,12 +235,32 @@ class State:
         deadline = self.cells[DEADLINE]
         return max(0.0, (deadline - time.monotonic_ns()) / NS) if deadline else None
 
+    def t0_unix(self) -> float | None:
+        """When the shutdown began, as a Unix time in seconds; ``None`` while it has not.
+
+        Worked out anew from the monotonic clock: where the wall clock is set meanwhile, this moves with it."""
+        t0 = self.t0()
+        return round(time.time() - (time.monotonic_ns() - t0) / NS, 3) if t0 else None
+
+    def total(self, cell: int) -> int:
+        """The sum of a slot's cell over the workers there are."""
+        return sum(self.cells[slot + cell] for _, slot, _ in self.slots())
+
+    def total_ever(self, cell: int) -> int:
+        """The sum of ``REQUESTS`` or ``SINCE_T0`` over all workers there ever were. It never goes back."""
+        used = min(self.cells[SLOTS_USED], self.cells[SLOT_COUNT])
+        return sum(self.cells[self.slot(number) + cell] for number in range(used))
+
     def slots(self) -> Iterator[tuple[int, int, int]]:
         """For each claimed slot: its number, where its cells begin, and where its meter's begin."""
         for number in range(self.cells[SLOT_COUNT]):
             meter = self.meter(number)
             if self.cells[meter + CLAIMED]:
                 yield number, self.slot(number), meter
+
+    def cut_off(self, number: int) -> int:
+        """How many requests would be lost if the worker of a slot ended now, or were when it was interrupted."""
+        return max(self.cells[self.slot(number) + IN_FLIGHT], self.cells[self.meter(number) + CUT_OFF])
 
     def slot(self, number: int) -> int:
         """Where the cells of slot ``number`` begin."""
@@ -265,21 +288,22 @@ class State:
     def claim(self, number: int, age: int) -> None:
         """Give a slot to a worker that is about to be forked. Arbiter."""
         cells, slot, meter = self.cells, self.slot(number), self.meter(number)
+        kept = (slot + REQUESTS, slot + SINCE_T0)
         for cell in (*range(slot, slot + SLOT_CELLS), *range(meter + 1, meter + METER_CELLS)):
-            cells[cell] = 0
+            if cell not in kept:
+                cells[cell] = 0
         cells[slot + AGE] = age
+        cells[SLOTS_USED] = max(cells[SLOTS_USED], number + 1)
         cells[meter + CLAIMED] = 1
 
     def free(self, number: int) -> int:
-        """Take a dead worker's slot back, its totals kept in the header. Arbiter.
+        """Take a dead worker's slot back, its totals kept. Arbiter.
 
         :returns: how many requests died with the worker: those in flight, or those that it counted as cut off itself.
         """
-        cells, slot, meter = self.cells, self.slot(number), self.meter(number)
-        cut_off = max(cells[slot + IN_FLIGHT], cells[meter + CUT_OFF])
-        cells[meter + CLAIMED] = 0
-        cells[GONE_REQUESTS] += cells[slot + REQUESTS]
-        cells[GONE_SINCE_T0] += cells[slot + SINCE_T0]
+        cells, slot = self.cells, self.slot(number)
+        cut_off = self.cut_off(number)
+        cells[self.meter(number) + CLAIMED] = 0
         cells[GONE_LAST_ARRIVAL] = max(cells[GONE_LAST_ARRIVAL], cells[slot + LAST_ARRIVAL])
         cells[GONE_CUT_OFF] += cut_off
         return cut_off

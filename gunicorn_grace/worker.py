@@ -325,7 +325,8 @@ def _hot_path(
     in_flight_cell, requests_cell, arrival_cell, since_t0_cell = (
         seat.slot + cell for cell in (st.IN_FLIGHT, st.REQUESTS, st.LAST_ARRIVAL, st.SINCE_T0)
     )
-    counted_now = requests = longest = window_ends = 0
+    counted_now = longest = window_ends = 0
+    requests = cells[requests_cell]  # Of those who had the slot before.
     lock = threading.Lock()
     nothing: Callable[[], object] = bool  # The cheapest there is.
     acquire, release = (lock.acquire, lock.release) if threaded else (nothing, nothing)

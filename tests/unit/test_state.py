@@ -55,7 +55,7 @@ def test_every_cell_has_its_own_aligned_place(memory: State) -> None:
     """8 bytes a cell, 64 a slot, on the boundary of a cache line; no two names share a cell."""
     names = (
         "MAGIC VERSION SLOT_COUNT ARBITER PHASE T0 SIGTERM TRIGGER CONSUMED UNDRAIN DRAIN DRAIN_LIMIT DEADLINE "
-        "UPGRADED HTTP_SHUT RATE DELAY DELAY_OVER GONE_REQUESTS GONE_SINCE_T0 GONE_LAST_ARRIVAL GONE_CUT_OFF"
+        "UPGRADED HTTP_SHUT RATE DELAY DELAY_OVER SLOTS_USED GONE_LAST_ARRIVAL GONE_CUT_OFF"
     )
     header = [getattr(st, name) for name in names.split(" ")]
     assert sorted(header) == list(range(len(header)))
@@ -266,7 +266,7 @@ def test_seconds_left_never_goes_below_zero(memory: State) -> None:
 
 
 def test_a_slot_is_clean_when_claimed_and_listed_while_it_is(memory: State) -> None:
-    """A worker finds nothing of its predecessor; neighbours keep what is theirs."""
+    """A worker finds nothing of its predecessor but the totals, to count on; neighbours keep what is theirs."""
     for number in range(8):
         for begin in (memory.slot(number), memory.meter(number)):
             for cell in range(begin, begin + 8):
@@ -275,16 +275,17 @@ def test_a_slot_is_clean_when_claimed_and_listed_while_it_is(memory: State) -> N
     memory.claim(3, age=12)
     mine = {*range(memory.slot(3), memory.slot(3) + 8), *range(memory.meter(3), memory.meter(3) + 8)}
     changed = {i for i, value in enumerate(memory.cells) if value != before[i]}
-    assert changed == mine
-    assert {i: memory.cells[i] for i in mine if memory.cells[i]} == {
+    kept = {memory.slot(3) + st.REQUESTS, memory.slot(3) + st.SINCE_T0}
+    assert changed == mine - kept | {st.SLOTS_USED}
+    assert {i: memory.cells[i] for i in mine - kept if memory.cells[i]} == {
         memory.slot(3) + st.AGE: 12,
         memory.meter(3) + st.CLAIMED: 1,
     }
     assert (3, memory.slot(3), memory.meter(3)) in list(memory.slots())
 
 
-def test_freeing_folds_the_totals_into_the_header(memory: State) -> None:
-    """Requests, those since T0, the last arrival and what was cut off outlive the worker; counted once for each."""
+def test_the_totals_outlive_the_worker(memory: State) -> None:
+    """Requests, those since T0, the last arrival and what was cut off are counted once for each worker, dead or not."""
     for number, (in_flight, cut_off, requests, since, last) in enumerate(
         [(2, 0, 10, 4, 500), (0, 3, 5, 0, 300), (1, 1, 1, 1, 400)]
     ):
@@ -294,9 +295,77 @@ def test_freeing_folds_the_totals_into_the_header(memory: State) -> None:
         memory.cells[slot + st.REQUESTS], memory.cells[slot + st.SINCE_T0] = requests, since
         memory.cells[slot + st.LAST_ARRIVAL] = last
     assert [memory.free(number) for number in range(3)] == [2, 3, 1]
-    gone = [memory.cells[c] for c in (st.GONE_REQUESTS, st.GONE_SINCE_T0, st.GONE_LAST_ARRIVAL, st.GONE_CUT_OFF)]
-    assert gone == [16, 5, 500, 6]
+    assert [memory.cells[c] for c in (st.GONE_LAST_ARRIVAL, st.GONE_CUT_OFF)] == [500, 6]
     assert list(memory.slots()) == []
+    assert (memory.total_ever(st.REQUESTS), memory.total_ever(st.SINCE_T0)) == (16, 5)
+    assert memory.total(st.REQUESTS) == 0
+
+
+def test_a_worker_counts_on_from_those_before_it(memory: State) -> None:
+    """The next worker of a slot adds to the slot's totals; the sum over the slots is that over all workers."""
+    for age in (1, 2, 3):
+        memory.claim(2, age)
+        seat = Seat(memory, 2, Settings(), log=None)
+        for number in range(age):
+            request = Bare()
+            seat.begin(request)
+            if number:
+                seat.end(request)
+        assert memory.free(2) == 1
+    assert memory.total_ever(st.REQUESTS) == 1 + 2 + 3
+    assert memory.cells[st.SLOTS_USED] == 3
+    assert memory.cells[st.GONE_CUT_OFF] == 3
+
+
+def test_no_sum_goes_back_while_workers_come_and_go(memory: State) -> None:
+    """Another process that sums all the time never sees a total shrink, nor one that was not reached yet, however many
+    workers are claimed, counted and freed meanwhile."""
+    watcher = run(
+        "s = S.open(sys.argv[1]); last = looks = 0\n"
+        "print('ready', flush=True)\n"
+        "while not s.cells[st.FAILED]:\n"
+        "    low = s.cells[st.DRAIN]; now = s.total_ever(st.REQUESTS); high = s.cells[st.DELAY]\n"
+        "    assert last <= now and low <= now <= high, (last, low, now, high); last = now; looks += 1\n"
+        "print(looks, last)",
+        path(memory),
+    )
+    assert watcher.stdout is not None
+    assert watcher.stdout.readline() == "ready\n"
+    cells = memory.cells
+    for age in range(3000):
+        number = age % 3
+        memory.claim(number, age)
+        slot = memory.slot(number)
+        for _ in range(4):
+            cells[st.DELAY] += 1  # Any two cells that nothing else uses here: what may be seen, and what must be.
+            cells[slot + st.REQUESTS] += 1
+            cells[st.DRAIN] += 1
+        memory.free(number)
+    cells[st.FAILED] = 1
+    out, _ = watcher.communicate(timeout=PATIENCE)
+    looks, last = map(int, out.split())
+    assert watcher.returncode == 0
+    assert looks > 10
+    assert last <= 12_000 == memory.total_ever(st.REQUESTS)
+
+
+def test_t0_as_a_unix_time(memory: State) -> None:
+    """The monotonic T0 on the wall clock; nothing while no shutdown has begun."""
+    assert memory.t0_unix() is None
+    before = time.time()
+    memory.cells[st.SIGTERM] = time.monotonic_ns()
+    told = memory.t0_unix()
+    assert told is not None
+    assert before - 0.1 <= told <= time.time() + 0.1
+
+
+class Bare:
+    """A request of no server."""
+
+    path = "/"
+
+    def should_close(self) -> bool:
+        return False
 
 
 class Preempted:
@@ -319,12 +388,6 @@ class Preempted:
 def test_threads_of_a_worker_count_exactly(memory: State, number: int | None) -> None:
     """8 threads begin and end 300 requests each: none is lost or counted twice, and none is left in flight."""
 
-    class Request:
-        path = "/"
-
-        def should_close(self) -> bool:
-            return False
-
     memory.claim(5, age=1)
     seat = Seat(memory, number, Settings(), log=None)
     seat.cells_own = Preempted(seat.cells_own)  # type: ignore[assignment]
@@ -335,7 +398,7 @@ def test_threads_of_a_worker_count_exactly(memory: State, number: int | None) ->
     def serve() -> None:
         start.wait(PATIENCE)
         for _ in range(300):
-            request = Request()
+            request = Bare()
             seat.begin(request)
             seat.end(request)
 
