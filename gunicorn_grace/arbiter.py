@@ -26,11 +26,13 @@ from typing import TYPE_CHECKING, Any
 
 from gunicorn.errors import HaltServer
 
-from . import listener
+from . import __version__, listener, notify
+from . import report as reporting
 from . import state as st
 from .errors import GraceError
 from .lifecycle import Observation, Origin, Reason, deadline, decide, drain_limit, is_delay_over
 from .phase import Phase, check_transition
+from .report import Report, verdict
 from .settings import Settings, budget_line, longest_delay
 from .worker_classes import LINGER, POKE
 
@@ -93,6 +95,16 @@ class Lifetime:
         self._last_arrival = 0
         self._cut_off_before = self._since_before = 0
         self._timer: float = 0.0
+        self.interrupted = ""
+        """The name of the signal that ends it at once: SIGINT or SIGQUIT."""
+        self.halted = ""
+        """Why gunicorn halts, in its own words."""
+        self._is_exiting = self._has_finished = False
+        self._lost: list[tuple[int, int]] = []
+        """Workers that ended with requests in flight since T0: pid, how many."""
+        self._service_manager = notify.ServiceManager()
+        self._gauges = notify.Gauges()
+        self._untellable: set[str] = set()
         self.use(settings)
 
     def use(self, settings: Settings) -> None:
@@ -167,7 +179,9 @@ class Lifetime:
             self._free(number)
 
     def _free(self, number: int) -> None:
-        self.state.free(number)
+        pid = self.cells[self.state.slot(number) + st.PID]
+        if lost := self.state.free(number):
+            self._lost.append((pid, lost))
         self._claimed.pop(number, None)
 
     def dismiss(self, worker: Any) -> None:
@@ -192,6 +206,15 @@ class Lifetime:
             alive = sum(map(self.state.cut_off, list(self._claimed)))
             if self.cells[st.GONE_CUT_OFF] == gone:
                 return gone + alive - self._cut_off_before
+
+    def _cut_off_by_worker(self) -> list[dict[str, int]]:
+        # The living first: whoever is freed in between is in both, and counts once.
+        found = {
+            self.cells[self.state.slot(number) + st.PID]: self.state.cut_off(number) for number in [*self._claimed]
+        }
+        found.update(self._lost)
+        most_first = sorted(found.items(), key=lambda entry: -entry[1])
+        return [{"pid": pid, "requests": count} for pid, count in most_first if count]
 
     def workers_own_listeners(self) -> bool:
         """Whether each worker binds its own listeners, and nobody else has them (gunicorn 24.1 to 27.0)."""
@@ -321,6 +344,7 @@ class Lifetime:
                 self.cells[st.DELAY_OVER] = now
         elif seen.phase is Phase.DRAINING and not self.dismissed:
             self._empty_queue(now)
+        self._tell_others()
 
     def _answer_asked(self, now: int) -> None:
         # A SIGTERM to one worker by hand: gunicorn lets it go and forks another. Had the group got it, we had as well.
@@ -361,6 +385,7 @@ class Lifetime:
         self._publish_deadline(seen)
         cells[st.PHASE] = Phase.LAME_DUCK
         self._cut_off_before = cells[st.GONE_CUT_OFF]
+        self._lost.clear()
         self._set_timer(LAME_DUCK_TICK)
         self.log.info(
             "gunicorn-grace: shutdown_initiated by %s: not ready for %g s, %d in flight, %.1f requests/s before",
@@ -391,6 +416,7 @@ class Lifetime:
         cells[st.PHASE] = Phase.DRAINING
         self._set_timer(DRAINING_TICK)
         self.arbiter.kill_workers(POKE)
+        self._report()
 
     def _seal(self) -> None:
         """Let no new connection in. What cannot be sealed is closed when the workers are dismissed, as ever."""
@@ -503,6 +529,9 @@ class Lifetime:
         """Let no alarm come any more; workers, which are forked with this, are left alone."""
         if os.getpid() == pid:
             self._set_timer(0)
+            if not self._has_finished:  # A SystemExit: no on_exit has run.
+                self._is_exiting = True
+                self._report(last=True)
 
     def before_stop(self, graceful: bool) -> None:
         """gunicorn is about to stop its workers, for whatever reason."""
@@ -514,11 +543,14 @@ class Lifetime:
         if self.phase is not Phase.STOPPED:
             # SIGINT, SIGQUIT, or gunicorn's own halt (a worker that cannot boot).
             self.stamps.setdefault(Phase.STOPPED, time.monotonic_ns())
+            self.in_flight_at.setdefault(Phase.STOPPED, self.total(st.IN_FLIGHT))
             self.cells[st.PHASE] = Phase.STOPPED
+        self._tell_others()
+        self._report()
 
     # -- the end ---------------------------------------------------------------------------------------------------
 
-    def summary(self) -> dict[str, Any] | None:
+    def summary(self) -> Report | None:
         """What happened, for the last line and the report; ``None`` when no shutdown of ours took place."""
         cells = self.cells
         t0 = cells[st.T0]
@@ -529,68 +561,110 @@ class Lifetime:
         drain = cells[st.DRAIN]
         lame_duck = ((drain or end) - t0) / st.NS
         last_after = (last - t0) / st.NS if last > t0 else None
-        return {
-            "origin": self._origin_and_t0()[0].name.lower(),
-            "lame_duck_seconds": round(lame_duck, 3),
-            "lame_duck_ended": str(self.reason.get(Phase.DRAINING, "")) or None,
-            "draining_seconds": round((end - drain) / st.NS, 3) if drain else 0.0,
-            "requests_since_t0": self.state.total_ever(st.SINCE_T0) - self._since_before,
-            "last_request_after_t0_seconds": None if last_after is None else round(last_after, 3),
-            "in_flight_at_t0": self.in_flight_at.get(Phase.LAME_DUCK, 0),
-            "in_flight_at_drain": self.in_flight_at.get(Phase.DRAINING, 0),
-            "cut_off": self._cut_off(),
-            "verdict": (
+        origin = self._origin_and_t0()[0]
+        return Report(
+            version=__version__,
+            origin=origin.name.lower(),
+            t0_unix_seconds=self.state.t0_unix() or 0,
+            phase=str(self.phase),
+            ended=self._ended(),
+            lame_duck_seconds=round(lame_duck, 3),
+            lame_duck_ended=str(self.reason.get(Phase.DRAINING, "")) or None,
+            draining_seconds=round((end - drain) / st.NS, 3) if drain else 0.0,
+            requests_since_t0=self.state.total_ever(st.SINCE_T0) - self._since_before,
+            last_request_after_t0_seconds=None if last_after is None else round(last_after, 3),
+            in_flight_at_t0=self.in_flight_at.get(Phase.LAME_DUCK, 0),
+            in_flight_at_drain=self.in_flight_at.get(Phase.DRAINING, 0),
+            in_flight_at_stop=self.in_flight_at.get(Phase.STOPPED),
+            cut_off=self._cut_off(),
+            cut_off_by_worker=self._cut_off_by_worker(),
+            verdict=(
                 "the delay was an operator's drain"
-                if self._origin_and_t0()[0] is Origin.DRAIN
+                if origin is Origin.DRAIN
                 else verdict(last_after, self.settings.shutdown_delay)
             ),
-        }
+        )
+
+    def _ended(self) -> str | None:
+        if Phase.STOPPED in self.reason:
+            return str(self.reason[Phase.STOPPED])
+        if self.interrupted:
+            return self.interrupted
+        if self.failed:
+            return "failed"
+        if self.phase is Phase.STOPPED:
+            return f"halted: {self.halted}" if self.halted else "halted"
+        return "exited" if self._is_exiting else None
 
     def finish(self) -> None:
         """Write the summary: the last thing that an instance says. Runs in ``on_exit``."""
+        self._attempt("StatsD cannot be told", self._send_gauges)
         told = self.summary()
+        self._has_finished = True
         if told is None:
             return
-        log = self.log.warning if told["cut_off"] else self.log.info
+        log = self.log.warning if told.cut_off else self.log.info
         log(
             "gunicorn-grace: stopped: lame duck %.1f s (%s), draining %.1f s, %d requests since T0, "
             "in flight %d at T0 and %d at the drain, %d cut off; %s",
-            told["lame_duck_seconds"],
-            told["lame_duck_ended"] or "cut short",
-            told["draining_seconds"],
-            told["requests_since_t0"],
-            told["in_flight_at_t0"],
-            told["in_flight_at_drain"],
-            told["cut_off"],
-            told["verdict"],
+            told.lame_duck_seconds,
+            told.lame_duck_ended or "cut short",
+            told.draining_seconds,
+            told.requests_since_t0,
+            told.in_flight_at_t0,
+            told.in_flight_at_drain,
+            told.cut_off,
+            told.verdict,
         )
-        if self.settings.report:
-            self._write_report(self.settings.report, told)
+        self._report(last=True)
 
-    def _write_report(self, path: str, told: dict[str, Any]) -> None:
-        import json
+    # -- telling others --------------------------------------------------------------------------------------------
 
+    def _report(self, *, last: bool = False) -> None:
+        """Write the report as far as it is known. More than once: the process may be ended before its last word."""
+        path = self.settings.report
+        told = self.summary() if path else None
+        if path and told is not None:
+            self._attempt(f"grace_report {path} cannot be written", reporting.write, path, told, last=last)
+
+    def _tell_others(self) -> None:
+        """Tell the service manager and StatsD what they do not know yet."""
+        self._attempt("NOTIFY_SOCKET cannot be told", self._tell_service_manager)
+        self._attempt("StatsD cannot be told", self._send_gauges, time.monotonic())
+
+    def _tell_service_manager(self) -> None:
+        if self.is_upgraded():
+            return  # The service goes on in another process.
+        cells, now, phase = self.cells, time.monotonic_ns(), self.phase
+        needed = 0.0
+        if cells[st.DEADLINE]:
+            needed = (cells[st.DEADLINE] - now) / st.NS + self.settings.exit_margin
+        elif phase is Phase.STOPPED:  # gunicorn's stop() is next, in which nothing of ours runs.
+            needed = self.arbiter.cfg.graceful_timeout + notify.STRETCH
+        self._service_manager.look(
+            now / st.NS,
+            phase,
+            self.total(st.IN_FLIGHT),
+            stopping=self.terms > 0 or phase is Phase.STOPPED,
+            needed=needed,
+        )
+
+    def _send_gauges(self, now: float | None = None) -> None:
+        if self.arbiter.reexec_pid:
+            return  # The new arbiter's workers serve as well: two would overwrite each other's numbers.
+        if now is None:
+            self._gauges.send(self.log, self.state)
+        else:
+            self._gauges.look(self.log, now, self.state)
+
+    def _attempt(self, failure: str, action: Callable[..., None], *args: Any, **options: Any) -> None:
+        """Do something that nothing else depends on; that it failed is logged once."""
         try:
-            with open(path, "w", encoding="utf-8") as stream:
-                json.dump(told, stream)
-                stream.write("\n")
-        except OSError as error:
-            self.log.warning("gunicorn-grace: grace_report %s cannot be written: %s", path, error)
-
-
-def verdict(last_after: float | None, delay: float) -> str:
-    """What the last request says about the delay.
-
-    :param last_after: seconds after T0 at which it came; ``None`` when none came.
-    """
-    if last_after is None:
-        return "no request came after T0"
-    if delay and last_after > 0.8 * delay:
-        return f"requests still arrived at {100 * last_after / delay:.0f} % of the delay: make it longer"
-    enough = max(1, round(2 * last_after))  # Twice the time that the routers took.
-    if enough >= delay:
-        return f"last request came {last_after:.1f} s after T0; the delay of {delay:g} s fits"
-    return f"last request came {last_after:.1f} s after T0; a delay of {enough} s would do"
+            action(*args, **options)
+        except Exception as error:
+            if failure not in self._untellable:
+                self._untellable.add(failure)
+                self.log.warning("gunicorn-grace: %s: %s", failure, error)
 
 
 class _ReloadCutShort(GraceError):
@@ -628,8 +702,11 @@ class GraceArbiter(_Base):
 
     def signal(self, sig: int, frame: Any) -> None:
         # A child that was just forked still has this handler: its SIGTERM is not the instance's.
-        if sig == signal.SIGTERM and os.getpid() == self.pid:
-            self.grace.on_sigterm()
+        if os.getpid() == self.pid:
+            if sig == signal.SIGTERM:
+                self.grace.on_sigterm()
+            elif sig in (signal.SIGINT, signal.SIGQUIT):
+                self.grace.interrupted = signal.Signals(sig).name
         super().signal(sig, frame)
 
     def maybe_promote_master(self) -> None:
@@ -743,6 +820,10 @@ class GraceArbiter(_Base):
             with contextlib.suppress(Exception):
                 self.grace.dismiss(self.WORKERS[pid])
         super().kill_worker(pid, sig)
+
+    def halt(self, reason: str | None = None, exit_status: int = 0) -> None:
+        self.grace.halted = reason or ""
+        super().halt(reason, exit_status)
 
     def stop(self, graceful: bool = True) -> None:
         with contextlib.suppress(StopIteration):

@@ -7,6 +7,7 @@ fails, ``python tests/unit/test_docs.py`` writes the rendered parts anew.
 from __future__ import annotations
 
 import ast
+import dataclasses
 import inspect
 import itertools
 import re
@@ -20,7 +21,7 @@ from typing import Any
 import click
 import pytest
 
-from gunicorn_grace import arbiter, cli, lifecycle, state, trigger, worker, wsgi
+from gunicorn_grace import arbiter, cli, lifecycle, metrics, notify, report, state, trigger, worker, wsgi
 from gunicorn_grace.lifecycle import Observation, Origin, Reason, decide
 from gunicorn_grace.phase import TRANSITIONS, Phase
 from gunicorn_grace.settings import TERMINATION_LOG, Settings, budget_line, rows
@@ -28,7 +29,7 @@ from gunicorn_grace.settings import TERMINATION_LOG, Settings, budget_line, rows
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PACKAGE = Path(arbiter.__file__).parent
-NAMES = ("settings.md", "how-it-works.md", "commands.md", "faults.md", "worker-classes.md", "evidence.md")
+NAMES = ("settings.md", "how-it-works.md", "commands.md", "faults.md", "worker-classes.md", "evidence.md", "metrics.md")
 
 HINT = "\n\nThe documentation parted from the code. Run python tests/unit/test_docs.py, or paste this:\n\n"
 
@@ -174,10 +175,43 @@ def _wants_context(parameter: click.Option) -> bool:
     return bool(inspect.signature(parameter.make_metavar).parameters)  # click 8.2
 
 
+def measured() -> str:
+    """The metrics for Prometheus."""
+    return table(
+        ("metric", "kind", "label", "meaning"),
+        (
+            (
+                f"`{metric.full_name}`",
+                "counter" if metric.is_counter else "gauge",
+                f"`{metric.label}`: " + ", ".join(f"`{value}`" for value in metric.samples(metrics.Reading()))
+                if metric.label
+                else "",
+                metric.meaning,
+            )
+            for metric in metrics.METRICS
+        ),
+    )
+
+
+def gauges() -> str:
+    """The gauges for StatsD."""
+    body = ((f"`{metrics.STATSD_PREFIX}{gauge.name}`", gauge.meaning) for gauge in metrics.GAUGES)
+    return table(("gauge", "meaning"), body)
+
+
+def reported() -> str:
+    """The keys of the report."""
+    fields = dataclasses.fields(report.Report)
+    return table(("key", "meaning"), ((f"`{field.name}`", field.metadata["meaning"]) for field in fields))
+
+
 RENDERED: dict[str, tuple[str, Callable[[], str]]] = {
     "settings": ("settings.md", settings),
     "sums": ("settings.md", sums),
     "times": ("how-it-works.md", times),
+    "metrics": ("metrics.md", measured),
+    "gauges": ("metrics.md", gauges),
+    "report": ("metrics.md", reported),
     "phases": ("how-it-works.md", phases),
     "options of prestop": ("commands.md", options("prestop")),
     "options of drain": ("commands.md", options("drain")),
@@ -243,13 +277,17 @@ def test_the_cells_of_the_shared_memory_exist() -> None:
     assert [name for name in cells if not isinstance(getattr(state, name, None), int)] == []
 
 
-def test_every_field_of_the_report_is_explained() -> None:
-    """``grace_report`` holds what the table says, in that order."""
-    tree = ast.parse(textwrap.dedent(inspect.getsource(arbiter.Lifetime.summary)))
-    (told,) = [
-        node.value for node in ast.walk(tree) if isinstance(node, ast.Return) and isinstance(node.value, ast.Dict)
-    ]
-    assert first_column("settings.md", "field") == [key.value for key in told.keys if isinstance(key, ast.Constant)]
+def test_the_times_and_sizes_of_the_metrics_are_those_of_the_code() -> None:
+    """What docs/metrics.md says of how often, how long and how much."""
+    page = " ".join(read("metrics.md").split())
+    assert notify.GAUGE_EVERY == 1
+    assert f"every second from T0 on, every {notify.GAUGE_EVERY_SERVING:g} s before" in page
+    assert f"`EXTEND_TIMEOUT_USEC=`, every {notify.RENEW_EVERY:g} s" in page
+    assert f"it is {notify.STRETCH:g} s, renewed" in page
+    assert f"Never more than {report.LIMIT} bytes" in page
+    assert f"is cut to {report.LONGEST_REASON} characters" in page
+    assert f"`STATUS={notify.status(Phase.LAME_DUCK, 3)}`" in page
+    assert f"beyond the {state.SLOTS}th" in page
 
 
 def logged() -> Iterator[re.Pattern[str]]:
@@ -290,10 +328,10 @@ def test_every_event_is_shown(word: str) -> None:
 
 def test_the_verdicts_in_the_docs_are_those_of_the_code() -> None:
     """The last words of the summary, with their numbers."""
-    assert arbiter.verdict(3.1, 10) == "last request came 3.1 s after T0; a delay of 6 s would do"
+    assert report.verdict(3.1, 10) == "last request came 3.1 s after T0; a delay of 6 s would do"
     for page in ("settings.md", "how-it-works.md"):
-        assert arbiter.verdict(3.1, 10) in read(page)
-    assert arbiter.verdict(9.7, 10) in read("how-it-works.md")
+        assert report.verdict(3.1, 10) in read(page)
+    assert report.verdict(9.7, 10) in read("how-it-works.md")
 
 
 def test_every_command_has_its_section() -> None:

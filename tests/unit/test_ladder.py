@@ -20,8 +20,8 @@ PACKAGE = "gunicorn_grace"
 FLOORS = (
     {"errors", "phase"},
     {"settings", "state"},
-    {"lifecycle", "checks", "trigger"},
-    {"listener", "probes", "connections", "worker_classes", "worker", "arbiter"},
+    {"lifecycle", "checks", "trigger", "metrics", "report"},
+    {"listener", "probes", "connections", "worker_classes", "worker", "arbiter", "notify"},
     {"conf", "wsgi", "asgi", "flask", "prometheus"},
     {"manifest", "rehearsal", "cli"},
 )

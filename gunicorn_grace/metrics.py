@@ -1,0 +1,142 @@
+"""What there is to be measured of an instance: one table for Prometheus, StatsD and the docs.
+
+Every number comes from the shared memory, so any process of the instance can give those of all, and there is nothing to
+collect from files that each worker leaves behind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from . import state as st
+from .phase import Phase
+from .state import State
+
+PREFIX = "gunicorn_grace_"
+STATSD_PREFIX = "gunicorn.grace."
+"""gunicorn's own gauges are called ``gunicorn.workers`` and the like; ``statsd_prefix`` comes before both."""
+
+BOOTING, SERVING, LEAVING = "booting", "serving", "leaving"
+"""The states of a worker: its application is not loaded yet; it serves; it has been told to go, and finishes."""
+
+
+def _nobody() -> dict[str, int]:
+    return dict.fromkeys((BOOTING, SERVING, LEAVING), 0)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the shared memory said at one moment. The defaults are what a process outside gunicorn is told."""
+
+    phase: Phase = Phase.SERVING
+    workers: Mapping[str, int] = field(default_factory=_nobody)
+    in_flight: int = 0
+    requests: int = 0
+    during_shutdown: int = 0
+    cut_off: int = 0
+    t0_unix: float | None = None
+
+
+def read(state: State | None) -> Reading:
+    """Read the instance. Any process; a few microseconds for each worker, no lock."""
+    if state is None:
+        return Reading()
+    cells, workers = state.cells, _nobody()
+    in_flight = 0
+    for _, slot, meter in state.slots():
+        in_flight += cells[slot + st.IN_FLIGHT]
+        workers[LEAVING if cells[meter + st.DISMISSED] else SERVING if cells[slot + st.BOOTED] else BOOTING] += 1
+    return Reading(
+        phase=state.phase(),
+        workers=workers,
+        in_flight=in_flight,
+        requests=state.total_ever(st.REQUESTS),
+        during_shutdown=state.total_ever(st.SINCE_T0),
+        cut_off=cells[st.GONE_CUT_OFF],
+        t0_unix=state.t0_unix(),
+    )
+
+
+Samples = Mapping[str, float]
+"""The values of a metric by the value of its label; the only key is "" where it has none. Empty: nothing to tell."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric.
+
+    :param name: without the prefix, and without the ``_total`` of a counter.
+    :param samples: its values, out of a reading.
+    :param label: the label that tells them apart; ``None`` when there is one value.
+    """
+
+    name: str
+    meaning: str
+    samples: Callable[[Reading], Samples]
+    label: str | None = None
+    is_counter: bool = False
+
+    @property
+    def full_name(self) -> str:
+        """As Prometheus shows it."""
+        return PREFIX + self.name + ("_total" if self.is_counter else "")
+
+
+METRICS = (
+    Metric(
+        "phase",
+        "1 for the phase that the instance is in, 0 for the others.",
+        lambda seen: {str(phase): float(phase is seen.phase) for phase in Phase},
+        label="phase",
+    ),
+    Metric(
+        "workers",
+        "Workers that boot, serve, or were told to go and finish what they have in flight.",
+        lambda seen: seen.workers,
+        label="state",
+    ),
+    Metric("requests_in_flight", "Requests being served now.", lambda seen: {"": seen.in_flight}),
+    Metric(
+        "requests",
+        "Requests that workers began to serve.",
+        lambda seen: {"": seen.requests},
+        is_counter=True,
+    ),
+    Metric(
+        "requests_during_shutdown",
+        "Those of them that came after a shutdown had begun.",
+        lambda seen: {"": seen.during_shutdown},
+        is_counter=True,
+    ),
+    Metric(
+        "requests_cut_off",
+        "Requests whose worker ended before they were answered, in any phase.",
+        lambda seen: {"": seen.cut_off},
+        is_counter=True,
+    ),
+    Metric(
+        "shutdown_start_time_seconds",
+        "Unix time at which the shutdown began; absent before.",
+        lambda seen: {} if seen.t0_unix is None else {"": seen.t0_unix},
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Gauge:
+    """One StatsD gauge: a name and a number."""
+
+    name: str
+    meaning: str
+    value: Callable[[Reading], int]
+
+
+GAUGES = (
+    Gauge("phase", "0 STARTING, 1 SERVING, 2 LAME_DUCK, 3 DRAINING, 4 STOPPED", lambda seen: int(seen.phase)),
+    Gauge("requests_in_flight", "requests being served now", lambda seen: seen.in_flight),
+    Gauge(
+        "requests_during_shutdown", "requests that came after a shutdown had begun", lambda seen: seen.during_shutdown
+    ),
+    Gauge("requests_cut_off", "requests whose worker ended before they were answered", lambda seen: seen.cut_off),
+)

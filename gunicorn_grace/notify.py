@@ -1,0 +1,125 @@
+"""What the arbiter tells others while it runs: the service manager (systemd), and StatsD.
+
+Without the first, ``TimeoutStopSec`` would end a delay that we still need, and ``systemctl status`` would show
+gunicorn's boot message for ever. Both are told from the arbiter's loop, so neither may block it, and whatever fails
+there is none of the shutdown's business.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+from typing import Any
+
+from . import metrics
+from .phase import Phase, is_terminating
+from .state import State
+
+STRETCH = 10.0
+"""Seconds of more time that the service manager is asked for where no deadline is known, and the least in any case."""
+
+RENEW_EVERY = 3.0
+"""Seconds between two requests for more time: three in each stretch, so that one may be late (sd_notify(3),
+EXTEND_TIMEOUT_USEC: the next has to come within the time that was asked for)."""
+
+GAUGE_EVERY = 1.0
+GAUGE_EVERY_SERVING = 10.0
+"""Seconds between two values of the StatsD gauges: from T0 on, and before. StatsD itself passes them on every 10 s."""
+
+
+class ServiceManager:
+    """The arbiter's line to systemd, or to whoever listens at ``NOTIFY_SOCKET``: sd_notify(3).
+
+    gunicorn says READY=1 there; what is said here is the rest of the life of the instance.
+    """
+
+    def __init__(self) -> None:
+        self._told_phase: Phase | None = None
+        self._is_stopping = False
+        self._renew_at = 0.0
+
+    def look(self, now: float, phase: Phase, in_flight: int, *, stopping: bool, needed: float) -> None:
+        """Say what has to be said now, if anything has.
+
+        STOPPING=1 cannot be taken back, so it is said when SIGTERM has come, and not at a trigger. systemd then runs
+        ``TimeoutStopSec`` also where somebody else sent the signal; each request for more time only ever makes that
+        later (``service_extend_event_source_timeout`` in systemd's service.c).
+
+        :param now: seconds on the monotonic clock.
+        :param stopping: whether there is no way back.
+        :param needed: how many seconds from now the instance needs at most.
+        :raises OSError: nobody listens there, or does not read. The next look tries again.
+        """
+        if not os.environ.get("NOTIFY_SOCKET"):
+            return
+        changed = phase is not self._told_phase
+        extend = stopping and (changed or now >= self._renew_at)
+        if not changed and not extend:
+            return
+        words = [f"STATUS={status(phase, in_flight)}"]
+        if extend:
+            words.append(f"EXTEND_TIMEOUT_USEC={round(max(STRETCH, needed) * 1_000_000)}")
+        if stopping and not self._is_stopping:
+            words.insert(0, "STOPPING=1")
+        _send("\n".join(words))
+        self._told_phase, self._is_stopping = phase, stopping
+        if extend:
+            self._renew_at = now + RENEW_EVERY
+
+
+def _send(message: str) -> None:
+    address = os.environ["NOTIFY_SOCKET"]
+    if address.startswith("@"):  # An abstract address: unix(7).
+        address = "\0" + address[1:]
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK) as sock:
+        sock.sendto(message.encode(), address)
+
+
+def status(phase: Phase, in_flight: int) -> str:
+    """How the service manager shows a phase."""
+    if not is_terminating(phase):
+        return str(phase)
+    return f"{phase}: {'not ready, ' if phase is Phase.LAME_DUCK else ''}{in_flight} in flight"
+
+
+class Gauges:
+    """The gauges that StatsD gets, over gunicorn's own logger: that is where its StatsD client lives."""
+
+    def __init__(self) -> None:
+        self._told_phase: Phase | None = None
+        self._next = 0.0
+
+    def look(self, log: Any, now: float, state: State) -> None:
+        """Send them, if it is time or the phase has changed.
+
+        :param now: seconds on the monotonic clock.
+        """
+        phase = state.phase()
+        if phase is self._told_phase and now < self._next:
+            return
+        self._told_phase = phase
+        self._next = now + (GAUGE_EVERY if is_terminating(phase) else GAUGE_EVERY_SERVING)
+        self.send(log, state)
+
+    def send(self, log: Any, state: State) -> None:
+        """Send them now, where gunicorn has a StatsD."""
+        gauge = getattr(log, "gauge", None)
+        if gauge is None:
+            return
+        seen = metrics.read(state)
+        for each in metrics.GAUGES:
+            # Not log.info(extra=...): gunicorn 22.0 to 25.3 leave out every value of 0 there.
+            if _has_room(log):
+                gauge(metrics.STATSD_PREFIX + each.name, each.value(seen))
+
+
+def _has_room(log: Any) -> bool:
+    """Whether a datagram can be sent without waiting. Only a UNIX socket ever makes one wait: for an agent that hangs
+    (unix(7)); gunicorn's is a blocking one."""
+    sock = getattr(log, "sock", None)
+    if sock is None:
+        return True
+    poll = select.poll()
+    poll.register(sock, select.POLLOUT)
+    return bool(poll.poll(0))
