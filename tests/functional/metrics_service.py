@@ -1,0 +1,33 @@
+"""The application under test with a page of metrics: the plugin's, and one of its own."""
+
+from __future__ import annotations
+
+import os
+
+from flask import Response
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+from service import app
+
+from gunicorn_grace.prometheus import Collector
+
+__all__ = ["app"]
+
+own = Counter("own", "Requests for the page /own.")
+registry = REGISTRY
+if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+    registry = CollectorRegistry(support_collectors_without_names=True)
+    MultiProcessCollector(registry)
+registry.register(Collector())
+
+
+@app.get("/own")
+def count() -> str:
+    own.inc()
+    return "counted\n"
+
+
+@app.get("/metrics")
+def metrics() -> Response:
+    """Whose page it is says a header."""
+    return Response(generate_latest(registry), mimetype="text/plain", headers={"X-Pid": str(os.getpid())})
