@@ -9,11 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from prometheus_client import registry
-from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
-
 from . import metrics
 from . import state as st
+
+try:
+    from prometheus_client import registry
+    from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+except ModuleNotFoundError as error:
+    if error.name != "prometheus_client":
+        raise
+    raise ModuleNotFoundError(
+        "gunicorn_grace.prometheus needs prometheus_client: pip install 'gunicorn-grace[prometheus]'", name=error.name
+    ) from None
 
 
 class Collector(registry.Collector):

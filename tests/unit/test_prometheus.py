@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
@@ -135,7 +138,7 @@ def test_registered_before_the_fork_it_reads_what_is_there_at_the_scrape(
 
 
 def test_it_stands_beside_the_multiprocess_mode(
-    instance: State, monkeypatch: pytest.MonkeyPatch, tmp_path: object
+    instance: State, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """In one registry with a MultiProcessCollector both give what is theirs, and no file is of ours."""
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
@@ -179,6 +182,25 @@ def test_a_scrape_in_many_threads_is_whole(instance: State) -> None:
     stop.set()
     counting.join(30)
     assert wrong == []
+
+
+def test_without_prometheus_client_the_way_out_is_told() -> None:
+    """The package itself does not need it; who imports the collector without it is told what to install."""
+    hide = (
+        "import sys\n"
+        "class Hide:\n"
+        "    def find_spec(self, name, *more):\n"
+        "        if name == 'prometheus_client': raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
+        "sys.meta_path.insert(0, Hide())\n"
+        "import gunicorn_grace.metrics\n"
+        "import gunicorn_grace.prometheus\n"
+    )
+    root = Path(metrics.__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", hide], cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].endswith(
+        "gunicorn_grace.prometheus needs prometheus_client: pip install 'gunicorn-grace[prometheus]'"
+    )
 
 
 def test_statsd_gauges_are_whole_numbers() -> None:
