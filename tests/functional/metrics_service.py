@@ -16,7 +16,7 @@ __all__ = ["app"]
 own = Counter("own", "Requests for the page /own.")
 registry = REGISTRY
 if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
-    registry = CollectorRegistry(support_collectors_without_names=True)
+    registry = CollectorRegistry()
     MultiProcessCollector(registry)
 registry.register(Collector())
 

@@ -142,7 +142,7 @@ def test_it_stands_beside_the_multiprocess_mode(
 ) -> None:
     """In one registry with a MultiProcessCollector both give what is theirs, and no file is of ours."""
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
-    registry = CollectorRegistry(support_collectors_without_names=True)
+    registry = CollectorRegistry()
     MultiProcessCollector(registry)
     registry.register(Collector())
     text = generate_latest(registry).decode()
