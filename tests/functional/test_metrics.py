@@ -139,6 +139,7 @@ def test_no_counter_goes_back_while_workers_die(serve: Serve) -> None:
     assert sum(done) <= told <= sum(done) + 4 * len(done), "but for those that died with their worker"
 
 
+@pytest.mark.once
 def test_a_shutdown_shows_in_the_metrics(serve: Serve) -> None:
     """Phase, start and the requests that came since; taken back, the counter keeps its value and the start is gone."""
     server = serve("metrics_service:app", kind="gthread", settings=HOLD)
@@ -161,6 +162,7 @@ def test_a_shutdown_shows_in_the_metrics(serve: Serve) -> None:
     assert "shutdown_start_time_seconds" not in page
 
 
+@pytest.mark.once
 def test_the_example_of_the_docs(serve: Serve, tmp_path: Path) -> None:
     """What docs/metrics.md shows is a page of metrics, also with preload_app."""
     page = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")

@@ -222,6 +222,7 @@ def nothing(path: Path) -> None:
     """What cannot be written to: it is not there, and cannot be made."""
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("make", "error"),
     [
