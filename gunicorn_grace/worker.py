@@ -18,11 +18,12 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection
 from typing import Any
 
 from . import listener
 from . import state as st
+from .checks import registry
 from .connections import accepted_at, bare, never_sent, unread
 from .lifecycle import Origin
 from .probes import Probes, Situation
@@ -89,9 +90,11 @@ class Seat:
             self.cells_own = state.cells
             self.slot, self.meter = state.slot(number), state.meter(number)
         # pre_request sees the path as it came, with the prefix that gunicorn takes off before the application.
-        prefix = os.environ.get("SCRIPT_NAME", "")
-        paths = {*self.probes.paths, *settings.ignore_paths}
-        self.uncounted = frozenset(paths | {prefix + path for path in paths})
+        self._prefixes = ("", os.environ.get("SCRIPT_NAME", ""))
+        self.probe_paths: set[str] = set()
+        """The probes' paths as requests come with them, those of single checks included."""
+        self.uncounted = {prefix + path for prefix in self._prefixes for path in settings.ignore_paths}
+        self._note_probe_paths()
         self.in_flight: dict[Any, Entry] = {}
         self.shed: set[type] = set()
         """Classes of requests that need no more thought: they shed already, or cannot."""
@@ -109,6 +112,14 @@ class Seat:
         """Whether this worker bound its listeners itself (``reuse_port``, gunicorn 24.1 and later)."""
         self._own_listeners: list[Any] = []
         self._addresses: frozenset[Any] = frozenset()
+
+    def _note_probe_paths(self) -> None:
+        """Once the application is loaded, its checks have names."""
+        paths = set(self.probes.paths)
+        for path, kind in self.probes.paths.items():
+            paths.update(f"{path}/{name}" for name in (*self.probes.checks[kind], *registry.names(kind)))
+        self.probe_paths.update(prefix + path for prefix in self._prefixes for path in paths)
+        self.uncounted |= self.probe_paths
 
     def _note_longest(self, took: int, now: int) -> int:
         """Keep a request that took longer than those before it; returns when this window of looking ends."""
@@ -167,7 +178,7 @@ class Seat:
         """What a probe is answered from, now."""
         t0 = self.state.t0()
         since_t0 = (time.monotonic_ns() - t0) / st.NS if t0 else 0.0
-        return Situation(self.state.phase(), since_t0, bool(self.cells[st.UPGRADED]))
+        return Situation(self.state.phase(), since_t0, bool(self.cells[st.UPGRADED]), self.state.seconds_left())
 
     # -- coming and going ----------------------------------------------------------------------------------------
 
@@ -178,6 +189,7 @@ class Seat:
         self._addresses = frozenset(bare(sock.getsockname()) for sock in worker.sockets)
         if self.owns_listeners:
             self._own_listeners = list(worker.sockets)
+        self._note_probe_paths()
         self.watch_drain()
         self.shed_from_the_parser()
         adapt_booted(worker, self.state.is_terminating)
@@ -472,17 +484,62 @@ def _answer_signals(worker: Any, seat: Seat) -> None:
 
 
 class QuietProbes(logging.Filter):
-    """Keeps probes that succeed out of the access log. The user's logger class and format stay as they are."""
+    """Drops what a thread, or greenlet, writes to the access log while it is told to be quiet."""
 
-    def __init__(self, probes: Probes) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.probes = probes
+        self.thread = threading.local()
 
     def filter(self, record: logging.LogRecord) -> bool:
-        atoms = record.args
-        if not isinstance(atoms, Mapping):
-            return True
-        return atoms.get("U") not in self.probes.paths or not str(atoms.get("s")).startswith("2")
+        return not getattr(self.thread, "is_quiet", False)
+
+
+def quieten_probes(log: Any, paths: Collection[str]) -> None:
+    """Keep probes that succeed out of the access log, in this process. Runs in a worker.
+
+    What a record of the access log holds is the user's to say (``access_log_format``, ``atoms``, a class of their own),
+    so none is looked at: what stands in front of the logger's ``access`` from now on knows request and response. For
+    a probe that succeeds it is not called; an ``access`` that somebody wrote may write anywhere. But for gunicorn's
+    StatsD, which counts in the same call: there it is, and what it writes is dropped.
+
+    :param log: gunicorn's logger, an instance of ``logger_class``.
+    :param paths: the paths of the probes; it may grow.
+    """
+    theirs = log.access
+    counts = type(log).access.__module__ == "gunicorn.instrument.statsd"
+    quiet = QuietProbes()
+    if counts:
+        log.access_log.addFilter(quiet)
+
+    def access(resp: Any, req: Any, environ: Any, request_time: Any) -> None:
+        try:
+            path = req.path
+        except AttributeError:  # pywsgi has no request, but its headers.
+            path = (environ or {}).get("PATH_INFO")
+        if path not in paths or not _succeeded(resp):
+            theirs(resp, req, environ, request_time)
+        elif counts:
+            quiet.thread.is_quiet = True
+            try:
+                theirs(resp, req, environ, request_time)
+            finally:
+                quiet.thread.is_quiet = False
+
+    log.access = access
+    # uvicorn's protocols (0.20 to 0.54) write there themselves: client, method, path with query, version, status.
+    logging.getLogger("uvicorn.access").addFilter(lambda record: _is_no_quiet_probe(record, paths))
+
+
+def _is_no_quiet_probe(record: logging.LogRecord, paths: Collection[str]) -> bool:
+    match record.args:
+        case (_, _, str(path), _, status):
+            return path.partition("?")[0] not in paths or not str(status).startswith("2")
+    return True
+
+
+def _succeeded(resp: Any) -> bool:
+    status = getattr(resp, "status", None)
+    return (status.decode("latin-1") if isinstance(status, bytes) else str(status)).startswith("2")
 
 
 def take_seat(worker: Any, state: st.State, number: int | None, settings: Settings) -> Seat:
@@ -491,6 +548,7 @@ def take_seat(worker: Any, state: st.State, number: int | None, settings: Settin
     cls = type(worker)
     seat = current = Seat(state, number, settings, worker.log, owner=owner_of_requests(cls), threaded=is_threaded(cls))
     seat.tracking = tracking(cls)
+    registry.log = worker.log
     seat.sees_all = seat.tracking in (HOOKS, WSGI)
     seat.cells_own[seat.slot + st.PID] = os.getpid()
     _answer_signals(worker, seat)
