@@ -141,6 +141,8 @@ def _on_starting(server: Any) -> None:
     _settings.check(loaded)
     _arbiter.attach(server, loaded, install)
     _arbiter.tell_budget(server, loaded)
+    if loaded.probe_bind is not None:
+        _arbiter.open_probe_port(server, loaded)
     if _worker_classes.tracking(server.cfg.worker_class) is None:
         server.log.warning(_UNTRACKED, f"the worker class {server.cfg.worker_class_str}")
 
@@ -154,6 +156,10 @@ def _on_reload(server: Any) -> None:
         return
     server.grace.use(loaded)
     _arbiter.tell_budget(server, loaded)
+    if server.grace.probe_port is not None:
+        server.grace.probe_port.reload(loaded)
+    elif loaded.probe_bind is not None:
+        server.log.warning("gunicorn-grace: grace_probe_bind = %r takes a restart", loaded.probe_bind)
 
 
 def _pre_fork(server: Any, worker: Any) -> None:
@@ -169,6 +175,8 @@ def _child_exit(server: Any, worker: Any) -> None:
 def _post_fork(server: Any, worker: Any) -> None:
     if hasattr(server, "grace"):
         lifetime = server.grace
+        if lifetime.probe_port is not None:
+            lifetime.probe_port.leave()
         seat = _worker.take_seat(worker, lifetime.state, getattr(worker, "grace_slot", None), lifetime.settings)
         seat.owns_listeners = lifetime.workers_own_listeners()
 

@@ -21,7 +21,7 @@ FLOORS = (
     {"errors", "phase"},
     {"settings", "state"},
     {"lifecycle", "checks", "trigger"},
-    {"listener", "probes", "connections", "worker_classes", "worker", "arbiter"},
+    {"listener", "probes", "connections", "worker_classes", "worker", "arbiter", "probe_port", "responder"},
     {"conf", "wsgi", "asgi", "flask", "prometheus"},
     {"manifest", "rehearsal", "cli"},
 )
