@@ -24,6 +24,7 @@ from types import FrameType
 from typing import Any
 
 from . import arbiter as _arbiter
+from . import probe_port as _probe_port
 from . import settings as _settings
 from . import worker as _worker
 from . import worker_classes as _worker_classes
@@ -201,6 +202,10 @@ def _post_worker_init(worker: Any) -> None:
         worker.log.warning(_UNWRAPPED, worker.cfg.worker_class_str, *_WITHOUT_WRAPPING[seat.tracking])
     if not seat.settings.log_probes:
         _worker.quieten_probes(worker.log, seat.probe_paths)
+    try:
+        _probe_port.publish(worker, seat.state, seat.number)
+    except Exception:
+        _tell_once("probe port", worker)
     seat.booted(worker)
     # What refuses unknown names in a file costs a Python call for every look at a setting: 20 of them a request.
     worker.cfg.settings = dict(worker.cfg.settings)

@@ -23,6 +23,7 @@ import signal
 import socket
 import stat
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,6 +31,7 @@ from typing import Any
 
 from . import responder
 from . import state as st
+from .checks import Check, Kind, Outcome, Registry, Run, registry
 from .phase import Phase
 from .settings import Settings, address_of
 
@@ -47,10 +49,20 @@ LAST_ANSWERS = 0.5
 HANDED_OVER = "GUNICORN_GRACE_PROBE_FD"
 """In the environment of an arbiter that another one has executed (SIGUSR2): the descriptor of the listener."""
 
-_STARTS = "import sys; sys.modules.update(ssl=None, _hashlib=None); sys.path.append(sys.argv[1]); \
-from gunicorn_grace.responder import main; main()"
+_STARTS = (
+    "import sys; sys.modules.update(ssl=None, _hashlib=None); sys.path += sys.argv[1:]; "
+    "from gunicorn_grace.responder import main; main()"
+)
 """Isolated and without ``site`` (-I -S), so that no file in the working directory or in site-packages stands in for the
 standard library's; and without OpenSSL, for which ``http.client`` and ``hmac`` would reach: 4 of 18 MiB (3.11)."""
+
+RUN_EVERY = 1.0
+"""Seconds between two runs of a check with a ``ttl`` of less: here nobody waits for it, so none is run for a probe."""
+
+SLACK = 10.0
+"""Seconds beyond ``ttl`` and ``timeout`` after which a check's result no longer counts: nobody looks after it."""
+
+WATCH = 0.05
 
 _CHILD_FDS = 16
 """Descriptors are copied to numbers from here on before they get the child's: none may overwrite another."""
@@ -91,6 +103,8 @@ class ProbePort:
         if handed_over is not None:
             return handed_over, True
         try:
+            if address in self.arbiter.cfg.address and address[1] != 0:
+                raise OSError(0, "gunicorn itself binds it")
             made = self._listen_unix(address) if isinstance(address, str) else _listen_tcp(*address)
         except OSError as error:
             why = error.strerror or str(error)
@@ -135,7 +149,7 @@ class ProbePort:
         except (OSError, ValueError):
             return None
         sock.set_inheritable(False)
-        if sock.getsockname() in _meant(address):
+        if _is_at(sock, address):
             if isinstance(address, str):
                 self._inode = os.stat(address).st_ino
             return sock
@@ -156,10 +170,9 @@ class ProbePort:
 
     def leave(self) -> None:
         """Close what a worker has inherited: it would keep the port taken after the arbiter's end."""
-        self.listener.close()
-        if self._log_pipe >= 0:
-            os.close(self._log_pipe)
-            self._log_pipe = -1
+        with contextlib.suppress(OSError):
+            self.listener.close()
+            self._close_log()
 
     # -- the responder -----------------------------------------------------------------------------------------------
 
@@ -212,6 +225,7 @@ class ProbePort:
         if orders == self._orders:
             return
         self._orders = orders
+        self.reap()
         old, self.pid, self._next = self.pid, 0, 0.0
         if old:
             self._retired.append(old)
@@ -224,6 +238,7 @@ class ProbePort:
             return
         with contextlib.suppress(Exception):
             self._read()
+        self.reap()
         if isinstance(address := address_of(self.bind), str) and not self._is_served_by_another():
             with contextlib.suppress(OSError):
                 if os.stat(address).st_ino == self._inode:
@@ -240,6 +255,9 @@ class ProbePort:
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(pid, 0)
         self.pid = 0
+        self._close_log()
+
+    def _close_log(self) -> None:
         if self._log_pipe >= 0:
             os.close(self._log_pipe)
             self._log_pipe = -1
@@ -282,15 +300,14 @@ class ProbePort:
                 actions.append((os.POSIX_SPAWN_DUP2, copy, number))
             pid = os.posix_spawn(
                 sys.executable,
-                [sys.executable, "-I", "-S", "-c", _STARTS, str(Path(__file__).parents[1])],
+                [sys.executable, "-I", "-S", "-c", _STARTS, str(Path(__file__).parents[1]), *filter(None, sys.path)],
                 os.environ,
                 file_actions=actions,
                 # SIGTERM may come to the whole group before it is there to ignore it.
                 setsigmask=sorted(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}),
             )
             self.pid, self._began, self._failed = pid, time.monotonic(), False
-            if self._log_pipe >= 0:
-                os.close(self._log_pipe)
+            self._close_log()
             self._log_pipe = os.dup(log)
             self._unread = b""
         self.log.debug("gunicorn-grace: probe responder with pid %d", pid)
@@ -304,6 +321,103 @@ class ProbePort:
         *lines, self._unread = self._unread.split(b"\n")
         for line in lines:
             self.log.warning("gunicorn-grace: probe port: %s", line.decode("utf-8", "backslashreplace"))
+
+
+class Publisher:
+    """Runs a worker's checks one after its ``ttl``, and shows the results on its board. In a thread of the worker, or a
+    greenlet where gevent has patched those; it reads and writes nothing that the worker's requests do."""
+
+    def __init__(self, state: st.State, number: int, log: Any, checks: Registry = registry) -> None:
+        self._state = state
+        self._number = number
+        self._log = log
+        self._checks = checks
+        self._shown: dict[tuple[Kind, str], _Place] = {}
+
+    def add(self) -> None:
+        """Show the checks that have come since: applications register them when they like."""
+        for check in self._checks:
+            key = check.kind, check.name
+            if key in self._shown:
+                continue
+            good_for = round((max(check.ttl, RUN_EVERY) + check.timeout + SLACK) * st.NS)
+            cell = self._state.show(self._number, check.name, responder.KINDS.index(check.kind), good_for)
+            self._shown[key] = _Place(cell)
+            if cell is None:
+                self._log.warning(
+                    "gunicorn-grace: the %s check %s does not count at the probe port: there is room for %d checks",
+                    check.kind.value,
+                    check.name,
+                    st.ENTRIES,
+                )
+
+    def step(self) -> float:
+        """Begin what is due and show what has come out; returns after how many seconds to look again."""
+        self.add()
+        if self._state.is_terminating():
+            return RUN_EVERY  # They decide nothing any more.
+        now, pause = self._checks.clock(), RUN_EVERY
+        for check in self._checks:
+            place = self._shown[check.kind, check.name]
+            if place.cell is None:
+                continue
+            if place.run is None and now >= place.due:
+                for begun in self._checks.begin(check.kind, only=check.name):
+                    if isinstance(begun, Outcome):
+                        self._show(check, place, begun)
+                    else:
+                        place.run = begun
+            if place.run is not None and place.run.is_known():
+                self._show(check, place, place.run.outcome())
+            pause = min(pause, WATCH if place.run is not None else max(0.0, place.due - now))
+        return pause
+
+    def _show(self, check: Check, place: _Place, outcome: Outcome) -> None:
+        assert place.cell is not None
+        place.run = None
+        place.due = self._checks.clock() + max(check.ttl, RUN_EVERY)
+        self._state.cells[place.cell] = time.monotonic_ns() & ~1 | outcome.passed
+
+    def run(self) -> None:
+        """For ever. An error is logged once, and what it left undone is tried again."""
+        failed = False
+        while True:
+            pause = RUN_EVERY
+            try:
+                pause = self.step()
+            except Exception:
+                if not failed:
+                    failed = True
+                    self._log.exception("gunicorn-grace: a check cannot be shown to the probe port; tried again")
+            time.sleep(pause)
+
+
+@dataclasses.dataclass
+class _Place:
+    """Where the results of a check go, the run under way, and when (registry's clock) the next one is due."""
+
+    cell: int | None
+    run: Run | None = None
+    due: float = 0.0
+
+
+def publish(worker: Any, state: st.State, number: int | None) -> None:
+    """Let the probe responder see this worker's heartbeat and checks. Runs in the worker, just before it counts as
+    booted, so that nobody takes checks for passed that have not run yet. Without a probe port it does nothing."""
+    board = None if number is None else state.board(number)
+    if number is None or board is None:
+        return
+    cells, cell, tell_gunicorn = state.cells, board + st.HEARTBEAT, worker.tmp.notify
+
+    def notify() -> None:
+        tell_gunicorn()
+        cells[cell] = time.monotonic_ns()
+
+    cells[cell] = time.monotonic_ns()
+    worker.tmp.notify = notify
+    publisher = Publisher(state, number, worker.log)
+    publisher.add()
+    threading.Thread(target=publisher.run, name="gunicorn-grace probe port", daemon=True).start()
 
 
 def _listen_tcp(host: str, port: int) -> socket.socket:
@@ -328,11 +442,12 @@ def _shown(name: Any) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _meant(address: str | tuple[str, int]) -> list[Any]:
-    """What ``getsockname`` says of a listener at this address."""
-    if isinstance(address, str):
-        return [address]
-    return [found[4] for found in socket.getaddrinfo(*address, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)]
+def _is_at(sock: socket.socket, address: str | tuple[str, int]) -> bool:
+    name = sock.getsockname()
+    if isinstance(address, str) or isinstance(name, str):
+        return bool(name == address)
+    found = socket.getaddrinfo(*address, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    return name[:2] in [(meant[4][0], meant[4][1] or name[1]) for meant in found]  # Port 0 took any.
 
 
 def _status(pid: int) -> str | None:

@@ -5,10 +5,13 @@ loaded, and a load balancer takes it out for being slow. This process has nothin
 forked (:mod:`gunicorn_grace.probe_port` says how), so it holds no module of the application, no lock and no descriptor
 but these: 0 what it has to know, 1 and 2 a pipe into the arbiter's log, 3 the listener, 4 the shared memory.
 
-It answers from that memory alone, and writes to it only a trigger. One thread, one loop, no blocking call; a
-connection gets one answer and is closed. Reading stops at the blank line after the headers, and what came is parsed by
-``http.server``. Whoever sends slowly, or nothing, is dropped after :data:`PATIENCE`, and earlier when there are more
-than :data:`CONNECTIONS` of them: the oldest goes first, so that a new one, which sends at once, is always heard.
+It answers from that memory alone, and writes to it only a trigger. What the application's checks say comes from the
+workers, which show it there (:class:`gunicorn_grace.probe_port.Publisher`); of each check the newest result counts.
+
+One thread, one loop, no blocking call; a connection gets one answer and is closed. Reading stops at the blank line
+after the headers, and what came is parsed by ``http.server``. Whoever sends slowly, or nothing, is dropped after
+:data:`PATIENCE`, and earlier when there are more than :data:`CONNECTIONS` of them: the oldest goes first, so that a new
+one, which sends at once, is always heard.
 
 All signals are blocked but RETIRE, so that a SIGTERM to the whole process group does not end it before the others.
 When its arbiter is gone it goes as well: the kernel sees to it (PR_SET_PDEATHSIG), or its own look once a second.
@@ -17,6 +20,7 @@ When its arbiter is gone it goes as well: the kernel sees to it (PR_SET_PDEATHSI
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import json
 import os
@@ -35,8 +39,10 @@ from typing import Any, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from . import state as st
+from .checks import Outcome
 from .lifecycle import Origin
-from .probes import FORBIDDEN, NOT_ALLOWED, Answer, Kind, Probes, Situation
+from .phase import Phase
+from .probes import FORBIDDEN, NOT_ALLOWED, Answer, Kind, Probes, Query, Situation
 from .settings import OFF, Secret, Settings
 from .trigger import Gate
 
@@ -55,6 +61,9 @@ LINGER = 1.0
 CONNECTIONS = 256
 HEAD = 8192
 """Bytes of a request line and its headers; gunicorn takes 4094 for the line alone, and a probe sends a tenth."""
+
+KINDS = tuple(Kind)
+"""By the number that a board has for each."""
 
 LOOK_EVERY = 1.0
 REFUSAL_LOG_INTERVAL = 60.0
@@ -127,7 +136,9 @@ class Probe:
     ) -> None:
         self.state = state
         self.settings = settings
-        self.probes = Probes(settings)
+        self.probes = Probes(settings, {"booted": self._is_booted, "heartbeat": self._is_alive})
+        self._workers: list[int] = []
+        self._said: set[str] = set()
         self._timeout = round(timeout * st.NS)
         self._say = say
         self._clock = clock
@@ -139,21 +150,77 @@ class Probe:
 
     def answer(self, request: Request) -> Answer:
         """The complete answer to a request."""
-        kind = self.probes.paths.get(request.path)
-        if kind is None:
+        target = self.probes.target(request.path)
+        if target is None:
             return Answer(HTTPStatus.NOT_FOUND, "not found\n")
         if request.method not in ("GET", "HEAD"):
             return NOT_ALLOWED
-        asks_to_end = parse_qs(request.query).get("down", [""])[-1].lower() == "true"
-        if asks_to_end and self.gate is not None and kind is Kind.READINESS:
+        kind, check = target
+        if self.gate is not None and kind is Kind.READINESS and check is None and _asks_to_end(request.query):
             return self._trigger(self.gate, request)
-        return self.probes.answer(kind, self.situation())
+        cells = self.state.cells
+        self._workers = [number for number, slot, _ in self.state.slots() if cells[slot + st.BOOTED]]
+        outcomes, known = self._outcomes(kind)
+        try:
+            query = Query.of(request.query, request.environ.get("HTTP_ACCEPT", ""))
+        except ImportError:  # What reads Accept, where only root may import: then it is answered as text.
+            query = Query.of(request.query)
+        return self.probes.answer(kind, self.situation(), outcomes, query, check=check, known=known)
+
+    def _is_booted(self, situation: Situation) -> bool:
+        """A worker serves now: unlike one of them, who would say so of itself, this process sees that none is left."""
+        return situation.upgraded or (situation.phase is not Phase.STARTING and bool(self._workers))
+
+    def _is_alive(self, situation: Situation) -> bool:
+        """One of the workers has told gunicorn within its ``timeout`` that it lives. With none of them there is nothing
+        to say; and when another arbiter serves the same sockets, this one's workers are on their way out."""
+        if not self._timeout or not self._workers or situation.upgraded:
+            return True
+        boards = [self.state.board(number) or 0 for number in self._workers]
+        silent = self._clock() - max(self.state.cells[board + st.HEARTBEAT] for board in boards)
+        self._tell("heartbeat", silent > self._timeout, f"no worker gave a sign of life for {silent / st.NS:.0f} s")
+        return silent <= self._timeout
+
+    def _outcomes(self, kind: Kind) -> tuple[list[Outcome], list[str]]:
+        """How the application's checks of a kind came out, and the names of all of them.
+
+        A result that nobody has brought up to date for too long, or that was never there, fails readiness. For
+        liveness it does not: a restart is no answer to not knowing, and gunicorn's ``timeout`` ends workers that hang.
+        Start-up happens once: a result stays, none is none.
+        """
+        newest: dict[str, st.Shown] = {}
+        for shown in [shown for number in self._workers for shown in self.state.shown(number)]:
+            if KINDS[shown.kind] is kind and (shown.name not in newest or shown.known > newest[shown.name].known):
+                newest[shown.name] = shown
+        now, outcomes = self._clock(), []
+        for name, shown in newest.items():
+            is_stale = now - shown.known > shown.good_for
+            if kind is Kind.READINESS and shown.known:
+                age = (now - shown.known) / st.NS
+                self._tell(f"check {name}", is_stale, f"no worker brought its result up to date for {age:.0f} s")
+            if kind is Kind.READINESS and is_stale:
+                outcomes.append(Outcome(name, False))
+            elif shown.known:
+                outcomes.append(Outcome(name, shown.passed))
+            elif kind is Kind.LIVENESS:
+                outcomes.append(Outcome(name, True))
+        return outcomes, list(newest)
+
+    def _tell(self, what: str, is_bad: bool, why: str) -> None:
+        """Say it once for each change."""
+        if is_bad and what not in self._said:
+            self._said.add(what)
+            self._say(f"not ready, {what}: {why}")
+        elif not is_bad and what in self._said:
+            self._said.discard(what)
+            self._say(f"{what} is good again")
 
     def situation(self) -> Situation:
         """What the answers are given from, now."""
         t0 = self.state.t0()
         since_t0 = (self._clock() - t0) / st.NS if t0 else 0.0
-        return Situation(self.state.phase(), since_t0, bool(self.state.cells[st.UPGRADED]))
+        upgraded = bool(self.state.cells[st.UPGRADED])
+        return Situation(self.state.phase(), since_t0, upgraded, self.state.seconds_left())
 
     def _trigger(self, gate: Gate, request: Request) -> Answer:
         verdict = gate.admit(request.environ)
@@ -168,6 +235,10 @@ class Probe:
             self._refusal_said = now
             self._say(f"trigger refused, from {verdict.source}: {reason}")
         return FORBIDDEN
+
+
+def _asks_to_end(query: str) -> bool:
+    return bool(query) and parse_qs(query).get("down", [""])[-1].lower() == "true"
 
 
 class _Connection:
@@ -241,6 +312,14 @@ class Server:
                 elif key.fd in self._open:  # Otherwise it was dropped for one that was just accepted.
                     self._read(self._open[key.fd], now)
             self._expire(now)
+
+    def close(self) -> None:
+        """Give back what the loop holds, the listener excepted."""
+        for connection in list(self._open.values()):
+            self._drop(connection)
+        self._selector.close()
+        self._wake.close()
+        self._waker.close()
 
     def _accept(self, now: float) -> None:
         for _ in range(CONNECTIONS):  # Then look at those that have sent something.
@@ -338,9 +417,9 @@ def main() -> None:
     """The process. Its parent is the arbiter."""
     orders = json.load(sys.stdin)
     _leave_all_else()
+    die_with_the_arbiter = _death_signal()
     _become(orders["uid"], orders["gid"])
-    _die_with_the_arbiter()
-
+    die_with_the_arbiter()
     arbiter: int = orders["arbiter"]
 
     def is_orphan() -> bool:
@@ -359,7 +438,14 @@ def main() -> None:
 def _leave_all_else() -> None:
     """Close what came along: gunicorn's listeners are inheritable (``gunicorn/sock.py``, 22.0 to 27.0), and held here
     they would go on taking connections after the arbiter has closed them."""
-    os.closerange(MEMORY + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[1] if sys.platform != "linux" else 2**31 - 1)
+    for folder in ("/proc/self/fd", "/dev/fd"):
+        with contextlib.suppress(OSError):
+            for fd in [int(name) for name in os.listdir(folder)]:
+                if fd > MEMORY:
+                    with contextlib.suppress(OSError):  # The listing's own.
+                        os.close(fd)
+            return
+    os.closerange(MEMORY + 1, os.sysconf("SC_OPEN_MAX"))
 
 
 def _become(uid: int, gid: int) -> None:
@@ -372,11 +458,12 @@ def _become(uid: int, gid: int) -> None:
     os.setuid(uid)
 
 
-def _die_with_the_arbiter() -> None:
-    """After the change of user, which would take it back (prctl(2))."""
-    if sys.platform != "linux":
-        return
+def _death_signal() -> Callable[[], object]:
+    """What asks the kernel to end this process with its parent: to be called after the change of user, which would take
+    it back (prctl(2)), and loaded before it, since the interpreter may be root's alone."""
     with contextlib.suppress(ImportError, OSError, AttributeError):
-        import ctypes
+        if sys.platform == "linux":
+            import ctypes
 
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+            return functools.partial(ctypes.CDLL(None).prctl, _PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    return bool
