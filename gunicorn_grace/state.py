@@ -289,10 +289,11 @@ class State:
 
     def slots(self) -> Iterator[tuple[int, int, int]]:
         """For each claimed slot: its number, where its cells begin, and where its meter's begin."""
-        for number in range(self.cells[SLOT_COUNT]):
-            meter = self.meter(number)
-            if self.cells[meter + CLAIMED]:
-                yield number, self.slot(number), meter
+        # One strided copy: 1024 looks in Python take 0.2 ms, and a probe responder makes them for each probe.
+        claimed = self.cells[self.meter(0) + CLAIMED : self.meter(self.cells[SLOT_COUNT]) : METER_CELLS].tolist()
+        for number, is_claimed in enumerate(claimed):
+            if is_claimed:
+                yield number, self.slot(number), self.meter(number)
 
     def slot(self, number: int) -> int:
         """Where the cells of slot ``number`` begin."""

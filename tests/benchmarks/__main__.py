@@ -23,6 +23,7 @@ import quiet
 from conftest import WORKERS, Client, Server
 
 from gunicorn_grace import state as st
+from gunicorn_grace.rehearsal import procfs
 
 HERE = str(Path(__file__).parent)
 MS = 1e6
@@ -166,11 +167,66 @@ def quiet_test() -> None:
         sys.exit(1)
 
 
+def probe_port(probes: int) -> None:
+    """Readiness at the probe port, and at gunicorn's own, while every sync worker is busy: a connection for each."""
+    settings = {"probe_bind": "127.0.0.1:0"}
+    with serve("tiny:app", args=("-k", "sync", "-w", "2", "--timeout", "600"), settings=settings) as server:
+        server.wait_ready()
+        server.wait_booted(2)
+        line = server.wait_line("probe port at ")
+        address = ("127.0.0.1", int(line.rpartition(":")[2]))
+        busy = [Client(server.address) for _ in range(2)]
+        for client in busy:
+            client.send("/sleep?600")
+        server.wait_in_flight(2)
+        times = sorted(asked(address) for _ in range(probes))
+        try:
+            plain = f"{asked(server.address):.1f} ms"
+        except TimeoutError:
+            plain = f"no answer within {PROBE_TIMEOUT:g} s"
+        memory = memory_of_the_responder(server)
+        for client in busy:
+            client.close()
+    print(
+        f"readiness with all workers busy, {probes} probes: probe port median {statistics.median(times):.2f} ms, "
+        f"p99 {times[len(times) * 99 // 100]:.2f} ms, worst {times[-1]:.2f} ms; gunicorn's own port: {plain}"
+    )
+    print(f"memory of the responder: {memory}")
+
+
+PROBE_TIMEOUT = 1.0
+"""The kubelet's default."""
+
+
+def asked(address: tuple[str, int]) -> float:
+    """Milliseconds from connecting to the end of the response."""
+    began = time.monotonic_ns()
+    with socket.create_connection(address, timeout=PROBE_TIMEOUT) as sock:
+        sock.sendall(b"GET /readyz HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n")
+        data = b""
+        while got := sock.recv(4096):
+            data += got
+    assert data.startswith(b"HTTP/1.1 200 "), data
+    return (time.monotonic_ns() - began) / MS
+
+
+def memory_of_the_responder(server: Server) -> str:
+    """What it takes, and what of that is shared with nobody."""
+    for pid in procfs.children(server.arbiter_pid):
+        if b"gunicorn_grace.responder" in Path(f"/proc/{pid}/cmdline").read_bytes():
+            lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+            kib = {name: int(rest.split()[0]) for name, rest in (line.split(":", 1) for line in lines[1:])}
+            private = kib["Private_Clean"] + kib["Private_Dirty"]
+            return f"{kib['Rss'] / 1024:.1f} MiB resident, {private / 1024:.1f} MiB its own"
+    raise LookupError("no responder")
+
+
 BENCHMARKS: dict[str, Callable[[], None]] = {
     "cpu": lambda: cpu_a_request(20_000, 7),
     "flip": lambda: flip(5),
     "exit": lambda: exit_time(6),
     "idle": lambda: idle(3),
+    "probe-port": lambda: probe_port(3000),
     "quiet": quiet_test,
 }
 
