@@ -102,6 +102,7 @@ class Query:
     @classmethod
     def of(cls, query_string: str, accept: str = "") -> Query:
         """Read a query and an ``Accept`` header. What it does not know, or cannot read, is as if it were not there."""
+        accept = accept.lower()
         if not query_string and "application/" not in accept:
             return PLAIN
         values = parse_qs(query_string, keep_blank_values=True) if query_string else {}
@@ -112,13 +113,15 @@ PLAIN = Query()
 
 
 def _prefers_json(accept: str) -> bool:
+    """Whether JSON is named, and at least as welcome as text. ``*/*`` names nothing: kubelet and browsers get text."""
     if "application/" not in accept:
-        return False  # What kubelet sends, and most that ask: */*, or nothing.
+        return False
     from werkzeug.datastructures import MIMEAccept
     from werkzeug.http import parse_accept_header
 
-    best = parse_accept_header(accept, MIMEAccept).best_match(("text/plain", "application/json"))
-    return best == "application/json"
+    accepted = parse_accept_header(accept, MIMEAccept)
+    named = [quality for value, quality in accepted if value.partition(";")[0] in ("application/json", "application/*")]
+    return bool(named) and max(named) > 0 and max(named) >= accepted.quality("text/plain")
 
 
 Condition = Callable[[Situation], bool]

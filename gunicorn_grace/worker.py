@@ -534,6 +534,15 @@ def quieten_probes(log: Any, paths: Collection[str]) -> None:
     if isinstance(getattr(log, "access_log", None), logging.Logger):
         log.access_log.addFilter(quiet)
 
+    def is_loud(record: logging.LogRecord) -> bool:
+        match record.args:
+            case (_, _, str(path), _, status):
+                return path.partition("?")[0] not in paths or not str(status).startswith("2")
+        return True
+
+    # uvicorn's protocols (0.20 to 0.54) write there themselves: client, method, path with query, version, status.
+    logging.getLogger("uvicorn.access").addFilter(is_loud)
+
 
 def take_seat(worker: Any, state: st.State, number: int | None, settings: Settings) -> Seat:
     """Make this process a worker of the instance. Runs in ``post_fork``, before gunicorn sets the worker's signals."""
