@@ -203,7 +203,7 @@ def _post_worker_init(worker: Any) -> None:
     if not seat.settings.log_probes:
         _worker.quieten_probes(worker.log, seat.probe_paths)
     try:
-        _probe_port.publish(worker, seat.state, seat.number)
+        _probe_port.publish(worker, seat.state, seat.number, seat.settings)
     except Exception:
         _tell_once("probe port", worker)
     seat.booted(worker)

@@ -325,12 +325,18 @@ class ProbePort:
 
 class Publisher:
     """Runs a worker's checks one after its ``ttl``, and shows the results on its board. In a thread of the worker, or a
-    greenlet where gevent has patched those; it reads and writes nothing that the worker's requests do."""
+    greenlet where gevent has patched those; it reads and writes nothing that the worker's requests do.
 
-    def __init__(self, state: st.State, number: int, log: Any, checks: Registry = registry) -> None:
+    :param readiness_delay: seconds after T0 in which the checks still decide; later nobody needs them.
+    """
+
+    def __init__(
+        self, state: st.State, number: int, log: Any, readiness_delay: float, checks: Registry = registry
+    ) -> None:
         self._state = state
         self._number = number
         self._log = log
+        self._readiness_delay = round(readiness_delay * st.NS)
         self._checks = checks
         self._shown: dict[tuple[Kind, str], _Place] = {}
 
@@ -354,8 +360,9 @@ class Publisher:
     def step(self) -> float:
         """Begin what is due and show what has come out; returns after how many seconds to look again."""
         self.add()
-        if self._state.is_terminating():
-            return RUN_EVERY  # They decide nothing any more.
+        t0 = self._state.t0()
+        if t0 and time.monotonic_ns() - t0 >= self._readiness_delay:
+            return RUN_EVERY
         now, pause = self._checks.clock(), RUN_EVERY
         for check in self._checks:
             place = self._shown[check.kind, check.name]
@@ -401,7 +408,7 @@ class _Place:
     due: float = 0.0
 
 
-def publish(worker: Any, state: st.State, number: int | None) -> None:
+def publish(worker: Any, state: st.State, number: int | None, settings: Settings) -> None:
     """Let the probe responder see this worker's heartbeat and checks. Runs in the worker, just before it counts as
     booted, so that nobody takes checks for passed that have not run yet. Without a probe port it does nothing."""
     board = None if number is None else state.board(number)
@@ -415,7 +422,7 @@ def publish(worker: Any, state: st.State, number: int | None) -> None:
 
     cells[cell] = time.monotonic_ns()
     worker.tmp.notify = notify
-    publisher = Publisher(state, number, worker.log)
+    publisher = Publisher(state, number, worker.log, settings.readiness_delay)
     publisher.add()
     threading.Thread(target=publisher.run, name="gunicorn-grace probe port", daemon=True).start()
 

@@ -233,14 +233,14 @@ class Log:
 class Turned:
     """A registry on a clock that the test turns, published by hand."""
 
-    def __init__(self, state: State) -> None:
+    def __init__(self, state: State, readiness_delay: float = 0) -> None:
         self.now = 100.0
         self.log = Log()
         self.registry = Registry(lambda: self.now)
         self.registry.log = self.log
         state.claim(0, 1)
         self.state = state
-        self.publisher = Publisher(state, 0, self.log, self.registry)
+        self.publisher = Publisher(state, 0, self.log, readiness_delay, self.registry)
 
     def step(self) -> float:
         """Until nothing is running any more."""
@@ -316,6 +316,20 @@ def test_nothing_is_run_once_the_shutdown_has_begun(shared: State) -> None:
     shared.cells[st.CONSUMED] = 8
     turned.step()
     assert calls == [1]
+
+
+def test_checks_are_run_as_long_as_they_decide(shared: State) -> None:
+    """Readiness is theirs for ``grace_readiness_delay`` after T0; and in an upgrade, which has no T0, to the end."""
+    turned, calls = Turned(shared, readiness_delay=3600), []
+    turned.registry.register("a", lambda: calls.append(1), kind="readiness", timeout=1, ttl=0)
+    shared.trigger(Origin.HTTP)
+    turned.step()
+    assert calls == [1]
+    shared.cells[st.TRIGGER] = 0
+    shared.cells[st.PHASE] = Phase.DRAINING
+    turned.now += RUN_EVERY
+    turned.step()
+    assert calls == [1, 1]
 
 
 def test_one_check_too_many_is_told_once(shared: State) -> None:
