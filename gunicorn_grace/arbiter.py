@@ -32,6 +32,7 @@ from . import state as st
 from .errors import GraceError
 from .lifecycle import Observation, Origin, Reason, deadline, decide, drain_limit, is_delay_over
 from .phase import Phase, check_transition
+from .probe_port import ProbePort
 from .report import Report, verdict
 from .settings import Settings, budget_line, longest_delay
 from .worker_classes import LINGER, POKE
@@ -86,6 +87,7 @@ class Lifetime:
         self._told_of_forking = False
         self._untold: list[BaseException] = []
         self.adopt: Callable[[Any], None] | None = None
+        self.probe_port: ProbePort | None = None
         self._claimed: dict[int, Any] = {}
         self._sealed: list[Any] = []
         self._waiting: list[Any] = []
@@ -597,8 +599,15 @@ class Lifetime:
         return "exited" if self._is_exiting else None
 
     def finish(self) -> None:
-        """Write the summary: the last thing that an instance says. Runs in ``on_exit``."""
+        """Write the summary, the last thing that an instance says, and close the probe port. Runs in ``on_exit``."""
         self._attempt("StatsD cannot be told", self._send_gauges)
+        try:
+            self._tell_the_end()
+        finally:
+            if self.probe_port is not None:
+                self.probe_port.end()
+
+    def _tell_the_end(self) -> None:
         told = self.summary()
         self._has_finished = True
         if told is None:
@@ -712,6 +721,8 @@ class GraceArbiter(_Base):
     def maybe_promote_master(self) -> None:
         # The one method that gunicorn 22.0 to 27.0 call at the top of every pass of the loop.
         super().maybe_promote_master()
+        if self.grace.probe_port is not None:
+            self.grace.probe_port.look()
         self._guarded(self.grace.step)
 
     def handle_term(self) -> None:
@@ -731,7 +742,8 @@ class GraceArbiter(_Base):
         if not self.grace.failed and self.grace.terms:
             self.log.warning("gunicorn-grace: SIGUSR2 is refused: the shutdown has begun")
             return
-        super().handle_usr2()
+        with self.grace.probe_port.handing_over() if self.grace.probe_port is not None else contextlib.nullcontext():
+            super().handle_usr2()
 
     def setup(self, app: Any) -> None:
         if self.grace.adopt is not None:
@@ -758,6 +770,8 @@ class GraceArbiter(_Base):
             self.grace.reloading = False
 
     def reap_workers(self) -> None:
+        if self.grace.probe_port is not None:
+            self.grace.probe_port.reap()
         while True:
             try:
                 super().reap_workers()
@@ -838,7 +852,7 @@ def attach(arbiter: Any, settings: Settings, adopt: Callable[[Any], None]) -> Li
 
     :param adopt: how a new ``Config`` is made to know our settings and hooks, after SIGHUP.
     """
-    state = st.State.create()
+    state = st.State.create(boards=settings.probe_bind is not None)
     st.current = state
     lifetime = Lifetime(arbiter, state, settings)
     lifetime.adopt = adopt
@@ -853,6 +867,24 @@ def attach(arbiter: Any, settings: Settings, adopt: Callable[[Any], None]) -> Li
             "gunicorn-grace: no memfd here: an anonymous mapping is used; the gunicorn-grace commands need Linux' memfd"
         )
     return lifetime
+
+
+def open_probe_port(arbiter: Any, settings: Settings) -> None:
+    """Bind the probe port and let it be answered. Runs in ``on_starting``.
+
+    :raises SystemExit: it cannot be bound, as gunicorn itself ends for a listener of its own.
+    """
+    lifetime: Lifetime = arbiter.grace
+    if not lifetime.state.shared_by_name or not sys.executable:
+        arbiter.log.warning(
+            "gunicorn-grace: grace_probe_bind = %r is not served: it takes Linux' memfd and a Python executable",
+            settings.probe_bind,
+        )
+        return
+    port = ProbePort(arbiter, lifetime.state, settings)
+    atexit.register(port.end)
+    lifetime.probe_port = port
+    port.start()
 
 
 def tell_budget(arbiter: Any, settings: Settings) -> None:

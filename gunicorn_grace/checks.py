@@ -28,7 +28,7 @@ from typing import Any
 
 from .errors import CheckError
 
-RESERVED = frozenset({"booted", "shutdown"})
+RESERVED = frozenset({"booted", "heartbeat", "shutdown"})
 """The plugin's own checks."""
 
 LONGEST_TIMEOUT = 3600.0

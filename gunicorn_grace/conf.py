@@ -24,6 +24,7 @@ from types import FrameType
 from typing import Any
 
 from . import arbiter as _arbiter
+from . import probe_port as _probe_port
 from . import settings as _settings
 from . import worker as _worker
 from . import worker_classes as _worker_classes
@@ -141,6 +142,8 @@ def _on_starting(server: Any) -> None:
     _settings.check(loaded)
     _arbiter.attach(server, loaded, install)
     _arbiter.tell_budget(server, loaded)
+    if loaded.probe_bind is not None:
+        _arbiter.open_probe_port(server, loaded)
     if _worker_classes.tracking(server.cfg.worker_class) is None:
         server.log.warning(_UNTRACKED, f"the worker class {server.cfg.worker_class_str}")
 
@@ -154,6 +157,10 @@ def _on_reload(server: Any) -> None:
         return
     server.grace.use(loaded)
     _arbiter.tell_budget(server, loaded)
+    if server.grace.probe_port is not None:
+        server.grace.probe_port.reload(loaded)
+    elif loaded.probe_bind is not None:
+        server.log.warning("gunicorn-grace: grace_probe_bind = %r takes a restart", loaded.probe_bind)
 
 
 def _pre_fork(server: Any, worker: Any) -> None:
@@ -169,6 +176,8 @@ def _child_exit(server: Any, worker: Any) -> None:
 def _post_fork(server: Any, worker: Any) -> None:
     if hasattr(server, "grace"):
         lifetime = server.grace
+        if lifetime.probe_port is not None:
+            lifetime.probe_port.leave()
         seat = _worker.take_seat(worker, lifetime.state, getattr(worker, "grace_slot", None), lifetime.settings)
         seat.owns_listeners = lifetime.workers_own_listeners()
 
@@ -193,6 +202,10 @@ def _post_worker_init(worker: Any) -> None:
         worker.log.warning(_UNWRAPPED, worker.cfg.worker_class_str, *_WITHOUT_WRAPPING[seat.tracking])
     if not seat.settings.log_probes:
         _worker.quieten_probes(worker.log, seat.probe_paths)
+    try:
+        _probe_port.publish(worker, seat.state, seat.number, seat.settings)
+    except Exception:
+        _tell_once("probe port", worker)
     seat.booted(worker)
     # What refuses unknown names in a file costs a Python call for every look at a setting: 20 of them a request.
     worker.cfg.settings = dict(worker.cfg.settings)

@@ -155,11 +155,13 @@ class Probes:
     """The probes of one instance.
 
     :param settings: paths and ``grace_readiness_delay``.
+    :param more: checks of readiness that whoever answers has beside, or instead of, those that every worker has.
     :param checks: for each kind, the plugin's own checks by name. No query excludes them.
     :param paths: each path of its own, and what it asks. Below each of them are its checks, one by one.
     """
 
     settings: Settings
+    more: Mapping[str, Condition] = field(default_factory=dict)
     checks: Mapping[Kind, Mapping[str, Condition]] = field(init=False)
     paths: Mapping[str, Kind] = field(init=False)
     prefixes: tuple[str, ...] = field(init=False)
@@ -181,7 +183,7 @@ class Probes:
             "checks",
             {
                 Kind.LIVENESS: {},
-                Kind.READINESS: {"booted": booted_check, "shutdown": shutdown},
+                Kind.READINESS: {"booted": booted_check, "shutdown": shutdown, **self.more},
                 Kind.STARTUP: {"booted": booted_check},
             },
         )

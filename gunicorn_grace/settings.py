@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import ipaddress
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -148,6 +149,48 @@ def _optional_file(name: str, value: Any) -> str | None:
     return value
 
 
+SUN_PATH = 107
+"""Bytes of a UNIX socket's path (unix(7): 108 with its closing null)."""
+
+
+def _optional_address(name: str, value: Any) -> str | None:
+    if value is None or value == "":
+        return None
+    fix = 'give "127.0.0.1:8081", "[::]:8081" or "unix:/run/probe.sock"'
+    if not isinstance(value, str):
+        raise SettingError(name, value, "is no address", fix)
+    if value.startswith("unix:"):
+        path = value.removeprefix("unix:")
+        if not path.startswith("/") or path.endswith("/") or not path.isprintable():
+            raise SettingError(name, value, "has no absolute path of a file", fix)
+        if len(os.fsencode(path)) > SUN_PATH:
+            raise SettingError(name, value, f"has a path of more than {SUN_PATH} bytes", "give a shorter one")
+        return value
+    host, colon, port = value.rpartition(":")
+    if not colon or not host:
+        raise SettingError(name, value, "is not host:port", fix)
+    if not (port.isascii() and port.isdecimal()):
+        raise SettingError(name, value, f"has {port!r} for a port", fix)
+    if int(port) > 65535:
+        raise SettingError(name, value, "has a port above 65535", fix)
+    if host.startswith("[") and host.endswith("]"):
+        try:
+            ipaddress.IPv6Address(host[1:-1])
+        except ValueError:
+            raise SettingError(name, value, "has no IPv6 address in its brackets", fix) from None
+    elif any(c in host for c in ":[]/ ") or not host.isprintable():
+        raise SettingError(name, value, "is not host:port, with an IPv6 address in brackets", fix)
+    return value
+
+
+def address_of(bind: str) -> str | tuple[str, int]:
+    """A checked ``grace_probe_bind``: the path of a UNIX socket, or host and port."""
+    if bind.startswith("unix:"):
+        return bind.removeprefix("unix:")
+    host, _, port = bind.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
 def _row(default: Any, parse: Callable[[str, Any], Any], meaning: str) -> Any:
     metadata = {"parse": parse, "meaning": meaning, "default": default}
     if isinstance(default, list):
@@ -210,6 +253,12 @@ class Settings:
     )
     trigger_token: Secret | None = _row(
         None, _secret, 'The secret of the trigger "token"; "file:/path" reads it from a file.'
+    )
+    probe_bind: str | None = _row(
+        None,
+        _optional_address,
+        'Address of the probe port, "host:port", "[v6]:port" or "unix:/path": a process of its own answers the probes '
+        "there, also while every worker is busy.",
     )
     log_probes: bool = _row(
         False, _flag, "Whether probes that succeed are written to the access log; those that fail always are."

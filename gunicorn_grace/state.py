@@ -4,7 +4,10 @@ Without it each worker would know of a shutdown only when its own SIGTERM came, 
 
 Layout: signed 64-bit integers in the machine's byte order, each 8-byte aligned. Times are CLOCK_MONOTONIC nanoseconds
 (one clock for every process of a machine, and no administrator can set it); 0 means "never". A header of 64 cells,
-then a slot of 8 cells (64 bytes, a cache line) for each worker, then a meter of 8 cells for each worker.
+then a slot of 8 cells (64 bytes, a cache line) for each worker, then a meter of 8 cells for each worker; and with a
+probe port (``grace_probe_bind``), where ``BOARDS`` says, a board for each worker: what its own threads know and the
+probe responder, another process, cannot. ``LAYOUT`` counts when a cell changes its place or its meaning; what is
+appended leaves it as it is.
 
 Atomicity: an item of a ``memoryview`` cast to ``"q"`` is loaded and stored by one ``memcpy`` of a constant 8 bytes
 (CPython, ``Objects/memoryobject.c``, ``unpack_single`` and ``pack_single``), which compilers turn into one aligned
@@ -27,6 +30,8 @@ cells                                  writer
 ``PID`` .. ``HOLDS`` of a slot         arbiter when it claims the slot, the worker while it lives
 ``DISMISSED``, ``CLAIMED`` (meter)     arbiter
 ``TERM_ASKED`` .. of a meter           the worker
+``SHOWN`` of a board                   arbiter when it claims the slot, the worker while it lives
+all else of a board                    the worker
 =====================================  ======================================================================
 
 The arbiter frees the slot of a dead worker from ``child_exit``. ``REQUESTS`` and ``SINCE_T0`` stay in it, and the next
@@ -44,6 +49,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 from .errors import StateError
 from .phase import Phase
@@ -55,7 +61,8 @@ LINK = f"/memfd:{NAME}"
 MAGIC_NUMBER = int.from_bytes(b"ggrace\0\1", sys.byteorder)
 LAYOUT = 1
 SLOTS = 1024
-"""Workers that can be counted at a time. 128 KiB in all, of which only what is used takes memory."""
+"""Workers that can be counted at a time. 128 KiB in all, with boards 3 MiB more, of which only what is used takes
+memory."""
 
 NS = 1_000_000_000
 
@@ -83,10 +90,12 @@ NS = 1_000_000_000
     GONE_CUT_OFF,
     LATE,
     FAILED,
-) = range(23)
+    BOARDS,
+) = range(24)
 """Cells of the header. RATE is requests per 1000 seconds; DELAY is how long LAME_DUCK lasts at the most if no late
 request extends it (ns); DELAY_OVER is when a SIGTERM would first have drained at once: what ``prestop`` waits for;
-SLOTS_USED is one more than the highest number that a worker's slot ever had."""
+SLOTS_USED is one more than the highest number that a worker's slot ever had; BOARDS is where the boards begin, 0 where
+there are none."""
 
 HEADER_CELLS = 64
 SLOT_CELLS = METER_CELLS = 8
@@ -98,10 +107,41 @@ CLAIMED, DISMISSED, TERM_ASKED, CUT_OFF, LONGEST, LONGEST_BEFORE, WINDOW, EMPTY_
 """Cells of a meter. LONGEST is the longest request (ns) since WINDOW began, LONGEST_BEFORE the one before. EMPTY_SINCE
 is when the accept queues of a worker that has its own (``reuse_port``) were last seen to become empty."""
 
+HEARTBEAT, SHOWN = range(2)
+"""Cells of a board, before its entries: when the worker last told gunicorn that it lives, and how many entries count.
+"""
+
+ENTRIES = 32
+"""Checks that a board has room for."""
+
+NAME_BYTES = 64
+ENTRY_NAME, ENTRY_KIND, ENTRY_GOOD_FOR, ENTRY_RESULT = 0, NAME_BYTES // 8, NAME_BYTES // 8 + 1, NAME_BYTES // 8 + 2
+"""Cells of an entry: the check's name in UTF-8, the kind of probe that asks for it, for how long a result
+of it counts (ns), and the result: the time, and in its lowest bit whether the check passed: one store tells both. The
+first three are written before SHOWN counts the entry and never again, so no reader sees them half written."""
+
+BOARD_HEAD, ENTRY_CELLS = 8, NAME_BYTES // 8 + 4
+BOARD_CELLS = BOARD_HEAD + ENTRIES * ENTRY_CELLS
+
 ORIGIN_MASK = 0b111
 """TRIGGER holds the time and, in its three lowest bits (8 ns), who triggered: one store tells both."""
 
 LONGEST_WINDOW = 300 * NS
+
+
+class Shown(NamedTuple):
+    """An entry of a board.
+
+    :ivar kind: the number of its kind of probe.
+    :ivar good_for: how long a result counts, nanoseconds.
+    :ivar known: when the result came; 0 while there is none.
+    """
+
+    name: str
+    kind: int
+    good_for: int
+    known: int
+    passed: bool
 
 
 def _terminating(cells: memoryview[int]) -> Callable[[], bool]:
@@ -142,9 +182,13 @@ class State:
         """Whether the shutdown has begun, seen from any process and at once: also before the arbiter's loop knows."""
 
     @classmethod
-    def create(cls, slots: int = SLOTS) -> State:
-        """Make the memory. Runs in the arbiter, before the first fork; workers inherit the mapping."""
-        size = (HEADER_CELLS + slots * (SLOT_CELLS + METER_CELLS)) * 8
+    def create(cls, slots: int = SLOTS, *, boards: bool = False) -> State:
+        """Make the memory. Runs in the arbiter, before the first fork; workers inherit the mapping.
+
+        :param boards: whether workers have to tell a probe responder what they know: 3 KiB more for each that does.
+        """
+        places = HEADER_CELLS + slots * (SLOT_CELLS + METER_CELLS)
+        size = (places + boards * slots * BOARD_CELLS) * 8
         _occupy_standard_streams()
         fd = -1
         if hasattr(os, "memfd_create"):
@@ -156,6 +200,7 @@ class State:
         state = cls(fd, mmap.mmap(fd, size))
         cells = state.cells
         cells[VERSION], cells[SLOT_COUNT], cells[ARBITER] = LAYOUT, slots, os.getpid()
+        cells[BOARDS] = places if boards else 0
         cells[MAGIC] = MAGIC_NUMBER  # Last: who sees it sees the rest.
         return state
 
@@ -166,7 +211,14 @@ class State:
         :raises StateError: it is not ours, or of another version.
         :raises OSError: it cannot be opened.
         """
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        return cls.mapped(os.open(path, os.O_RDWR | os.O_CLOEXEC), path)
+
+    @classmethod
+    def mapped(cls, fd: int, path: str) -> State:
+        """The same with the memory's descriptor, which is closed when it is refused.
+
+        :param path: what messages call it.
+        """
         size = os.fstat(fd).st_size
         if size < HEADER_CELLS * 8:
             os.close(fd)
@@ -187,6 +239,9 @@ class State:
             return f"layout {cells[VERSION]}, this command knows {LAYOUT}: use the instance's own"
         if slots <= 0 or (HEADER_CELLS + slots * (SLOT_CELLS + METER_CELLS)) * 8 > size:
             return f"{slots} slots do not fit into {size} bytes: damaged"
+        boards = cells[BOARDS]
+        if boards and (boards < HEADER_CELLS or (boards + slots * BOARD_CELLS) * 8 > size):
+            return f"{slots} boards from cell {boards} on do not fit into {size} bytes: damaged"
         if cells[PHASE] not in set(Phase):
             return f"{cells[PHASE]} is no phase: damaged"
         return None
@@ -253,10 +308,11 @@ class State:
 
     def slots(self) -> Iterator[tuple[int, int, int]]:
         """For each claimed slot: its number, where its cells begin, and where its meter's begin."""
-        for number in range(self.cells[SLOT_COUNT]):
-            meter = self.meter(number)
-            if self.cells[meter + CLAIMED]:
-                yield number, self.slot(number), meter
+        # One strided copy: 1024 looks in Python take 0.2 ms, and a probe responder makes them for each probe.
+        claimed = self.cells[self.meter(0) + CLAIMED : self.meter(self.cells[SLOT_COUNT]) : METER_CELLS].tolist()
+        for number, is_claimed in enumerate(claimed):
+            if is_claimed:
+                yield number, self.slot(number), self.meter(number)
 
     def cut_off(self, number: int) -> int:
         """How many requests would be lost if the worker of a slot ended now, or were when it was interrupted."""
@@ -269,6 +325,38 @@ class State:
     def meter(self, number: int) -> int:
         """Where the cells of the meter of slot ``number`` begin."""
         return HEADER_CELLS + self.cells[SLOT_COUNT] * SLOT_CELLS + number * METER_CELLS
+
+    def board(self, number: int) -> int | None:
+        """Where the board of slot ``number`` begins; ``None`` where there are no boards."""
+        begin = self.cells[BOARDS]
+        return begin + number * BOARD_CELLS if begin else None
+
+    def shown(self, number: int) -> list[Shown]:
+        """What the worker of slot ``number`` tells of its checks. Any process."""
+        board = self.board(number)
+        if board is None:
+            return []
+        cells, age = self.cells, self.slot(number) + AGE
+        while True:
+            before = cells[age]
+            entries = [
+                self._entry(board + BOARD_HEAD + index * ENTRY_CELLS)
+                for index in range(min(max(cells[board + SHOWN], 0), ENTRIES))
+            ]
+            if cells[age] == before:  # Otherwise the slot was given to another worker meanwhile.
+                return entries
+
+    def _entry(self, entry: int) -> Shown:
+        cells = self.cells
+        name = b"".join(cells[entry + cell].to_bytes(8, sys.byteorder, signed=True) for cell in range(ENTRY_KIND))
+        result = cells[entry + ENTRY_RESULT]
+        return Shown(
+            name.rstrip(b"\0").decode("utf-8", "replace"),
+            cells[entry + ENTRY_KIND],
+            cells[entry + ENTRY_GOOD_FOR],
+            result & ~1,
+            bool(result & 1),
+        )
 
     # -- writing ---------------------------------------------------------------------------------------------------
 
@@ -292,9 +380,30 @@ class State:
         for cell in (*range(slot, slot + SLOT_CELLS), *range(meter + 1, meter + METER_CELLS)):
             if cell not in kept:
                 cells[cell] = 0
+        board = self.board(number)
+        if board is not None:
+            cells[board + SHOWN] = cells[board + HEARTBEAT] = 0
         cells[slot + AGE] = age
         cells[SLOTS_USED] = max(cells[SLOTS_USED], number + 1)
         cells[meter + CLAIMED] = 1
+
+    def show(self, number: int, name: str, kind: int, good_for: int) -> int | None:
+        """Add a check to the board of slot ``number``, its result unknown. The worker, in one thread.
+
+        :param good_for: nanoseconds for which a result counts.
+        :returns: the cell that its results go to (see :data:`ENTRY_NAME`); ``None`` when there is no room for it, in
+            the board or for the name.
+        """
+        board, encoded, cells = self.board(number), name.encode(), self.cells
+        if board is None or cells[board + SHOWN] >= ENTRIES or len(encoded) > NAME_BYTES:
+            return None
+        entry = board + BOARD_HEAD + cells[board + SHOWN] * ENTRY_CELLS
+        padded = encoded.ljust(NAME_BYTES, b"\0")
+        for cell in range(ENTRY_KIND):
+            cells[entry + cell] = int.from_bytes(padded[8 * cell : 8 * cell + 8], sys.byteorder, signed=True)
+        cells[entry + ENTRY_KIND], cells[entry + ENTRY_GOOD_FOR], cells[entry + ENTRY_RESULT] = kind, good_for, 0
+        cells[board + SHOWN] += 1  # Last: who counts it sees the rest.
+        return entry + ENTRY_RESULT
 
     def free(self, number: int) -> int:
         """Take a dead worker's slot back, its totals kept. Arbiter.

@@ -11,6 +11,7 @@ import os
 import signal
 import socket
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -25,6 +26,7 @@ import quiet
 from conftest import WORKERS, Client, Server
 
 from gunicorn_grace import state as st
+from gunicorn_grace.rehearsal import procfs
 
 HERE = str(Path(__file__).parent)
 MS = 1e6
@@ -241,12 +243,103 @@ def quiet_test() -> None:
         sys.exit(1)
 
 
+BARE = """
+import socket
+listener = socket.create_server(("127.0.0.1", 0), backlog=128)
+print(listener.getsockname()[1], flush=True)
+while True:
+    sock, _ = listener.accept()
+    sock.recv(4096)
+    sock.sendall(b"HTTP/1.1 200 OK\\r\\nContent-Length: 3\\r\\nConnection: close\\r\\n\\r\\nok\\n")
+    sock.close()
+"""
+"""What the machine makes of an exchange in which nothing is done."""
+
+
+def probe_port(probes: int) -> None:
+    """Readiness at the probe port, and at gunicorn's own, while every sync worker is busy: a connection for each. In
+    between, as many exchanges with a process that does nothing: on a busy machine most of the time is the machine's."""
+    settings = {"probe_bind": "127.0.0.1:0"}
+    bare = subprocess.Popen([sys.executable, "-c", BARE], stdout=subprocess.PIPE, text=True)
+    try:
+        with serve("tiny:app", args=("-k", "sync", "-w", "2", "--timeout", "600"), settings=settings) as server:
+            server.wait_ready()
+            server.wait_booted(2)
+            line = server.wait_line("probe port at ")
+            assert bare.stdout is not None
+            ports = {"probe port": int(line.rpartition(":")[2]), "bare": int(bare.stdout.readline())}
+            busy = [Client(server.address) for _ in range(2)]
+            for client in busy:
+                client.send("/sleep?600")
+            server.wait_in_flight(2)
+            pid = responder_of(server)
+            asked(("127.0.0.1", ports["probe port"]))  # It may still be starting.
+            cpu = cpu_ns([pid])
+            found: dict[str, list[float]] = {name: [] for name in ports}
+            for _ in range(probes):
+                time.sleep(0.01)  # Fifty times what ten probers ask; one after the other would be a load of its own.
+                for name, port in ports.items():
+                    found[name].append(asked(("127.0.0.1", port)))
+            cpu = cpu_ns([pid]) - cpu
+            try:
+                plain = f"answered after {asked(server.address):.1f} ms"
+            except TimeoutError:
+                plain = f"no answer within {PROBE_TIMEOUT:g} s"
+            memory = memory_of(pid)
+            for client in busy:
+                client.close()
+    finally:
+        bare.kill()
+        bare.communicate()
+    print(f"readiness with all workers busy: gunicorn's own port: {plain}")
+    for name, times in found.items():
+        times.sort()
+        print(
+            f"  {name}, {probes} exchanges: median {statistics.median(times):.2f} ms, "
+            f"p99 {times[len(times) * 99 // 100]:.2f} ms, worst {times[-1]:.1f} ms"
+        )
+    print(f"  the responder: {cpu / probes / 1000:.0f} us of CPU a probe, {memory}")
+
+
+PROBE_TIMEOUT = 1.0
+"""The kubelet's default."""
+
+
+def asked(address: tuple[str, int]) -> float:
+    """Milliseconds from connecting to the end of the response."""
+    began = time.monotonic_ns()
+    with socket.create_connection(address, timeout=PROBE_TIMEOUT) as sock:
+        sock.sendall(b"GET /readyz HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n")
+        data = b""
+        while got := sock.recv(4096):
+            data += got
+    assert data.startswith(b"HTTP/1.1 200 "), data
+    return (time.monotonic_ns() - began) / MS
+
+
+def responder_of(server: Server) -> int:
+    """The process behind the probe port."""
+    for pid in procfs.children(server.arbiter_pid):
+        if b"gunicorn_grace.responder" in Path(f"/proc/{pid}/cmdline").read_bytes():
+            return pid
+    raise LookupError("no responder")
+
+
+def memory_of(pid: int) -> str:
+    """What a process takes, and what of that is shared with nobody."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    kib = {name: int(rest.split()[0]) for name, rest in (line.split(":", 1) for line in lines[1:])}
+    private = kib["Private_Clean"] + kib["Private_Dirty"]
+    return f"{kib['Rss'] / 1024:.1f} MiB resident, {private / 1024:.1f} MiB its own"
+
+
 BENCHMARKS: dict[str, Callable[[], None]] = {
     "cpu": lambda: cpu_a_request(2_000, 60),
     "probe": lambda: cpu_a_probe(5_000, 5),
     "flip": lambda: flip(5),
     "exit": lambda: exit_time(6),
     "idle": lambda: idle(3),
+    "probe-port": lambda: probe_port(2000),
     "quiet": quiet_test,
 }
 

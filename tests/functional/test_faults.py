@@ -160,7 +160,7 @@ def test_more_workers_than_slots_are_served_uncounted(serve: Serve, tmp_path: Pa
     (tmp_path / "conf.py").write_text(
         "import gunicorn_grace.state as st\n"
         "create = st.State.create.__func__\n"
-        "st.State.create = classmethod(lambda cls: create(cls, 1))\n"
+        "st.State.create = classmethod(lambda cls, **options: create(cls, 1, **options))\n"
         "from gunicorn_grace.conf import *\n"
     )
     server = serve(args=("-k", "gthread", "-w", "3"), config=("-c", "conf.py"), settings=SHORT)

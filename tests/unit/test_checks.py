@@ -373,7 +373,7 @@ class AsyncCallable:
         ({"name": "a\n"}, "is not 1 to 63"),
         ({"name": "x" * 64}, "is not 1 to 63"),
         ({"name": print}, 'is no string: write @gunicorn_grace.check("database")'),
-        ({"name": "shutdown"}, "check name 'shutdown' is one of the plugin's own (booted, shutdown): give another"),
+        ({"name": "shutdown"}, "'shutdown' is one of the plugin's own (booted, heartbeat, shutdown): give another"),
         ({"name": "booted"}, "is one of the plugin's own"),
         ({"function": None}, "check c: None cannot be called: give a function without parameters"),
         ({"function": coroutine}, "is a coroutine function: checks run in threads, give a plain one"),

@@ -37,6 +37,7 @@ NAMES = (
     "how-it-works.md",
     "probes.md",
     "metrics.md",
+    "probe-port.md",
     "commands.md",
     "faults.md",
     "worker-classes.md",

@@ -21,7 +21,17 @@ FLOORS = (
     {"errors", "phase"},
     {"settings", "state"},
     {"lifecycle", "checks", "trigger", "metrics", "report"},
-    {"listener", "probes", "connections", "worker_classes", "worker", "arbiter", "notify"},
+    {
+        "listener",
+        "probes",
+        "connections",
+        "worker_classes",
+        "worker",
+        "arbiter",
+        "notify",
+        "probe_port",
+        "responder",
+    },
     {"conf", "wsgi", "asgi", "flask", "prometheus"},
     {"manifest", "rehearsal", "cli"},
 )

@@ -46,6 +46,21 @@ TABLE: dict[str, tuple[list[tuple[Any, Any]], list[Any]]] = {
     ),
     "grace_trigger": ([("off", "off"), ("local", "local"), ("token", "token")], ["Local", None, True, ""]),
     "grace_trigger_token": ([("s3cret", "s3cret"), (None, None)], ["", "  ", 3, "file:/nowhere/at/all"]),
+    "grace_probe_bind": (
+        [
+            ("127.0.0.1:8081", "127.0.0.1:8081"),
+            ("localhost:0", "localhost:0"),
+            ("[::1]:8081", "[::1]:8081"),
+            ("unix:/run/probe.sock", "unix:/run/probe.sock"),
+            (None, None),
+            ("", None),
+        ],
+        [
+            *(8081, True, "8081", ":8081", "localhost", "127.0.0.1:", "127.0.0.1:http", "127.0.0.1:65536", "h:-1"),
+            *("::1:8081", "[::1]", "[::1:8081", "[127.0.0.1]:80", "a b:80", "http://h:80", "h\n:80", "[::1\n]:80"),
+            *("unix:probe.sock", "unix:", "unix:/", "unix:/a\0b", "unix:/" + 107 * "a", "fd://3"),
+        ],
+    ),
     "grace_log_probes": (FLAGS, NO_FLAGS),
     "grace_report": ([("/tmp/r.json", "/tmp/r.json"), (None, None), ("", None)], [3, True]),
 }
@@ -173,6 +188,7 @@ def test_defaults_are_those_of_the_design() -> None:
         ignore_paths=["/metrics"],
         trigger="local",
         trigger_token=None,
+        probe_bind=None,
         log_probes=False,
         report=None,
         graceful_timeout=30,

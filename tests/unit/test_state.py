@@ -55,7 +55,7 @@ def test_every_cell_has_its_own_aligned_place(memory: State) -> None:
     """8 bytes a cell, 64 a slot, on the boundary of a cache line; no two names share a cell."""
     names = (
         "MAGIC VERSION SLOT_COUNT ARBITER PHASE T0 SIGTERM TRIGGER CONSUMED UNDRAIN DRAIN DRAIN_LIMIT DEADLINE "
-        "UPGRADED HTTP_SHUT RATE DELAY DELAY_OVER SLOTS_USED GONE_LAST_ARRIVAL GONE_CUT_OFF"
+        "UPGRADED HTTP_SHUT RATE DELAY DELAY_OVER SLOTS_USED GONE_LAST_ARRIVAL GONE_CUT_OFF LATE FAILED BOARDS"
     )
     header = [getattr(st, name) for name in names.split(" ")]
     assert sorted(header) == list(range(len(header)))

@@ -1,0 +1,474 @@
+"""The probe port from the arbiter's and the workers' side: who binds it, who answers, and what it is answered from.
+
+The arbiter binds the listener before the first worker is forked, and keeps it: when the responder
+(:mod:`gunicorn_grace.responder`) dies, what connects meanwhile waits in the accept queue for the next one. The
+responder is a new interpreter (``posix_spawn``) and no fork of the arbiter, which with ``preload_app`` holds the whole
+application, with its threads and locks, and gunicorn's listeners.
+
+It is no worker: gunicorn does not know of it. Its ``waitpid(-1)`` would take it for one all the same and log its end
+as a worker's (22.0 to 25.3; code 3 or 4 would halt the server, so the responder never ends with those); so
+:meth:`ProbePort.reap` comes first, and where it comes too late the end is noticed by ``waitpid`` knowing no such child.
+
+A failure in here costs the probe port and nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import signal
+import socket
+import stat
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from . import responder
+from . import state as st
+from .checks import Check, Kind, Outcome, Registry, Run, registry
+from .phase import Phase
+from .settings import Settings, address_of
+
+BACKLOG = 128
+
+STEADY = 1.0
+"""Seconds after which a responder that dies is replaced at once."""
+
+SHORTEST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
+"""Seconds before one is replaced that lived less; doubled each time in a row."""
+
+LAST_ANSWERS = 0.5
+"""Seconds that the responder has at the end of all for what it has in hand."""
+
+HANDED_OVER = "GUNICORN_GRACE_PROBE_FD"
+"""In the environment of an arbiter that another one has executed (SIGUSR2): the descriptor of the listener."""
+
+_STARTS = (
+    "import sys; sys.modules.update(ssl=None, _hashlib=None); sys.path += sys.argv[1:]; "
+    "from gunicorn_grace.responder import main; main()"
+)
+"""Isolated and without ``site`` (-I -S), so that no file in the working directory or in site-packages stands in for the
+standard library's; and without OpenSSL, for which ``http.client`` and ``hmac`` would reach: 4 of 18 MiB (3.11)."""
+
+RUN_EVERY = 1.0
+"""Seconds between two runs of a check with a ``ttl`` of less: here nobody waits for it, so none is run for a probe."""
+
+SLACK = 10.0
+"""Seconds beyond ``ttl`` and ``timeout`` after which a check's result no longer counts: nobody looks after it."""
+
+WATCH = 0.05
+
+_CHILD_FDS = 16
+"""Descriptors are copied to numbers from here on before they get the child's: none may overwrite another."""
+
+
+class ProbePort:
+    """The listener of the probe port and its responder. Everything here runs in the arbiter's main thread.
+
+    :raises SystemExit: it cannot be bound; the log says why in one line.
+    """
+
+    def __init__(self, arbiter: Any, state: st.State, settings: Settings) -> None:
+        assert settings.probe_bind is not None
+        self.arbiter = arbiter
+        self.state = state
+        self.bind = settings.probe_bind
+        self.pid = 0
+        self._owner = os.getpid()
+        self._retired: list[int] = []
+        self._ended = ""
+        self._log_pipe = -1
+        self._unread = b""
+        self._pause = 0.0
+        self._began = self._next = 0.0
+        self._failed = False
+        self._orders = self._orders_of(settings)
+        self.listener, self._inherited = self._listen()
+
+    @property
+    def log(self) -> Any:
+        return self.arbiter.log
+
+    # -- the listener ------------------------------------------------------------------------------------------------
+
+    def _listen(self) -> tuple[socket.socket, bool]:
+        address = address_of(self.bind)
+        handed_over = self._handed_over(address)
+        if handed_over is not None:
+            return handed_over, True
+        try:
+            if address in self.arbiter.cfg.address and address[1] != 0:
+                raise OSError(0, "gunicorn itself binds it")
+            made = self._listen_unix(address) if isinstance(address, str) else _listen_tcp(*address)
+        except OSError as error:
+            why = error.strerror or str(error)
+            self.log.error("gunicorn-grace: grace_probe_bind = %r cannot be bound: %s: give a free one", self.bind, why)
+            sys.exit(1)
+        return made, False
+
+    def _listen_unix(self, path: str) -> socket.socket:
+        with contextlib.suppress(FileNotFoundError):
+            if not stat.S_ISSOCK(os.stat(path).st_mode):
+                raise OSError(0, "there is a file that is no socket")
+            with socket.socket(socket.AF_UNIX) as other:
+                other.settimeout(1)
+                # What an arbiter left behind that got SIGKILL refuses.
+                if other.connect_ex(path) == 0:
+                    raise OSError(0, "another process listens there")
+            os.unlink(path)
+        cfg = self.arbiter.cfg
+        made = socket.socket(socket.AF_UNIX)
+        umask = os.umask(cfg.umask)
+        try:
+            made.bind(path)
+            if (cfg.uid, cfg.gid) != (os.geteuid(), os.getegid()):
+                os.chown(path, cfg.uid, cfg.gid)
+            made.listen(BACKLOG)
+        except OSError:
+            made.close()
+            raise
+        finally:
+            os.umask(umask)
+        self._inode = os.stat(path).st_ino
+        return made
+
+    def _handed_over(self, address: str | tuple[str, int]) -> socket.socket | None:
+        """The listener of the arbiter that executed this one, if it is the one that is wanted."""
+        given = os.environ.pop(HANDED_OVER, None)
+        self.arbiter.cfg.env_orig.pop(HANDED_OVER, None)
+        if given is None or not self.arbiter.master_pid:
+            return None
+        try:
+            sock = socket.socket(fileno=int(given))
+        except (OSError, ValueError):
+            return None
+        sock.set_inheritable(False)
+        if _is_at(sock, address):
+            if isinstance(address, str):
+                self._inode = os.stat(address).st_ino
+            return sock
+        sock.close()
+        return None
+
+    @contextlib.contextmanager
+    def handing_over(self) -> Iterator[None]:
+        """While gunicorn executes another arbiter, which then finds the listener; both have it."""
+        environ = self.arbiter.cfg.env_orig
+        self.listener.set_inheritable(True)
+        environ[HANDED_OVER] = str(self.listener.fileno())
+        try:
+            yield
+        finally:
+            self.listener.set_inheritable(False)
+            environ.pop(HANDED_OVER, None)
+
+    def leave(self) -> None:
+        """Close what a worker has inherited: it would keep the port taken after the arbiter's end."""
+        with contextlib.suppress(OSError):
+            self.listener.close()
+            self._close_log()
+
+    # -- the responder -----------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Say where the port is, and start the responder. One whose listener another arbiter serves as well waits until
+        a worker has booted: it would answer "not ready" for an instance that is."""
+        self.log.info("gunicorn-grace: probe port at %s", _shown(self.listener.getsockname()))
+        self.look()
+
+    def look(self) -> None:
+        """Once a pass of gunicorn's loop: read what the responder says, and replace it when it died. Never raises."""
+        try:
+            self._read()
+            self.reap()
+            if self._ended:
+                self.log.warning("gunicorn-grace: the probe responder %s; another one is started", self._ended)
+                self._ended = ""
+            waits = self._inherited and self.state.phase() is Phase.STARTING
+            if not self.pid and not waits and time.monotonic() >= self._next:
+                self._spawn()
+        except Exception:
+            self._next = time.monotonic() + LONGEST_PAUSE
+            if not self._failed:
+                self._failed = True
+                self.log.exception("gunicorn-grace: the probe responder cannot be started; tried again")
+
+    def reap(self) -> None:
+        """Notice the end of the responder. Called before gunicorn reaps, in 22 and 23 in a signal handler: no log."""
+        for pid in list(self._retired):
+            if _status(pid) is not None:
+                with contextlib.suppress(ValueError):
+                    self._retired.remove(pid)
+        pid = self.pid
+        status = _status(pid) if pid else None
+        if status is None or self.pid != pid:
+            return
+        self.pid = 0
+        now = time.monotonic()
+        self._pause = 0.0 if now - self._began > STEADY else min(max(SHORTEST_PAUSE, 2 * self._pause), LONGEST_PAUSE)
+        self._next = now + self._pause
+        self._ended = f"(pid {pid}) {status}"
+
+    def reload(self, settings: Settings) -> None:
+        """Take new settings, after SIGHUP. A responder with the old ones answers what it has in hand, and ends."""
+        if settings.probe_bind != self.bind:
+            self.log.warning(
+                "gunicorn-grace: grace_probe_bind stays %r: %r takes a restart", self.bind, settings.probe_bind
+            )
+        orders = self._orders_of(settings)
+        if orders == self._orders:
+            return
+        self._orders = orders
+        self.reap()
+        old, self.pid, self._next = self.pid, 0, 0.0
+        if old:
+            self._retired.append(old)
+            _tell(old, responder.RETIRE)
+        self.look()
+
+    def end(self) -> None:
+        """End the responder and close the port. The last that an arbiter does; a second time nothing."""
+        if os.getpid() != self._owner or self.listener.fileno() < 0:
+            return
+        with contextlib.suppress(Exception):
+            self._read()
+        self.reap()
+        if isinstance(address := address_of(self.bind), str) and not self._is_served_by_another():
+            with contextlib.suppress(OSError):
+                if os.stat(address).st_ino == self._inode:
+                    os.unlink(address)
+        self.listener.close()
+        pids = [pid for pid in (self.pid, *self._retired) if pid]
+        for pid in pids:
+            _tell(pid, responder.RETIRE)
+        until = time.monotonic() + LAST_ANSWERS
+        while (pids := [pid for pid in pids if _status(pid) is None]) and time.monotonic() < until:
+            time.sleep(0.005)
+        for pid in pids:
+            _tell(pid, signal.SIGKILL)
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, 0)
+        self.pid = 0
+        self._close_log()
+
+    def _close_log(self) -> None:
+        if self._log_pipe >= 0:
+            os.close(self._log_pipe)
+            self._log_pipe = -1
+
+    def _is_served_by_another(self) -> bool:
+        return bool(self.arbiter.reexec_pid or self.arbiter.master_pid)
+
+    def _orders_of(self, settings: Settings) -> bytes:
+        cfg = self.arbiter.cfg
+        orders = {
+            "arbiter": os.getpid(),
+            "settings": dataclasses.asdict(settings),
+            "timeout": cfg.timeout,
+            "uid": cfg.uid,
+            "gid": cfg.gid,
+        }
+        return json.dumps(orders).encode()
+
+    def _spawn(self) -> None:
+        with contextlib.ExitStack() as stack:
+
+            def pipe() -> tuple[int, int]:
+                ends = os.pipe()
+                for end in ends:
+                    stack.callback(os.close, end)
+                return ends
+
+            orders, give_orders = pipe()
+            os.set_blocking(give_orders, False)
+            if os.write(give_orders, self._orders) < len(self._orders):
+                raise ValueError(f"the settings are longer than a pipe holds: {len(self._orders)} bytes")
+            log, write_log = pipe()
+            os.set_blocking(log, False)
+            os.set_blocking(write_log, False)
+            given = (orders, write_log, write_log, self.listener.fileno(), self.state.fd)
+            actions = []
+            for number, fd in enumerate(given):
+                copy = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _CHILD_FDS)
+                stack.callback(os.close, copy)
+                actions.append((os.POSIX_SPAWN_DUP2, copy, number))
+            pid = os.posix_spawn(
+                sys.executable,
+                [sys.executable, "-I", "-S", "-c", _STARTS, str(Path(__file__).parents[1]), *filter(None, sys.path)],
+                os.environ,
+                file_actions=actions,
+                # SIGTERM may come to the whole group before it is there to ignore it.
+                setsigmask=sorted(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}),
+            )
+            self.pid, self._began, self._failed = pid, time.monotonic(), False
+            self._close_log()
+            self._log_pipe = os.dup(log)
+            self._unread = b""
+        self.log.debug("gunicorn-grace: probe responder with pid %d", pid)
+
+    def _read(self) -> None:
+        """Pass on what the responder says: it has no log of its own."""
+        if self._log_pipe < 0:
+            return
+        with contextlib.suppress(BlockingIOError):
+            self._unread += os.read(self._log_pipe, 65536)
+        *lines, self._unread = self._unread.split(b"\n")
+        for line in lines:
+            self.log.warning("gunicorn-grace: probe port: %s", line.decode("utf-8", "backslashreplace"))
+
+
+class Publisher:
+    """Runs a worker's checks one after its ``ttl``, and shows the results on its board. In a thread of the worker, or a
+    greenlet where gevent has patched those; it reads and writes nothing that the worker's requests do.
+
+    :param readiness_delay: seconds after T0 in which the checks still decide; later nobody needs them.
+    """
+
+    def __init__(
+        self, state: st.State, number: int, log: Any, readiness_delay: float, checks: Registry = registry
+    ) -> None:
+        self._state = state
+        self._number = number
+        self._log = log
+        self._readiness_delay = round(readiness_delay * st.NS)
+        self._checks = checks
+        self._shown: dict[tuple[Kind, str], _Place] = {}
+
+    def add(self) -> None:
+        """Show the checks that have come since: applications register them when they like."""
+        for check in self._checks:
+            key = check.kind, check.name
+            if key in self._shown:
+                continue
+            good_for = round((max(check.ttl, RUN_EVERY) + check.timeout + SLACK) * st.NS)
+            cell = self._state.show(self._number, check.name, responder.KINDS.index(check.kind), good_for)
+            self._shown[key] = _Place(cell)
+            if cell is None:
+                self._log.warning(
+                    "gunicorn-grace: the %s check %s does not count at the probe port: there is room for %d checks",
+                    check.kind.value,
+                    check.name,
+                    st.ENTRIES,
+                )
+
+    def step(self) -> float:
+        """Begin what is due and show what has come out; returns after how many seconds to look again."""
+        self.add()
+        t0 = self._state.t0()
+        if t0 and time.monotonic_ns() - t0 >= self._readiness_delay:
+            return RUN_EVERY
+        now, pause = self._checks.clock(), RUN_EVERY
+        for check in self._checks:
+            place = self._shown[check.kind, check.name]
+            if place.cell is None:
+                continue
+            if place.run is None and now >= place.due:
+                for begun in self._checks.begin(check.kind, only=check.name):
+                    if isinstance(begun, Outcome):
+                        self._show(check, place, begun)
+                    else:
+                        place.run = begun
+            if place.run is not None and place.run.is_known():
+                self._show(check, place, place.run.outcome())
+            pause = min(pause, WATCH if place.run is not None else max(0.0, place.due - now))
+        return pause
+
+    def _show(self, check: Check, place: _Place, outcome: Outcome) -> None:
+        assert place.cell is not None
+        place.run = None
+        place.due = self._checks.clock() + max(check.ttl, RUN_EVERY)
+        self._state.cells[place.cell] = time.monotonic_ns() & ~1 | outcome.passed
+
+    def run(self) -> None:
+        """For ever. An error is logged once, and what it left undone is tried again."""
+        failed = False
+        while True:
+            pause = RUN_EVERY
+            try:
+                pause = self.step()
+            except Exception:
+                if not failed:
+                    failed = True
+                    self._log.exception("gunicorn-grace: a check cannot be shown to the probe port; tried again")
+            time.sleep(pause)
+
+
+@dataclasses.dataclass
+class _Place:
+    """Where the results of a check go, the run under way, and when (registry's clock) the next one is due."""
+
+    cell: int | None
+    run: Run | None = None
+    due: float = 0.0
+
+
+def publish(worker: Any, state: st.State, number: int | None, settings: Settings) -> None:
+    """Let the probe responder see this worker's heartbeat and checks. Runs in the worker, just before it counts as
+    booted, so that nobody takes checks for passed that have not run yet. Without a probe port it does nothing."""
+    board = None if number is None else state.board(number)
+    if number is None or board is None:
+        return
+    cells, cell, tell_gunicorn = state.cells, board + st.HEARTBEAT, worker.tmp.notify
+
+    def notify() -> None:
+        tell_gunicorn()
+        cells[cell] = time.monotonic_ns()
+
+    cells[cell] = time.monotonic_ns()
+    worker.tmp.notify = notify
+    publisher = Publisher(state, number, worker.log, settings.readiness_delay)
+    publisher.add()
+    threading.Thread(target=publisher.run, name="gunicorn-grace probe port", daemon=True).start()
+
+
+def _listen_tcp(host: str, port: int) -> socket.socket:
+    family, kind, protocol, _, address = socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    made = socket.socket(family, kind, protocol)
+    try:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # As gunicorn: what is in TIME_WAIT is no one's.
+        made.bind(address)
+        made.listen(BACKLOG)
+    except OSError:
+        made.close()
+        raise
+    return made
+
+
+def _shown(name: Any) -> str:
+    if isinstance(name, str):
+        return f"unix:{name}"
+    host, port = name[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _is_at(sock: socket.socket, address: str | tuple[str, int]) -> bool:
+    name = sock.getsockname()
+    if isinstance(address, str) or isinstance(name, str):
+        return bool(name == address)
+    found = socket.getaddrinfo(*address, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    return name[:2] in [(meant[4][0], meant[4][1] or name[1]) for meant in found]  # Port 0 took any.
+
+
+def _status(pid: int) -> str | None:
+    """How a child of ours has ended; ``None`` while it lives."""
+    try:
+        found, status = os.waitpid(pid, os.WNOHANG)
+    except ChildProcessError:
+        return "ended"  # gunicorn's waitpid(-1) was faster.
+    if not found:
+        return None
+    code = os.waitstatus_to_exitcode(status)
+    return f"ended with exit code {code}" if code >= 0 else f"was ended by signal {-code}"
+
+
+def _tell(pid: int, sig: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, sig)
