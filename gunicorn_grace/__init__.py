@@ -9,7 +9,16 @@ from __future__ import annotations
 from typing import Any
 
 from . import state as _state
-from .errors import ConfigurationError, GraceError, SettingError, StateError, TransitionError, UnknownSetting
+from .application import hold, on_drain, on_lame_duck, until_terminating
+from .errors import (
+    ConfigurationError,
+    GraceError,
+    SettingError,
+    StateError,
+    TransitionError,
+    UnknownSetting,
+    UsageError,
+)
 from .phase import Phase
 
 __version__ = "0.1.0"
@@ -22,10 +31,15 @@ __all__ = [
     "StateError",
     "TransitionError",
     "UnknownSetting",
+    "UsageError",
+    "hold",
     "install",
     "is_terminating",
+    "on_drain",
+    "on_lame_duck",
     "phase",
     "seconds_left",
+    "until_terminating",
 ]
 
 

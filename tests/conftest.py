@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from gunicorn_grace import settings, state, worker
+from gunicorn_grace import application, settings, state, worker
 from gunicorn_grace.state import State
 
 
@@ -19,6 +19,8 @@ def _outside_gunicorn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(settings, "_adopted", None)
     monkeypatch.setattr(state, "current", None)
     monkeypatch.setattr(worker, "current", None)
+    monkeypatch.setattr(application, "current", None)
+    monkeypatch.setattr(application, "callbacks", {phase: [] for phase in application.DECORATORS})
 
 
 @pytest.fixture
