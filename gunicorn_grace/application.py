@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import _thread
 import contextlib
+import functools
 import math
 import os
 import threading
@@ -58,7 +59,7 @@ class Callback:
     def __str__(self) -> str:
         """As the log names it: what it was registered for, function, file and line."""
         inner: Any = self.function
-        while hasattr(inner, "func"):  # functools.partial
+        while isinstance(inner, functools.partial):
             inner = inner.func
         name = getattr(inner, "__qualname__", type(inner).__qualname__)
         code = getattr(inner, "__code__", None)

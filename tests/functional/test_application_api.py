@@ -7,6 +7,7 @@ import importlib.util
 import os
 import re
 import signal
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -346,6 +347,29 @@ def test_a_worker_that_has_served_max_requests_waits_for_its_hold(kind: str, sta
     (switches / "work").touch()
     server.wait_for(lambda: pid not in server.worker_pids(), "the end of the worker", PATIENCE)
     assert f"work is done in {pid}" in server.output
+
+
+def listening(port: int) -> int:
+    """How many sockets listen at this port: the fourth column of /proc/net/tcp is 0A for those (proc(5))."""
+    rows = [row.split() for row in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return sum(row[3] == "0A" and int(row[1].split(":")[1], 16) == port for row in rows)
+
+
+def test_with_reuse_port_no_connection_waits_for_a_worker_that_stays(kind: str, start: Serve, switches: Path) -> None:
+    """It closes the listeners that are its own: the kernel would go on giving it connections, which nobody accepts."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port = sock.getsockname()[1]
+    args = (*WORKERS[kind], "-w", "1", "--reuse-port", *PATIENT)
+    server = start(args=args, bind=f"127.0.0.1:{port}", settings=HOLD)
+    old = int(server.get("/hold?name=work").body)
+    server.signal(signal.SIGHUP)
+    server.wait_for(lambda: set(booted_in(server.memory)) - {old}, "a new worker", PATIENCE)
+    server.wait_for(lambda: listening(port) == 1, "the end of the old listener", PATIENCE)
+    assert {server.get("/").status for _ in range(12)} == {200}
+    assert old in server.worker_pids()
+    (switches / "work").touch()
+    server.wait_for(lambda: old not in server.worker_pids(), "the end of the old worker", PATIENCE)
 
 
 # -- streams -----------------------------------------------------------------------------------------------------------

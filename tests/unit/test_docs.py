@@ -28,7 +28,15 @@ from gunicorn_grace.settings import TERMINATION_LOG, Settings, budget_line, rows
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PACKAGE = Path(arbiter.__file__).parent
-NAMES = ("settings.md", "how-it-works.md", "commands.md", "faults.md", "worker-classes.md", "evidence.md")
+NAMES = (
+    "settings.md",
+    "how-it-works.md",
+    "commands.md",
+    "faults.md",
+    "worker-classes.md",
+    "evidence.md",
+    "application.md",
+)
 
 HINT = "\n\nThe documentation parted from the code. Run python tests/unit/test_docs.py, or paste this:\n\n"
 
@@ -307,8 +315,8 @@ def test_settings_named_in_the_docs_exist() -> None:
     known = {f"grace_{row.name}" for row in rows()}
     for page in NAMES:
         named = {name.lower() for name in re.findall(r"\b(?:grace_[a-z_]+|GRACE_[A-Z_]+)\b", read(page))}
-        # The helper that a user must not have, and the module's name.
-        assert named - known - {"grace_something"} == set(), page
+        # The helper that a user must not have, and the fixture.
+        assert named - known - {"grace_something", "grace_instance"} == set(), page
 
 
 def faults() -> list[str]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import threading
 from importlib.metadata import entry_points
 from pathlib import Path
+from queue import SimpleQueue
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,7 +24,7 @@ from gunicorn_grace.errors import UsageError
 from gunicorn_grace.flask import init_app
 from gunicorn_grace.phase import Phase
 from gunicorn_grace.state import State
-from gunicorn_grace.testing import in_phase
+from gunicorn_grace.testing import Instance, in_phase
 from gunicorn_grace.wsgi import Probes
 
 
@@ -214,6 +217,40 @@ def test_no_command_finds_it() -> None:
         assert not st.current.shared_by_name
         if sys.platform == "linux":
             assert [path for path in st.instances() if path not in before and f"/{os.getpid()}/" in path] == []
+
+
+# -- the documentation -------------------------------------------------------------------------------------------------
+
+
+def test_the_code_in_the_documentation_works(app: Flask, grace_instance: Instance) -> None:
+    """Every block of docs/application.md is executed, its tests are run, and its callbacks and holds do as it says."""
+    page = Path(__file__).parents[2] / "docs" / "application.md"
+    left: list[str] = []
+    sent: SimpleQueue[str] = SimpleQueue()
+    sent.put("hello")
+    names: dict[str, Any] = {
+        "app": app,
+        "ADDRESS": "192.0.2.7",
+        "directory": SimpleNamespace(deregister=left.append),
+        "metrics": SimpleNamespace(flush=lambda: left.append("flushed")),
+        "queue": sent,
+    }
+    blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S)
+    assert len(blocks) == 7
+    for block in blocks:
+        exec(compile(block, str(page), "exec"), names)
+    names["test_not_ready_in_lame_duck"](app.test_client())
+    names["test_the_stream_ends"](app.test_client(), grace_instance)
+    begun, let_go = threading.Event(), threading.Event()
+    names["export_in_background"](lambda: (begun.set(), let_go.wait(20)))
+    assert grace_instance.holds == ["export"]
+    assert begun.wait(20)
+    grace_instance.enter(Phase.DRAINING)
+    grace_instance.run_callbacks()
+    assert left == ["192.0.2.7", "flushed"]
+    assert grace_instance.holds == ["export"]
+    let_go.set()
+    names["export"]()
 
 
 # -- pytest ------------------------------------------------------------------------------------------------------------
