@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from . import state as _state
+from .application import hold, on_drain, on_lame_duck, until_terminating
 from .errors import (
     CheckError,
     ConfigurationError,
@@ -18,6 +19,7 @@ from .errors import (
     StateError,
     TransitionError,
     UnknownSetting,
+    UsageError,
 )
 from .phase import Phase
 
@@ -37,11 +39,16 @@ __all__ = [
     "StateError",
     "TransitionError",
     "UnknownSetting",
+    "UsageError",
     "check",
+    "hold",
     "install",
     "is_terminating",
+    "on_drain",
+    "on_lame_duck",
     "phase",
     "seconds_left",
+    "until_terminating",
 ]
 
 

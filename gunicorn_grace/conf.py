@@ -243,7 +243,8 @@ def _post_request(worker: Any, req: Any, environ: Any, resp: Any) -> None:
 
 def _worker_int(worker: Any) -> None:
     seat = _worker.current
-    if seat is not None and seat.note_cut_off():
+    if seat is not None:
+        seat.note_cut_off()
         seat.dump("when the worker was interrupted, and cut off")
 
 

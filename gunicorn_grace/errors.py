@@ -63,3 +63,7 @@ class TransitionError(GraceError):
 
 class StateError(GraceError):
     """The shared memory is not there, is not ours, or is of another layout."""
+
+
+class UsageError(GraceError, RuntimeError):
+    """An application or a test calls something of ours with what it cannot take, or where it cannot be."""

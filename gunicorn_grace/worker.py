@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Collection
 from typing import Any
 
-from . import listener
+from . import application, listener
 from . import state as st
 from .checks import registry
 from .connections import accepted_at, bare, never_sent, unread
@@ -108,6 +108,12 @@ class Seat:
         """Whether every request in flight is in ``in_flight``. Where not, a connection on which nothing happens may be
         one whose request is being served: it is left alone."""
         self._draining = False
+        self._dumped = False
+        self.hurried = False
+        """Whether this worker was told to go at once, by SIGINT, SIGQUIT or SIGABRT."""
+        self.told_to_leave = 0
+        """When it was told to go, in nanoseconds."""
+        self.duties = application.Duties(state, self.cells_own, self.slot + st.HOLDS, log)
         self.owns_listeners = False
         """Whether this worker bound its listeners itself (``reuse_port``, gunicorn 24.1 and later)."""
         self._own_listeners: list[Any] = []
@@ -191,6 +197,7 @@ class Seat:
             self._own_listeners = list(worker.sockets)
         self._note_probe_paths()
         self.watch_drain()
+        self.duties.booted()
         self.shed_from_the_parser()
         adapt_booted(worker, self.state.is_terminating)
 
@@ -216,14 +223,16 @@ class Seat:
 
     def note_cut_off(self) -> int:
         """Keep how many requests are cut off now: their ``post_request`` still runs while the worker is torn down."""
+        self.hurried = True
         count = self.cells_own[self.meter + st.CUT_OFF] = self.cells_own[self.slot + st.IN_FLIGHT]
         return int(count)
 
     def limit_drain(self, cfg: Any) -> None:
         """Give gunicorn's worker the drain limit of the whole instance as its ``graceful_timeout``."""
-        limit = self.cells[st.DRAIN_LIMIT]
+        now, limit = time.monotonic_ns(), self.cells[st.DRAIN_LIMIT]
+        self.told_to_leave = self.told_to_leave or now  # gunicorn goes on sending SIGTERM to a worker too many.
         if limit:
-            cfg.settings["graceful_timeout"].value = max(0.0, (limit - time.monotonic_ns()) / st.NS)
+            cfg.settings["graceful_timeout"].value = max(0.0, (limit - now) / st.NS)
 
     def watch_drain(self) -> None:
         """Begin to close idle connections and to dump what is late, beside whatever the worker is doing.
@@ -237,7 +246,6 @@ class Seat:
 
     def _drain(self) -> None:
         idle_since: dict[tuple[int, int], int] = {}
-        dumped = False
         try:
             self._seal_own()
             while True:
@@ -245,10 +253,7 @@ class Seat:
                 self._watch_own(now)
                 if now >= self.cells[st.DRAIN] + LINGER * st.NS:
                     idle_since = self._close_idle(idle_since)
-                limit = self.cells[st.DRAIN_LIMIT]
-                if not dumped and limit and now >= limit - DUMP_BEFORE * st.NS:
-                    dumped = True
-                    self.dump(f"{DUMP_BEFORE:g} s before the end of the drain")
+                self._dump_before("the end of the drain", self.cells[st.DRAIN_LIMIT], now)
                 time.sleep(TICK)
         except Exception:
             # The connections then hold the exit up to the drain limit, as in plain gunicorn.
@@ -301,8 +306,14 @@ class Seat:
                 all_known = False  # HTTP/2, tornado, pywsgi, ASGI: requests that do not name their connection.
         return inodes, all_known
 
+    def _dump_before(self, what: str, limit: int, now: int) -> None:
+        if limit and not self._dumped and now >= limit - DUMP_BEFORE * st.NS:
+            self._dumped = True
+            self.dump(f"{DUMP_BEFORE:g} s before {what}")
+
     def dump(self, when: str) -> None:
-        """Log each request in flight: method, path without query, age, and where its code is."""
+        """Log each request in flight: method, path without query, age, and where its code is; and what else keeps the
+        worker."""
         entries = list(self.in_flight.items())
         now = time.monotonic_ns()
         for request, (began, owner, counted) in sorted(entries, key=lambda entry: entry[1][0]):
@@ -316,6 +327,38 @@ class Seat:
                 (now - began) / st.NS,
                 _stack_top(owner),
             )
+        self.duties.tell_left(when)
+
+    def stay(self, worker: Any) -> None:
+        """Keep a worker that has served its last request for as long as it has duties, and may.
+
+        Here, and not in ``worker_exit``: by then gunicorn has closed the file of the worker's heartbeat (22.0 to 27.0),
+        and outside a shutdown would abort it after ``timeout``.
+        """
+        duties = self.duties
+        duties.leave()
+        if self.hurried or not duties.left():
+            return
+        # Nobody serves any more. What another process has as well stays open there; what this worker alone has would
+        # hang: its own listeners (reuse_port), and the connections that gthread and sync leave to the process' end.
+        for sock in worker.sockets:
+            with contextlib.suppress(OSError):
+                sock.close()
+        busy, _ = self._busy_inodes()
+        for conn, key in accepted_at(self._addresses):
+            if key[1] not in busy:
+                with contextlib.suppress(OSError):
+                    conn.shutdown(socket.SHUT_RDWR)
+        own_limit = (self.told_to_leave or time.monotonic_ns()) + round(worker.cfg.graceful_timeout * st.NS)
+        while duties.left() and not self.hurried:
+            now, drain_limit = time.monotonic_ns(), self.cells[st.DRAIN_LIMIT]
+            self._dump_before(
+                "the end of the drain" if drain_limit else "graceful_timeout", drain_limit or own_limit, now
+            )
+            if now >= (drain_limit or own_limit):
+                return
+            worker.notify()
+            time.sleep(TICK)
 
 
 current: Seat | None = None
@@ -446,7 +489,7 @@ def _answer_signals(worker: Any, seat: Seat) -> None:
     values; 20,000 instructions a request were measured).
     """
     cls: Any = type(worker)
-    leave = cls.handle_exit
+    leave, serve = cls.handle_exit, cls.run
 
     def may_leave(self: Any) -> bool:
         """SIGTERM. With ``dumb-init`` or ``tini -g`` it comes to the whole process group: not the arbiter's word."""
@@ -467,6 +510,7 @@ def _answer_signals(worker: Any, seat: Seat) -> None:
 
     def handle_exit(self: Any, sig: int, frame: Any) -> None:
         if sig != signal.SIGTERM or may_leave(self):  # uvicorn-worker sends its SIGQUIT here as well.
+            seat.hurried |= sig != signal.SIGTERM
             leave(self, sig, frame)
 
     def handle_winch(self: Any, sig: int, frame: Any) -> None:
@@ -476,7 +520,14 @@ def _answer_signals(worker: Any, seat: Seat) -> None:
         except Exception:
             self.log.exception("gunicorn-grace: failed to watch the drain; gunicorn goes on")
 
-    cls.handle_exit, cls.handle_winch = handle_exit, handle_winch
+    def run(self: Any) -> None:
+        serve(self)
+        try:
+            seat.stay(self)
+        except Exception:
+            self.log.exception("gunicorn-grace: failed to wait for holds and callbacks; the worker leaves")
+
+    cls.handle_exit, cls.handle_winch, cls.run = handle_exit, handle_winch, run
     try:
         adapt(worker, lambda: may_leave(worker), seat.is_dismissed, seat.state.is_terminating)
     except Exception:
@@ -547,6 +598,7 @@ def take_seat(worker: Any, state: st.State, number: int | None, settings: Settin
     global current
     cls = type(worker)
     seat = current = Seat(state, number, settings, worker.log, owner=owner_of_requests(cls), threaded=is_threaded(cls))
+    application.current = seat.duties
     seat.tracking = tracking(cls)
     registry.log = worker.log
     seat.sees_all = seat.tracking in (HOOKS, WSGI)

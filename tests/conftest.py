@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from gunicorn_grace import checks, settings, state, worker
+from gunicorn_grace import application, checks, settings, state, worker
 from gunicorn_grace.state import State
 
 
@@ -20,6 +20,8 @@ def _outside_gunicorn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(state, "current", None)
     monkeypatch.setattr(worker, "current", None)
     monkeypatch.setattr(checks.registry, "_of", dict.fromkeys(checks.Kind, ()))
+    monkeypatch.setattr(application, "current", None)
+    monkeypatch.setattr(application, "callbacks", {phase: [] for phase in application.DECORATORS})
 
 
 @pytest.fixture

@@ -35,9 +35,10 @@ PACKAGE = Path(arbiter.__file__).parent
 NAMES = (
     "settings.md",
     "how-it-works.md",
+    "application.md",
     "probes.md",
-    "metrics.md",
     "probe-port.md",
+    "metrics.md",
     "commands.md",
     "faults.md",
     "worker-classes.md",
@@ -398,8 +399,8 @@ def test_settings_named_in_the_docs_exist() -> None:
     known = {f"grace_{row.name}" for row in rows()}
     for page in NAMES:
         named = {name.lower() for name in re.findall(r"\b(?:grace_[a-z_]+|GRACE_[A-Z_]+)\b", read(page))}
-        # The helper that a user must not have, and the module's name.
-        assert named - known - {"grace_something"} == set(), page
+        # The helper that a user must not have, and the fixture.
+        assert named - known - {"grace_something", "grace_instance"} == set(), page
 
 
 def test_the_parameters_of_a_check_and_their_defaults_are_those_of_the_code() -> None:

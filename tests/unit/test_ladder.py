@@ -19,7 +19,7 @@ PACKAGE = "gunicorn_grace"
 
 FLOORS = (
     {"errors", "phase"},
-    {"settings", "state"},
+    {"settings", "state", "application"},
     {"lifecycle", "checks", "trigger", "metrics", "report"},
     {
         "listener",
@@ -39,7 +39,7 @@ FLOOR = {module: number for number, modules in enumerate(FLOORS) for module in m
 FACADE = PACKAGE
 """``__init__``: beside the ladder. What it imports on import is of floor 0 or 1."""
 
-BESIDE = {"testing", "__main__"}
+BESIDE = {"testing", "pytest_plugin", "__main__"}
 """Beside the ladder as well: no module may import them."""
 
 

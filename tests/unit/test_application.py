@@ -1,0 +1,477 @@
+"""Callbacks, holds and streams that end, in a process that is no worker, or that holds the memory of one."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+import gunicorn_grace
+from gunicorn_grace import application, hold, on_drain, on_lame_duck, until_terminating
+from gunicorn_grace import state as st
+from gunicorn_grace.application import Duties
+from gunicorn_grace.errors import GraceError, UsageError
+from gunicorn_grace.phase import Phase
+from gunicorn_grace.state import State
+from gunicorn_grace.testing import _Pretended
+
+PATIENCE = 20
+
+
+@pytest.fixture
+def memory() -> State:
+    """The memory of an instance with one worker: never closed, as a thread that looks out may look once more."""
+    return _Pretended()
+
+
+@pytest.fixture
+def duties(memory: State, monkeypatch: pytest.MonkeyPatch) -> Iterator[Duties]:
+    """Those of its worker. It serves."""
+    memory.cells[st.PHASE] = Phase.SERVING
+    memory.claim(0, age=1)
+    made = Duties(memory, memory.cells, memory.slot(0) + st.HOLDS, logging.getLogger("gunicorn.error"))
+    monkeypatch.setattr(st, "current", memory)
+    monkeypatch.setattr(application, "current", made)
+    yield made
+    made._watching = False
+
+
+def named(name: str, calls: list[str] | None = None) -> Callable[[], None]:
+    """A function of this name that says when it runs."""
+
+    def function() -> None:
+        if calls is not None:
+            calls.append(name)
+
+    function.__qualname__ = name
+    return function
+
+
+def names(duties: Duties) -> list[str]:
+    """The callbacks that are due, by the names of their functions."""
+    return [callback.function.__qualname__ for callback in duties.due()]
+
+
+def holds(memory: State) -> int:
+    return int(memory.cells[memory.slot(0) + st.HOLDS])
+
+
+# -- registering -------------------------------------------------------------------------------------------------------
+
+
+def test_a_decorator_gives_the_function_back() -> None:
+    """With and without parentheses; the deadline is 5 s unless another is given."""
+    one, two = named("one"), named("two")
+    assert on_lame_duck(one) is one
+    assert on_drain(timeout=2)(two) is two
+    assert on_drain()(one) is one
+    registered = [(c.function, c.timeout) for phase in Phase for c in application.callbacks.get(phase, ())]
+    assert registered == [(one, 5.0), (two, 2.0), (one, 5.0)]
+
+
+@pytest.mark.parametrize("timeout", [0, -1, float("nan"), float("inf"), "5", None, True])
+def test_a_deadline_is_a_positive_number_of_seconds(timeout: Any) -> None:
+    """Anything else is refused where it is written, with the value and an example."""
+    with pytest.raises(UsageError, match=r"@on_drain\(timeout=.*must be a number of seconds > 0: try timeout=5"):
+        on_drain(timeout=timeout)
+    assert not any(application.callbacks.values())
+
+
+def test_a_coroutine_function_is_refused() -> None:
+    """There is no loop in the thread that would run it: it would never have run, without a word."""
+
+    async def forgotten() -> None: ...
+
+    with pytest.raises(UsageError, match=r"@on_lame_duck got the coroutine function .*forgotten.*plain function"):
+        on_lame_duck(forgotten)
+
+
+def test_what_cannot_be_called_is_refused() -> None:
+    """``@on_drain(5)`` for ``@on_drain(timeout=5)``, say."""
+    with pytest.raises(UsageError, match="@on_drain got 5, which cannot be called"):
+        on_drain(5)  # type: ignore[call-overload]
+    assert issubclass(UsageError, GraceError)
+
+
+def test_a_callback_is_named_by_function_file_and_line() -> None:
+    """A partial by what it wraps, a method by its function, an object by its class."""
+
+    class Pool:
+        def close(self) -> None: ...
+
+        def __call__(self) -> None: ...
+
+    line = Pool.close.__code__.co_firstlineno
+    for function, wanted in (
+        (Pool().close, f"Pool.close ({__file__}:{line})"),
+        (functools.partial(functools.partial(Pool.close), Pool()), f"Pool.close ({__file__}:{line})"),
+        (Pool(), f"Pool (of {__name__})"),
+        (threading.Event().set, "Event.set ("),
+        (os.getpid, "getpid (of builtins)"),
+    ):
+        on_drain(function)
+        shown = str(application.callbacks[Phase.DRAINING][-1])
+        assert shown.startswith("on_drain callback ")
+        assert wanted in shown
+
+
+# -- what is due -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def registered() -> None:
+    """Two callbacks for each phase, registered in turns."""
+    for name in ("a", "b"):
+        on_drain(named(f"drain {name}"))
+        on_lame_duck(named(f"lame duck {name}"))
+
+
+LAME_DUCK = ["lame duck a", "lame duck b"]
+DRAIN = ["drain a", "drain b"]
+
+
+@pytest.mark.parametrize(
+    ("phase", "wanted"),
+    [
+        (Phase.STARTING, []),
+        (Phase.SERVING, []),
+        (Phase.LAME_DUCK, LAME_DUCK),
+        (Phase.DRAINING, LAME_DUCK + DRAIN),
+        (Phase.STOPPED, []),
+    ],
+)
+@pytest.mark.usefixtures("registered")
+def test_what_is_due_in_each_phase(duties: Duties, memory: State, phase: Phase, wanted: list[str]) -> None:
+    """In the order of registration; on_drain after on_lame_duck, however late that began; nothing after Ctrl-C."""
+    memory.cells[st.PHASE] = phase
+    assert names(duties) == wanted
+
+
+@pytest.mark.parametrize("cell", [st.SIGTERM, st.TRIGGER])
+@pytest.mark.usefixtures("registered")
+def test_they_are_due_before_the_arbiter_takes_the_shutdown_up(duties: Duties, memory: State, cell: int) -> None:
+    """From the store in the signal handler on, or from the trigger's."""
+    memory.cells[cell] = 1
+    assert names(duties) == LAME_DUCK
+
+
+@pytest.mark.parametrize("phase", [Phase.LAME_DUCK, Phase.DRAINING, Phase.STOPPED])
+@pytest.mark.usefixtures("registered")
+def test_a_worker_that_leaves_in_a_shutdown_runs_all(duties: Duties, memory: State, phase: Phase) -> None:
+    """Also when it leaves before the drain (``max_requests``), or by gunicorn's own halt."""
+    memory.cells[st.PHASE] = phase
+    duties.leave()
+    assert names(duties) == LAME_DUCK + DRAIN
+
+
+@pytest.mark.usefixtures("registered")
+def test_a_worker_that_leaves_in_a_reload_runs_none(duties: Duties) -> None:
+    """The instance goes on."""
+    duties.leave()
+    assert names(duties) == []
+
+
+@pytest.mark.usefixtures("registered")
+def test_where_another_arbiter_serves_on_there_is_no_lame_duck(duties: Duties, memory: State) -> None:
+    """SIGUSR2: whoever takes the address out of a directory would take the new one out."""
+    memory.cells[st.UPGRADED], memory.cells[st.PHASE] = 1, Phase.DRAINING
+    assert names(duties) == DRAIN
+
+
+@pytest.mark.usefixtures("registered")
+def test_each_runs_once_a_shutdown(duties: Duties, memory: State) -> None:
+    """What has run is not due again, until the shutdown was taken back and another has begun; one that was taken back
+    while a callback ran does not count for the next."""
+    memory.cells[st.PHASE] = Phase.LAME_DUCK
+    first, second = duties.due()
+    assert duties.run(first) is None
+    assert duties.due() == [second]
+    taken_back = threading.Event()
+
+    def taken_back_meanwhile() -> None:
+        memory.cells[st.CONSUMED] = 7
+        taken_back.set()
+
+    second.function = taken_back_meanwhile
+    assert duties.run(second) is None
+    assert taken_back.is_set()
+    assert duties.due() == [first, second]
+
+
+# -- running -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [ValueError("x"), SystemExit(3), KeyboardInterrupt(), GeneratorExit()])
+def test_whatever_a_callback_raises_is_its_outcome(duties: Duties, error: BaseException) -> None:
+    """It ends neither this thread nor the process."""
+
+    def function() -> None:
+        raise error
+
+    on_drain(function)
+    assert duties.run(application.callbacks[Phase.DRAINING][0]) is error
+
+
+def test_one_that_overruns_is_left_to_itself(duties: Duties, memory: State) -> None:
+    """Its deadline is its outcome, it is not due again, and its thread goes on to its end."""
+    let_go, ended = threading.Event(), threading.Event()
+
+    @on_lame_duck(timeout=0.01)
+    def slow() -> None:
+        let_go.wait(PATIENCE)
+        ended.set()
+
+    memory.cells[st.PHASE] = Phase.LAME_DUCK
+    (callback,) = duties.due()
+    outcome = duties.run(callback)
+    assert isinstance(outcome, TimeoutError)
+    assert "slow (" in str(outcome)
+    assert "overran its timeout of 0.01 s" in str(outcome)
+    assert duties.due() == []
+    let_go.set()
+    assert ended.wait(PATIENCE)
+
+
+def test_the_thread_that_looks_out_runs_what_is_due(
+    duties: Duties, memory: State, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It begins with the boot or with the first registration, whichever is later, and there is one; an error of a
+    callback is logged once with its traceback, a TimeoutError of its own like any other."""
+    calls: list[str] = []
+    ended = threading.Event()
+    memory.cells[st.PHASE] = Phase.LAME_DUCK
+    on_lame_duck(named("before the boot", calls))
+    threads = threading.active_count()
+    duties.booted()
+
+    @on_lame_duck
+    def fails() -> None:
+        raise TimeoutError("the application's own")
+
+    on_lame_duck(named("while serving", calls))
+    on_lame_duck(ended.set)
+    assert ended.wait(PATIENCE)
+    assert calls == ["before the boot", "while serving"]
+    assert duties._watching
+    assert threading.active_count() <= threads + 2  # The one that looks out, and a callback's that is just ending.
+    (record,) = [r for r in caplog.records if r.exc_info]
+    assert "fails (" in record.getMessage()
+    assert "failed" in record.getMessage()
+
+
+def test_without_callbacks_nobody_looks_out(duties: Duties) -> None:
+    """Nothing registered, no thread; and none before the boot."""
+    duties.booted()
+    assert not duties._watching
+    other = Duties(duties.state, duties._cells, duties._cell, duties.log)
+    on_drain(named("one"))
+    assert duties._watching
+    other.watch()
+    assert not other._watching
+
+
+def test_without_a_thread_to_be_had_the_worker_leaves(
+    duties: Duties, memory: State, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Callbacks that will never run do not keep it; the log says so."""
+
+    def none_left(*args: Any) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(application._thread, "start_new_thread", none_left)
+    on_drain(named("one"))
+    duties.booted()
+    memory.cells[st.PHASE] = Phase.DRAINING
+    assert duties.due()
+    assert duties.left() == []
+    assert "callbacks will not run" in caplog.text
+
+
+# -- holds -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_hold_counts_while_it_is_held(duties: Duties, memory: State) -> None:
+    """Nested, twice of one name, and given back after an error; the slot's cell has the number."""
+    with hold("one"), hold("one"):
+        assert holds(memory) == 2
+        assert [left.split(" for ")[0] for left in duties.left()] == ["hold 'one'"] * 2
+    assert holds(memory) == 0
+
+    def fails() -> None:
+        with hold("two"):
+            assert holds(memory) == 1
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fails()
+    assert holds(memory) == 0
+    assert duties.left() == []
+
+
+def test_a_hold_decorates_a_function(duties: Duties, memory: State) -> None:
+    """It is held for as long as each call lasts."""
+
+    @hold("work")
+    def work() -> int:
+        return holds(memory)
+
+    assert [work(), work(), holds(memory)] == [1, 1, 0]
+
+
+def test_threads_count_together(duties: Duties, memory: State) -> None:
+    """No store of one overwrites that of another: 8 threads, 2000 holds each, and the last count is right."""
+    inside, go = threading.Barrier(9), threading.Event()
+
+    def work(number: int) -> None:
+        for _ in range(2000):
+            with hold("short"):
+                pass
+        with hold(f"long {number}"):
+            inside.wait(PATIENCE)
+            go.wait(PATIENCE)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    inside.wait(PATIENCE)
+    assert holds(memory) == 8
+    go.set()
+    for thread in threads:
+        thread.join(PATIENCE)
+    assert holds(memory) == 0
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")  # Python 3.12 and later
+def test_a_child_of_the_worker_leaves_its_count_alone(duties: Duties, memory: State) -> None:
+    """A process that the application forks: neither a hold of its own nor the end of an inherited one counts."""
+    with hold("the parent's"):
+        reader, writer = os.pipe()
+        pid = os.fork()
+        if not pid:
+            try:
+                with hold("the child's"):
+                    during = holds(memory)
+                duties.give_back(object())
+                os.write(writer, bytes([during, holds(memory)]))
+            finally:
+                os._exit(0)
+        os.close(writer)
+        with os.fdopen(reader, "rb") as pipe:
+            assert pipe.read() == b"\1\1"
+        os.waitpid(pid, 0)
+        assert holds(memory) == 1
+    assert holds(memory) == 0
+
+
+def test_many_holds_are_one_line(duties: Duties, caplog: pytest.LogCaptureFixture) -> None:
+    """Twenty are named, the others counted; a name with a line break stays on its line; with none left, no line."""
+    duties.tell_left("now")
+    assert not caplog.records
+    held = [duties.take(f"upload\n{number}") for number in range(23)]
+    duties.tell_left("now")
+    (record,) = caplog.records
+    line = record.getMessage()
+    assert line.startswith("gunicorn-grace: left now: 23 holds and 0 callbacks: hold 'upload\\n0' for 0.0 s, ")
+    assert line.endswith(" and 3 more")
+    assert "\n" not in line
+    for token in held:
+        duties.give_back(token)
+
+
+# -- streams -----------------------------------------------------------------------------------------------------------
+
+
+class Closable:
+    """An iterable that counts how often it is closed."""
+
+    def __init__(self, *items: int) -> None:
+        self.items = iter(items)
+        self.closed = 0
+
+    def __iter__(self) -> Iterator[int]:
+        return self.items
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+def test_a_stream_ends_with_its_iterable(duties: Duties) -> None:
+    """While nothing is shut down it changes nothing."""
+    assert list(until_terminating([1, 2, 3])) == [1, 2, 3]
+    assert list(until_terminating(iter(()))) == []
+
+
+@pytest.mark.parametrize("at", [Phase.LAME_DUCK, Phase.DRAINING])
+def test_a_stream_ends_at_its_phase_and_closes_its_iterable(duties: Duties, memory: State, at: Phase) -> None:
+    """The item that was asked for before is not lost; then it ends, for good, and what it wraps is closed once."""
+    inner = Closable(*range(9))
+    stream = until_terminating(inner, at)
+    assert next(stream) == 0
+    memory.cells[st.PHASE] = Phase.LAME_DUCK
+    if at is Phase.DRAINING:
+        assert next(stream) == 1
+        memory.cells[st.PHASE] = Phase.DRAINING
+    assert inner.closed == 0
+    assert list(stream) == []
+    memory.cells[st.PHASE] = Phase.SERVING
+    assert list(stream) == []
+    assert inner.closed == 1
+
+
+def test_an_item_that_comes_after_t0_is_not_lost(duties: Duties, memory: State) -> None:
+    """A stream that waits at T0 sends what it has waited for."""
+
+    def waits() -> Iterator[int]:
+        memory.cells[st.SIGTERM] = 1
+        yield 1
+        yield 2
+
+    assert list(until_terminating(waits())) == [1]
+
+
+def test_a_stream_that_is_closed_before_its_first_item_closes_its_iterable() -> None:
+    """A client that was gone at once: servers then call ``close`` alone. Twice is as once."""
+    inner = Closable(1)
+    stream: Any = until_terminating(inner)
+    stream.close()
+    stream.close()
+    assert inner.closed == 1
+    assert list(stream) == []
+
+
+def test_a_stream_ends_in_a_phase_of_the_shutdown() -> None:
+    """Another phase is refused, with those that there are."""
+    with pytest.raises(UsageError, match=r"at=SERVING\) must be LAME_DUCK or DRAINING"):
+        until_terminating([], at=Phase.SERVING)
+
+
+# -- outside gunicorn --------------------------------------------------------------------------------------------------
+
+
+def test_outside_gunicorn_all_is_as_in_serving() -> None:
+    """Callbacks are registered and never run, holds do nothing, streams go to their end; nothing of gunicorn or Flask
+    is imported, and no thread begins."""
+    code = (
+        "import sys, threading, gunicorn_grace as g\n"
+        "g.on_lame_duck(sys.exit)\n"
+        "g.on_drain(timeout=1)(sys.exit)\n"
+        "with g.hold('work'):\n"
+        "    assert list(g.until_terminating(range(3))) == [0, 1, 2]\n"
+        "assert threading.active_count() == 1\n"
+        "assert not {'gunicorn', 'flask', 'werkzeug'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
+
+
+def test_all_of_it_is_in_the_package() -> None:
+    """``gunicorn_grace.hold`` and its like are what an application imports."""
+    for name in ("on_lame_duck", "on_drain", "hold", "until_terminating", "UsageError"):
+        assert name in gunicorn_grace.__all__
+        assert hasattr(gunicorn_grace, name)
