@@ -95,11 +95,8 @@ class Balancer(Instance):
         bind: Address = ("127.0.0.1", 0),
         executable_prefix: Sequence[str] = (),
     ) -> None:
-        executable = self.find()
-        if executable is None:
-            raise PlanFailed(f"--through {self.product}: it is not installed: {self.install}")
+        self.executable = self.require()
         super().__init__("", name=self.product, executable_prefix=executable_prefix)
-        self.executable = executable
         self.setup = setup or Setup()
         self.endpoints = list(endpoints)
         self.front: Address = bind
@@ -112,6 +109,17 @@ class Balancer(Instance):
         """The executable, None where there is none. What this Python's environment holds comes first."""
         path = os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath), "/usr/sbin"])
         return shutil.which(cls.product, path=path)
+
+    @classmethod
+    def require(cls) -> str:
+        """The executable.
+
+        Raises:
+            PlanFailed: there is none; the message says where it comes from.
+        """
+        if (executable := cls.find()) is None:
+            raise PlanFailed(f"--through {cls.product}: it is not installed: {cls.install}")
+        return executable
 
     @classmethod
     def config(cls, front: Address, folder: str, endpoints: Sequence[Address], setup: Setup) -> dict[str, str]:

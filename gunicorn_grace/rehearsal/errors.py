@@ -10,7 +10,7 @@ from ..errors import GraceError
 _CAUSE = re.compile(
     r"[\w.]*(Error|Exception|Exit|Interrupt)\b:|\S*gunicorn\S*: error:|\[Errno"
     r"|Invalid value for|Failed to (find|parse)"
-    r"|\[ALERT\].* : \[|nginx: \[emerg\]|\[.*\]\[critical\]"
+    r"|\[ALERT\].*\.cfg:\d+\]|nginx: \[emerg\]|\[.*\]\[critical\]"
 )
 
 

@@ -108,7 +108,7 @@ class Plan:
             if seconds < 0:
                 raise PlanFailed(f"{name} {seconds:g} s is negative: a time from 0 s on is needed")
         if self.through is not None:
-            PRODUCTS[self.through]([])  # whether it is installed
+            PRODUCTS[self.through].require()
         try:
             self._load(EndpointTable())
         except ValueError as error:

@@ -8,9 +8,11 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from gunicorn_grace.rehearsal.balancers import PRODUCTS, Balancer, Setup
 from gunicorn_grace.rehearsal.errors import InstanceFailed
 from gunicorn_grace.rehearsal.platform import EndpointTable
 from gunicorn_grace.rehearsal.scene import GRACE, PLAIN, play
+from gunicorn_grace.rehearsal.wire import fetch
 
 Balance = Callable[..., Balancer]
 
@@ -64,12 +67,7 @@ def balance(product: type[Balancer]) -> Iterator[Balance]:
 
 def answering(balancer: Balancer, burst: int = 12) -> set[int]:
     """The pids of the workers that answer so many requests, one after the other."""
-    return {look(balancer.get("/look"))["pid"] for _ in range(burst)}
-
-
-@pytest.fixture(autouse=True)
-def _get(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Balancer, "get", Server.get, raising=False)
+    return {look(fetch(balancer.address, "/look"))["pid"] for _ in range(burst)}
 
 
 def one_worker(serve: Serve, **options: Any) -> tuple[Server, int]:
@@ -111,7 +109,6 @@ def test_what_it_learns_by_itself(serve: Serve, balance: Balance) -> None:
         return
     a.wait_for(lambda: balancer.unrouted(), "the failed check")
     assert answering(balancer) == {b_pid}
-    assert not a.memory.cells[0] == 0
 
 
 def test_a_scale_down_through_it_loses_nothing(product: type[Balancer], tmp_path: Path) -> None:
@@ -122,6 +119,8 @@ def test_a_scale_down_through_it_loses_nothing(product: type[Balancer], tmp_path
         lag=1.5,
         through=product.product,
         setup=QUICK,
+        warm_up=40,
+        cool_down=40,
         settings={"shutdown_delay": 2, "min_delay": 0},
         slow_path="/slow?s=1",
         slow_share=0.05,
@@ -136,12 +135,12 @@ def test_plain_gunicorn_is_asked_for_what_it_has(tmp_path: Path) -> None:
     """Without a readiness path in the application, checks of plain gunicorn ask for a path of the load, and it is said:
     with checks that never pass no request would reach it at all."""
     lines: list[str] = []
-    scene = plan("gthread", tmp_path, lag=0.5, through="envoy", setup=QUICK)
+    scene = plan("gthread", tmp_path, lag=0.5, through="envoy", setup=QUICK, warm_up=40, cool_down=40)
     if PRODUCTS["envoy"].find() is None:
         pytest.skip("envoy is not installed")
     result = play(scene, PLAIN, lines.append)
     assert "GET /readyz answers 404: envoy asks for / instead" in lines
-    assert result.tally.total > 80
+    assert result.tally.total > 60
     assert result.lost_elsewhere == 0
 
 
@@ -151,33 +150,45 @@ def test_a_balancer_that_ends_under_load_is_told(serve: Serve, balance: Balance)
     balancer = balance(server)
     table = EndpointTable()
     table.add(server.address)
-    with (
-        pytest.raises(InstanceFailed, match=f"{balancer.product} ended with exit code -9 under load"),
-        balancer.following(table),
-    ):
-        os.kill(balancer.pid, signal.SIGKILL)
-        assert balancer.wait_exit(20)
+
+    def die() -> None:
+        with balancer.following(table):
+            os.kill(balancer.pid, signal.SIGKILL)
+            assert balancer.wait_exit(20)
+
+    with pytest.raises(InstanceFailed, match=f"{balancer.product} ended with exit code -9 under load"):
+        die()
 
 
 def test_a_balancer_that_cannot_be_told_is_told(serve: Serve, balance: Balance) -> None:
-    """What goes wrong between table and balancer is an error, and no silence."""
+    """With its folder gone, its files and its socket are: what the table says cannot be passed on, an error."""
     server, _ = one_worker(serve)
     balancer = balance(server)
     table = EndpointTable()
-    with (
-        pytest.raises(InstanceFailed, match="could not be told its endpoints: .*gone"),
-        balancer.following(table),
-    ):
-        (balancer.runtime_dir / "gone").symlink_to("/nowhere/gone")
-        balancer.tell = lambda endpoints: (balancer.runtime_dir / "gone").write_text("")  # type: ignore[method-assign]
-        table.add(("127.0.0.1", 1))
-        server.wait_for(lambda: balancer._told.is_set(), "the attempt")
+    table.add(server.address)
+
+    def followed() -> bool:
+        return any(thread.name == f"{balancer.product} follows" for thread in threading.enumerate())
+
+    def lose_its_folder() -> None:
+        with balancer.following(table):
+            shutil.rmtree(balancer.runtime_dir)
+            table.add(("127.0.0.1", 1))
+            server.wait_for(lambda: not followed(), "the end of the attempts")
+
+    with pytest.raises(InstanceFailed, match="could not be told its endpoints"):
+        lose_its_folder()
 
 
 def test_a_configuration_that_it_refuses_is_shown(product: type[Balancer]) -> None:
     """It ends at once; the first line of the error says why, in its own words, and no process is left."""
     balancer = product([("127.0.0.1", 1)], Setup(connect_timeout=-1.0))
-    with pytest.raises(InstanceFailed, match=f"^{product.product} ended with exit code 1 before it could listen: .*1"):
+    said = {
+        "envoy": r"Invalid duration",
+        "haproxy": r"unexpected character '-' in 'timeout connect'",
+        "nginx": r'"proxy_connect_timeout" directive invalid value',
+    }[product.product]
+    with pytest.raises(InstanceFailed, match=f"^{product.product} ended with .* before it could listen: .*{said}"):
         balancer.start()
     assert processes_of(balancer) == []
 

@@ -113,7 +113,7 @@ def test_without_a_balancer_the_table_is_the_way() -> None:
     ("line", "more"),
     [
         (
-            "[ALERT]    (7) : config : [/x/haproxy.cfg:7] : 'timeout connect' : unexpected character",
+            "[ALERT]    (7) : config : parsing [/x/haproxy.cfg:7] : unexpected character '-' in 'timeout connect'",
             "[ALERT]    (7) : config : Fatal errors found in configuration.",
         ),
         ("2026/11/25 10:12:39 [warn] 7#7: x\nnginx: [emerg] invalid value in /x/nginx.conf:9", ""),
