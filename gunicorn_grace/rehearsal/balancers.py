@@ -243,7 +243,7 @@ class Balancer(Instance):
         """Ask it to end, then end every process of it, and reap."""
         if self._listener is not None:
             self._listener.close()
-        if self._process is not None and self.exit_time is None:
+        if self._process is not None and self.exit_time is None and not self._prefix:
             self.signal(signal.SIGTERM)
             self.wait_exit(2.0)
         super().stop()
