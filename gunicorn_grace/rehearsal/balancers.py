@@ -41,8 +41,9 @@ class Setup:
 
     Attributes:
         path: what active health checks ask for; only 200 passes.
-        interval: from one health check of an instance to the next; one failure takes it out, one success back in.
-        check_timeout: for the answer to a health check.
+        interval: from one health check of an instance to the next; one 503 takes it out, one 200 back in.
+        check_timeout: for the answer to a health check, which waits for a free worker like any request. Too short, and
+            an instance that is merely busy is taken out, which makes the others busier.
         connect_timeout: for a connection to an instance. It counts while an instance drains: its listener drops
             SYNs then, so that this is what a request waits before it is tried elsewhere.
         timeout: for the response.
@@ -50,6 +51,8 @@ class Setup:
             (2 s unless set), or a request is sent at the moment at which gunicorn closes the connection.
         retries: how often a request is tried elsewhere when no connection to an instance could be made; 0: never.
             nginx takes no number: all the others, or none.
+        retries_at_once: Envoy's circuit breaker; of more retries under way at one time the rest fails. Its default of 3
+            is soon reached when an instance goes.
         forwarded: say ``X-Forwarded-For`` and the like, as a balancer should, or no such header at all.
         panic: Envoy's ``healthy_panic_threshold``: with less than so many percent of the instances ready, its default
             of 50 sends to all of them, those that are shutting down included.
@@ -57,11 +60,12 @@ class Setup:
 
     path: str = "/readyz"
     interval: float = 1.0
-    check_timeout: float = 1.0
+    check_timeout: float = 5.0
     connect_timeout: float = 1.0
     timeout: float = 10.0
     idle: float = 1.0
     retries: int = 3
+    retries_at_once: int = 1000
     forwarded: bool = True
     panic: float = 0.0
 
@@ -327,6 +331,7 @@ static_resources:
           path: {folder}/endpoints.json
           watched_directory: {{ path: {folder} }}
     connect_timeout: {setup.connect_timeout:g}s
+    circuit_breakers: {{ thresholds: [ {{ max_retries: {setup.retries_at_once} }} ] }}    # 3 unless set
     ignore_health_on_host_removal: true    # or what was removed is sent to for as long as it is ready
     common_lb_config:
       healthy_panic_threshold: {{ value: {setup.panic:g} }}    # 50 unless set: few ready, all are sent to
@@ -334,7 +339,7 @@ static_resources:
     - timeout: {setup.check_timeout:g}s
       interval: {setup.interval:g}s
       no_traffic_interval: {setup.interval:g}s    # 60s unless set
-      unhealthy_threshold: 1
+      unhealthy_threshold: 3    # unanswered checks; one 503 is enough
       healthy_threshold: 1
       reuse_connection: false
       http_health_check: {{ path: {setup.path} }}

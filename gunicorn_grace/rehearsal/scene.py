@@ -108,6 +108,8 @@ class Plan:
             if seconds < 0:
                 raise PlanFailed(f"{name} {seconds:g} s is negative: a time from 0 s on is needed")
         if self.through is not None:
+            if self.through not in PRODUCTS:
+                raise PlanFailed(f"through {self.through!r}: choose one of {', '.join(PRODUCTS)}")
             PRODUCTS[self.through].require()
         try:
             self._load(EndpointTable())
@@ -136,7 +138,10 @@ class Plan:
         path = self.env.get("GRACE_READINESS_PATH", Setup.path)
         host = [("Host", self.host)] if self.host else []
         if (status := fetch(fleet[0].address, path, headers=host, timeout=self.timeout).status) != 200:
-            tell(f"GET {path} answers {status}: {self.through} asks for {self.paths[0]} instead")
+            tell(
+                f"GET {path} answers {status}: {self.through} asks for {self.paths[0]} instead "
+                "(GRACE_READINESS_PATH names another path)"
+            )
             path = self.paths[0]
         setup = replace(self.setup, path=path, timeout=self.timeout)
         return PRODUCTS[self.through]([instance.address for instance in fleet], setup)

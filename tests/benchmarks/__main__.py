@@ -19,6 +19,7 @@ import click
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "functional"))
 
+import balancers
 import quiet
 from conftest import WORKERS, Client, Server
 
@@ -172,6 +173,7 @@ BENCHMARKS: dict[str, Callable[[], None]] = {
     "exit": lambda: exit_time(6),
     "idle": lambda: idle(3),
     "quiet": quiet_test,
+    "balancers": balancers.show,
 }
 
 

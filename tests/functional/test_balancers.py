@@ -28,7 +28,8 @@ from gunicorn_grace.rehearsal.wire import fetch
 
 Balance = Callable[..., Balancer]
 
-QUICK = Setup(interval=0.2, connect_timeout=1.0)
+QUICK = Setup(interval=0.2, check_timeout=30, connect_timeout=10)
+"""Checks at short intervals, and patience: a busy machine must not look like an instance that does not answer."""
 
 
 def processes_of(balancer: Balancer) -> list[str]:
@@ -139,7 +140,7 @@ def test_plain_gunicorn_is_asked_for_what_it_has(tmp_path: Path) -> None:
     if PRODUCTS["envoy"].find() is None:
         pytest.skip("envoy is not installed")
     result = play(scene, PLAIN, lines.append)
-    assert "GET /readyz answers 404: envoy asks for / instead" in lines
+    assert any(line.startswith("GET /readyz answers 404: envoy asks for / instead") for line in lines)
     assert result.tally.total > 60
     assert result.lost_elsewhere == 0
 

@@ -89,6 +89,12 @@ def test_a_product_that_is_missing_says_how_to_get_it(product: type[Balancer], m
         Plan("app:app", through=name).check()
 
 
+def test_a_product_that_nobody_knows_is_no_plan() -> None:
+    """The error names those that there are."""
+    with pytest.raises(PlanFailed, match="through 'traefik': choose one of envoy, haproxy, nginx"):
+        Plan("app:app", through="traefik").check()
+
+
 @products
 def test_the_configuration_is_shown_without_the_product(
     product: type[Balancer], monkeypatch: pytest.MonkeyPatch
