@@ -6,15 +6,30 @@ gunicorn every answer is that of an instance that serves.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from . import state as _state
-from .errors import ConfigurationError, GraceError, SettingError, StateError, TransitionError, UnknownSetting
+from .errors import (
+    CheckError,
+    ConfigurationError,
+    GraceError,
+    SettingError,
+    StateError,
+    TransitionError,
+    UnknownSetting,
+)
 from .phase import Phase
+
+if TYPE_CHECKING:
+    from .checks import Kind
 
 __version__ = "0.1.0"
 
+_Function = TypeVar("_Function", bound=Callable[[], object])
+
 __all__ = [
+    "CheckError",
     "ConfigurationError",
     "GraceError",
     "Phase",
@@ -22,6 +37,7 @@ __all__ = [
     "StateError",
     "TransitionError",
     "UnknownSetting",
+    "check",
     "install",
     "is_terminating",
     "phase",
@@ -37,6 +53,34 @@ def install(namespace: Any) -> None:
     from .conf import install as conf_install
 
     conf_install(namespace)
+
+
+def check(
+    name: str, *, kind: Kind | str = "readiness", timeout: float = 0.8, ttl: float = 5.0
+) -> Callable[[_Function], _Function]:
+    """Register a function as a check: it passes by returning, and fails by raising or by returning ``False``::
+
+        @gunicorn_grace.check("database", timeout=1.0, ttl=5.0)
+        def database():
+            engine.connect().close()
+
+    It takes no parameters, and runs in a thread of a worker, never twice at once. Call this wherever the application is
+    built; outside gunicorn it registers all the same.
+
+    :param name: what probes call it: letters, digits, dots, underscores and hyphens.
+    :param kind: which probe it belongs to: ``"readiness"``, ``"liveness"`` or ``"startup"``.
+    :param timeout: seconds after which it has failed, whatever it still returns. The default is below the 1 s that a
+        Kubernetes probe waits by default (``timeoutSeconds``), so that the probe gets an answer that names the check.
+    :param ttl: seconds that its result is kept, a failure too.
+    :raises CheckError: one of these cannot be, or another function has the name.
+    """
+    from .checks import registry
+
+    def decorate(function: _Function) -> _Function:
+        registry.register(name, function, kind=kind, timeout=timeout, ttl=ttl)
+        return function
+
+    return decorate
 
 
 def phase() -> Phase:

@@ -13,10 +13,12 @@ answer is that of a serving instance.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from . import worker
+from .probes import Answer, Target
 from .worker_classes import ASGI_HOOKS
 from .wsgi import Request, Responder
 
@@ -25,6 +27,10 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+LOOK_INTERVAL = 0.01
+"""Seconds between two looks at a check that runs. Waiting for it in the loop's own pool of threads would make probes
+wait for whatever the application has put into that."""
 
 CLOSE = (b"connection", b"close")
 
@@ -56,10 +62,9 @@ class Probes:
         is_http = scope["type"] == "http"
         if is_http and seat is not None and scope.get("http_version", "1.1").startswith("1"):
             send = _shedding(send, seat)
-        kind = responder.probes.paths.get(_path(scope)) if is_http else None
-        if kind is not None:
-            environ = _environ(scope)
-            answer = responder.answer(kind, environ)
+        target = responder.probes.target(_path(scope)) if is_http else None
+        if target is not None:
+            answer = await _answer(responder, target, _environ(scope))
             body = answer.body.encode()
             headers = [(name.lower().encode(), value.encode()) for name, value in answer.headers]
             headers.append((b"content-length", str(len(body)).encode()))
@@ -74,6 +79,17 @@ class Probes:
                 await self.app(scope, receive, send)
             finally:
                 seat.end(request)
+
+
+async def _answer(responder: Responder, target: Target, environ: dict[str, Any]) -> Answer:
+    """The complete answer. The loop goes on while a check runs."""
+    refused = responder.refuse(target, environ)
+    if refused is not None:
+        return refused
+    question = responder.ask(target, environ)
+    while not question.is_known():
+        await asyncio.sleep(LOOK_INTERVAL)
+    return question.answer(responder.situation)
 
 
 def _shedding(send: Send, seat: worker.Seat) -> Send:

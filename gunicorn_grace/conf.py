@@ -192,9 +192,7 @@ def _post_worker_init(worker: Any) -> None:
         # Said by the first worker: the arbiter has no application. What wraps it has been imported by now.
         worker.log.warning(_UNWRAPPED, worker.cfg.worker_class_str, *_WITHOUT_WRAPPING[seat.tracking])
     if not seat.settings.log_probes:
-        import logging
-
-        logging.getLogger("gunicorn.access").addFilter(_worker.QuietProbes(seat.probes))
+        _worker.quieten_probes(worker.log, seat.probe_paths)
     seat.booted(worker)
     # What refuses unknown names in a file costs a Python call for every look at a setting: 20 of them a request.
     worker.cfg.settings = dict(worker.cfg.settings)

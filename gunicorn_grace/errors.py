@@ -48,6 +48,10 @@ class ConfigurationError(GraceError, RuntimeError):
     """
 
 
+class CheckError(GraceError, ValueError):
+    """A check that is registered has a name, a function or a number that it cannot have."""
+
+
 class TransitionError(GraceError):
     """The lifecycle was asked for a step that its table does not have."""
 

@@ -12,7 +12,8 @@ from flask import Blueprint, Flask, Response, request
 from flask.blueprints import BlueprintSetupState
 
 from . import settings, worker
-from .probes import LIVENESS_ALIAS, Kind
+from .checks import Kind
+from .probes import DOCKERFLOW_PATHS, LIVENESS_ALIAS, Target
 from .probes import Probes as Core
 from .settings import Settings
 from .wsgi import Responder
@@ -28,7 +29,7 @@ def init_app(app: Flask) -> None:
     app.register_blueprint(blueprint)
 
 
-def _answer(kind: Kind) -> Response:
+def _answer(kind: Kind, check: str | None = None, **host: str) -> Response:
     from flask import current_app
 
     held: dict[str, Any] = current_app.extensions[EXTENSION]
@@ -36,7 +37,7 @@ def _answer(kind: Kind) -> Response:
     if responder is None or responder.seat is not worker.current:
         # Made in the worker, and not where the application is built: with preload_app that is the arbiter.
         responder = held["responder"] = Responder(worker.current, held["settings"] if worker.current is None else None)
-    answer = responder.answer(kind, request.environ)
+    answer = responder.answer(Target(kind, check), request.environ)
     return Response(answer.body, status=answer.status, headers=list(answer.headers))
 
 
@@ -44,13 +45,24 @@ def _answer(kind: Kind) -> Response:
 def _add_routes(setup: BlueprintSetupState) -> None:
     loaded = settings.loaded() or Settings()
     setup.app.extensions[EXTENSION] = {"settings": loaded}
+    # With host_matching a rule belongs to one host: whatever kubelet asks by, the pod's address, is to be found.
+    options = {"host": "<_grace_host>"} if setup.app.url_map.host_matching else {}
     for path, kind in Core(loaded).paths.items():
-        # Every method, so that the answer to a wrong one is ours as well: 405 with Allow.
-        setup.add_url_rule(
-            path,
-            "healthz" if path == LIVENESS_ALIAS else kind.value,
-            _answer,
-            defaults={"kind": kind},
-            methods=["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"],
-            provide_automatic_options=False,
-        )
+        for rule in (path, f"{path.rstrip('/')}/<check>"):
+            # Every method, so that the answer to a wrong one is ours as well: 405 with Allow.
+            setup.add_url_rule(
+                rule,
+                _endpoint(path, kind),
+                _answer,
+                defaults={"kind": kind},
+                methods=["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"],
+                provide_automatic_options=False,
+                **options,
+            )
+
+
+def _endpoint(path: str, kind: Kind) -> str:
+    """An alias has one of its own: routes that differ in nothing but the path would be redirected to the first."""
+    if path == LIVENESS_ALIAS or path in DOCKERFLOW_PATHS:
+        return path.strip("/_")
+    return kind.value

@@ -1,19 +1,27 @@
 """The answers to the platform's probes, for every way in.
 
-Path, phase and checks go in; status, headers and body come out. No framework, no socket, no clock: the overlay, the
-middleware and the blueprint are thin adapters over this, so that one question has one answer.
+Path, query, phase and the outcomes of checks go in; status, headers and body come out. No framework, no socket, no
+clock, and no check is run in here: the overlay, the middleware, the blueprint and the probe port are thin adapters over
+this, so that one question has one answer. Nothing that a caller sent comes back to it.
 """
 
 from __future__ import annotations
 
-import enum
-from collections.abc import Callable, Mapping, Sequence
+import json
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
+from urllib.parse import parse_qs
 
+from .checks import Kind as Kind
+from .checks import Outcome
 from .phase import Phase, is_terminating
 from .settings import Settings
 
 LIVENESS_ALIAS = "/healthz"
+
+DOCKERFLOW_PATHS = {"/__lbheartbeat__": Kind.LIVENESS, "/__heartbeat__": Kind.READINESS}
+"""With ``grace_dockerflow``: the paths that Mozilla's Dockerflow gives to the two questions."""
 
 HEADERS: tuple[tuple[str, str], ...] = (
     ("Content-Type", "text/plain; charset=utf-8"),
@@ -21,13 +29,7 @@ HEADERS: tuple[tuple[str, str], ...] = (
     ("X-Content-Type-Options", "nosniff"),
 )
 
-
-class Kind(enum.Enum):
-    """Which question a probe asks."""
-
-    LIVENESS = "liveness"
-    READINESS = "readiness"
-    STARTUP = "startup"
+JSON_HEADERS = (("Content-Type", "application/json"), *HEADERS[1:])
 
 
 @dataclass(frozen=True)
@@ -44,10 +46,17 @@ class Answer:
         return f"{self.status} {_REASONS[self.status]}"
 
 
-_REASONS = {200: "OK", 403: "Forbidden", 405: "Method Not Allowed", 503: "Service Unavailable"}
+_REASONS = {
+    200: "OK",
+    403: "Forbidden",
+    404: "Not Found",
+    405: "Method Not Allowed",
+    503: "Service Unavailable",
+}
 
 OK = Answer(200, "ok\n")
 FORBIDDEN = Answer(403, "forbidden\n")
+NOT_FOUND = Answer(404, "no such check\n")
 NOT_ALLOWED = Answer(405, "method not allowed\n", (*HEADERS, ("Allow", "GET, HEAD")))
 
 
@@ -58,18 +67,68 @@ class Situation:
     :param phase: the phase, as this process sees it now.
     :param since_t0: seconds since the shutdown began; 0 before it.
     :param upgraded: whether another arbiter serves the same sockets: then this one's end is nobody's business.
+    :param seconds_left: seconds until the process has to be gone; ``None`` while no deadline is known.
     """
 
     phase: Phase
     since_t0: float = 0.0
     upgraded: bool = False
+    seconds_left: float | None = None
 
 
-Check = Callable[[Situation], bool]
-"""A named condition; it passes by returning true. The shutdown is one of them."""
+class Target(NamedTuple):
+    """What the path of a probe names.
+
+    :param check: the one check that ``/readyz/<check>`` asks for.
+    """
+
+    kind: Kind
+    check: str | None = None
 
 
-def shutdown_check(readiness_delay: float) -> Check:
+@dataclass(frozen=True)
+class Query:
+    """How a probe wants to be answered.
+
+    :param verbose: whether the checks that pass are listed as well.
+    :param exclude: checks that are not to count.
+    :param as_json: whether ``Accept`` prefers JSON to text.
+    """
+
+    verbose: bool = False
+    exclude: frozenset[str] = frozenset()
+    as_json: bool = False
+
+    @classmethod
+    def of(cls, query_string: str, accept: str = "") -> Query:
+        """Read a query and an ``Accept`` header. What it does not know, or cannot read, is as if it were not there."""
+        accept = accept.lower()
+        if not query_string and "application/" not in accept:
+            return PLAIN
+        values = parse_qs(query_string, keep_blank_values=True) if query_string else {}
+        return cls("verbose" in values, frozenset(values.get("exclude", ())), _prefers_json(accept))
+
+
+PLAIN = Query()
+
+
+def _prefers_json(accept: str) -> bool:
+    """Whether JSON is named, and at least as welcome as text. ``*/*`` names nothing: kubelet and browsers get text."""
+    if "application/" not in accept:
+        return False
+    from werkzeug.datastructures import MIMEAccept
+    from werkzeug.http import parse_accept_header
+
+    accepted = parse_accept_header(accept, MIMEAccept)
+    named = [quality for value, quality in accepted if value.partition(";")[0] in ("application/json", "application/*")]
+    return bool(named) and max(named) > 0 and max(named) >= accepted.quality("text/plain")
+
+
+Condition = Callable[[Situation], bool]
+"""A check of the plugin's own; it passes by returning true. The shutdown is one of them."""
+
+
+def shutdown_check(readiness_delay: float) -> Condition:
     """The check that turns readiness red: ``readiness_delay`` seconds after the shutdown began."""
 
     def check(situation: Situation) -> bool:
@@ -85,30 +144,37 @@ def booted_check(situation: Situation) -> bool:
     return situation.phase is not Phase.STARTING
 
 
+PASSED, FAILED, EXCLUDED = "ok", "failed", "excluded"
+"""What JSON says of a check."""
+
+_LINES = {PASSED: "[+]{} ok\n", FAILED: "[-]{} failed: reason withheld\n", EXCLUDED: "[ ]{} excluded\n"}
+
+
 @dataclass(frozen=True)
 class Probes:
     """The probes of one instance.
 
     :param settings: paths and ``grace_readiness_delay``.
-    :param checks: for each kind, its checks by name.
+    :param checks: for each kind, the plugin's own checks by name. No query excludes them.
+    :param paths: each path of its own, and what it asks. Below each of them are its checks, one by one.
     """
 
     settings: Settings
-    checks: Mapping[Kind, Mapping[str, Check]] = field(init=False)
+    checks: Mapping[Kind, Mapping[str, Condition]] = field(init=False)
     paths: Mapping[str, Kind] = field(init=False)
+    prefixes: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
         s = self.settings
-        object.__setattr__(
-            self,
-            "paths",
-            {
-                LIVENESS_ALIAS: Kind.LIVENESS,
-                s.liveness_path: Kind.LIVENESS,
-                s.startup_path: Kind.STARTUP,
-                s.readiness_path: Kind.READINESS,
-            },
-        )
+        paths = {
+            **(DOCKERFLOW_PATHS if s.dockerflow else {}),
+            LIVENESS_ALIAS: Kind.LIVENESS,
+            s.liveness_path: Kind.LIVENESS,
+            s.startup_path: Kind.STARTUP,
+            s.readiness_path: Kind.READINESS,
+        }
+        object.__setattr__(self, "paths", paths)
+        object.__setattr__(self, "prefixes", tuple(path.rstrip("/") + "/" for path in paths))
         shutdown = shutdown_check(s.readiness_delay)
         object.__setattr__(
             self,
@@ -120,13 +186,86 @@ class Probes:
             },
         )
 
-    def failed(self, kind: Kind, situation: Situation) -> Sequence[str]:
-        """The names of the checks that do not pass."""
+    def target(self, path: str) -> Target | None:
+        """What a path asks, or ``None`` when it is none of ours. A check that it names need not be one."""
+        kind = self.paths.get(path)
+        if kind is not None:
+            return Target(kind)
+        if path.startswith(self.prefixes):
+            parent, _, name = path.rpartition("/")
+            kind = self.paths.get(parent)
+            if kind is not None and name:
+                return Target(kind, name)
+        return None
+
+    def asks_checks(self, kind: Kind, situation: Situation) -> bool:
+        """Whether the application's checks decide now, so that somebody has to run them.
+
+        From T0 on readiness is 503 whatever they would say, and an instance that is going is neither restarted for a
+        check nor told that it never started; before a worker has booted there is nothing that they could look at.
+        """
+        return self._asks_checks(kind, situation, self.failed(kind, situation))
+
+    @staticmethod
+    def _asks_checks(kind: Kind, situation: Situation, failed: Collection[str]) -> bool:
+        return not failed if kind is Kind.READINESS else situation.phase is Phase.SERVING
+
+    def failed(self, kind: Kind, situation: Situation) -> list[str]:
+        """The names of the plugin's own checks that do not pass."""
         return [name for name, check in self.checks[kind].items() if not check(situation)]
 
-    def answer(self, kind: Kind, situation: Situation) -> Answer:
-        """The response to a probe of this kind. Reasons stay out of it: they are for the log."""
+    def answer(
+        self,
+        kind: Kind,
+        situation: Situation,
+        outcomes: Collection[Outcome] = (),
+        query: Query = PLAIN,
+        *,
+        check: str | None = None,
+        known: Collection[str] = (),
+    ) -> Answer:
+        """The response to a probe. Reasons stay out of it: they are for the log.
+
+        :param outcomes: of the application's checks of this kind. Ignored where :meth:`asks_checks` says that they do
+            not decide, so that nobody need run them then; so are those that the query excludes.
+        :param check: the one check that is asked for; the plugin's own that fail count all the same, so that such a
+            path turns red with readiness.
+        :param known: the names of all the application's checks of this kind. One that would decide and has no outcome
+            has not passed.
+        """
         failed = self.failed(kind, situation)
-        if not failed:
+        if not failed and check is None and query is PLAIN and not outcomes and not known:
             return OK
-        return Answer(503, "".join(f"[-]{name} failed: reason withheld\n" for name in failed))
+        found = {name: FAILED if name in failed else PASSED for name in self.checks[kind]}
+        exclude = query.exclude
+        names = list(dict.fromkeys([*known, *(outcome.name for outcome in outcomes)]))
+        if self._asks_checks(kind, situation, failed):
+            passed = {outcome.name for outcome in outcomes if outcome.passed}
+            found.update({name: PASSED if name in passed else FAILED for name in names})
+        if check is not None:
+            if check not in names and check not in found:
+                return NOT_FOUND
+            found = {name: said for name, said in found.items() if name == check or name in failed}
+            exclude = frozenset()
+        found.update({name: EXCLUDED for name in names if name in exclude})
+        return _said(found, situation, query, unknown=len(exclude.difference(names)))
+
+
+def _said(found: Mapping[str, str], situation: Situation, query: Query, unknown: int) -> Answer:
+    failing = FAILED in found.values()
+    status = 503 if failing else 200
+    if query.as_json:
+        left = situation.seconds_left
+        told = {
+            "status": FAILED if failing else PASSED,
+            "phase": str(situation.phase),
+            "seconds_left": None if left is None else round(left, 3),
+            "checks": found,
+        }
+        return Answer(status, json.dumps(told) + "\n", JSON_HEADERS)
+    shown = found.items() if query.verbose else [item for item in found.items() if item[1] == FAILED]
+    lines = [_LINES[said].format(name) for name, said in shown]
+    if query.verbose and unknown:
+        # Kubernetes' API server lists them here. What was sent does not come back from us.
+        lines.append(f"warn: not excluded: {unknown} given as exclude, no check by that name or the plugin's own\n")
+    return Answer(status, "".join(lines)) if lines else OK

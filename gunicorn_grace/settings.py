@@ -196,6 +196,11 @@ class Settings:
     readiness_path: str = _row("/readyz", _path, "Where readiness is answered.")
     liveness_path: str = _row("/livez", _path, "Where liveness is answered; /healthz is an alias of it.")
     startup_path: str = _row("/startupz", _path, "Where start-up is answered.")
+    dockerflow: bool = _row(
+        False,
+        _flag,
+        "Whether liveness is answered at /__lbheartbeat__ as well, and readiness at /__heartbeat__, as in Dockerflow.",
+    )
     overlay: bool = _row(True, _flag, "Whether the probes are served in front of the application.")
     ignore_paths: list[str] = _row(
         ["/metrics"], _paths, "Requests that count neither as traffic nor as late; probes never do."

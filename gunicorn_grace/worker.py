@@ -18,11 +18,12 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection
 from typing import Any
 
 from . import listener
 from . import state as st
+from .checks import registry
 from .connections import accepted_at, bare, never_sent, unread
 from .lifecycle import Origin
 from .probes import Probes, Situation
@@ -89,9 +90,11 @@ class Seat:
             self.cells_own = state.cells
             self.slot, self.meter = state.slot(number), state.meter(number)
         # pre_request sees the path as it came, with the prefix that gunicorn takes off before the application.
-        prefix = os.environ.get("SCRIPT_NAME", "")
-        paths = {*self.probes.paths, *settings.ignore_paths}
-        self.uncounted = frozenset(paths | {prefix + path for path in paths})
+        self._prefixes = ("", os.environ.get("SCRIPT_NAME", ""))
+        self.probe_paths: set[str] = set()
+        """The probes' paths as requests come with them, those of single checks included."""
+        self.uncounted = {prefix + path for prefix in self._prefixes for path in settings.ignore_paths}
+        self._note_probe_paths()
         self.in_flight: dict[Any, Entry] = {}
         self.shed: set[type] = set()
         """Classes of requests that need no more thought: they shed already, or cannot."""
@@ -109,6 +112,14 @@ class Seat:
         """Whether this worker bound its listeners itself (``reuse_port``, gunicorn 24.1 and later)."""
         self._own_listeners: list[Any] = []
         self._addresses: frozenset[Any] = frozenset()
+
+    def _note_probe_paths(self) -> None:
+        """Once the application is loaded, its checks have names."""
+        paths = set(self.probes.paths)
+        for path, kind in self.probes.paths.items():
+            paths.update(f"{path}/{name}" for name in (*self.probes.checks[kind], *registry.names(kind)))
+        self.probe_paths.update(prefix + path for prefix in self._prefixes for path in paths)
+        self.uncounted |= self.probe_paths
 
     def _note_longest(self, took: int, now: int) -> int:
         """Keep a request that took longer than those before it; returns when this window of looking ends."""
@@ -167,7 +178,7 @@ class Seat:
         """What a probe is answered from, now."""
         t0 = self.state.t0()
         since_t0 = (time.monotonic_ns() - t0) / st.NS if t0 else 0.0
-        return Situation(self.state.phase(), since_t0, bool(self.cells[st.UPGRADED]))
+        return Situation(self.state.phase(), since_t0, bool(self.cells[st.UPGRADED]), self.state.seconds_left())
 
     # -- coming and going ----------------------------------------------------------------------------------------
 
@@ -178,6 +189,7 @@ class Seat:
         self._addresses = frozenset(bare(sock.getsockname()) for sock in worker.sockets)
         if self.owns_listeners:
             self._own_listeners = list(worker.sockets)
+        self._note_probe_paths()
         self.watch_drain()
         self.shed_from_the_parser()
         adapt_booted(worker, self.state.is_terminating)
@@ -471,17 +483,56 @@ def _answer_signals(worker: Any, seat: Seat) -> None:
 
 
 class QuietProbes(logging.Filter):
-    """Keeps probes that succeed out of the access log. The user's logger class and format stay as they are."""
+    """Keeps probes that succeed out of the access log. The user's logger class and format stay as they are.
 
-    def __init__(self, probes: Probes) -> None:
+    What a record of the access log holds is the user's to say (``access_log_format``, ``atoms``, a class of their own).
+    So it is not looked at: :meth:`access` stands in front of the logger's, and knows request and response.
+
+    - ``access`` as gunicorn has it: it is called as ever, and this filter drops what it writes meanwhile. Its StatsD
+      goes on counting.
+    - An ``access`` that somebody wrote may write anywhere: it is not called for these.
+
+    :param log: gunicorn's logger, an instance of ``logger_class``.
+    :param paths: the paths of the probes.
+    """
+
+    def __init__(self, log: Any, paths: Collection[str]) -> None:
         super().__init__()
-        self.probes = probes
+        self._paths = paths
+        self._access = log.access
+        self._is_gunicorns = type(log).access.__module__.startswith("gunicorn.") and isinstance(
+            getattr(log, "access_log", None), logging.Logger
+        )
+        self._quiet = threading.local()  # Of a greenlet, where gevent has patched it.
+
+    def access(self, resp: Any, req: Any, environ: Any, *more: Any) -> None:
+        """In place of the logger's: ``resp`` and ``req`` are what the worker class has, ``environ`` may be ``None``."""
+        # pywsgi has no request, but its headers. PATH_INFO may be another by now: applications write to the environ.
+        path = getattr(req, "path", None) or (environ or {}).get("PATH_INFO")
+        if path not in self._paths or not _succeeded(resp):
+            self._access(resp, req, environ, *more)
+        elif self._is_gunicorns:
+            self._quiet.on = True
+            try:
+                self._access(resp, req, environ, *more)
+            finally:
+                self._quiet.on = False
 
     def filter(self, record: logging.LogRecord) -> bool:
-        atoms = record.args
-        if not isinstance(atoms, Mapping):
-            return True
-        return atoms.get("U") not in self.probes.paths or not str(atoms.get("s")).startswith("2")
+        return not getattr(self._quiet, "on", False)
+
+
+def _succeeded(resp: Any) -> bool:
+    status = getattr(resp, "status", None)
+    return (status.decode("latin-1") if isinstance(status, bytes) else str(status)).startswith("2")
+
+
+def quieten_probes(log: Any, paths: Collection[str]) -> None:
+    """Keep probes that succeed out of what ``log`` writes as access log, in this process. Runs in a worker."""
+    quiet = QuietProbes(log, paths)
+    log.access = quiet.access
+    if isinstance(getattr(log, "access_log", None), logging.Logger):
+        log.access_log.addFilter(quiet)
 
 
 def take_seat(worker: Any, state: st.State, number: int | None, settings: Settings) -> Seat:
@@ -490,6 +541,7 @@ def take_seat(worker: Any, state: st.State, number: int | None, settings: Settin
     cls = type(worker)
     seat = current = Seat(state, number, settings, worker.log, owner=owner_of_requests(cls), threaded=is_threaded(cls))
     seat.tracking = tracking(cls)
+    registry.log = worker.log
     seat.sees_all = seat.tracking in (HOOKS, WSGI)
     seat.cells_own[seat.slot + st.PID] = os.getpid()
     _answer_signals(worker, seat)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
@@ -17,9 +17,10 @@ from urllib.parse import parse_qs
 from werkzeug.wsgi import ClosingIterator
 
 from . import worker
+from .checks import Kind, Outcome, Run, registry
 from .lifecycle import Origin
 from .phase import Phase, is_terminating
-from .probes import FORBIDDEN, NOT_ALLOWED, Answer, Kind, Situation
+from .probes import FORBIDDEN, NOT_ALLOWED, Answer, Query, Situation, Target
 from .probes import Probes as Core
 from .settings import OFF, Settings
 from .state import ARBITER, HTTP_SHUT
@@ -35,8 +36,38 @@ NO_ANSWER = frozenset({"301", "302", "303", "307", "308", "400", "401", "403", "
 """What an application says that has no probe there: no such route (404, 405), a host that it does not trust (400, 421),
 a login that it wants first (401, 403, a redirect). Any other answer is one, a 429 or a 503 among them."""
 
+METHODS = frozenset({"GET", "HEAD"})
+
 LEARNED = 64
 """How many paths-at-hosts the overlay remembers as not the application's own."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """A probe whose checks have been begun.
+
+    :param known: the names of the application's checks of its kind.
+    :param begun: those that decide: outcomes that are kept, and the runs that give the others.
+    """
+
+    probes: Core
+    target: Target
+    query: Query
+    known: tuple[str, ...]
+    begun: list[Outcome | Run]
+
+    def is_known(self) -> bool:
+        """Whether :meth:`answer` returns without waiting."""
+        return all(isinstance(one, Outcome) or one.is_known() for one in self.begun)
+
+    def answer(self, situation: Callable[[], Situation]) -> Answer:
+        """The answer. Waits for the checks, at most for the longest of their timeouts.
+
+        :param situation: gives what is to be answered from once they are through: the shutdown may begin meanwhile.
+        """
+        outcomes = [one if isinstance(one, Outcome) else one.outcome() for one in self.begun]
+        kind, check = self.target
+        return self.probes.answer(kind, situation(), outcomes, self.query, check=check, known=self.known)
 
 
 class Responder:
@@ -61,27 +92,55 @@ class Responder:
         """What the answers are given from, now."""
         return self.seat.situation() if self.seat else Situation(Phase.SERVING)
 
-    def is_trigger(self, kind: Kind, environ: WSGIEnvironment) -> bool:
+    def is_trigger(self, target: Target, environ: WSGIEnvironment) -> bool:
         """Whether this is ``?down=true``, which is always ours unless ``grace_trigger`` is off."""
         query = environ.get("QUERY_STRING")
         return bool(
             query
             and self.gate is not None
-            and kind is Kind.READINESS
+            and target.kind is Kind.READINESS
+            and target.check is None
             and parse_qs(query).get("down", [""])[-1].lower() == "true"
         )
 
-    def answer(self, kind: Kind, environ: WSGIEnvironment) -> Answer:
-        """The complete answer to a request for a probe path."""
-        if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
-            return NOT_ALLOWED
-        if self.is_trigger(kind, environ):
-            refused = self._trigger(environ)
-            if refused is not None:
-                return refused
-        return self.probes.answer(kind, self.situation())
+    def answer(self, target: Target, environ: WSGIEnvironment) -> Answer:
+        """The complete answer to a request for a probe path. Waits for the application's checks, if they have to run,
+        at most for the longest of their timeouts."""
+        return self.refuse(target, environ) or self.ask(target, environ).answer(self.situation)
 
-    def _trigger(self, environ: WSGIEnvironment) -> Answer | None:
+    def refuse(self, target: Target, environ: WSGIEnvironment) -> Answer | None:
+        """The answer to what is no question: a wrong method, the trigger."""
+        if environ["REQUEST_METHOD"] not in METHODS:
+            return NOT_ALLOWED
+        return self._trigger(environ) if self.is_trigger(target, environ) else None
+
+    def ask(self, target: Target, environ: WSGIEnvironment) -> Question:
+        """Begin to answer. Does not wait for the checks that it begins."""
+        kind, check = target
+        query = Query.of(environ.get("QUERY_STRING", ""), environ.get("HTTP_ACCEPT", ""))
+        known = registry.names(kind)
+        begun: list[Outcome | Run] = []
+        if known and self.probes.asks_checks(kind, self.situation()):
+            begun = registry.begin(kind, exclude=query.exclude if check is None else (), only=check)
+        return Question(self.probes, target, query, known, begun)
+
+    def knows(self, target: Target) -> bool:
+        """Whether the check that a path names is one."""
+        kind, check = target
+        return check is None or check in self.probes.checks[kind] or check in registry.names(kind)
+
+    def has_failed(self, target: Target, environ: WSGIEnvironment) -> Answer | None:
+        """Our answer, if a check of the application's that is registered with us does not pass."""
+        if (
+            target.check is not None
+            or environ["REQUEST_METHOD"] not in ("GET", "HEAD")
+            or not registry.names(target.kind)
+        ):
+            return None
+        answer = self.answer(target, environ)
+        return None if answer.status == 200 else answer
+
+    def _trigger(self, environ: WSGIEnvironment) -> Answer:
         assert self.gate is not None
         assert self.seat is not None
         verdict = self.gate.admit(environ)
@@ -121,46 +180,60 @@ class Probes:
         if responder is None or responder.seat is not worker.current:
             # Made in the worker, and not where the application is built: with preload_app that is the arbiter.
             responder = self._responder = Responder(worker.current)
-        kind = responder.probes.paths.get(environ.get("PATH_INFO", ""))
-        if kind is None:
+        target = responder.probes.target(environ.get("PATH_INFO", ""))
+        if target is None:
             return self.app(environ, start_response)
-        return send(responder.answer(kind, environ), environ, start_response)
+        return send(responder.answer(target, environ), environ, start_response)
 
 
 class Overlay:
     """Serves the probes in front of an application that may have its own.
 
     While the instance is not terminating the application is asked first, so an existing ``/readyz`` keeps its meaning;
-    once it is, readiness is ours. Some answers are none to a probe (:data:`NO_ANSWER`): then the core answers.
+    once it is, readiness is ours. Some answers are none to a probe (:data:`NO_ANSWER`): then the core answers. Checks
+    that are registered with us count beside the application's own answer: it passes if both do.
     """
 
     def __init__(self, app: WSGIApplication, responder: Responder) -> None:
         self.app = app
         self.responder = responder
         self.paths = responder.probes.paths
+        self.prefixes = responder.probes.prefixes
         self._not_theirs: set[tuple[str, str]] = set()
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        kind = self.paths.get(environ["PATH_INFO"])
-        if kind is None:
-            return self.app(environ, start_response)
-        return self._probe(kind, environ, start_response)
+        path = environ["PATH_INFO"]
+        if path in self.paths or path.startswith(self.prefixes):
+            target = self.responder.probes.target(path)
+            if target is not None:
+                return self._probe(target, environ, start_response)
+        return self.app(environ, start_response)
 
-    def _probe(self, kind: Kind, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    def _probe(self, target: Target, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         responder = self.responder
-        situation = responder.situation()
-        ours = (kind is Kind.READINESS and is_terminating(situation.phase)) or responder.is_trigger(kind, environ)
+        ours = self._is_ours(target) or responder.is_trigger(target, environ)
         # A route is one of a path at a host, for applications that look at it.
         where = (environ["PATH_INFO"], environ.get("HTTP_HOST", ""))
         if not ours and where not in self._not_theirs:
             status, headers, body = _ask(self.app, dict(environ))
             if status[:3] not in NO_ANSWER:
-                start_response(status, headers)
-                return body
+                failed = responder.has_failed(target, environ) if status[0] == "2" else None
+                if failed is None:
+                    start_response(status, headers)
+                    return body
+                body.close()
+                return send(failed, environ, start_response)
             body.close()
-            if status[:3] == "404" and len(self._not_theirs) < LEARNED:
+            # Only what is a probe of ours: names that somebody makes up would fill the memory.
+            if status[:3] == "404" and len(self._not_theirs) < LEARNED and responder.knows(target):
                 self._not_theirs.add(where)
-        return send(responder.answer(kind, environ), environ, start_response)
+        return send(responder.answer(target, environ), environ, start_response)
+
+    def _is_ours(self, target: Target) -> bool:
+        """Whether the application is not even asked: for readiness, once the shutdown has begun."""
+        if target.kind is not Kind.READINESS or not self.responder.knows(target):
+            return False
+        return is_terminating(self.responder.situation().phase)
 
 
 def _ask(app: WSGIApplication, environ: WSGIEnvironment) -> tuple[str, list[tuple[str, str]], ClosingIterator]:

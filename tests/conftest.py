@@ -7,18 +7,19 @@ from collections.abc import Iterator
 
 import pytest
 
-from gunicorn_grace import settings, state, worker
+from gunicorn_grace import checks, settings, state, worker
 from gunicorn_grace.state import State
 
 
 @pytest.fixture(autouse=True)
 def _outside_gunicorn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """This process is no part of an instance, and no setting comes from its environment."""
+    """This process is no part of an instance, has no checks, and no setting comes from its environment."""
     for name in [name for name in os.environ if name.startswith(("GRACE_", "GUNICORN_"))]:
         monkeypatch.delenv(name)
     monkeypatch.setattr(settings, "_adopted", None)
     monkeypatch.setattr(state, "current", None)
     monkeypatch.setattr(worker, "current", None)
+    monkeypatch.setattr(checks.registry, "_of", dict.fromkeys(checks.Kind, ()))
 
 
 @pytest.fixture

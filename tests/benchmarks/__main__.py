@@ -6,6 +6,7 @@ number here decides over a test.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import socket
@@ -14,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -43,28 +45,94 @@ def cpu_ns(pids: Sequence[int]) -> int:
 
 
 def cpu_a_request(requests: int, runs: int) -> None:
-    """CPU of the worker for each request, gthread, smallest WSGI app, kept-alive connection, plugin over plain."""
+    """CPU of the worker for each request, gthread, smallest WSGI app, kept-alive connection, plugin over plain: with
+    the defaults, and with everything that has a part in a request, where both write an access log as well."""
     args = ("-k", "gthread", "-w", "1", "--threads", "2", "--keep-alive", "60")
+    log = ("--access-logfile", "/dev/null")
+    everything = {"dockerflow": "true", "ignore_paths": "/metrics,/debug"}
+    compare("CPU a request, gthread", requests, runs, ("tiny:app", args, {}))
+    compare(
+        "the same with checks, Dockerflow paths and an access log",
+        requests,
+        runs,
+        ("checked:app", (*args, *log), everything),
+    )
+
+
+def compare(what: str, requests: int, runs: int, server: tuple[str, tuple[str, ...], dict[str, str]]) -> None:
+    """The same requests to the same application, with the plugin and without, in turns."""
+    app, args, settings = server
     request = b"GET / HTTP/1.1\r\nHost: test\r\n\r\n"
-    with serve("tiny:app", args=args) as grace, serve("tiny:app", args=args, config=()) as plain:
+    with serve(app, args=args, settings=settings) as grace, serve(app, args=args, config=()) as plain:
         found: dict[str, list[float]] = {"plain": [], "grace": []}
         for number in range(runs + 1):
             pair = {"plain": plain, "grace": grace}
             for name in sorted(pair, reverse=number % 2 == 0):
-                server = pair[name]
-                server.wait_ready()
-                pids = server.wait_workers(1)
-                with socket.create_connection(server.address) as sock:
-                    began = cpu_ns(pids)
-                    for _ in range(requests):
-                        sock.sendall(request)
-                        while not sock.recv(4096).endswith(b"hi\n"):
-                            pass
-                    if number:  # The first run warms up.
-                        found[name].append((cpu_ns(pids) - began) / requests / 1000)
+                pair[name].wait_ready()
+                used = cpu_of(pair[name], request, requests)
+                if number:  # The first run warms up.
+                    found[name].append(used)
     plain_us, grace_us = (statistics.median(found[name]) for name in ("plain", "grace"))
     ratio = statistics.median(g / p for g, p in zip(found["grace"], found["plain"], strict=True))
-    print(f"CPU a request, gthread: plain {plain_us:.1f} us, grace {grace_us:.1f} us, median ratio {ratio:.3f}")
+    print(f"{what}: plain {plain_us:.1f} us, grace {grace_us:.1f} us, median ratio {ratio:.3f}")
+
+
+def cpu_of(server: Server, request: bytes, count: int) -> float:
+    """CPU of the only worker for each of so many requests on one connection, in microseconds."""
+    pids = server.wait_workers(1)
+    with socket.create_connection(server.address) as sock:
+        began = cpu_ns(pids)
+        for _ in range(count):
+            sock.sendall(request)
+            received = b""
+            while not received.endswith((b"hi\n", b"ok\n")):
+                received += sock.recv(4096)
+        return (cpu_ns(pids) - began) / count / 1000
+
+
+def cpu_a_probe(calls: int, runs: int) -> None:
+    """CPU of a readiness answer by the overlay: of its call alone, in this process, and of a whole request."""
+    import checked
+    from werkzeug.test import EnvironBuilder
+
+    from gunicorn_grace.phase import Phase
+    from gunicorn_grace.settings import Settings
+    from gunicorn_grace.worker import Seat
+    from gunicorn_grace.wsgi import Overlay, Responder
+
+    def no_such_route(environ: Any, start_response: Any) -> list[bytes]:
+        start_response("404 Not Found", [("Content-Type", "text/plain"), ("Content-Length", "0")])
+        return [b""]
+
+    memory = st.State.create(slots=1)
+    memory.cells[st.PHASE] = Phase.SERVING
+    memory.claim(0, age=1)
+    seat = Seat(memory, 0, Settings(), logging.getLogger())
+    cases = {
+        "application without one": (no_such_route, "/readyz", {}),
+        "application with its own": (checked.app, "/readyz", {}),
+        "?verbose": (no_such_route, "/readyz?verbose", {}),
+        "JSON": (no_such_route, "/readyz", {"Accept": "application/json"}),
+    }
+    for name, (app, path, headers) in cases.items():
+        overlay = Overlay(app, Responder(seat))
+        environ = EnvironBuilder(path, headers=headers).get_environ()
+        found = []
+        for _ in range(runs + 1):
+            began = time.process_time_ns()
+            for _ in range(calls):
+                b"".join(overlay(environ, lambda status, headers: None))
+            found.append((time.process_time_ns() - began) / calls / 1000)
+        print(f"readiness by the overlay, 2 checks, {name}: median {statistics.median(found[1:]):.1f} us of CPU")
+    memory.close()
+
+    args = ("-k", "gthread", "-w", "1", "--threads", "2", "--keep-alive", "60")
+    with serve("checked:app", args=args, settings={"readiness_path": "/ready"}) as server:
+        server.wait_ready()
+        for path in ("/", "/ready"):
+            request = f"GET {path} HTTP/1.1\r\nHost: test\r\n\r\n".encode()
+            used = [cpu_of(server, request, calls) for _ in range(runs + 1)][1:]
+            print(f"a whole request for {path}, gthread: median {statistics.median(used):.1f} us of CPU")
 
 
 def flip(runs: int) -> None:
@@ -169,6 +237,7 @@ def quiet_test() -> None:
 
 BENCHMARKS: dict[str, Callable[[], None]] = {
     "cpu": lambda: cpu_a_request(20_000, 7),
+    "probe": lambda: cpu_a_probe(5_000, 5),
     "flip": lambda: flip(5),
     "exit": lambda: exit_time(6),
     "idle": lambda: idle(3),

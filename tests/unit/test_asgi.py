@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
+import threading
 from typing import Any
 
 import pytest
 
+import gunicorn_grace
 from gunicorn_grace import state as st
 from gunicorn_grace import worker, worker_classes
 from gunicorn_grace.asgi import Probes
@@ -109,6 +112,55 @@ def test_readiness_flips_at_t0(seat: Seat) -> None:
     assert ask(app)[:2] == (503, "[-]shutdown failed: reason withheld\n")
     assert ask(app, "/livez")[0] == 200
     assert ask(app)[2]["connection"] == ask(app, "/livez")[2]["connection"] == "close"
+
+
+def test_formats_and_checks(seat: Seat) -> None:
+    """As in front of a WSGI application; from T0 on no check is run."""
+    passes = []
+
+    @gunicorn_grace.check("database", ttl=0, timeout=60)
+    def database() -> bool:
+        return bool(passes)
+
+    app = Probes(App())
+    down = "[-]database failed: reason withheld\n"
+    assert ask(app)[:2] == (503, down)
+    assert ask(app, "/readyz/database")[:2] == (503, down)
+    assert ask(app, "/readyz/nothing")[0] == 404
+    assert ask(app, query_string=b"exclude=database&verbose")[:2] == (
+        200,
+        "[+]booted ok\n[+]shutdown ok\n[ ]database excluded\n",
+    )
+    status, body, headers = ask(app, headers=[(b"accept", b"application/json")])
+    assert (status, json.loads(body)["checks"]["database"]) == (503, "failed")
+    assert headers["content-type"] == "application/json"
+    passes.append(1)
+    assert ask(app)[:2] == (200, "ok\n")
+    passes.clear()
+    begin_shutdown(seat)
+    assert ask(app)[1] == "[-]shutdown failed: reason withheld\n"
+
+
+def test_the_loop_goes_on_while_a_check_runs(seat: Seat) -> None:
+    """A check that waits for something that the loop has yet to do passes."""
+    done = threading.Event()
+    gunicorn_grace.check("slow", timeout=60)(lambda: done.wait(60))
+    app = Probes(App())
+
+    async def both() -> int:
+        sent: Messages = []
+
+        async def send(message: dict[str, Any]) -> None:
+            sent.append(message)
+
+        probe = asyncio.ensure_future(app(http("/readyz"), None, send))  # type: ignore[arg-type]
+        await asyncio.sleep(0)
+        assert not probe.done()
+        done.set()
+        await probe
+        return int(sent[0]["status"])
+
+    assert asyncio.run(both()) == 200
 
 
 def test_head_gets_no_body_and_other_methods_no_answer(seat: Seat) -> None:

@@ -20,9 +20,12 @@ from typing import Any
 import click
 import pytest
 
+import gunicorn_grace
 from gunicorn_grace import arbiter, cli, lifecycle, state, trigger, worker, wsgi
+from gunicorn_grace.checks import Kind, Outcome
 from gunicorn_grace.lifecycle import Observation, Origin, Reason, decide
 from gunicorn_grace.phase import TRANSITIONS, Phase
+from gunicorn_grace.probes import Probes, Query, Situation
 from gunicorn_grace.settings import TERMINATION_LOG, Settings, budget_line, rows
 
 ROOT = Path(__file__).parents[2]
@@ -31,6 +34,7 @@ PACKAGE = Path(arbiter.__file__).parent
 NAMES = (
     "settings.md",
     "how-it-works.md",
+    "probes.md",
     "commands.md",
     "faults.md",
     "worker-classes.md",
@@ -182,11 +186,51 @@ def _wants_context(parameter: click.Option) -> bool:
     return bool(inspect.signature(parameter.make_metavar).parameters)  # click 8.2
 
 
+def probe_table() -> str:
+    """What each question is answered in each phase, without checks and with one that fails."""
+    core = Probes(Settings())
+
+    def status(kind: Kind, phase: Phase) -> str:
+        passing, failing = (
+            core.answer(kind, Situation(phase), [Outcome("a check", passed)]).status for passed in (True, False)
+        )
+        return f"{passing}" if passing == failing else f"{passing}, or {failing} by a check"
+
+    return table(
+        ("", *(kind.value for kind in Kind)),
+        ((f"{phase}", *(status(kind, phase) for kind in Kind)) for phase in Phase if phase is not Phase.STOPPED),
+    )
+
+
+ANSWERS: tuple[tuple[str, str, Phase], ...] = (
+    ("/readyz?verbose", "", Phase.SERVING),
+    ("/readyz", "", Phase.SERVING),
+    ("/readyz?exclude=database", "", Phase.SERVING),
+    ("/readyz?verbose", "", Phase.LAME_DUCK),
+    ("/readyz", "application/json", Phase.LAME_DUCK),
+)
+
+
+def probe_answers() -> str:
+    """What comes back where ``cache`` passes and ``database`` does not."""
+    outcomes = [Outcome("cache", True), Outcome("database", False)]
+    parts = []
+    for target, accept, phase in ANSWERS:
+        query = Query.of(target.partition("?")[2], accept)
+        left = 26.5 if phase is Phase.LAME_DUCK else None
+        told = Probes(Settings()).answer(Kind.READINESS, Situation(phase, seconds_left=left), outcomes, query)
+        asked = f"`{target}`" + (f" with `Accept: {accept}`" if accept else "")
+        parts.append(f"{asked} in {phase}: {told.status}\n\n```text\n{told.body}```")
+    return "\n\n".join(parts)
+
+
 RENDERED: dict[str, tuple[str, Callable[[], str]]] = {
     "settings": ("settings.md", settings),
     "sums": ("settings.md", sums),
     "times": ("how-it-works.md", times),
     "phases": ("how-it-works.md", phases),
+    "probes": ("probes.md", probe_table),
+    "answers": ("probes.md", probe_answers),
     "options of prestop": ("commands.md", options("prestop")),
     "options of drain": ("commands.md", options("drain")),
     "options of undrain": ("commands.md", options("undrain")),
@@ -317,6 +361,16 @@ def test_settings_named_in_the_docs_exist() -> None:
         named = {name.lower() for name in re.findall(r"\b(?:grace_[a-z_]+|GRACE_[A-Z_]+)\b", read(page))}
         # The helper that a user must not have, and the module's name.
         assert named - known - {"grace_something"} == set(), page
+
+
+def test_the_parameters_of_a_check_and_their_defaults_are_those_of_the_code() -> None:
+    """The table has each of them, in order."""
+    rows = re.findall(r"^\| `(\w+)` \| (\S*) ?\|", read("probes.md").partition("| parameter |")[2], re.M)
+    defaults = {
+        name: "" if parameter.default is parameter.empty else repr(parameter.default).strip("'")
+        for name, parameter in inspect.signature(gunicorn_grace.check).parameters.items()
+    }
+    assert {name: default.strip('`"') for name, default in rows} == defaults
 
 
 def faults() -> list[str]:

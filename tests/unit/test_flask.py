@@ -9,6 +9,7 @@ import pytest
 from flask import Flask, request, url_for
 from gunicorn.config import Config
 
+import gunicorn_grace
 from gunicorn_grace import state as st
 from gunicorn_grace import worker
 from gunicorn_grace.flask import blueprint, init_app
@@ -167,3 +168,54 @@ def test_trusted_hosts_do_not_break_the_overlay(seat: Seat) -> None:
     assert bare.status_code == 400
     app.wsgi_app = Overlay(app.wsgi_app, Responder(seat))  # type: ignore[method-assign]
     assert app.test_client().get("/readyz", base_url="http://10.0.0.7").status_code == 200
+
+
+def test_formats_and_checks(app: Flask, seat: Seat) -> None:
+    """The blueprint answers as the core does: verbose, exclude, JSON, single checks, and from T0 on none is run."""
+    ran = []
+
+    @gunicorn_grace.check("database", ttl=0, timeout=60)
+    def database() -> bool:
+        ran.append(1)
+        return False
+
+    client = app.test_client()
+    down = "[-]database failed: reason withheld\n"
+    assert client.get("/readyz?verbose").text == f"[+]booted ok\n[+]shutdown ok\n{down}"
+    assert client.get("/readyz?exclude=database").status_code == 200
+    single = client.get("/readyz/database")
+    assert (single.status_code, single.text) == (503, down)
+    assert client.get("/readyz/nothing").status_code == 404
+    told = client.get("/readyz", headers={"Accept": "application/json"})
+    assert (told.status_code, told.json["checks"]["database"]) == (503, "failed")
+    assert told.headers.getlist("Content-Type") == ["application/json"]
+    before = len(ran)
+    seat.cells[st.SIGTERM] = 1
+    assert client.get("/readyz").text == "[-]shutdown failed: reason withheld\n"
+    assert client.get("/readyz/database").status_code == 503
+    assert len(ran) == before
+
+
+def test_host_matching_does_not_hide_the_routes(add: Callable[[Flask], None]) -> None:
+    """kubelet asks by the pod's address, which is no host of the application's; other routes keep their host."""
+    app = Flask("app", host_matching=True, static_host="example.com")
+    app.add_url_rule("/mine", "mine", lambda: "theirs", host="example.com")
+    add(app)
+    client = app.test_client()
+    for path in PATHS:
+        assert client.get(path, base_url="http://10.1.2.3:8080").text == "ok\n"
+    assert client.get("/mine", base_url="http://example.com").text == "theirs"
+    assert client.get("/mine", base_url="http://10.1.2.3").status_code == 404
+
+
+def test_dockerflow_routes(add: Callable[[Flask], None]) -> None:
+    """With ``grace_dockerflow`` both are routes, with endpoints of their own, and neither redirects."""
+    cfg = Config()
+    adopt(cfg, {})
+    cfg.set("grace_dockerflow", True)
+    app = Flask("app")
+    add(app)
+    client = app.test_client()
+    assert [client.get(path).status_code for path in ("/__heartbeat__", "/__lbheartbeat__")] == [200, 200]
+    with app.test_request_context():
+        assert url_for("gunicorn_grace.heartbeat") == "/__heartbeat__"

@@ -121,10 +121,10 @@ def test_there_is_no_cycle() -> None:
 
 
 def test_the_package_itself_imports_the_lowest_floors_only() -> None:
-    """``import gunicorn_grace`` executes floors 0 and 1; ``install`` reaches for ``conf`` when it is called."""
+    """``import gunicorn_grace`` executes floors 0 and 1; ``install`` and ``check`` reach higher when called."""
     eager = {unit(i.target) for i in IMPORTS[FACADE] if not i.deferred and i.target.split(".")[0] == PACKAGE}
     assert {FLOOR[name] for name in eager - {FACADE}} <= {0, 1}
-    assert {i.target for i in IMPORTS[FACADE] if i.deferred} <= {f"{PACKAGE}.conf"}
+    assert {i.target for i in IMPORTS[FACADE] if i.deferred} <= {f"{PACKAGE}.conf", f"{PACKAGE}.checks"}
 
 
 @pytest.mark.parametrize("module", [m for m in FILES if FLOOR.get(unit(m), 9) < 3])

@@ -38,6 +38,7 @@ TABLE: dict[str, tuple[list[tuple[Any, Any]], list[Any]]] = {
     "grace_readiness_path": (PATHS, NO_PATHS),
     "grace_liveness_path": (PATHS, NO_PATHS),
     "grace_startup_path": (PATHS, NO_PATHS),
+    "grace_dockerflow": (FLAGS, NO_FLAGS),
     "grace_overlay": (FLAGS, NO_FLAGS),
     "grace_ignore_paths": (
         [(["/a", "/b"], ["/a", "/b"]), ("/a, /b,", ["/a", "/b"]), (("/a",), ["/a"]), ([], []), ("", [])],
@@ -167,6 +168,7 @@ def test_defaults_are_those_of_the_design() -> None:
         readiness_path="/readyz",
         liveness_path="/livez",
         startup_path="/startupz",
+        dockerflow=False,
         overlay=True,
         ignore_paths=["/metrics"],
         trigger="local",

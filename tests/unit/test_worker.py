@@ -18,14 +18,14 @@ import pytest
 from gunicorn.config import Config
 from gunicorn.glogging import Logger
 from gunicorn.http.parser import RequestParser
+from gunicorn.instrument.statsd import Statsd
 
 from gunicorn_grace import connections, worker, worker_classes
 from gunicorn_grace import state as st
 from gunicorn_grace.phase import Phase
-from gunicorn_grace.probes import Probes
 from gunicorn_grace.settings import Settings
 from gunicorn_grace.state import State
-from gunicorn_grace.worker import QuietProbes, Seat
+from gunicorn_grace.worker import Seat, quieten_probes
 from gunicorn_grace.worker_classes import tracking
 
 PATIENCE = 20
@@ -200,23 +200,40 @@ def test_a_worker_that_booted_serves_before_the_arbiter_noticed(seat: Seat) -> N
 # -- the access log ----------------------------------------------------------------------------------------------------
 
 
+PROBES = frozenset({"/readyz", "/livez", "/healthz", "/startupz"})
+
+
 @pytest.fixture
 def access_log(tmp_path: Path) -> Iterator[tuple[Logger, Path]]:
-    """gunicorn's real logger, with our filter on the logger that it writes to."""
+    """gunicorn's real logger, quietened."""
     file = tmp_path / "access.log"
     cfg = Config()
     cfg.set("accesslog", str(file))
     cfg.set("access_log_format", "%(m)s %(U)s %(s)s")
     logger = Logger(cfg)
-    quiet = QuietProbes(Probes(Settings()))
-    target = logging.getLogger("gunicorn.access")
-    target.addFilter(quiet)
+    quieten_probes(logger, PROBES)
     yield logger, file
-    target.removeFilter(quiet)
+    target = logging.getLogger("gunicorn.access")
+    for quiet in target.filters[:]:
+        target.removeFilter(quiet)
     for handler in [*target.handlers, *logging.getLogger("gunicorn.error").handlers]:
         handler.close()
         target.removeHandler(handler)
         logging.getLogger("gunicorn.error").removeHandler(handler)
+
+
+def log_request(logger: Any, path: str, status: Any) -> None:
+    """As the worker classes do it."""
+    environ = {
+        "REQUEST_METHOD": "GET",
+        "RAW_URI": path,
+        "SERVER_PROTOCOL": "HTTP/1.1",
+        "PATH_INFO": path,
+        "QUERY_STRING": "",
+    }
+    response: Any = SimpleNamespace(status=status, headers=[], sent=3)
+    asked: Any = SimpleNamespace(headers=[], path=path)
+    logger.access(response, asked, environ, datetime.timedelta(seconds=1))
 
 
 @pytest.mark.parametrize(
@@ -224,7 +241,6 @@ def access_log(tmp_path: Path) -> Iterator[tuple[Logger, Path]]:
     [
         ("/readyz", "200 OK", False),
         ("/healthz", "204 No Content", False),
-        ("/livez", b"200 OK", False),
         ("/startupz", 200, False),
         ("/readyz", "503 Service Unavailable", True),
         ("/readyz", "302 Found", True),
@@ -235,28 +251,73 @@ def access_log(tmp_path: Path) -> Iterator[tuple[Logger, Path]]:
 def test_only_probes_that_succeed_are_left_out(
     access_log: tuple[Logger, Path], path: str, status: Any, written: bool
 ) -> None:
-    """Records as ``Logger.access`` makes them: a probe's 2xx is dropped, everything else is written."""
+    """A probe's 2xx is dropped, everything else is written, in the format that was set."""
     logger, file = access_log
-    environ = {
-        "REQUEST_METHOD": "GET",
-        "RAW_URI": path,
-        "SERVER_PROTOCOL": "HTTP/1.1",
-        "PATH_INFO": path,
-        "QUERY_STRING": "",
-    }
-    shown = status.decode() if isinstance(status, bytes) else status
-    response: Any = SimpleNamespace(status=shown, headers=[], sent=3)
-    asked: Any = SimpleNamespace(headers=[])
-    logger.access(response, asked, environ, datetime.timedelta(seconds=1))
-    wanted = f"GET {path} {str(shown).split()[0]}\n" if written else ""
+    log_request(logger, path, status)
+    wanted = f"GET {path} {str(status).split()[0]}\n" if written else ""
     assert file.read_text() == wanted
 
 
-def test_records_that_are_no_requests_pass() -> None:
-    """Somebody's own line in the access log, with any arguments."""
-    quiet = QuietProbes(Probes(Settings()))
-    for args in ((), ("x",), None):
-        assert quiet.filter(logging.LogRecord("gunicorn.access", 20, __file__, 1, "line %s", args, None))
+def test_what_else_is_written_to_the_access_log_stays(access_log: tuple[Logger, Path]) -> None:
+    """Somebody's own line, with any arguments, also after a probe was left out."""
+    logger, file = access_log
+    log_request(logger, "/readyz", "200 OK")
+    for args in ((), ("x",), ({"U": "/readyz", "s": "200"},)):
+        logger.access_log.info("line" + " %s" * len(args), *args)
+    assert file.read_text().count("line") == 3
+
+
+@pytest.mark.parametrize(
+    ("resp", "req", "environ", "quiet"),
+    [
+        (SimpleNamespace(status=b"200 OK"), [("Host", "x")], {"PATH_INFO": "/readyz"}, True),
+        (SimpleNamespace(status=200), SimpleNamespace(path="/readyz"), None, True),
+        (SimpleNamespace(status="200 OK"), SimpleNamespace(path="/api/readyz"), {"PATH_INFO": "/readyz"}, False),
+        (None, None, None, False),
+    ],
+    ids=["pywsgi", "asgi", "mounted", "nothing"],
+)
+def test_an_access_of_the_users_own_is_not_called_for_probes_that_succeed(
+    resp: Any, req: Any, environ: Any, quiet: bool
+) -> None:
+    """It may write anywhere. What it is given is what each worker class has; a path that the application rewrote in the
+    environ is none of ours."""
+    seen = []
+
+    class Mine:
+        def access(self, *given: Any) -> None:
+            seen.append(given)
+
+    mine = Mine()
+    quieten_probes(mine, PROBES)
+    mine.access(resp, req, environ, 1)
+    assert seen == ([] if quiet else [(resp, req, environ, 1)])
+
+
+def test_statsd_goes_on_counting_probes(tmp_path: Path) -> None:
+    """gunicorn's StatsD logger writes the access log and counts in one call: only the line is left out."""
+    file = tmp_path / "access.log"
+    cfg = Config()
+    cfg.set("accesslog", str(file))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+        server.bind(("127.0.0.1", 0))
+        server.settimeout(20)
+        cfg.set("statsd_host", f"127.0.0.1:{server.getsockname()[1]}")
+        logger = Statsd(cfg)
+        try:
+            quieten_probes(logger, PROBES)
+            log_request(logger, "/readyz", "200 OK")
+            counted = [server.recv(1000).decode() for _ in range(3)]
+        finally:
+            logger.sock.close()
+            for target in (logger.access_log, logger.error_log):
+                for quiet in target.filters[:]:
+                    target.removeFilter(quiet)
+                for handler in target.handlers[:]:
+                    handler.close()
+                    target.removeHandler(handler)
+    assert any(line.startswith("gunicorn.requests:1|c") for line in counted)
+    assert file.read_text() == ""
 
 
 # -- worker classes ----------------------------------------------------------------------------------------------------

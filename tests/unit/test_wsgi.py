@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -11,13 +12,14 @@ import pytest
 from werkzeug.middleware.lint import LintMiddleware
 from werkzeug.test import EnvironBuilder
 
+import gunicorn_grace
 from gunicorn_grace import state as st
 from gunicorn_grace import worker
 from gunicorn_grace.phase import Phase
 from gunicorn_grace.settings import Settings
 from gunicorn_grace.state import State
 from gunicorn_grace.worker import Seat
-from gunicorn_grace.wsgi import LEARNED, Counting, Overlay, Probes, Responder
+from gunicorn_grace.wsgi import LEARNED, Counting, Overlay, Probes, Request, Responder
 
 Start = Callable[..., Callable[[bytes], object]]
 PLAIN = ("Content-Type", "text/plain")
@@ -163,6 +165,135 @@ def test_what_is_learned_is_learned_for_one_host_and_bounded(seat: Seat) -> None
         assert ask(wrapped, headers={"Host": f"h{number}"})[1] == "ok\n"
     assert ask(wrapped, headers={"Host": "mine"})[1] == "theirs"
     assert len(wrapped._not_theirs) == LEARNED
+
+
+# -- checks ------------------------------------------------------------------------------------------------------------
+
+
+class Checked:
+    """A readiness check that a test turns, and that counts how often it ran."""
+
+    def __init__(self, name: str = "database", **options: Any) -> None:
+        self.passes, self.ran = True, 0
+        gunicorn_grace.check(name, **{"ttl": 0, "timeout": 60, **options})(self)
+
+    def __call__(self) -> bool:
+        self.ran += 1
+        return self.passes
+
+
+WRAPS = pytest.mark.parametrize("wrap", [overlay, lambda app, seat: Probes(app)], ids=["overlay", "middleware"])
+DOWN = "[-]database failed: reason withheld\n"
+
+
+@WRAPS
+def test_a_check_decides_over_readiness(seat: Seat, wrap: Any) -> None:
+    """And over nothing else; once it passes again the instance is ready again."""
+    database, app = Checked(), wrap(App("404 Not Found"), seat)
+    assert ask(app)[:2] == (200, "ok\n")
+    database.passes = False
+    assert ask(app)[:2] == (503, DOWN)
+    assert ask(app, "/livez")[0] == ask(app, "/startupz")[0] == 200
+    database.passes = True
+    assert ask(app)[0] == 200
+    assert database.ran == 3
+
+
+@WRAPS
+def test_from_t0_on_no_check_is_run(seat: Seat, wrap: Any) -> None:
+    """Readiness is 503 for the shutdown, liveness 200 whatever its check would say."""
+    database, loop = Checked(), Checked("loop", kind="liveness")
+    loop.passes = False
+    app = wrap(App("404 Not Found"), seat)
+    assert ask(app, "/livez")[:2] == (503, "[-]loop failed: reason withheld\n")
+    begin_shutdown(seat)
+    assert ask(app, "/readyz?verbose")[1] == f"[+]booted ok\n{WITHHELD}"
+    assert ask(app, "/readyz/database")[:2] == (503, WITHHELD)
+    assert ask(app, "/livez")[:2] == ask(app, "/livez/loop")[:2] == (200, "ok\n")
+    assert (database.ran, loop.ran) == (0, 1)
+
+
+@WRAPS
+def test_a_shutdown_that_begins_while_a_check_runs_is_in_the_answer(seat: Seat, wrap: Any) -> None:
+    """The phase is read when the check is through: a slow one delays no flip."""
+    gunicorn_grace.check("slow", timeout=60)(lambda: begin_shutdown(seat))
+    assert ask(wrap(App("404 Not Found"), seat))[:2] == (503, WITHHELD)
+
+
+@WRAPS
+def test_formats_reach_the_core(seat: Seat, wrap: Any) -> None:
+    """Query, ``Accept`` and path mean the same whichever way a probe comes in; HEAD has the length of the same body."""
+    database, app = Checked(), wrap(App("404 Not Found"), seat)
+    database.passes = False
+    assert ask(app, "/readyz?verbose")[:2] == (503, f"[+]booted ok\n[+]shutdown ok\n{DOWN}")
+    assert ask(app, "/readyz?exclude=database")[:2] == (200, "ok\n")
+    assert ask(app, "/readyz/database")[:2] == (503, DOWN)
+    assert ask(app, "/readyz/shutdown")[:2] == (200, "ok\n")
+    assert ask(app, "/readyz/nothing")[:2] == (404, "no such check\n")
+    status, body, headers = ask(app, headers={"Accept": "application/json"})
+    assert (status, json.loads(body)["checks"]["database"]) == (503, "failed")
+    assert headers["Content-Type"] == "application/json"
+    head = ask(app, method="HEAD", headers={"Accept": "application/json"})
+    assert head == (503, "", headers)
+    assert ask(app, "/readyz/database", "POST")[0] == 405
+    assert ask(app, "/readyz/database?down=true")[0] == 503
+    assert not seat.state.is_terminating()
+
+
+def test_a_check_counts_beside_the_applications_own_probe(seat: Seat) -> None:
+    """Also behind a catch-all route, which answers 200 to everything: registered, a check decides. A failure of the
+    application's own stays its own, and other methods are its business."""
+    database, app = Checked(), App()
+    wrapped = overlay(app, seat)
+    assert ask(wrapped)[:2] == (200, "theirs")
+    database.passes = False
+    assert ask(wrapped)[:2] == (503, DOWN)
+    assert ask(wrapped, method="POST")[:2] == (200, "theirs")
+    assert ask(wrapped, "/livez")[:2] == (200, "theirs")
+    app.status = "503 Service Unavailable"
+    assert ask(wrapped)[:2] == (503, "theirs")
+
+
+def test_without_checks_the_overlay_adds_nothing_to_an_application_with_its_own(seat: Seat) -> None:
+    """No query, header or path of ours changes what it answers while it serves."""
+    app = App()
+    wrapped = overlay(app, seat)
+    for path in ("/readyz?verbose", "/readyz?exclude=x", "/readyz/x", "/healthz/x"):
+        assert ask(wrapped, path, headers={"Accept": "application/json"})[:2] == (200, "theirs")
+    begin_shutdown(seat)
+    assert ask(wrapped, "/readyz/x")[:2] == (200, "theirs"), "a path that is no check of ours"
+    assert ask(wrapped, "/readyz?verbose")[0] == 503
+
+
+def test_names_that_are_made_up_are_not_learned(seat: Seat) -> None:
+    """``/readyz/<anything>`` is asked of the application each time, and takes no memory."""
+    app = App("404 Not Found")
+    wrapped = overlay(app, seat)
+    for number in range(LEARNED + 5):
+        assert ask(wrapped, f"/readyz/x{number}")[0] == 404
+    assert wrapped._not_theirs == set()
+
+
+def test_dockerflow_paths(seat: Seat) -> None:
+    """With ``grace_dockerflow`` both are probes; without, they are the application's."""
+    assert ask(overlay(App(), seat), "/__heartbeat__")[1] == "theirs"
+    wanted = Seat(seat.state, 0, Settings(dockerflow=True), seat.log)
+    wrapped = overlay(App("404 Not Found"), wanted)
+    assert ask(wrapped, "/__heartbeat__")[0] == ask(wrapped, "/__lbheartbeat__")[0] == 200
+    begin_shutdown(seat)
+    assert ask(wrapped, "/__heartbeat__")[0] == 503
+    assert ask(wrapped, "/__lbheartbeat__")[0] == 200
+
+
+def test_probes_of_single_checks_are_no_traffic(seat: Seat) -> None:
+    """Once the application is loaded their paths are known: they are not counted, and made-up ones are."""
+    Checked()
+    seat._note_probe_paths()
+    for path in ("/readyz/database", "/readyz/shutdown", "/healthz", "/readyz/other"):
+        request = Request("GET", path)
+        seat.begin(request)
+        seat.end(request)
+    assert seat.cells[seat.slot + st.REQUESTS] == 1
 
 
 # -- kinds of applications ---------------------------------------------------------------------------------------------
