@@ -333,7 +333,16 @@ targets = some.one_of(
         ),
         some.sampled_from([b"", b"/", b"/" + CANARY, b"/shutdown", b"%00", b"/..;/"]),
         some.one_of(
-            some.sampled_from([b"down=true", b"verbose", b"exclude=" + CANARY, b"exclude=shutdown&verbose", CANARY]),
+            some.sampled_from(
+                [
+                    b"down=true",
+                    b"verbose",
+                    b"exclude=" + CANARY,
+                    b"exclude=shutdown&verbose",
+                    b"verbose&exclude=" + CANARY,
+                    CANARY,
+                ]
+            ),
             raw,
         ),
     ),

@@ -5,6 +5,7 @@ In process, so that there are thousands of requests; ``functional/test_security.
 
 from __future__ import annotations
 
+import json
 import logging
 import socket
 from collections.abc import Callable, Iterable, Iterator
@@ -17,8 +18,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as some
 from werkzeug.test import EnvironBuilder
 
+import gunicorn_grace
+from gunicorn_grace import checks, trigger, worker
 from gunicorn_grace import state as st
-from gunicorn_grace import trigger, worker
 from gunicorn_grace.flask import blueprint
 from gunicorn_grace.phase import Phase
 from gunicorn_grace.settings import Secret, Settings
@@ -29,11 +31,13 @@ from gunicorn_grace.wsgi import Overlay, Probes, Responder
 CANARY = "cAn4ry"
 """What a request may hold anywhere, and no answer may."""
 TOKEN = "7h3-t0ken-n0body-guesses"
-PATHS = ("/readyz", "/livez", "/startupz", "/healthz")
+REASON = "s3cret-reason"
+"""Why a check fails: for the log alone."""
+PATHS = ("/readyz", "/livez", "/startupz", "/healthz", "/__lbheartbeat__", "/__heartbeat__")
 ANSWERS = {200, 403, 404, 405, 503}
 """Ours, and the 404 of the application that has none of these paths."""
 
-EXAMPLES = settings(max_examples=1000, deadline=None)
+EXAMPLES = settings(max_examples=200, deadline=None)
 
 
 def not_found(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
@@ -47,6 +51,23 @@ def a_flask() -> Any:
     app = flask.Flask("fuzzed")
     app.register_blueprint(blueprint)
     return app.wsgi_app
+
+
+def database() -> None:
+    """A check that passes."""
+
+
+def cache() -> None:
+    """A check that does not."""
+    raise RuntimeError(REASON)
+
+
+def register() -> None:
+    """A passing and a failing check of readiness, and a failing one of liveness, each of them run once."""
+    if not checks.registry.names(checks.Kind.READINESS):
+        gunicorn_grace.check("database", ttl=3600)(database)
+        gunicorn_grace.check("cache", ttl=3600)(cache)
+        gunicorn_grace.check("threads", kind="liveness", ttl=3600)(cache)
 
 
 def ways(seat: Seat) -> dict[str, Any]:
@@ -70,6 +91,7 @@ def serving(**given: Any) -> Iterator[tuple[Seat, Log]]:
     """This process as a worker of an instance whose arbiter it is, too: none of its requests may trigger."""
     if given.get("trigger_token"):
         given["trigger_token"] = Secret(given["trigger_token"])
+    register()
     memory, log = State.create(slots=2), Log()
     logger = logging.Logger("fuzz", logging.DEBUG)
     logger.addHandler(log)
@@ -86,7 +108,8 @@ def serving(**given: Any) -> Iterator[tuple[Seat, Log]]:
 
 # Latin-1: how WSGI shows the bytes of the wire (PEP 3333).
 text = some.text(some.characters(max_codepoint=0xFF), max_size=20)
-bits = some.one_of(text, some.sampled_from(["", "/", "//", ".", "..", ";", "\0", "\r\n", "%00", CANARY, "shutdown"]))
+checked = some.sampled_from(["shutdown", "booted", "database", "cache", "threads", "Database", "database/cache"])
+bits = some.one_of(text, some.sampled_from(["", "/", "//", ".", "..", ";", "\0", "\r\n", "%00", CANARY]), checked)
 paths = some.one_of(
     some.sampled_from(PATHS),
     some.builds("{}/{}".format, some.sampled_from(PATHS), bits),
@@ -99,7 +122,8 @@ names = some.one_of(
     text,
 )
 values = some.one_of(
-    some.sampled_from(["true", "TRUE", "tru%65", "true\0", "1", "", "shutdown", "booted", CANARY]),
+    some.sampled_from(["true", "TRUE", "tru%65", "true\0", "1", "", CANARY]),
+    checked,
     text,
 )
 queries = some.lists(some.builds("{}={}".format, names, values), max_size=5).map("&".join) | text
@@ -108,7 +132,17 @@ NAMES = [
     *("HTTP_X_REAL_IP", "HTTP_FORWARDED", "HTTP_USER_AGENT", "HTTP_RANGE", "HTTP_COOKIE", "HTTP_IF_NONE_MATCH"),
     *("HTTP_TRANSFER_ENCODING", "HTTP_X_HTTP_METHOD_OVERRIDE", "CONTENT_TYPE", "CONTENT_LENGTH"),
 ]
-VALUES = [CANARY, "127.0.0.1", "::1", "application/json", f"*/*;q={CANARY}", "0", "-1"]
+VALUES = [
+    CANARY,
+    "127.0.0.1",
+    "::1",
+    "0",
+    "-1",
+    "application/json",
+    "application/*;q=0.1, text/plain",
+    f"*/*;q={CANARY}",
+]
+VALUES += ["application/json;q=", "application/json;q=nan", f"application/json;{CANARY}={CANARY}", "application/,;=,"]
 NEARLY = [TOKEN[:-1], TOKEN + " ", TOKEN.upper(), f"{TOKEN},{TOKEN}", "\xff" + TOKEN, "\0" + TOKEN, ""]
 headers = some.dictionaries(some.sampled_from(NAMES), some.one_of(text, some.sampled_from(VALUES + NEARLY)), max_size=6)
 methods = some.sampled_from(["GET"] * 5 + ["HEAD", "POST", "PUT", "DELETE", "OPTIONS", "TRACE", "get", CANARY, ""])
@@ -132,7 +166,7 @@ def ask(app: Any, path: str, query: str, method: str, fields: dict[str, str], **
         if hasattr(body, "close"):
             body.close()
     status, sent = started
-    return int(status[:3]), "\n".join([status, *(f"{name}: {value}" for name, value in sent), wire])
+    return int(status[:3]), "\n".join([status, *(f"{name}: {value}" for name, value in sent), "", wire])
 
 
 def holds(seat: Seat, log: Log, status: int, wire: str) -> None:
@@ -140,6 +174,10 @@ def holds(seat: Seat, log: Log, status: int, wire: str) -> None:
     assert status in ANSWERS
     assert CANARY not in wire
     assert TOKEN not in wire
+    assert REASON not in wire
+    head, _, body = wire.partition("\n\n")
+    if body and "\nContent-Type: application/json" in head:
+        assert set(json.loads(body)) == {"status", "phase", "seconds_left", "checks"}
     assert not seat.state.is_terminating()
     assert not seat.cells[st.TRIGGER]
     for line in log.lines:
@@ -157,10 +195,19 @@ def connection() -> Iterator[socket.socket]:
 
 
 @EXAMPLES
-@given(paths, queries, methods, headers, phases, some.sampled_from(["local", "token"]), some.booleans())
-@example("/readyz", "down=true", "GET", {}, Phase.SERVING, "local", True)
-@example("/readyz", "down=true", "GET", {"HTTP_X_GRACE_TOKEN": TOKEN[:-1]}, Phase.SERVING, "token", True)
-@example("/readyz", f"down=true&exclude={CANARY}", "HEAD", {"HTTP_VIA": f"\x1b{CANARY}"}, Phase.SERVING, "local", False)
+@given(
+    paths, queries, methods, headers, phases, some.sampled_from(["local", "token"]), some.booleans(), some.booleans()
+)
+@example("/readyz", f"verbose&exclude={CANARY}&exclude=cache", "GET", {}, Phase.SERVING, "local", True, False)
+@example(f"/readyz/{CANARY}", "", "GET", {"HTTP_ACCEPT": "application/json"}, Phase.SERVING, "local", True, False)
+@example("/readyz/cache", "", "GET", {"HTTP_ACCEPT": "application/json"}, Phase.SERVING, "local", True, False)
+@example("/readyz", "", "HEAD", {"HTTP_ACCEPT": "application/json"}, Phase.SERVING, "local", True, False)
+@example("/__heartbeat__", "down=true", "GET", {}, Phase.SERVING, "local", True, True)
+@example("/readyz", "down=true", "GET", {}, Phase.SERVING, "local", True, False)
+@example("/readyz", "down=true", "GET", {"HTTP_X_GRACE_TOKEN": TOKEN[:-1]}, Phase.SERVING, "token", True, False)
+@example(
+    "/readyz", f"down=true&exclude={CANARY}", "HEAD", {"HTTP_VIA": f"\x1b{CANARY}"}, Phase.SERVING, "local", False, True
+)
 def test_no_request_breaks_a_probe_or_triggers(
     connection: socket.socket,
     path: str,
@@ -170,12 +217,13 @@ def test_no_request_breaks_a_probe_or_triggers(
     phase: Phase,
     mode: str,
     shows_socket: bool,
+    dockerflow: bool,
 ) -> None:
     """Any path, query, method and headers, by each way in: an answer from the table, nothing reflected, no shutdown,
     and neither the token nor a control character in the log."""
     more: dict[str, Any] = {"gunicorn.socket": connection} if shows_socket else {"REMOTE_ADDR": "127.0.0.1"}
     token = TOKEN if mode == "token" else None
-    with serving(trigger=mode, trigger_token=token) as (seat, log):
+    with serving(trigger=mode, trigger_token=token, dockerflow=dockerflow) as (seat, log):
         seat.cells[st.PHASE] = phase
         for name, app in ways(seat).items():
             if name == "blueprint" and not method:
