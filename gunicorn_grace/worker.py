@@ -483,56 +483,62 @@ def _answer_signals(worker: Any, seat: Seat) -> None:
 
 
 class QuietProbes(logging.Filter):
-    """Keeps probes that succeed out of the access log. The user's logger class and format stay as they are.
+    """Drops what a thread, or greenlet, writes to the access log while it is told to be quiet."""
 
-    What a record of the access log holds is the user's to say (``access_log_format``, ``atoms``, a class of their own).
-    So it is not looked at: :meth:`access` stands in front of the logger's, and knows request and response.
-
-    - ``access`` as gunicorn has it: it is called as ever, and this filter drops what it writes meanwhile. Its StatsD
-      goes on counting.
-    - An ``access`` that somebody wrote may write anywhere: it is not called for these.
-
-    :param log: gunicorn's logger, an instance of ``logger_class``.
-    :param paths: the paths of the probes.
-    """
-
-    def __init__(self, log: Any, paths: Collection[str]) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self._paths = paths
-        self._access = log.access
-        self._is_gunicorns = type(log).access.__module__.startswith("gunicorn.") and isinstance(
-            getattr(log, "access_log", None), logging.Logger
-        )
-        self._quiet = threading.local()  # Of a greenlet, where gevent has patched it.
-
-    def access(self, resp: Any, req: Any, environ: Any, *more: Any) -> None:
-        """In place of the logger's: ``resp`` and ``req`` are what the worker class has, ``environ`` may be ``None``."""
-        # pywsgi has no request, but its headers. PATH_INFO may be another by now: applications write to the environ.
-        path = getattr(req, "path", None) or (environ or {}).get("PATH_INFO")
-        if path not in self._paths or not _succeeded(resp):
-            self._access(resp, req, environ, *more)
-        elif self._is_gunicorns:
-            self._quiet.on = True
-            try:
-                self._access(resp, req, environ, *more)
-            finally:
-                self._quiet.on = False
+        self.thread = threading.local()
 
     def filter(self, record: logging.LogRecord) -> bool:
-        return not getattr(self._quiet, "on", False)
+        return not getattr(self.thread, "is_quiet", False)
+
+
+def quieten_probes(log: Any, paths: Collection[str]) -> None:
+    """Keep probes that succeed out of the access log, in this process. Runs in a worker.
+
+    What a record of the access log holds is the user's to say (``access_log_format``, ``atoms``, a class of their own),
+    so none is looked at: what stands in front of the logger's ``access`` from now on knows request and response. For
+    a probe that succeeds it is not called; an ``access`` that somebody wrote may write anywhere. But for gunicorn's
+    StatsD, which counts in the same call: there it is, and what it writes is dropped.
+
+    :param log: gunicorn's logger, an instance of ``logger_class``.
+    :param paths: the paths of the probes; it may grow.
+    """
+    theirs = log.access
+    counts = type(log).access.__module__ == "gunicorn.instrument.statsd"
+    quiet = QuietProbes()
+    if counts:
+        log.access_log.addFilter(quiet)
+
+    def access(resp: Any, req: Any, environ: Any, request_time: Any) -> None:
+        try:
+            path = req.path
+        except AttributeError:  # pywsgi has no request, but its headers.
+            path = (environ or {}).get("PATH_INFO")
+        if path not in paths or not _succeeded(resp):
+            theirs(resp, req, environ, request_time)
+        elif counts:
+            quiet.thread.is_quiet = True
+            try:
+                theirs(resp, req, environ, request_time)
+            finally:
+                quiet.thread.is_quiet = False
+
+    log.access = access
+    # uvicorn's protocols (0.20 to 0.54) write there themselves: client, method, path with query, version, status.
+    logging.getLogger("uvicorn.access").addFilter(lambda record: _is_no_quiet_probe(record, paths))
+
+
+def _is_no_quiet_probe(record: logging.LogRecord, paths: Collection[str]) -> bool:
+    match record.args:
+        case (_, _, str(path), _, status):
+            return path.partition("?")[0] not in paths or not str(status).startswith("2")
+    return True
 
 
 def _succeeded(resp: Any) -> bool:
     status = getattr(resp, "status", None)
     return (status.decode("latin-1") if isinstance(status, bytes) else str(status)).startswith("2")
-
-
-def quieten_probes(log: Any, paths: Collection[str]) -> None:
-    """Keep probes that succeed out of what ``log`` writes as access log, in this process. Runs in a worker."""
-    quiet = QuietProbes(log, paths)
-    log.access = quiet.access
-    if isinstance(getattr(log, "access_log", None), logging.Logger):
-        log.access_log.addFilter(quiet)
 
 
 def take_seat(worker: Any, state: st.State, number: int | None, settings: Settings) -> Seat:

@@ -36,6 +36,9 @@ NO_ANSWER = frozenset({"301", "302", "303", "307", "308", "400", "401", "403", "
 """What an application says that has no probe there: no such route (404, 405), a host that it does not trust (400, 421),
 a login that it wants first (401, 403, a redirect). Any other answer is one, a 429 or a 503 among them."""
 
+ANSWERED = "gunicorn_grace.answered"
+"""Put into the environ by whoever of ours has answered it, for an overlay that is further out."""
+
 METHODS = frozenset({"GET", "HEAD"})
 
 LEARNED = 64
@@ -46,6 +49,7 @@ LEARNED = 64
 class Question:
     """A probe whose checks have been begun.
 
+    :param situation: as it was then.
     :param known: the names of the application's checks of its kind.
     :param begun: those that decide: outcomes that are kept, and the runs that give the others.
     """
@@ -53,6 +57,7 @@ class Question:
     probes: Core
     target: Target
     query: Query
+    situation: Situation
     known: tuple[str, ...]
     begun: list[Outcome | Run]
 
@@ -60,14 +65,16 @@ class Question:
         """Whether :meth:`answer` returns without waiting."""
         return all(isinstance(one, Outcome) or one.is_known() for one in self.begun)
 
-    def answer(self, situation: Callable[[], Situation]) -> Answer:
+    def answer(self, again: Callable[[], Situation]) -> Answer:
         """The answer. Waits for the checks, at most for the longest of their timeouts.
 
-        :param situation: gives what is to be answered from once they are through: the shutdown may begin meanwhile.
+        :param again: gives the situation anew, for when it had to wait: the shutdown may have begun meanwhile.
         """
         outcomes = [one if isinstance(one, Outcome) else one.outcome() for one in self.begun]
+        waited = any(isinstance(one, Run) for one in self.begun)
+        situation = again() if waited else self.situation
         kind, check = self.target
-        return self.probes.answer(kind, situation(), outcomes, self.query, check=check, known=self.known)
+        return self.probes.answer(kind, situation, outcomes, self.query, check=check, known=self.known)
 
 
 class Responder:
@@ -106,6 +113,7 @@ class Responder:
     def answer(self, target: Target, environ: WSGIEnvironment) -> Answer:
         """The complete answer to a request for a probe path. Waits for the application's checks, if they have to run,
         at most for the longest of their timeouts."""
+        environ[ANSWERED] = True
         return self.refuse(target, environ) or self.ask(target, environ).answer(self.situation)
 
     def refuse(self, target: Target, environ: WSGIEnvironment) -> Answer | None:
@@ -118,11 +126,11 @@ class Responder:
         """Begin to answer. Does not wait for the checks that it begins."""
         kind, check = target
         query = Query.of(environ.get("QUERY_STRING", ""), environ.get("HTTP_ACCEPT", ""))
-        known = registry.names(kind)
+        situation, known = self.situation(), registry.names(kind)
         begun: list[Outcome | Run] = []
-        if known and self.probes.asks_checks(kind, self.situation()):
+        if known and self.probes.asks_checks(kind, situation):
             begun = registry.begin(kind, exclude=query.exclude if check is None else (), only=check)
-        return Question(self.probes, target, query, known, begun)
+        return Question(self.probes, target, query, situation, known, begun)
 
     def knows(self, target: Target) -> bool:
         """Whether the check that a path names is one."""
@@ -131,11 +139,7 @@ class Responder:
 
     def has_failed(self, target: Target, environ: WSGIEnvironment) -> Answer | None:
         """Our answer, if a check of the application's that is registered with us does not pass."""
-        if (
-            target.check is not None
-            or environ["REQUEST_METHOD"] not in ("GET", "HEAD")
-            or not registry.names(target.kind)
-        ):
+        if target.check is not None or environ["REQUEST_METHOD"] not in METHODS or not registry.names(target.kind):
             return None
         answer = self.answer(target, environ)
         return None if answer.status == 200 else answer
@@ -215,9 +219,11 @@ class Overlay:
         # A route is one of a path at a host, for applications that look at it.
         where = (environ["PATH_INFO"], environ.get("HTTP_HOST", ""))
         if not ours and where not in self._not_theirs:
-            status, headers, body = _ask(self.app, dict(environ))
+            asked = dict(environ)
+            status, headers, body = _ask(self.app, asked)
             if status[:3] not in NO_ANSWER:
-                failed = responder.has_failed(target, environ) if status[0] == "2" else None
+                theirs = status[0] == "2" and ANSWERED not in asked
+                failed = responder.has_failed(target, environ) if theirs else None
                 if failed is None:
                     start_response(status, headers)
                     return body

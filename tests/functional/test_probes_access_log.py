@@ -3,6 +3,7 @@ user's."""
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import pytest
@@ -98,3 +99,29 @@ def test_with_grace_log_probes_all_are_written(serve: Serve, tmp_path: Path, swi
         assert server.get(path, timeout=40.0).status == 200
     wanted = [f"GET {path} -> 200" for path in ("/readyz", "/livez", "/")]
     assert lines(server, log, *wanted) == wanted
+
+
+@pytest.mark.parametrize("worker_class", ["asgi", "uvicorn_worker.UvicornWorker"])
+def test_probes_stay_out_for_asgi_workers_too(worker_class: str, serve: Serve, tmp_path: Path) -> None:
+    """gunicorn's own writes by gunicorn's logger, uvicorn by one of its own; the application is wrapped."""
+    if importlib.util.find_spec({"asgi": "gunicorn.workers.gasgi"}.get(worker_class, "uvicorn_worker")) is None:
+        pytest.skip(f"no {worker_class} here")
+    log = tmp_path / "access.log"
+    server = serve(
+        "asgi_wrapped:app",
+        args=("-k", worker_class, "-w", "1", "--access-logfile", str(log)),
+        settings=HOLD,
+        ready=False,
+    )
+    for path in ("/readyz", "/livez?verbose", "/readyz/shutdown"):
+        assert server.get(path, timeout=40.0).status == 200
+    assert server.get("/readyz/nothing").status == 404
+    assert server.get("/").status == 200
+    server.wait_for(lambda: log.exists() and '"GET / ' in log.read_text(), "the request in the access log")
+    server.terminate()
+    server.wait_for(lambda: server.get("/readyz").status == 503, "the flip")
+    server.wait_for(lambda: '"GET /readyz ' in log.read_text(), "the failing probe in the access log")
+    text = log.read_text()
+    assert '"GET /readyz/nothing ' in text
+    assert not any(line for line in text.splitlines() if "/livez" in line or "/shutdown" in line)
+    assert not any(line for line in text.splitlines() if '"GET /readyz ' in line and " 503 " not in f"{line} ")

@@ -219,3 +219,12 @@ def test_dockerflow_routes(add: Callable[[Flask], None]) -> None:
     assert [client.get(path).status_code for path in ("/__heartbeat__", "/__lbheartbeat__")] == [200, 200]
     with app.test_request_context():
         assert url_for("gunicorn_grace.heartbeat") == "/__heartbeat__"
+
+
+def test_overlay_and_blueprint_run_a_check_once(app: Flask, seat: Seat) -> None:
+    """A probe that the blueprint has answered is answered: the overlay asks the checks no second time."""
+    ran: list[int] = []
+    gunicorn_grace.check("database", ttl=0, timeout=60)(lambda: ran.append(1))
+    app.wsgi_app = Overlay(app.wsgi_app, Responder(seat))  # type: ignore[method-assign]
+    assert app.test_client().get("/readyz").status_code == 200
+    assert ran == [1]
