@@ -1,6 +1,6 @@
 """What a deletion costs behind a real balancer, and what each part of its setup is worth.
 
-``tox -e bench -- balancers``, about six minutes.
+``tox -e bench -- balancers``, about ten minutes.
 
 Each row is one rehearsal: three instances, one deleted, open-loop load through the balancer, no retries by the client.
 Rows differ from "as shown" (what ``--show-config`` prints) in one thing, named in the second column. Behind a balancer
