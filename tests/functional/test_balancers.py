@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 from conftest import HOLD, Serve, Server, look, plan, told
 
+from gunicorn_grace.rehearsal import procfs
 from gunicorn_grace.rehearsal.balancers import PRODUCTS, Balancer, Setup
 from gunicorn_grace.rehearsal.errors import InstanceFailed
 from gunicorn_grace.rehearsal.platform import EndpointTable
@@ -32,13 +33,13 @@ QUICK = Setup(interval=0.2, check_timeout=30, connect_timeout=10)
 """Checks at short intervals, and patience: a busy machine must not look like an instance that does not answer."""
 
 
-def processes_of(balancer: Balancer) -> list[str]:
-    """Command lines of what runs in its process group; nginx hides the mark that other processes carry."""
+def processes_of(leader: int) -> list[str]:
+    """Command lines of what runs in a process group; nginx hides the mark that other processes carry."""
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
             state, _, group = stat.read_text().rpartition(")")[2].split()[:3]
-            if state not in "ZX" and int(group) == balancer.pid:
+            if state not in "ZX" and int(group) == leader:
                 found.append(stat.with_name("cmdline").read_text())
     return found
 
@@ -84,10 +85,10 @@ def test_it_sends_where_it_is_told_to(serve: Serve, balance: Balance) -> None:
     assert answering(balancer) == {a_pid, b_pid}
     balancer.route([b.address, c.address])
     a.wait_for(lambda: answering(balancer) == {b_pid, c_pid} and not balancer.unrouted(), "the new endpoints")
-    processes = processes_of(balancer)
+    processes = processes_of(balancer.pid)
     assert processes
     balancer.stop()
-    assert processes_of(balancer) == []
+    assert processes_of(balancer.pid) == []
     assert balancer.exit_code in (0, -signal.SIGTERM, 128 + signal.SIGTERM), balancer.output
 
 
@@ -191,7 +192,7 @@ def test_a_configuration_that_it_refuses_is_shown(product: type[Balancer]) -> No
     }[product.product]
     with pytest.raises(InstanceFailed, match=f"^{product.product} ended with .* before it could listen: .*{said}"):
         balancer.start()
-    assert processes_of(balancer) == []
+    assert processes_of(balancer.pid) == []
 
 
 # -- the command -------------------------------------------------------------------------------------------------------
@@ -214,6 +215,25 @@ def test_the_command_rehearses_through_it(product: type[Balancer], tmp_path: Pat
     assert f"through {name}, which learns {product.learns}" in run.stderr
     (result,) = json.loads((tmp_path / "out.json").read_text())["results"]
     assert result["lost"] == 0
+
+
+def test_an_interrupted_rehearsal_leaves_none(product: type[Balancer], tmp_path: Path) -> None:
+    """Ctrl-C in the middle: exit code 130, and the balancer with all of its workers is gone."""
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    command = [*COMMAND, "service:app", "--only", "grace", "--instances", "2", "--through", product.product]
+    with subprocess.Popen(command, cwd=tmp_path, env=env, stderr=subprocess.PIPE, text=True) as run:
+        assert run.stderr is not None
+        assert any("to warm up" in line for line in run.stderr)
+        (balancer,) = (
+            child
+            for child in procfs.children(run.pid)
+            if product.main_file in Path(f"/proc/{child}/cmdline").read_text()
+        )
+        assert processes_of(balancer)
+        run.send_signal(signal.SIGINT)
+        _, said = run.communicate(timeout=60)
+    assert run.returncode == 130, said
+    assert processes_of(balancer) == []
 
 
 @pytest.mark.parametrize("name", PRODUCTS)
