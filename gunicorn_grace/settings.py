@@ -45,8 +45,8 @@ class Secret(str):
         return format(str(self), spec)
 
     def reveal(self) -> bytes:
-        """The secret itself, to compare with."""
-        return self.encode()
+        """The secret itself, to compare with; a variable of the environment may hold any bytes (PEP 383)."""
+        return self.encode("utf-8", "surrogateescape")
 
 
 def _seconds(name: str, value: Any) -> float:

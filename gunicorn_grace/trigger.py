@@ -6,7 +6,8 @@ address enough to be believed, every client on earth could take the instance out
 Envoy or mesh sidecar on the same host or in the same pod all of them come from 127.0.0.1, often without a
 forwarding header, and so does a request that somebody made the application itself send (SSRF). What tells a
 hook from those is the process at the other end of the connection: it is in our container, it is not one of
-ours, and it was started a moment ago.
+ours, it was started a moment ago, and it relays nothing. Age alone would not do: a proxy is young when it was started
+with the container, and its workers are young after each reload.
 
 That process is found from the socket alone, as no header can be believed: a UNIX socket names it
 (`SO_PEERCRED`, unix(7)); for TCP the peer's row in `/proc/net/tcp` or `tcp6` has the inode of its socket, and
@@ -23,7 +24,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -43,6 +44,11 @@ _FORWARDING = frozenset({"HTTP_FORWARDED", "HTTP_X_REAL_IP", "HTTP_VIA", "PROXY_
 
 # SYN_SENT, SYN_RECV, LISTEN, NEW_SYN_RECV (include/net/tcp_states.h): no peer of an accepted connection.
 _NOT_CONNECTED = frozenset({"02", "03", "0A", "0C"})
+
+# A connection that is not there yet: curl tries IPv6 and IPv4 at once (RFC 8305).
+_SYN_SENT = "02"
+
+_ACCEPTS = 0x10000  # __SO_ACCEPTCON (include/uapi/linux/net.h), as /proc/net/unix shows it
 
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -158,7 +164,7 @@ class Gate:
         if sock.family == socket.AF_UNIX:
             self._wait_its_turn()
             self._proc_is_ours()
-            pids = [_peer_pid(sock)]
+            pids, asking = [_peer_pid(sock)], set[str]()
             if pids == [0]:
                 raise _Refused(f"the peer of the UNIX socket is in another PID namespace; {WAY_OUT}")
         elif sock.family in (socket.AF_INET, socket.AF_INET6):
@@ -168,11 +174,12 @@ class Gate:
                 raise _Refused(f"the peer's address {peer[0]} is not a loopback address; {WAY_OUT}")
             self._wait_its_turn()
             self._proc_is_ours()
-            pids = self._holders(self._inodes(peer, ours))
+            asking = self._inodes(peer, ours)
+            pids = self._holders(asking)
         else:
             raise _Refused(f"the peer is on neither TCP nor a UNIX socket ({sock.family!r}); {WAY_OUT}")
         # Every one of them: a young process may have its connection from an old proxy, or from one of ours.
-        return "asked by " + ", ".join([self._judge(pid) for pid in pids])
+        return "asked by " + ", ".join([self._judge(pid, asking) for pid in pids])
 
     def _wait_its_turn(self) -> None:
         with self._lock:
@@ -243,19 +250,46 @@ class Gate:
         return pids
 
     def _holds(self, pid: int, wanted: set[str]) -> bool:
+        return any(link in wanted for link in self._links(pid))
+
+    def _links(self, pid: int) -> Iterator[str]:
+        """What the descriptors of a process are; nothing once it has ended."""
         folder = f"{self._proc}/{pid}/fd"
         try:
             descriptors = os.listdir(folder)
         except (FileNotFoundError, ProcessLookupError):
-            return False  # it ended meanwhile
+            return
         for descriptor in descriptors:
             # One that is closed between the two calls must not hide the others.
             with suppress(FileNotFoundError, ProcessLookupError):
-                if os.readlink(f"{folder}/{descriptor}") in wanted:
-                    return True
-        return False
+                yield os.readlink(f"{folder}/{descriptor}")
 
-    def _judge(self, pid: int) -> str:
+    def _refuse_relay(self, process: _Process, asking: set[str]) -> None:
+        """A process that passes on what others ask has it from a socket: one that listens, or a further connection,
+        as the child has that socat or inetd forks for each client. A hook has none but the one that it asks with.
+
+        UNIX connections are no sign: the standard streams of a systemd service or an ssh session are such."""
+        folder = f"{self._proc}/{process.pid}"
+        try:
+            sockets = {link[8:-1] for link in self._links(process.pid) if link.startswith("socket:[")} - asking
+            for table in ("tcp", "tcp6", "unix"):
+                with suppress(FileNotFoundError), open(f"{folder}/net/{table}", "rb") as rows:
+                    next(rows)
+                    for row in rows:
+                        columns = row.decode("ascii", "replace").split(maxsplit=10)
+                        if table == "unix":  # Num RefCount Protocol Flags Type St Inode Path
+                            found = columns[6] in sockets and int(columns[3], 16) & _ACCEPTS
+                        else:
+                            found = columns[9] in sockets and columns[3] != _SYN_SENT
+                        if found:
+                            raise _Refused(
+                                f"{process} has another socket ({table}), so it may ask for others, as a proxy does;"
+                                f" {WAY_OUT}"
+                            )
+        except OSError as error:
+            raise _Refused(f"the sockets of {process} cannot be looked at ({error.strerror}); {WAY_OUT}") from None
+
+    def _judge(self, pid: int, asking: set[str]) -> str:
         # The pid may by now name another process; that is left unguarded. Pids are given out in a circle,
         # 32768 by default, which would have to be run through within the milliseconds of a look-up.
         # SO_PEERCRED is of connect(), so there it takes a process that left its connection to an heir, ended,
@@ -280,6 +314,7 @@ class Gate:
         age = time.clock_gettime(time.CLOCK_BOOTTIME) - process.started
         if age >= MAX_AGE:
             raise _Refused(f"{process} started {age:.2f} s ago >= {MAX_AGE:g} s, so it is no one-shot hook; {WAY_OUT}")
+        self._refuse_relay(process, asking)
         return f"{process}, started {max(age, 0):.2f} s ago"
 
     def _namespace(self, who: str) -> str:

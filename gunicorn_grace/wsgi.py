@@ -91,7 +91,8 @@ class Responder:
         self.gate: Gate | None = None
         if seat is not None and self.settings.trigger != OFF:
             token = self.settings.trigger_token
-            self.gate = Gate(self.settings.trigger, token.reveal().decode() if token else None, seat.cells[ARBITER])
+            secret = token.reveal().decode("utf-8", "surrogateescape") if token else None
+            self.gate = Gate(self.settings.trigger, secret, seat.cells[ARBITER])
         self._refusal_logged = -REFUSAL_LOG_INTERVAL
 
     def situation(self) -> Situation:

@@ -37,6 +37,8 @@ LOST, COULD_NOT_RUN, INTERRUPTED = 1, 2, 130
 @click.option("--config", metavar="FILE", help="Your gunicorn configuration, with the plugin in it.")
 @click.option("--delay", type=float, help="grace_shutdown_delay, in place of what is configured.")
 @click.option("--only", type=click.Choice(["plain", "grace"]), help="Play with one of the two.")
+@click.option("--through", type=click.Choice(["envoy", "haproxy", "nginx"]), help="A real balancer in front of them.")
+@click.option("--show-config", is_flag=True, help="Print the balancer's configuration, and do nothing else.")
 @click.option("--json", "json_file", metavar="FILE", help="Write the result as JSON too; `-`: only that, to stdout.")
 @click.pass_context
 def rehearse(
@@ -61,6 +63,8 @@ def rehearse(
     config: str | None,
     delay: float | None,
     only: str | None,
+    through: str | None,
+    show_config: bool,
     json_file: str | None,
 ) -> None:
     """Scale APP down under load, as Kubernetes would, and count the requests that it costs.
@@ -72,13 +76,19 @@ def rehearse(
     where it took part); 2 if it could not be run; 130 after Ctrl-C.
     """
     try:
-        from . import report
+        from . import balancers, report
         from .errors import RehearsalError
         from .scene import GRACE, PLAIN, Contender, Plan, play
     except ModuleNotFoundError as error:
         if error.name != "h11":
             raise
         _fail(context, "h11 is missing: pip install 'gunicorn-grace[rehearse]'")
+
+    if show_config:
+        if through is None:
+            _fail(context, "--show-config: whose? Name a balancer with --through")
+        click.echo(balancers.show_config(through, instances), nl=False)
+        return
 
     given = (("--worker-class", worker_class), ("--workers", workers), ("--threads", threads))
     args = [part for option, value in given if value is not None for part in (option, str(value))]
@@ -115,6 +125,7 @@ def rehearse(
             slow_share=(0.02 if slow_path else 0.0) if slow_share is None else slow_share,
             timeout=timeout,
             host=host,
+            through=through,
         )
         with _interruptible():
             results = [play(plan, contender, lambda line: click.echo(line, err=True)) for contender in contenders]

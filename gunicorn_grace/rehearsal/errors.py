@@ -6,10 +6,11 @@ import re
 
 from ..errors import GraceError
 
-#: How Python, gunicorn's own checks and argparse begin the line that says what is wrong.
+#: How Python, gunicorn's own checks, argparse, HAProxy, nginx and Envoy begin the line that says what is wrong.
 _CAUSE = re.compile(
     r"[\w.]*(Error|Exception|Exit|Interrupt)\b:|\S*gunicorn\S*: error:|\[Errno"
     r"|Invalid value for|Failed to (find|parse)"
+    r"|\[ALERT\].*\.cfg:\d+\]|nginx: \[emerg\]|\[.*\]\[critical\]"
 )
 
 

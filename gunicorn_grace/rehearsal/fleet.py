@@ -87,6 +87,8 @@ class Instance:
         self.addresses: tuple[Address, ...] = ()
         self.exit_time: float | None = None
         self.exit_code: int | None = None
+        #: Descriptors that it inherits, under the same numbers.
+        self.pass_fds: tuple[int, ...] = ()
         self._own_session = start_new_session
         self._prefix = tuple(executable_prefix)
         self._folder = tempfile.TemporaryDirectory(prefix="rehearsal-")
@@ -154,6 +156,7 @@ class Instance:
                     env=self.env,
                     cwd=self.cwd,
                     start_new_session=self._own_session,
+                    pass_fds=self.pass_fds,
                 )
             except OSError as error:
                 raise InstanceFailed(f"{self.name} could not be run: {error}", "") from error

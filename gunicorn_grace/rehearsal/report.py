@@ -38,6 +38,7 @@ def heading(plan: Plan) -> str:
         f"{plan.app}: {plan.instances} instances scaled down to {plan.remaining} "
         f"at {plan.rate:g} requests per second.\n"
         f"Routing learns of it {plan.lag:g} s later; the period is {plan.period:g} s."
+        + (f"\nAll of it through {plan.through}." if plan.through else "")
     )
 
 

@@ -6,9 +6,10 @@ import re
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from .balancers import PRODUCTS, Balancer, Setup, in_front
 from .errors import InstanceFailed, PlanFailed
 from .fleet import Fleet, Instance
 from .load import Load
@@ -56,6 +57,8 @@ class Plan:
         warm_up: requests that must have ended before the deletion; a second's worth, 20 at least, unless
             given.
         cool_down: requests that must have ended after it; as many.
+        through: the balancer between load and instances, a name of ``balancers.PRODUCTS``; none unless given.
+        setup: how that is set up; its ``path`` and ``timeout`` follow from the rest of the plan.
         cwd, python: see ``Instance``.
         start_timeout: for one instance to listen, and again to answer.
     """
@@ -79,6 +82,8 @@ class Plan:
     seed: int = 0
     warm_up: int | None = None
     cool_down: int | None = None
+    through: str | None = None
+    setup: Setup = Setup()
     cwd: str | None = None
     python: str = sys.executable
     start_timeout: float = 30.0
@@ -102,6 +107,10 @@ class Plan:
         for name, seconds in (("lag", self.lag), ("period", self.period)):
             if seconds < 0:
                 raise PlanFailed(f"{name} {seconds:g} s is negative: a time from 0 s on is needed")
+        if self.through is not None:
+            if self.through not in PRODUCTS:
+                raise PlanFailed(f"through {self.through!r}: choose one of {', '.join(PRODUCTS)}")
+            PRODUCTS[self.through].require()
         try:
             self._load(EndpointTable())
         except ValueError as error:
@@ -120,6 +129,22 @@ class Plan:
             host=self.host,
             seed=self.seed,
         )
+
+    def _balancer(self, fleet: Fleet, tell: Callable[[str], None]) -> Balancer | None:
+        """What stands in front of ``fleet``. Where readiness is no path of the application, as in the plain contender,
+        it asks for the first of ``paths``: with checks that never pass there would be nothing to compare."""
+        if self.through is None:
+            return None
+        path = self.env.get("GRACE_READINESS_PATH", Setup.path)
+        host = [("Host", self.host)] if self.host else []
+        if (status := fetch(fleet[0].address, path, headers=host, timeout=self.timeout).status) != 200:
+            tell(
+                f"GET {path} answers {status}: {self.through} asks for {self.paths[0]} instead "
+                "(GRACE_READINESS_PATH names another path)"
+            )
+            path = self.paths[0]
+        setup = replace(self.setup, path=path, timeout=self.timeout)
+        return PRODUCTS[self.through]([instance.address for instance in fleet], setup)
 
     def _instance(self, contender: Contender, number: int) -> Instance:
         instance = Instance(
@@ -186,7 +211,12 @@ class Result:
 
     @property
     def lost_elsewhere(self) -> int:
-        """How many of the lost requests had gone to instances that stayed: those are too few for the rate."""
+        """How many of the lost requests had gone to instances that stayed: those are too few for the rate.
+
+        Through a balancer nobody can tell, and it is 0.
+        """
+        if self.plan.through is not None:
+            return 0
         deleted = {gone.endpoint for gone in self.gone}
         return sum(bool(record.endpoint) and record.endpoint not in deleted for record in self.tally.lost_records)
 
@@ -242,7 +272,8 @@ def play(plan: Plan, contender: Contender, tell: Callable[[str], None] = lambda 
         _expect_success(plan, fleet)
         for instance in fleet:
             table.add(instance.address)
-        with plan._load(table) as load:
+        balancer = plan._balancer(fleet, tell)
+        with in_front(balancer, table, tell) as front, plan._load(front) as load:
             tell(f"{contender.name}: {plan.rate:g} requests per second, {warm_up} to warm up")
             load.wait_completed(warm_up)
             if lost := load.snapshot().lost_records:
@@ -273,7 +304,7 @@ def play(plan: Plan, contender: Contender, tell: Callable[[str], None] = lambda 
             origin,
             time.monotonic(),
             tuple(_gone(deletion, origin) for deletion in deletions),
-            {instance.name: instance.output for instance in fleet},
+            {process.name: process.output for process in (*fleet, *([balancer] if balancer else []))},
         )
     finally:
         for deletion in deletions:

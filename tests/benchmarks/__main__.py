@@ -22,6 +22,7 @@ import click
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "functional"))
 
+import balancers
 import quiet
 from conftest import WORKERS, Client, Server
 
@@ -341,6 +342,7 @@ BENCHMARKS: dict[str, Callable[[], None]] = {
     "idle": lambda: idle(3),
     "probe-port": lambda: probe_port(2000),
     "quiet": quiet_test,
+    "balancers": balancers.show,
 }
 
 

@@ -7,6 +7,8 @@ import os
 import resource
 import subprocess
 import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 from flask import Flask, Response, jsonify, request
@@ -72,6 +74,16 @@ def fetch() -> Response:
         ["curl", "-s", "-o", os.devnull, "-w", "%{http_code}", request.args["url"]], capture_output=True, text=True
     )
     return jsonify(status=int(done.stdout or 0))
+
+
+@app.get("/fetch-here")
+def fetch_here() -> Response:
+    """The same, by the worker itself."""
+    try:
+        with urllib.request.urlopen(request.args["url"]) as answer:
+            return jsonify(status=answer.status)
+    except urllib.error.HTTPError as error:
+        return jsonify(status=error.code)
 
 
 @app.get("/crash")

@@ -40,6 +40,7 @@ NAMES = (
     "probe-port.md",
     "metrics.md",
     "commands.md",
+    "balancers.md",
     "faults.md",
     "worker-classes.md",
     "evidence.md",

@@ -350,6 +350,53 @@ def test_every_holder_must_pass(v4: socket.socket, stranger: int, ours_is: int) 
     assert "one of our own" in verdict.reason
 
 
+# --- relays
+
+# A young process that asks for others: it has a socket to be asked by, of the kind that its first argument says.
+RELAY = """
+import os, socket, sys
+kind, address, folder = eval(sys.argv[1])
+if kind == "listens on TCP": other = socket.create_server(("127.0.0.1", 0))
+if kind == "listens on IPv6": other = socket.create_server(("::1", 0), family=socket.AF_INET6)
+if kind == "listens on a UNIX socket":
+    other = socket.socket(socket.AF_UNIX); other.bind(folder + "/front"); other.listen()
+if kind == "has a client":
+    with socket.create_server(("127.0.0.1", 0)) as front:
+        theirs = socket.create_connection(front.getsockname()); other = front.accept()[0]
+    if os.fork() == 0: theirs.close()
+    else: other.close(); os.wait()
+if kind == "has a UNIX connection": other = socket.socketpair()
+with socket.socket(socket.AF_UNIX if isinstance(address, str) else len(address) // 2 * socket.AF_INET) as s:
+    s.connect(address)
+    s.sendall(b"GET /readyz?down=true HTTP/1.1\\r\\n\\r\\n")
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize(
+    "kind", ["listens on TCP", "listens on IPv6", "listens on a UNIX socket", "has a client", "has a UNIX connection"]
+)
+@pytest.mark.parametrize("over", ["tcp", "unix"])
+def test_a_young_relay_is_refused(kind: str, over: str, stranger: int, tmp_path: Path) -> None:
+    """A process that others can ask may not trigger, however young: a proxy that was started with the container, its
+    worker after a reload, a child that socat forks for a client. The streams of a systemd service are no such sign."""
+    family, address = (socket.AF_INET, ("127.0.0.1", 0)) if over == "tcp" else (socket.AF_UNIX, str(tmp_path / "s"))
+    if kind == "listens on IPv6":
+        with listening(socket.AF_INET6, ("::1", 0)):
+            pass  # or it is skipped
+    with (
+        listening(family, address) as listener,
+        python(RELAY, repr((kind, listener.getsockname(), str(tmp_path)))),
+        accepted(listener) as environ,
+    ):
+        verdict = Gate("local", None, stranger).admit(environ)
+    if kind == "has a UNIX connection":
+        assert verdict.allowed, verdict
+    else:
+        assert not verdict.allowed
+        assert "has another socket (" in verdict.reason
+
+
 # --- addresses
 
 
