@@ -113,7 +113,7 @@ def test_what_a_file_held_before_is_gone(tmp_path: Path) -> None:
 WRITER = """
 import sys
 sys.path.insert(0, sys.argv[3])
-from test_report import report
+from test_grace_report import report
 from gunicorn_grace import report as reporting
 while True:
     for ended in ("drained", "x" * 150, "deadline"):
