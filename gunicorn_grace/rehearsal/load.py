@@ -20,6 +20,7 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from types import TracebackType
 
 import h11
@@ -29,15 +30,29 @@ from .platform import EndpointTable, NoEndpoint
 from .tally import Kind, Outcome, Record, Tally
 from .wire import Address, family_of, request_bytes, show_address
 
-#: How late a request may start, seconds. epoll wakes up to a millisecond late, more than the spacing at 1,000
-#: requests a second; 20 ms are what a busy core adds. Rates below 50 a second are allowed their own spacing.
-TOLERANCE = 0.02
-
 #: Connecting failed for want of something on our side of the connection.
 _OURS = {errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM}
 #: Linux, tcp_reset(): a RST in answer to our SYN is ECONNREFUSED; these two mean that the handshake was
 #: complete and the reset came before we looked.
 _AFTER_CONNECTING = {errno.ECONNRESET, errno.EPIPE}
+
+
+#: What the plugin puts on its answers to probes, ``gunicorn_grace.probes``; nothing here imports that.
+_OUR_HEADERS = {(b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff")}
+
+
+def classify(status: int, ours: bool) -> Outcome:
+    """The outcome of a complete response.
+
+    Args:
+        status: its status code.
+        ours: it carries the headers of the plugin's answers to probes.
+    """
+    if 200 <= status < 300:
+        return Outcome.OK
+    if status == 503 and ours:
+        return Outcome.NOT_READY
+    return Outcome.SERVER_ERROR if status >= 500 else Outcome.STATUS
 
 
 class Load:
@@ -101,7 +116,7 @@ class Load:
         self._choices = random.Random(seed)
         self._routing = random.Random(seed)  # of its own: when connections are made depends on the service
         self._pools: list[list[_Connection]] = [[] for _ in range(clients)]
-        self._tally = Tally()
+        self._tally = Tally(rate=rate)
         self._problem: BaseException | None = None
         self._progress = threading.Condition()  # a request ended, or the load did
         self._target = float("inf")
@@ -148,7 +163,8 @@ class Load:
 
     def snapshot(self) -> Tally:
         """A copy of what was counted so far."""
-        return Tally(list(self._tally.records), list(self._tally.lags), self._tally.skipped)
+        tally = self._tally
+        return replace(tally, records=list(tally.records), lags=list(tally.lags))
 
     def wait_completed(self, count: int, timeout: float | None = None) -> None:
         """Wait until ``count`` more requests have ended.
@@ -220,8 +236,9 @@ class Load:
     async def _schedule(self) -> None:
         assert self._loop is not None
         spacing = 1 / self.rate
-        tolerance = max(spacing, TOLERANCE)
+        tolerance = self._tally.tolerance
         begin = self._loop.time()
+        self._tally.began = time.monotonic()
         number = 0
         while True:
             due = begin + number * spacing
@@ -344,6 +361,7 @@ class _Connection(asyncio.Protocol):
         self._answer: asyncio.Future[tuple[Outcome, int | None, str]] | None = None
         self._received = False
         self._status: int | None = None
+        self._ours = False
 
     @property
     def idle(self) -> bool:
@@ -364,7 +382,7 @@ class _Connection(asyncio.Protocol):
         assert self._transport is not None
         answer: asyncio.Future[tuple[Outcome, int | None, str]] = asyncio.get_running_loop().create_future()
         self._answer = answer
-        self._received, self._status = False, None
+        self._received, self._status, self._ours = False, None, False
         self._transport.write(data)
         if self._transport.is_closing():  # lost between connecting and writing
             self._lost("closed by the peer")
@@ -411,6 +429,7 @@ class _Connection(asyncio.Protocol):
                     return
                 if isinstance(event, h11.Response):
                     self._status = event.status_code
+                    self._ours = _OUR_HEADERS.issubset((name, value.lower()) for name, value in event.headers)
                 elif isinstance(event, h11.EndOfMessage):
                     self._complete()
                 elif isinstance(event, h11.ConnectionClosed):
@@ -420,14 +439,13 @@ class _Connection(asyncio.Protocol):
             self._close()
 
     def _complete(self) -> None:
-        good = self._status is not None and 200 <= self._status < 300
+        assert self._status is not None
         if self.http.our_state is h11.DONE and self.http.their_state is h11.DONE and not self.http.trailing_data[0]:
             self.http.start_next_cycle()
         else:
             self._close()
-        self._resolve(
-            (Outcome.OK, self._status, "") if good else (Outcome.STATUS, self._status, f"status {self._status}")
-        )
+        outcome = classify(self._status, self._ours)
+        self._resolve((outcome, self._status, "" if outcome is Outcome.OK else f"status {self._status}"))
 
     def _lost(self, error: str) -> None:
         outcome = Outcome.TRUNCATED if self._received else Outcome.RESET

@@ -43,6 +43,33 @@ def marked(variable: str, value: str) -> list[int]:
     return [pid for pid in _pids() if pid != me and mark in _bytes(f"/proc/{pid}/environ").split(b"\0")]
 
 
+def marked_by_value(variable: str) -> dict[str, list[int]]:
+    """Every living process that was started with this variable, by its value, this one left out."""
+    prefix = f"{variable}=".encode()
+    me = os.getpid()
+    found: dict[str, list[int]] = {}
+    for pid in _pids():
+        if pid != me:
+            for entry in _bytes(f"/proc/{pid}/environ").split(b"\0"):
+                if entry.startswith(prefix):
+                    found.setdefault(entry[len(prefix) :].decode("utf-8", "replace"), []).append(pid)
+    return found
+
+
+def memory(pid: int) -> int:
+    """The process's share of the machine's memory, bytes; 0 when it is gone.
+
+    The proportional set size (proc_pid_smaps(5)), in which a page that n processes share counts as 1/n: what
+    workers share with the arbiter that forked them is not counted again for each. Where the kernel does not
+    tell it (older than 4.14, or another user's process) the resident set size, which counts too much.
+    """
+    for line in _read(f"/proc/{pid}/smaps_rollup").splitlines():
+        if line.startswith("Pss:"):
+            return int(line.split()[1]) * 1024
+    fields = _read(f"/proc/{pid}/statm").split()
+    return int(fields[1]) * os.sysconf("SC_PAGE_SIZE") if fields else 0
+
+
 def end_marked(variable: str, value: str, timeout: float = 5.0) -> list[int]:
     """SIGKILL every process that carries the mark, and wait until they are gone (or zombies).
 

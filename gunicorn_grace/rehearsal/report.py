@@ -56,9 +56,9 @@ def table(results: Iterable[Result]) -> str:
                     Outcome.RESET,
                     Outcome.TRUNCATED,
                     Outcome.TIMEOUT,
-                    Outcome.STATUS,
                 )
             ),
+            str(sum(map(tally.count, (Outcome.SERVER_ERROR, Outcome.NOT_READY, Outcome.STATUS)))),
             "-" if result.exit_after is None else f"{result.exit_after:.1f} s",
         ]
         row = "".join(cell.rjust(width) for cell, (_, width) in zip(cells, _COLUMNS, strict=True))

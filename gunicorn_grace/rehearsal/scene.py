@@ -6,14 +6,15 @@ import re
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from .errors import InstanceFailed, PlanFailed
-from .fleet import Fleet, Instance
+from .fleet import Fleet, Instance, MemoryWatch
 from .load import Load
 from .platform import Deletion, EndpointTable
-from .tally import Tally
+from .tally import Record, Tally
 from .wire import IncompleteResponse, fetch, show_address
 
 #: Words of the plugin's log that belong into a timeline.
@@ -153,6 +154,52 @@ class Gone:
 
 
 @dataclass(frozen=True)
+class Life:
+    """One instance from its start to its end. Times are seconds since the deletions began, so that what came
+    before them is negative; None is what it has not come to.
+
+    Attributes:
+        name: which one.
+        endpoint: where it listens.
+        started: its process was launched.
+        listening: it listened.
+        readiness: ``(time, ready)`` whenever the platform changed its mind, by the readiness probe and its
+            thresholds; without a probe it is ready from ``listening`` on.
+        restarts: ``(time, why)`` for each restart of the container, as by a failed liveness probe.
+        deleted: its deletion began.
+        t0: its shutdown began: the plugin said so, or the first SIGTERM came.
+        unrouted: the last node stopped routing to it.
+        ended: its process was gone.
+        memory: the most that it was seen to hold, bytes; 0 if unknown.
+    """
+
+    name: str
+    endpoint: str
+    started: float | None
+    listening: float | None
+    readiness: tuple[tuple[float, bool], ...] = ()
+    restarts: tuple[tuple[float, str], ...] = ()
+    deleted: float | None = None
+    t0: float | None = None
+    unrouted: float | None = None
+    ended: float | None = None
+    memory: int = 0
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What all processes of all instances held, bytes.
+
+    Attributes:
+        peak: the most at one look; 0 where it cannot be told.
+        samples: ``(seconds since the deletions began, bytes)``.
+    """
+
+    peak: int = 0
+    samples: tuple[tuple[float, int], ...] = ()
+
+
+@dataclass(frozen=True)
 class Result:
     """One contender's run.
 
@@ -164,6 +211,9 @@ class Result:
         ended: the same for the end of the load.
         gone: the deleted instances.
         outputs: everything that each instance printed, by name.
+        lives: every instance, those that stayed and those that a roll-out added among them.
+        memory: what they held in memory.
+        fell_behind: why the numbers cannot be trusted, in a sentence; empty if they can.
     """
 
     contender: Contender
@@ -173,6 +223,25 @@ class Result:
     ended: float
     gone: tuple[Gone, ...]
     outputs: Mapping[str, str]
+    lives: tuple[Life, ...] = ()
+    memory: Memory = Memory()
+    fell_behind: str = ""
+
+    @property
+    def trustworthy(self) -> bool:
+        """Whether the load was what the plan asked for."""
+        return not self.fell_behind
+
+    def since_t0(self, record: Record) -> float | None:
+        """When a request was started, in seconds since the shutdown of the instance that it went to began.
+
+        None if it went to no instance, or to one whose shutdown never began.
+        """
+        at = record.started - self.origin
+        for life in self.lives:
+            if life.endpoint == record.endpoint and life.t0 is not None and (life.started or at) <= at:
+                return at - life.t0
+        return None
 
     @property
     def killed(self) -> int:
@@ -205,14 +274,19 @@ class Result:
         return {
             "contender": self.contender.name,
             "flawless": self.flawless,
+            "trustworthy": self.trustworthy,
+            "fell_behind": self.fell_behind,
             **self.tally.summary(),
             "seconds": [
                 min((r.started for r in self.tally.records), default=0) - self.origin,
                 self.ended - self.origin,
             ],
             "gone": [asdict(gone) for gone in self.gone],
+            "lives": [asdict(life) for life in self.lives],
+            "memory": asdict(self.memory),
             "lost_requests": [
-                {"at": record.started - self.origin, **asdict(record)} for record in self.tally.lost_records
+                {"at": record.started - self.origin, "since_t0": self.since_t0(record), **asdict(record)}
+                for record in self.tally.lost_records
             ],
         }
 
@@ -236,12 +310,14 @@ def play(plan: Plan, contender: Contender, tell: Callable[[str], None] = lambda 
     deletions: list[Deletion] = []
     warm_up = max(20, round(plan.rate)) if plan.warm_up is None else plan.warm_up
     cool_down = max(20, round(plan.rate)) if plan.cool_down is None else plan.cool_down
+    stack = ExitStack()
     try:
         tell(f"{contender.name}: starting {plan.instances} instances")
         fleet.start(plan.start_timeout, ready=plan.start_timeout)
         _expect_success(plan, fleet)
         for instance in fleet:
             table.add(instance.address)
+        watch = stack.enter_context(MemoryWatch(lambda: fleet.instances))
         with plan._load(table) as load:
             tell(f"{contender.name}: {plan.rate:g} requests per second, {warm_up} to warm up")
             load.wait_completed(warm_up)
@@ -266,6 +342,8 @@ def play(plan: Plan, contender: Contender, tell: Callable[[str], None] = lambda 
                     f"{instance.name} was to stay but ended with exit code {instance.exit_code}",
                     instance.output,
                 )
+        watch.look()
+        by_instance = {deletion.instance: deletion for deletion in deletions}
         return Result(
             contender,
             plan,
@@ -274,8 +352,12 @@ def play(plan: Plan, contender: Contender, tell: Callable[[str], None] = lambda 
             time.monotonic(),
             tuple(_gone(deletion, origin) for deletion in deletions),
             {instance.name: instance.output for instance in fleet},
+            tuple(_life(instance, by_instance.get(instance), origin, watch) for instance in fleet),
+            Memory(watch.peak, tuple((at - origin, held) for at, held in watch.samples)),
+            tally.fell_behind(origin, max(deletion.unrouted or origin for deletion in deletions)),
         )
     finally:
+        stack.close()
         for deletion in deletions:
             deletion.cancel()
         fleet.stop()
@@ -312,4 +394,24 @@ def _gone(deletion: Deletion, origin: float) -> Gone:
         since(deletion.pre_stop_done),
         deletion.pre_stop_problem,
         events,
+    )
+
+
+def _life(instance: Instance, deletion: Deletion | None, origin: float, watch: MemoryWatch) -> Life:
+    def since(stamp: float | None) -> float | None:
+        return None if stamp is None else stamp - origin
+
+    began = [at for at, text in instance.lines if "shutdown_initiated" in text]
+    if deletion is not None and deletion.sigterm is not None:
+        began.append(deletion.sigterm)
+    return Life(
+        instance.name,
+        show_address(instance.address),
+        since(instance.started),
+        since(instance.listened),
+        deleted=since(deletion.started if deletion else None),
+        t0=since(min(began, default=None)),
+        unrouted=since(deletion.unrouted if deletion else None),
+        ended=since(instance.exit_time),
+        memory=watch.each.get(str(instance.runtime_dir), 0),
     )

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from gunicorn_grace import probes
 from gunicorn_grace.rehearsal.errors import LoadFailed, RehearsalError
 from gunicorn_grace.rehearsal.load import Load
 from gunicorn_grace.rehearsal.platform import EndpointTable
@@ -22,6 +23,13 @@ from gunicorn_grace.rehearsal.tally import Kind, Outcome
 from gunicorn_grace.rehearsal.wire import Address, IncompleteResponse, fetch, parse_address, show_address
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+OURS = b"".join(
+    [
+        b"HTTP/1.1 503 Service Unavailable\r\n",
+        *(f"{name}: {value}\r\n".encode() for name, value in probes.HEADERS),
+        b"Content-Length: 2\r\n\r\nno",
+    ]
+)
 CLOSING = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok"
 
 
@@ -152,7 +160,9 @@ CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
         pytest.param(answer(b"SSH-2.0-OpenSSH\r\n\r\n"), Outcome.TRUNCATED, None, id="no HTTP"),
         pytest.param(hang, Outcome.TIMEOUT, None, id="no answer"),
         pytest.param(answer(HEAD, b"part", keep=True), Outcome.TIMEOUT, 200, id="half an answer"),
-        pytest.param(answer(OK.replace(b"200", b"500")), Outcome.STATUS, 500, id="500"),
+        pytest.param(answer(OK.replace(b"200", b"500")), Outcome.SERVER_ERROR, 500, id="500"),
+        pytest.param(answer(OURS), Outcome.NOT_READY, 503, id="503 by the plugin"),
+        pytest.param(answer(OK.replace(b"200", b"503")), Outcome.SERVER_ERROR, 503, id="503 by another"),
         pytest.param(answer(OK.replace(b"200", b"302")), Outcome.STATUS, 302, id="302"),
     ],
 )
