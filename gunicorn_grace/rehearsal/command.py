@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import signal
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from datetime import datetime, timezone
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 
 LOST, COULD_NOT_RUN, INTERRUPTED = 1, 2, 130
+
+_COLOURS: dict[str, dict[str, Any]] = {
+    "good": {"fg": "green"},
+    "bad": {"fg": "red", "bold": True},
+    "head": {"bold": True},
+    "dim": {"dim": True},
+}
 
 
 @click.command(context_settings={"show_default": True})
@@ -36,8 +45,16 @@ LOST, COULD_NOT_RUN, INTERRUPTED = 1, 2, 130
 @click.option("--timeout", default=10.0, help="Seconds that a request may take.")
 @click.option("--config", metavar="FILE", help="Your gunicorn configuration, with the plugin in it.")
 @click.option("--delay", type=float, help="grace_shutdown_delay, in place of what is configured.")
-@click.option("--only", type=click.Choice(["plain", "grace"]), help="Play with one of the two.")
+@click.option("--only", type=click.Choice(["plain", "sleep", "grace"]), help="Play with this one alone.")
+@click.option(
+    "--beside",
+    metavar="NAME",
+    multiple=True,
+    help="Play with another one before; `sleep:15` is plain gunicorn with a preStop hook that sleeps. May be repeated.",
+)
+@click.option("--max-lost", default=0, help="How many lost requests are still a success.")
 @click.option("--json", "json_file", metavar="FILE", help="Write the result as JSON too; `-`: only that, to stdout.")
+@click.option("--html", "html_file", metavar="FILE", help="Write the result as a page too, with the timeline drawn.")
 @click.pass_context
 def rehearse(
     context: click.Context,
@@ -61,20 +78,26 @@ def rehearse(
     config: str | None,
     delay: float | None,
     only: str | None,
+    beside: Sequence[str],
+    max_lost: int,
     json_file: str | None,
+    html_file: str | None,
 ) -> None:
     """Scale APP down under load, as Kubernetes would, and count the requests that it costs.
 
     Boots real gunicorn on loopback, first plain, then with the plugin. Further arguments for gunicorn go
     behind --.
 
-    Exit code: 0 if nothing was lost; 1 if something was, or an instance had to be killed (by the plugin,
-    where it took part); 2 if it could not be run; 130 after Ctrl-C.
+    Exit code: 0 if nothing was lost, or no more than --max-lost; 1 if something was, or an instance had to be
+    killed (by the last contender: the plugin, where it took part); 2 if it could not be run; 130 after Ctrl-C,
+    with a report on what was played until then.
     """
     try:
-        from . import report
-        from .errors import RehearsalError
-        from .scene import GRACE, PLAIN, Contender, Plan, play
+        from . import cast, page, report, schema
+        from .errors import PlanFailed, RehearsalError
+        from .output import opened
+        from .progress import Progress
+        from .scene import Interrupted, Plan, Result, play
     except ModuleNotFoundError as error:
         if error.name != "h11":
             raise
@@ -83,17 +106,6 @@ def rehearse(
     given = (("--worker-class", worker_class), ("--workers", workers), ("--threads", threads))
     args = [part for option, value in given if value is not None for part in (option, str(value))]
     env = {} if delay is None else {"GRACE_SHUTDOWN_DELAY": f"{delay:g}"}
-    plain, grace = PLAIN, GRACE
-    if config is not None:
-        if not config.startswith("python:"):
-            file = Path(config.removeprefix("file:"))
-            if not file.is_file():
-                _fail(context, f"--config {config}: there is no such file")
-            config = str(file.resolve())
-        plain = Contender(PLAIN.name, PLAIN.args, {"REHEARSAL_CONFIG": config})
-        grace = Contender(GRACE.name, ("-c", config))
-    contenders = {"plain": [plain], "grace": [grace], None: [plain, grace]}[only]
-
     try:
         pre_stop = shlex.split(prestop)
     except ValueError as error:
@@ -116,32 +128,56 @@ def rehearse(
             timeout=timeout,
             host=host,
         )
-        with _interruptible():
-            results = [play(plan, contender, lambda line: click.echo(line, err=True)) for contender in contenders]
+        if max_lost < 0:
+            raise PlanFailed(f"--max-lost {max_lost} is negative: 0 or more may be lost")
+        cast.refuse_clashes(gunicorn_args)
+        *others, judged = [only] if only else ["plain", "grace"]
+        contenders = [cast.contender(name, config) for name in (*others, *beside, judged)]
+        files = {"--json": json_file if json_file != "-" else None, "--html": html_file}
+        results: list[Result] = []
+        made = datetime.now(timezone.utc)
+        with _interruptible(), opened({option: path for option, path in files.items() if path}) as outputs:
+            interrupted = False
+            try:
+                with Progress(sys.stderr) as progress:
+                    for contender in contenders:
+                        results.append(play(plan, contender, progress.tell, progress.watch))
+                        progress.done(f"{contender.name}: {results[-1].tally.lost} of {results[-1].tally.total} lost")
+                cast.expect_plugin(results[-1], config)
+            except Interrupted as error:
+                results.append(error.result)
+                interrupted = True
+            except KeyboardInterrupt:
+                interrupted = True
+            if interrupted:
+                click.echo("rehearse: interrupted; every instance has been ended", err=True)
+            if results:
+                document = schema.document(results, made=made, max_lost=max_lost, interrupted=interrupted)
+                as_json = json.dumps(document, indent=2) + "\n"
+                if json_file == "-":
+                    click.echo(as_json, nl=False)
+                else:
+                    told = report.render(results, max_lost, interrupted, paint)
+                    click.echo(told, nl=False, color=False if os.environ.get("NO_COLOR") else None)
+                if "--json" in outputs:
+                    outputs["--json"].write(as_json)
+                if "--html" in outputs:
+                    outputs["--html"].write(page.page(results, made=made, max_lost=max_lost, interrupted=interrupted))
     except KeyboardInterrupt:
-        click.echo("rehearse: interrupted; every instance has been ended", err=True)
         context.exit(INTERRUPTED)
     except RehearsalError as error:
         _fail(context, error.line)
-    judged = results[-1]
-    if contenders[-1] is grace and not judged.plugin_spoke:
-        _fail(
-            context,
-            f"the plugin was not at work: does {config or 'gunicorn_grace.conf'} load it, and log at info?",
-        )
-
-    document = json.dumps({"app": app, "results": [result.as_dict() for result in results]}, indent=2)
-    if json_file == "-":
-        click.echo(document)
-    else:
-        click.echo(report.render(results), nl=False)
-        if json_file is not None:
-            try:
-                Path(json_file).write_text(document + "\n", encoding="utf-8")
-            except OSError as error:
-                _fail(context, f"--json {json_file}: {error.strerror}")
-    if not judged.flawless:
+    except OSError as error:
+        _fail(context, f"{error.filename or 'standard output'}: {error.strerror or error}")
+    if interrupted:
+        context.exit(INTERRUPTED)
+    if not report.passed(results, max_lost, interrupted):
         context.exit(LOST)
+
+
+def paint(text: str, what: str) -> str:
+    """Colours for a terminal; ``click.echo`` takes them away elsewhere."""
+    return click.style(text, **_COLOURS[what])
 
 
 def _fail(context: click.Context, line: str) -> NoReturn:

@@ -161,6 +161,10 @@ class Load:
         """Requests that have ended so far, lost ones among them."""
         return self._tally.total
 
+    def records_after(self, index: int) -> list[Record]:
+        """The requests that ended since there were ``index`` of them: for one who looks again and again."""
+        return self._tally.records[index:]
+
     def snapshot(self) -> Tally:
         """A copy of what was counted so far."""
         tally = self._tally

@@ -7,13 +7,15 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from .errors import InstanceFailed, PlanFailed
 from .fleet import Fleet, Instance, MemoryWatch
 from .load import Load
 from .platform import Deletion, EndpointTable
+from .series import Series, count
 from .tally import Record, Tally
 from .wire import IncompleteResponse, fetch, show_address
 
@@ -25,11 +27,15 @@ _EVENT = re.compile(
 
 @dataclass(frozen=True)
 class Contender:
-    """Who plays: a name, and what its gunicorn is given besides what the plan says."""
+    """Who plays: a name, and what its gunicorn is given besides what the plan says.
+
+    ``pre_stop`` is a preStop hook in place of the plan's, None for that one.
+    """
 
     name: str
     args: Sequence[str] = ()
     env: Mapping[str, str] = field(default_factory=dict)
+    pre_stop: Sequence[str] | None = None
 
 
 #: gunicorn as it is.
@@ -199,7 +205,7 @@ class Memory:
     samples: tuple[tuple[float, int], ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Result:
     """One contender's run.
 
@@ -214,6 +220,7 @@ class Result:
         lives: every instance, those that stayed and those that a roll-out added among them.
         memory: what they held in memory.
         fell_behind: why the numbers cannot be trusted, in a sentence; empty if they can.
+        complete: whether it was played to its end; Ctrl-C leaves what was counted until then.
     """
 
     contender: Contender
@@ -226,6 +233,11 @@ class Result:
     lives: tuple[Life, ...] = ()
     memory: Memory = Memory()
     fell_behind: str = ""
+    complete: bool = True
+
+    def __repr__(self) -> str:
+        """Short: pytest shows it in a failing assertion, and the records are thousands."""
+        return f"<Result {self.contender.name}: {self.tally.lost} of {self.tally.total} requests lost>"
 
     @property
     def trustworthy(self) -> bool:
@@ -265,17 +277,44 @@ class Result:
         return max((gone.exit_after for gone in self.gone if gone.exit_after is not None), default=None)
 
     @property
+    def gone_after(self) -> float | None:
+        """The longest time from the deletion of an instance to its end, seconds: a preStop hook counts in."""
+        deleted = {life.name: life.deleted or 0.0 for life in self.lives}
+        return max(
+            (gone.exited - deleted.get(gone.name, 0.0) for gone in self.gone if gone.exited is not None), default=None
+        )
+
+    @property
+    def budget_used(self) -> float | None:
+        """``gone_after`` as a share of the period; None where one of the two is missing."""
+        return self.gone_after / self.plan.period if self.gone_after is not None and self.plan.period else None
+
+    def last_request(self, gone: Gone) -> float | None:
+        """When the last request was routed to a deleted instance, lost or not; seconds since the deletions began."""
+        return max((r.started - self.origin for r in self.tally.records if r.endpoint == gone.endpoint), default=None)
+
+    @cached_property
+    def series(self) -> Series:
+        """The records, counted in steps of time."""
+        return count(self.tally.records, self.origin, self.ended, {gone.endpoint for gone in self.gone})
+
+    @property
     def plugin_spoke(self) -> bool:
         """Whether a deleted instance logged that the plugin took over."""
         return any("shutdown_initiated" in text for gone in self.gone for _, text in gone.events)
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything but the outputs, ready for JSON; times of lost requests count from the deletion."""
+        """Everything but the outputs, ready for JSON: what ``schema.json`` calls a result."""
         return {
             "contender": self.contender.name,
+            "complete": self.complete,
             "flawless": self.flawless,
             "trustworthy": self.trustworthy,
             "fell_behind": self.fell_behind,
+            "killed": self.killed,
+            "exit_after": self.exit_after,
+            "gone_after": self.gone_after,
+            "budget_used": self.budget_used,
             **self.tally.summary(),
             "seconds": [
                 min((r.started for r in self.tally.records), default=0) - self.origin,
@@ -284,6 +323,7 @@ class Result:
             "gone": [asdict(gone) for gone in self.gone],
             "lives": [asdict(life) for life in self.lives],
             "memory": asdict(self.memory),
+            "timeline": self.series.as_dict(),
             "lost_requests": [
                 {"at": record.started - self.origin, "since_t0": self.since_t0(record), **asdict(record)}
                 for record in self.tally.lost_records
@@ -291,19 +331,36 @@ class Result:
         }
 
 
-def play(plan: Plan, contender: Contender, tell: Callable[[str], None] = lambda line: None) -> Result:
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C after the deletions began. ``result`` is what the run came to until then."""
+
+    def __init__(self, result: Result) -> None:
+        self.result = result
+        super().__init__()
+
+
+def play(
+    plan: Plan,
+    contender: Contender,
+    tell: Callable[[str], None] = lambda line: None,
+    watch_load: Callable[[Load], None] = lambda load: None,
+) -> Result:
     """Play ``plan`` with ``contender``. However it ends, no process of it is left.
 
     Args:
         plan: what to play.
         contender: with whom.
         tell: told in a line what is going on.
+        watch_load: given the load once it runs, to show how it fares.
 
     Raises:
+        Interrupted: Ctrl-C after the deletions began; it carries what was counted until then.
         PlanFailed: the plan cannot be played, or a path does not answer 2xx before anything was deleted.
         InstanceFailed: an instance did not come up, or one that was to stay ended by itself.
         LoadFailed: the load generator failed.
     """
+    if contender.pre_stop is not None:
+        plan = replace(plan, pre_stop=contender.pre_stop)
     plan.check()
     fleet = Fleet([plan._instance(contender, number + 1) for number in range(plan.instances)])
     table = EndpointTable()
@@ -311,6 +368,26 @@ def play(plan: Plan, contender: Contender, tell: Callable[[str], None] = lambda 
     warm_up = max(20, round(plan.rate)) if plan.warm_up is None else plan.warm_up
     cool_down = max(20, round(plan.rate)) if plan.cool_down is None else plan.cool_down
     stack = ExitStack()
+    load: Load | None = None
+    origin: float | None = None
+
+    def found(tally: Tally, origin: float, complete: bool = True) -> Result:
+        """The result as far as it has come."""
+        by_instance = {deletion.instance: deletion for deletion in deletions}
+        return Result(
+            contender,
+            plan,
+            tally,
+            origin,
+            time.monotonic(),
+            tuple(_gone(deletion, origin) for deletion in deletions),
+            {instance.name: instance.output for instance in fleet},
+            tuple(_life(instance, by_instance.get(instance), origin, watch) for instance in fleet),
+            Memory(watch.peak, tuple((at - origin, held) for at, held in watch.samples)),
+            tally.fell_behind(origin, max((deletion.unrouted or origin for deletion in deletions), default=origin)),
+            complete,
+        )
+
     try:
         tell(f"{contender.name}: starting {plan.instances} instances")
         fleet.start(plan.start_timeout, ready=plan.start_timeout)
@@ -320,6 +397,7 @@ def play(plan: Plan, contender: Contender, tell: Callable[[str], None] = lambda 
         watch = stack.enter_context(MemoryWatch(lambda: fleet.instances))
         with plan._load(table) as load:
             tell(f"{contender.name}: {plan.rate:g} requests per second, {warm_up} to warm up")
+            watch_load(load)
             load.wait_completed(warm_up)
             if lost := load.snapshot().lost_records:
                 raise PlanFailed(
@@ -343,19 +421,11 @@ def play(plan: Plan, contender: Contender, tell: Callable[[str], None] = lambda 
                     instance.output,
                 )
         watch.look()
-        by_instance = {deletion.instance: deletion for deletion in deletions}
-        return Result(
-            contender,
-            plan,
-            tally,
-            origin,
-            time.monotonic(),
-            tuple(_gone(deletion, origin) for deletion in deletions),
-            {instance.name: instance.output for instance in fleet},
-            tuple(_life(instance, by_instance.get(instance), origin, watch) for instance in fleet),
-            Memory(watch.peak, tuple((at - origin, held) for at, held in watch.samples)),
-            tally.fell_behind(origin, max(deletion.unrouted or origin for deletion in deletions)),
-        )
+        return found(tally, origin)
+    except KeyboardInterrupt as error:
+        if load is None or origin is None:
+            raise
+        raise Interrupted(found(load.snapshot(), origin, complete=False)) from error
     finally:
         stack.close()
         for deletion in deletions:
