@@ -118,11 +118,36 @@ def request_bytes(
     close: bool,
 ) -> bytes:
     """The bytes of a request without a body; ``http`` moves on to waiting for the response."""
+    head = head_bytes(http, address, path, method=method, headers=headers, close=close)
+    return head + (http.send(h11.EndOfMessage()) or b"")
+
+
+def head_bytes(
+    http: h11.Connection,
+    address: Address,
+    path: str,
+    *,
+    method: str = "GET",
+    headers: Iterable[tuple[str, str]] = (),
+    close: bool,
+    length: int | None = None,
+) -> bytes:
+    """The bytes of a request's head; ``http`` moves on to sending the body.
+
+    Args:
+        http: the client's side of the connection.
+        address: becomes the ``Host`` header, unless there is one among ``headers``.
+        path: request target.
+        method: its method.
+        headers: its headers.
+        close: say ``Connection: close``.
+        length: of the body, bytes; None: say nothing of it.
+    """
     fields = list(headers)
     if not any(name.lower() == "host" for name, _ in fields):
         fields.insert(0, ("Host", "localhost" if isinstance(address, str) else show_address(address)))
+    if length is not None:
+        fields.append(("Content-Length", str(length)))
     if close:
         fields.append(("Connection", "close"))
-    head = http.send(h11.Request(method=method, target=path, headers=fields))
-    end = http.send(h11.EndOfMessage())
-    return (head or b"") + (end or b"")
+    return http.send(h11.Request(method=method, target=path, headers=fields)) or b""
