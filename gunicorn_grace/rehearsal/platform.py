@@ -294,6 +294,9 @@ class Deletion:
 
     def start(self) -> Deletion:
         """Begin. Returns at once."""
+        self.started = time.monotonic()
+        if self.table is not None:
+            self.table.change(self.instance.address, State.TERMINATING, self.lag)
         self._thread.start()
         return self
 
@@ -325,9 +328,8 @@ class Deletion:
             self._problem = error
 
     def _delete(self) -> None:
-        started = self.started = time.monotonic()
-        if self.table is not None:
-            self.table.change(self.instance.address, State.TERMINATING, self.lag)
+        started = self.started
+        assert started is not None
         if self.pre_stop is not None:
             self._run_pre_stop(self.pre_stop, started + self.period)
             self.pre_stop_done = time.monotonic()

@@ -163,7 +163,9 @@ class Prober:
         address: Address,
         probes: Mapping[Kind, Probe],
         tell: Callable[[Kind, bool], None],
-        deleting: Callable[[], bool],
+        *,
+        deleting: Callable[[], bool] = lambda: False,
+        gone: Callable[[], bool] = lambda: False,
         started: float | None = None,
     ) -> Callable[[], None]:
         """Probe one container from now on.
@@ -180,12 +182,14 @@ class Prober:
             tell: called in the prober's thread with every verdict that differs from the one before; at the
                 beginning a container is not ready, not started, and alive.
             deleting: whether the pod is being deleted.
+            gone: whether its container has ended for good: it is not ready then, and not asked any more.
             started: ``time.monotonic()`` of the container's start, for the initial delay.
 
         Returns:
             what ends it.
         """
-        container = _Container(address, probes, tell, deleting, time.monotonic() if started is None else started)
+        started = time.monotonic() if started is None else started
+        container = _Container(address, probes, tell, deleting, gone, started)
 
         def begin() -> None:
             for kind in probes:
@@ -206,9 +210,10 @@ class Prober:
         try:
             self._loop.run_forever()
         finally:
-            for task in self._tasks:
+            tasks = list(self._tasks)
+            for task in tasks:
                 task.cancel()
-            self._loop.run_until_complete(asyncio.gather(*self._tasks, return_exceptions=True))
+            self._loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
             self._loop.close()
 
     def _done(self, task: asyncio.Task[None]) -> None:
@@ -226,12 +231,14 @@ class _Container:
         probes: Mapping[Kind, Probe],
         tell: Callable[[Kind, bool], None],
         deleting: Callable[[], bool],
+        gone: Callable[[], bool],
         started: float,
     ) -> None:
         self.address = address
         self.probes = probes
         self.tell = tell
         self.deleting = deleting
+        self.gone = gone
         self.started = started
         self.begun = Kind.STARTUP not in probes
         self.tasks: set[asyncio.Task[None]] = set()
@@ -247,7 +254,7 @@ class _Container:
         ready = False
         loop = asyncio.get_running_loop()
         due = loop.time()
-        while kind is Kind.READINESS or not self.deleting():
+        while not (self.gone() if kind is Kind.READINESS else self.deleting()):
             early = time.monotonic() - self.started < probe.initial_delay
             if not early and (self.begun or kind is Kind.STARTUP):
                 verdict = thresholds.count(await self._answers(probe))
@@ -262,6 +269,8 @@ class _Container:
             # A ticker: a slow answer does not move the next one, and what was missed is not made up for.
             due = max(due + probe.period, loop.time())
             await asyncio.sleep(due - loop.time())
+        if ready:
+            self.tell(Kind.READINESS, False)
 
     async def _answers(self, probe: Probe) -> bool:
         try:
