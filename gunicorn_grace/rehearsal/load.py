@@ -18,6 +18,7 @@ import select
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -27,8 +28,9 @@ import h11
 
 from .errors import LoadFailed, RehearsalError
 from .platform import EndpointTable, NoEndpoint
+from .requests import PIECES, Request, in_turn
 from .tally import Kind, Outcome, Record, Tally
-from .wire import Address, family_of, request_bytes, show_address
+from .wire import Address, family_of, show_address
 
 #: Connecting failed for want of something on our side of the connection.
 _OURS = {errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM}
@@ -56,12 +58,13 @@ def classify(status: int, ours: bool) -> Outcome:
 
 
 class Load:
-    """A steady stream of GET requests over an ``EndpointTable``, from a thread of its own.
+    """A steady stream of requests over an ``EndpointTable``, from a thread of its own.
 
     Args:
         table: where each new connection goes.
         rate: requests per second.
-        paths: request targets, taken in turn.
+        paths: targets of GET requests, taken in turn.
+        requests: what to send in place of ``paths``, each as often as its weight.
         keepalive_share: share of the requests that use kept-alive connections, 0 to 1.
         slow_path: request target of slow requests.
         slow_share: share of the requests that are slow ones, 0 to 1.
@@ -69,6 +72,10 @@ class Load:
         clients: how many clients share the kept-alive requests, each with a pool of its own. One pool alone
             would keep using the one connection it got back last, and so test one instance.
         host: the ``Host`` header; the endpoint's address unless given.
+        think: seconds that a kept-alive connection rests before its client uses it again, so that as many are
+            open as requests fall into that time, and some meet the server's keep-alive time.
+        slow_node_share: the share of the requests that comes from one client more, the last one: on the slow
+            node of a ``Lag``. Client n connects as node n of the table knows it.
         seed: of the random choices. Loads with the same seed send the same requests at the same times.
 
     Raises:
@@ -88,34 +95,41 @@ class Load:
         clients: int = 10,
         host: str | None = None,
         seed: int = 0,
+        requests: Sequence[Request] = (),
+        think: float = 0.0,
+        slow_node_share: float = 0.0,
     ) -> None:
         if rate <= 0:
             raise ValueError(f"rate {rate:g} is not above 0 requests per second")
         if timeout <= 0:
             raise ValueError(f"timeout {timeout:g} is not above 0 s")
-        for name, share in (("keepalive_share", keepalive_share), ("slow_share", slow_share)):
+        if not 0 <= think < float("inf"):
+            raise ValueError(f"think {think:g} s is not 0 s or more")
+        shares = (("keepalive_share", keepalive_share), ("slow_share", slow_share), ("slow node's", slow_node_share))
+        for name, share in shares:
             if not 0 <= share <= 1:
                 raise ValueError(f"{name} {share:g} is not between 0 and 1")
         if slow_share and slow_path is None:
             raise ValueError(f"slow_share is {slow_share:g} but there is no slow_path: name the path of a slow request")
-        if not paths or clients < 1:
+        if not (paths or requests) or clients < 1:
             raise ValueError("at least one path and one client are needed")
-        self.headers = (("Host", host),) if host else ()
-        for path in {*paths, slow_path or "/"}:
-            try:
-                request_bytes(h11.Connection(h11.CLIENT), "", path, headers=self.headers, close=True)
-            except h11.LocalProtocolError as error:
-                raise ValueError(f"path {path!r} or host {host!r} cannot be sent: {error}") from error
+        self.requests = tuple(requests) or tuple(Request(path) for path in paths)
+        self.slow = None if slow_path is None else Request(slow_path, slow=True)
+        for request in (*self.requests, *([self.slow] if self.slow else [])):
+            request.check(host)
+        self._turn = in_turn(self.requests)
+        self.host = host
         self.table = table
         self.rate = rate
-        self.paths = tuple(paths)
+        self.think = think
         self.keepalive_share = keepalive_share
-        self.slow_path = slow_path
         self.slow_share = slow_share
+        self.slow_node_share = slow_node_share
         self.timeout = timeout
         self._choices = random.Random(seed)
         self._routing = random.Random(seed)  # of its own: when connections are made depends on the service
-        self._pools: list[list[_Connection]] = [[] for _ in range(clients)]
+        self._clients = clients
+        self._pools: list[deque[_Connection]] = [deque() for _ in range(clients + 1)]
         self._tally = Tally(rate=rate)
         self._problem: BaseException | None = None
         self._progress = threading.Condition()  # a request ended, or the load did
@@ -259,16 +273,18 @@ class Load:
                 self._launch(*request)
             number += 1
 
-    def _choose(self, number: int) -> tuple[str, Kind, bool, int]:
-        """Path, kind, whether slow, and which client, of the request with this number."""
-        slow = self.slow_path is not None and self._choices.random() < self.slow_share
+    def _choose(self, number: int) -> tuple[Request, Kind, int]:
+        """The request with this number, its kind, and which client sends it."""
+        slow = self.slow is not None and self._choices.random() < self.slow_share
         kind = Kind.KEPT if self._choices.random() < self.keepalive_share else Kind.FRESH
-        client = self._choices.randrange(len(self._pools))
-        path = self.slow_path if slow and self.slow_path is not None else self.paths[number % len(self.paths)]
-        return path, kind, slow, client
+        client = self._choices.randrange(self._clients)
+        if self.slow_node_share and self._choices.random() < self.slow_node_share:
+            client = self._clients
+        request = self.slow if slow and self.slow is not None else self._turn[number % len(self._turn)]
+        return request, kind, client
 
-    def _launch(self, path: str, kind: Kind, slow: bool, client: int) -> None:
-        task = asyncio.create_task(self._request(path, kind, slow, client))
+    def _launch(self, request: Request, kind: Kind, client: int) -> None:
+        task = asyncio.create_task(self._request(request, kind, client))
         self._tasks.add(task)
         task.add_done_callback(self._landed)
 
@@ -278,12 +294,12 @@ class Load:
             # A request without a record would be one that nobody misses.
             self._problem = self._problem or problem
 
-    async def _request(self, path: str, kind: Kind, slow: bool, client: int) -> None:
+    async def _request(self, request: Request, kind: Kind, client: int) -> None:
         """One request from beginning to record. Its timer cancels the task: that is a timeout."""
         assert self._loop is not None
         started = time.monotonic()
         pool = self._pools[client] if kind is Kind.KEPT else None
-        connection = _take(pool) if pool else None
+        connection = _take(pool, started - self.think if self.think else None) if pool else None
         reused = connection is not None
         endpoint, status, error = "", None, ""
         task = asyncio.current_task()
@@ -298,15 +314,13 @@ class Load:
         timer = self._loop.call_later(self.timeout, expire)
         try:
             if connection is None:
-                address = self.table.pick(self._routing)
+                address = self.table.pick(self._routing, client)
                 endpoint = show_address(address)
                 connection = await self._connect(address)
             endpoint = show_address(connection.address)
-            data = request_bytes(
-                connection.http, connection.address, path, headers=self.headers, close=kind is Kind.FRESH
-            )
-            outcome, status, error = await connection.exchange(data)
+            outcome, status, error = await connection.exchange(request, close=kind is Kind.FRESH, host=self.host)
             if pool is not None and connection.idle:
+                connection.rested = time.monotonic()
                 pool.append(connection)
         except (OSError, NoEndpoint) as problem:  # only connecting raises these
             if isinstance(problem, OSError) and problem.errno in _OURS:
@@ -328,7 +342,21 @@ class Load:
         finally:
             timer.cancel()
         latency = time.monotonic() - started
-        self._tally.records.append(Record(started, kind, path, outcome, status, latency, endpoint, error, slow, reused))
+        self._tally.records.append(
+            Record(
+                started,
+                kind,
+                request.path,
+                outcome,
+                status,
+                latency,
+                endpoint,
+                error,
+                request.slow,
+                reused,
+                request.method,
+            )
+        )
         if self.completed >= self._target:  # waking a waiter for every request would cost the schedule its evenness
             with self._progress:
                 self._progress.notify_all()
@@ -366,6 +394,9 @@ class _Connection(asyncio.Protocol):
         self._received = False
         self._status: int | None = None
         self._ours = False
+        self._to_rest = 0.0  # seconds for which the client still takes its time to read
+        self._pause = 0.0  # ... a piece
+        self.rested = 0.0  # time.monotonic() since which it has been idle
 
     @property
     def idle(self) -> bool:
@@ -381,13 +412,28 @@ class _Connection(asyncio.Protocol):
         """Idle, and nothing has come since the loop last looked: what urllib3 asks before it reuses one."""
         return self.idle and not self._poll.poll(0)
 
-    async def exchange(self, data: bytes) -> tuple[Outcome, int | None, str]:
+    async def exchange(self, request: Request, *, close: bool, host: str | None) -> tuple[Outcome, int | None, str]:
         """Send a request; the outcome, the status as far as known, and the error text."""
         assert self._transport is not None
         answer: asyncio.Future[tuple[Outcome, int | None, str]] = asyncio.get_running_loop().create_future()
         self._answer = answer
         self._received, self._status, self._ours = False, None, False
-        self._transport.write(data)
+        self._to_rest, self._pause = request.read, request.read / PIECES
+        data = request.head(self.http, self.address, close=close, host=host)
+        for number, piece in enumerate(request.pieces()):
+            if request.upload:
+                if number == 0:
+                    self._transport.write(data)
+                    data = b""
+                await asyncio.wait({answer}, timeout=request.upload / PIECES)
+            if answer.done():  # the server did not wait for the rest of it
+                return answer.result()
+            sent = self.http.send(h11.Data(data=piece)) or b""
+            if request.upload:
+                self._transport.write(sent)
+            else:
+                data += sent
+        self._transport.write(data + (self.http.send(h11.EndOfMessage()) or b""))
         if self._transport.is_closing():  # lost between connecting and writing
             self._lost("closed by the peer")
         return await answer
@@ -413,6 +459,15 @@ class _Connection(asyncio.Protocol):
         self._received = True
         self.http.receive_data(data)
         self._advance()
+        if self._to_rest > 0 and self._answer is not None and self._transport is not None:
+            pause = self._pause
+            self._to_rest -= pause
+            self._transport.pause_reading()
+            asyncio.get_running_loop().call_later(pause, self._resume)
+
+    def _resume(self) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
 
     def eof_received(self) -> bool:
         if self._answer is not None:
@@ -465,10 +520,14 @@ class _Connection(asyncio.Protocol):
             self._transport.close()
 
 
-def _take(pool: list[_Connection]) -> _Connection | None:
-    """The connection that was put back last and is still good; those that are not are dropped on the way."""
-    while pool:
-        connection = pool.pop()
+def _take(pool: deque[_Connection], rested: float | None) -> _Connection | None:
+    """A connection that is still good; those that are not are dropped on the way.
+
+    The one that was put back last; or, if connections are to rest, the one that has rested longest, if it was
+    put back at ``rested`` or before.
+    """
+    while pool and (rested is None or pool[0].rested <= rested):
+        connection = pool.pop() if rested is None else pool.popleft()
         if connection.fresh_as_seen():
             return connection
         connection.abort()

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import os
+import random
 import re
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
+from types import TracebackType
 from typing import Any
 
 from .errors import InstanceFailed, PlanFailed
 from .fleet import Fleet, Instance, MemoryWatch
 from .load import Load
-from .platform import Deletion, EndpointTable
+from .platform import Deletion, EndpointTable, Hook, Lag
+from .pod import Pod
+from .probing import Kind, Probe, Prober
+from .requests import Request
+from .rollout import Counts, Rollout, Step, next_step
 from .series import Series, count
 from .tally import Record, Tally
 from .wire import IncompleteResponse, fetch, show_address
@@ -23,6 +31,10 @@ from .wire import IncompleteResponse, fetch, show_address
 _EVENT = re.compile(
     r"gunicorn-grace: (.*(?:shutdown_initiated|lame_duck_ended|sealed|drained|deadline_reached|stopped).*)"
 )
+
+
+#: The readiness that is watched when nobody said what to ask: often enough to be drawn, and of no effect.
+WATCHED = Probe("/readyz", period=1.0, failure_threshold=1)
 
 
 @dataclass(frozen=True)
@@ -35,7 +47,7 @@ class Contender:
     name: str
     args: Sequence[str] = ()
     env: Mapping[str, str] = field(default_factory=dict)
-    pre_stop: Sequence[str] | None = None
+    pre_stop: Sequence[str] | Hook | None = None
 
 
 #: gunicorn as it is.
@@ -54,12 +66,16 @@ class Plan:
         to: how many remain; one fewer unless given. The others are deleted at the same moment, as a
             scale-down does.
         rate: requests per second, all instances together.
-        lag: how long the routing goes on sending to a deleted instance.
+        lag: how long the routing goes on sending to a deleted instance; at the longest, with ``routing``.
+        routing: the same for each node by itself.
         period: terminationGracePeriodSeconds.
         args: arguments for gunicorn, for every contender.
         env: environment for every contender.
-        pre_stop: command of the preStop hook, see ``Deletion``; none if empty.
-        paths, keepalive_share, slow_path, slow_share, timeout, clients, host, seed: see ``Load``.
+        pre_stop: the preStop hook, or its command, see ``Deletion``; none if empty.
+        probes: what the platform asks each instance. None: nothing that has an effect; readiness is watched all
+            the same, for the record, where ``WATCHED`` is answered.
+        rollout: replace every instance, in place of a scale-down.
+        paths, requests, think, keepalive_share, slow_path, slow_share, timeout, clients, host, seed: see ``Load``.
         warm_up: requests that must have ended before the deletion; a second's worth, 20 at least, unless
             given.
         cool_down: requests that must have ended after it; as many.
@@ -75,7 +91,12 @@ class Plan:
     period: float = 30.0
     args: Sequence[str] = ()
     env: Mapping[str, str] = field(default_factory=dict)
-    pre_stop: Sequence[str] = ()
+    pre_stop: Sequence[str] | Hook = ()
+    probes: Mapping[Kind, Probe] | None = None
+    rollout: Rollout | None = None
+    routing: Lag | None = None
+    requests: Sequence[Request] = ()
+    think: float = 0.0
     paths: Sequence[str] = ("/",)
     keepalive_share: float = 0.5
     slow_path: str | None = None
@@ -92,7 +113,9 @@ class Plan:
 
     @property
     def remaining(self) -> int:
-        """How many instances are not deleted."""
+        """How many instances are not deleted; after a roll-out, as many as before."""
+        if self.rollout is not None:
+            return self.instances
         return self.instances - 1 if self.to is None else self.to
 
     def check(self) -> None:
@@ -101,7 +124,13 @@ class Plan:
         Raises:
             PlanFailed: it cannot.
         """
-        if not 1 <= self.remaining < self.instances:
+        if self.rollout is not None and (self.instances < 1 or self.to is not None):
+            raise PlanFailed(
+                f"a roll-out replaces every instance: {self.instances} are too few"
+                if self.instances < 1
+                else f"a roll-out replaces every instance: it cannot scale to {self.to} as well; leave out --to"
+            )
+        if self.rollout is None and not 1 <= self.remaining < self.instances:
             raise PlanFailed(
                 f"{self.instances} instances cannot be scaled down to {self.remaining}: one must remain "
                 "at least and one must go; see --instances (2 or more) and --to"
@@ -126,15 +155,28 @@ class Plan:
             clients=self.clients,
             host=self.host,
             seed=self.seed,
+            requests=self.requests,
+            think=self.think,
+            slow_node_share=self.routing.slow_share if self.routing else 0.0,
         )
 
-    def _instance(self, contender: Contender, number: int) -> Instance:
+    def _lags(self) -> float | tuple[float, ...]:
+        """The lag of all nodes, or one for each client of the load, drawn anew from the same seed."""
+        return self.routing.draw(self.clients, random.Random(self.seed)) if self.routing else self.lag
+
+    def _sent(self) -> tuple[Request, ...]:
+        """All that the load sends."""
+        load = self._load(EndpointTable())
+        return (*load.requests, *([load.slow] if load.slow else []))
+
+    def _instance(self, contender: Contender, name: str, bind: str = "127.0.0.1:0") -> Instance:
         instance = Instance(
             self.app,
             env={**self.env, **contender.env},
             cwd=self.cwd,
             python=self.python,
-            name=f"instance {number}",
+            name=name,
+            bind=bind,
         )
         # What a user's file may say, and several instances on one machine cannot share or a rehearsal cannot
         # do without. The command line has the last word in gunicorn.
@@ -362,88 +404,221 @@ def play(
     if contender.pre_stop is not None:
         plan = replace(plan, pre_stop=contender.pre_stop)
     plan.check()
-    fleet = Fleet([plan._instance(contender, number + 1) for number in range(plan.instances)])
-    table = EndpointTable()
-    deletions: list[Deletion] = []
     warm_up = max(20, round(plan.rate)) if plan.warm_up is None else plan.warm_up
     cool_down = max(20, round(plan.rate)) if plan.cool_down is None else plan.cool_down
-    stack = ExitStack()
     load: Load | None = None
     origin: float | None = None
+    with ExitStack() as stack:
+        stage = stack.enter_context(_Stage(plan, contender))
+        watch = MemoryWatch(stage.containers)
 
-    def found(tally: Tally, origin: float, complete: bool = True) -> Result:
-        """The result as far as it has come."""
-        by_instance = {deletion.instance: deletion for deletion in deletions}
-        return Result(
-            contender,
-            plan,
-            tally,
-            origin,
-            time.monotonic(),
-            tuple(_gone(deletion, origin) for deletion in deletions),
-            {instance.name: instance.output for instance in fleet},
-            tuple(_life(instance, by_instance.get(instance), origin, watch) for instance in fleet),
-            Memory(watch.peak, tuple((at - origin, held) for at, held in watch.samples)),
-            tally.fell_behind(origin, max((deletion.unrouted or origin for deletion in deletions), default=origin)),
-            complete,
-        )
+        def found(tally: Tally, origin: float, complete: bool = True) -> Result:
+            """The result as far as it has come."""
+            deletions = [pod.deletion for pod in stage.pods if pod.deletion is not None]
+            return Result(
+                contender,
+                plan,
+                tally,
+                origin,
+                time.monotonic(),
+                tuple(_gone(deletion, origin) for deletion in deletions),
+                {instance.name: instance.output for instance in stage.containers()},
+                tuple(_life(pod, origin, watch) for pod in stage.pods),
+                Memory(watch.peak, tuple((at - origin, held) for at, held in watch.samples)),
+                tally.fell_behind(origin, max((deletion.unrouted or origin for deletion in deletions), default=origin)),
+                complete,
+            )
 
-    try:
-        tell(f"{contender.name}: starting {plan.instances} instances")
-        fleet.start(plan.start_timeout, ready=plan.start_timeout)
-        _expect_success(plan, fleet)
-        for instance in fleet:
-            table.add(instance.address)
-        watch = stack.enter_context(MemoryWatch(lambda: fleet.instances))
-        with plan._load(table) as load:
-            tell(f"{contender.name}: {plan.rate:g} requests per second, {warm_up} to warm up")
-            watch_load(load)
-            load.wait_completed(warm_up)
-            if lost := load.snapshot().lost_records:
-                raise PlanFailed(
-                    f"{len(lost)} of {load.completed} requests were lost before anything was deleted "
-                    f"(the first: {lost[0].outcome.value}, {lost[0].error}): lower --rate or add --workers"
-                )
-            origin = time.monotonic()
-            tell(f"{contender.name}: deleting {plan.instances - plan.remaining} of {plan.instances}")
-            for instance in fleet.instances[plan.remaining :]:
-                deletions.append(Deletion(instance, table, lag=plan.lag, period=plan.period, pre_stop=plan.pre_stop))
-            for deletion in deletions:
-                deletion.start()
-            for deletion in deletions:
-                deletion.join()
-            load.wait_completed(cool_down)
-            tally = load.stop()
-        for instance in fleet.instances[: plan.remaining]:
-            if instance.exit_time is not None:
-                raise InstanceFailed(
-                    f"{instance.name} was to stay but ended with exit code {instance.exit_code}",
-                    instance.output,
-                )
-        watch.look()
-        return found(tally, origin)
-    except KeyboardInterrupt as error:
-        if load is None or origin is None:
-            raise
-        raise Interrupted(found(load.snapshot(), origin, complete=False)) from error
-    finally:
-        stack.close()
+        try:
+            tell(f"{contender.name}: starting {plan.instances} instances")
+            stage.start()
+            _expect_success(plan, stage.fleet)
+            stack.enter_context(watch)
+            with plan._load(stage.table) as load:
+                tell(f"{contender.name}: {plan.rate:g} requests per second, {warm_up} to warm up")
+                watch_load(load)
+                load.wait_completed(warm_up)
+                if lost := load.snapshot().lost_records:
+                    raise PlanFailed(
+                        f"{len(lost)} of {load.completed} requests were lost before anything was deleted "
+                        f"(the first: {lost[0].outcome.value}, {lost[0].error}): lower --rate or add --workers"
+                    )
+                origin = time.monotonic()
+                if plan.rollout is None:
+                    tell(f"{contender.name}: deleting {plan.instances - plan.remaining} of {plan.instances}")
+                    stage.scale_down()
+                else:
+                    tell(f"{contender.name}: replacing {plan.instances}")
+                    stage.roll_out(plan.rollout)
+                load.wait_completed(cool_down)
+                tally = load.stop()
+            watch.look()
+            stage.check()
+            return found(tally, origin)
+        except KeyboardInterrupt as error:
+            if load is None or origin is None:
+                raise
+            raise Interrupted(found(load.snapshot(), origin, complete=False)) from error
+
+
+class _Stage:
+    """The pods of one run, from the first start to the certainty that nothing of them is left."""
+
+    def __init__(self, plan: Plan, contender: Contender) -> None:
+        self.plan = plan
+        self.contender = contender
+        self.table = EndpointTable()
+        self.pods: list[Pod] = []
+        self.fleet = Fleet([plan._instance(contender, f"instance {n + 1}") for n in range(plan.instances)])
+        self._lags = plan._lags()
+        self._prober = Prober()
+        self._observed = False
+        self._probes: Mapping[Kind, Probe] = plan.probes or {}
+
+    def __enter__(self) -> _Stage:
+        self._prober.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            for pod in self.pods:
+                pod.close()
+        finally:
+            self.fleet.stop()
+            self._prober.stop()
+
+    def containers(self) -> list[Instance]:
+        """Every instance that there is or was."""
+        started = {instance: None for pod in list(self.pods) for instance in pod.instances}
+        return [*started, *(instance for instance in self.fleet if instance not in started)]
+
+    def start(self) -> None:
+        """Start the instances, and wait until the platform takes each for ready."""
+        plan = self.plan
+        self.fleet.start(plan.start_timeout, ready=plan.start_timeout)
+        if plan.probes is None and _answers(self.fleet[0], WATCHED.path):
+            self._observed, self._probes = True, {Kind.READINESS: WATCHED}
+        for instance in self.fleet:
+            self._pod(instance).begin()
+        for pod in self.pods:
+            pod.wait_ready(plan.start_timeout)
+
+    def scale_down(self) -> None:
+        """Delete what does not remain, all at the same moment, and wait until it is gone and forgotten."""
+        for deletion in [pod.delete() for pod in self.pods[self.plan.remaining :]]:
+            deletion.join()
+
+    def roll_out(self, rollout: Rollout) -> None:
+        """Replace every instance, as the Deployment controller does, and wait until the old ones are gone."""
+        wanted = self.plan.instances
+        old, new = list(self.pods), []
+        starting: list[Future[Pod]] = []
+        deletions: list[Deletion] = []
+        with ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="roll-out") as pool:
+            try:
+                while True:
+                    self.check()
+                    new += [future.result() for future in starting if future.done()]
+                    starting = [future for future in starting if not future.done()]
+                    available = [pod for pod in new if pod.available(rollout.min_ready)]
+                    leaving = sum(deletion.exited is None for deletion in deletions)
+                    if not old and len(available) == wanted and not leaving:
+                        break
+                    passing = [pod for pod in old if pod.available(rollout.min_ready)]
+                    counts = Counts(len(old), len(passing), len(new) + len(starting), len(available), leaving)
+                    step = next_step(wanted, rollout, counts)
+                    for _ in range(step.create):
+                        number = len(self.fleet) + 1
+                        self.fleet.instances.append(self.plan._instance(self.contender, f"instance {number}"))
+                        starting.append(pool.submit(self._start_one, self.fleet.instances[-1]))
+                    # Those that are not available go first; then the youngest, as a ReplicaSet has it
+                    # (pkg/controller/controller_utils.go, ActivePodsWithRanks).
+                    old.sort(key=lambda pod: pod in passing)
+                    for pod in old[: step.delete]:
+                        deletions.append(pod.delete())
+                    old = old[step.delete :]
+                    for pod in new:
+                        if not pod.ready and not self._observed:
+                            pod.wait_ready_by(self.plan.start_timeout)
+                    if step == Step():
+                        time.sleep(0.05)
+            except BaseException:
+                # Also on Ctrl-C: stopping them lets the threads of the pool end, which it waits for.
+                pool.shutdown(wait=False, cancel_futures=True)
+                self.fleet.stop()
+                raise
         for deletion in deletions:
-            deletion.cancel()
-        fleet.stop()
+            deletion.join()
+
+    def check(self) -> None:
+        """Raise what went wrong behind the scene's back."""
+        self._prober.check()
+        for pod in self.pods:
+            if pod.problem is not None:
+                raise pod.problem
+            if pod.deletion is None and not pod.restarting and pod.instance.exit_time is not None:
+                raise InstanceFailed(
+                    f"{pod.name} was to stay but ended with exit code {pod.instance.exit_code}",
+                    pod.instance.output,
+                )
+
+    def _pod(self, instance: Instance) -> Pod:
+        plan = self.plan
+
+        def again(before: Instance) -> Instance:
+            name = f"{before.name.partition(',')[0]}, restart {len(pod.restarts)}"
+            return plan._instance(self.contender, name, show_address(before.address))
+
+        pod = Pod(
+            instance,
+            self.table,
+            self._prober,
+            probes=self._probes,
+            observed=self._observed,
+            lag=self._lags,
+            period=plan.period,
+            pre_stop=plan.pre_stop,
+            again=again,
+        )
+        self.pods.append(pod)
+        return pod
+
+    def _start_one(self, instance: Instance) -> Pod:
+        instance.start(self.plan.start_timeout)
+        pod = self._pod(instance)
+        pod.begin(self._lags)
+        return pod
+
+
+def _answers(instance: Instance, path: str) -> bool:
+    """Whether it has something to say there that a probe takes for success."""
+    try:
+        return 200 <= fetch(instance.address, path, timeout=WATCHED.timeout).status < 400
+    except OSError:
+        return False
 
 
 def _expect_success(plan: Plan, fleet: Fleet) -> None:
-    """Every path answers 2xx now, or the count of losses would mean nothing."""
-    headers = [("Host", plan.host)] if plan.host else []
-    for path in dict.fromkeys([*plan.paths, *([plan.slow_path] if plan.slow_path else [])]):
+    """Every request is answered with 2xx now, or the count of losses would mean nothing."""
+    for request in dict.fromkeys(plan._sent()):
+        headers = [*([("Host", plan.host)] if plan.host else []), *request.headers]
+        what = f"{request.method} {request.path}"
         try:
-            response = fetch(fleet[0].address, path, headers=headers, timeout=plan.timeout)
+            response = fetch(
+                fleet[0].address,
+                request.path,
+                method=request.method,
+                headers=headers,
+                body=request.body,
+                timeout=plan.timeout,
+            )
         except (IncompleteResponse, OSError) as error:
-            raise PlanFailed(f"GET {path} failed before anything was deleted: {error}\n{fleet[0].output}") from error
+            raise PlanFailed(f"{what} failed before anything was deleted: {error}\n{fleet[0].output}") from error
         if not 200 <= response.status < 300:
             raise PlanFailed(
-                f"GET {path} answers {response.status}, not 2xx, before anything was deleted: "
+                f"{what} answers {response.status}, not 2xx, before anything was deleted: "
                 f"name a path that succeeds\n{fleet[0].output}"
             )
 
@@ -467,21 +642,26 @@ def _gone(deletion: Deletion, origin: float) -> Gone:
     )
 
 
-def _life(instance: Instance, deletion: Deletion | None, origin: float, watch: MemoryWatch) -> Life:
+def _life(pod: Pod, origin: float, watch: MemoryWatch) -> Life:
     def since(stamp: float | None) -> float | None:
         return None if stamp is None else stamp - origin
 
-    began = [at for at, text in instance.lines if "shutdown_initiated" in text]
-    if deletion is not None and deletion.sigterm is not None:
-        began.append(deletion.sigterm)
+    deletion = pod.deletion
+    began = []
+    if deletion is not None:
+        began = [at for at, text in pod.instance.lines if "shutdown_initiated" in text]
+        if deletion.sigterm is not None:
+            began.append(deletion.sigterm)
     return Life(
-        instance.name,
-        show_address(instance.address),
-        since(instance.started),
-        since(instance.listened),
+        pod.name,
+        show_address(pod.address),
+        since(pod.instances[0].started),
+        since(pod.instances[0].listened),
+        readiness=tuple((at - origin, ready) for at, ready in pod.readiness),
+        restarts=tuple((at - origin, why) for at, why in pod.restarts),
         deleted=since(deletion.started if deletion else None),
         t0=since(min(began, default=None)),
         unrouted=since(deletion.unrouted if deletion else None),
-        ended=since(instance.exit_time),
-        memory=watch.each.get(str(instance.runtime_dir), 0),
+        ended=since(deletion.exited if deletion else None),
+        memory=max(watch.each.get(str(instance.runtime_dir), 0) for instance in pod.instances),
     )

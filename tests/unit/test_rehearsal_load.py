@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import random
 import socket
 import struct
 import subprocess
@@ -418,7 +419,7 @@ def test_a_broken_generator_does_not_pass_for_an_idle_one() -> None:
     """Whatever breaks in its thread comes out of ``stop``."""
 
     class Broken(EndpointTable):
-        def endpoints(self) -> list[Address]:
+        def pick(self, rng: random.Random, node: int = 0) -> Address:
             raise RuntimeError("broken")
 
     load = Load(Broken(), rate=100).start()
