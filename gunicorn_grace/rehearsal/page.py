@@ -261,7 +261,6 @@ def _picture(result: Result, number: int, axis: Axis, used: Sequence[Outcome], h
         lanes.append(
             Lane(gone.name, lanes_top + index * (_LANE + _READY + 4), spans, _ready(life, gone, axis), lane_end)
         )
-    together = max((life.deleted or 0.0 for life in result.lives), default=0.0) < 1.0
 
     def bar(index: int) -> Bar:
         counts = [(outcome, series.began[outcome][index]) for outcome in used]
@@ -290,7 +289,7 @@ def _picture(result: Result, number: int, axis: Axis, used: Sequence[Outcome], h
         step=series.step,
         marks=marks,
         bars=tuple(bar(index) for index in range(len(series)) if series.total(index) or series.in_flight[index]),
-        shades=lanes[0].spans if lanes and together else (),
+        shades=lanes[0].spans if lanes and result.plan.rollout is None else (),
         lanes=tuple(lanes),
         unseen=len(order) - len(followed),
         bars_top=bars_top,
@@ -324,7 +323,7 @@ def _marks(result: Result, axis: Axis) -> tuple[Mark, ...]:
     wanted: list[tuple[float, str, str]] = [(0.0, "deleted", "event")]
     if sigterms:
         wanted.append(
-            (max(sigterms), "last SIGTERM" if many and max(sigterms) - min(sigterms) > 1 else "SIGTERM", "event")
+            (max(sigterms), "last SIGTERM" if many and max(sigterms) - min(sigterms) > 0.1 else "SIGTERM", "event")
         )
     if last:
         wanted.append((max(last), "last request", "event"))

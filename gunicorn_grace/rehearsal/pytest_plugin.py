@@ -62,12 +62,15 @@ def rehearse(request: pytest.FixtureRequest) -> Rehearse:
         if delay is not None:
             env["GRACE_SHUTDOWN_DELAY"] = f"{delay:g}"
         plan.setdefault("cwd", str(request.config.rootpath))
+        problem = None
         try:
             cast.refuse_clashes(plan.get("args", ()))
             result = play(Plan(app, env=env, **plan), cast.contender(contender, config))
             cast.expect_plugin(result, config)
         except RehearsalError as error:
-            pytest.fail(f"the rehearsal could not be carried out: {error}", pytrace=False)
+            problem = error
+        if problem is not None:  # outside of the handler, or pytest shows the output of the instance twice
+            pytest.fail(f"the rehearsal could not be carried out: {problem}", pytrace=False)
         request.node.add_report_section("call", "rehearsal", report.render([result]))
         return result
 

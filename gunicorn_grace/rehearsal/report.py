@@ -68,11 +68,15 @@ def render(results: Sequence[Result], max_lost: int = 0, interrupted: bool = Fal
 
 def heading(plan: Plan) -> str:
     """What was played."""
-    return (
-        f"{plan.app}: {plan.instances} instances scaled down to {plan.remaining} "
-        f"at {plan.rate:g} requests per second.\n"
-        f"Routing learns of it {plan.lag:g} s later; the period is {plan.period:g} s."
+    what = f"{plan.instances} instances scaled down to {plan.remaining}"
+    if (rollout := plan.rollout) is not None:
+        how = "in order" if rollout.in_order else f"surge {rollout.max_surge}, unavailable {rollout.max_unavailable}"
+        what = f"{plan.instances} instances replaced ({how})"
+    lines = (
+        f"{plan.app}: {what} at {plan.rate:g} requests per second.",
+        f"Routing learns of it {_lag(plan)} later; the period is {plan.period:g} s.",
     )
+    return "\n".join(textwrap.fill(line, WIDTH) for line in lines)
 
 
 def rows(results: Sequence[Result]) -> list[Row]:
@@ -140,15 +144,23 @@ def moments(result: Result, followed: int) -> list[tuple[float, str]]:
         result: of which run.
         followed: how many deleted instances are told of; if there are more, only the first.
     """
-    plan = result.plan
+    plan, lives = result.plan, {life.name: life for life in result.lives}
     lost = sorted(result.tally.lost_records, key=lambda record: record.started)
     count = len(result.gone)
-    found = [
-        (0.0, f"{count} deleted, routed to for {plan.lag:g} s more"),
-        (plan.lag, "routing has learned of it"),
-    ]
+    found = []
+    if plan.rollout is None:
+        found.append((0.0, f"{count} deleted, routed to for {_lag(plan)} more"))
+        if (unrouted := max((life.unrouted or 0.0 for life in result.lives), default=0.0)) > 0:
+            found.append((unrouted, "routing has learned of it"))
     for gone in result.gone if count <= followed else result.gone[:1]:
         who = "" if count == 1 else f"{gone.name} "
+        if (life := lives.get(gone.name)) is not None:
+            if plan.rollout is not None and life.deleted is not None:
+                found.append((life.deleted, f"{who}deleted"))
+            # What came before is the start; what came with the end is told by the end.
+            turned = [at for at, ready in life.readiness if not ready and at >= (life.deleted or 0.0)]
+            if turned and (gone.exited is None or turned[0] < gone.exited):
+                found.append((turned[0], f"{who}not ready, as its probe finds"))
         if gone.pre_stop_done is not None:
             found.append((gone.pre_stop_done, f"{who}preStop hook done"))
         if gone.sigterm is not None:
@@ -225,6 +237,10 @@ def verdict(results: Sequence[Result], max_lost: int = 0, interrupted: bool = Fa
     others = "".join(f" {other.contender.name} lost {other.tally.lost}." for other in results[:-1])
     lost = f"{tally.lost}, as --max-lost {max_lost} allows, of" if tally.lost else "none of"
     return f"{name} lost {lost} {tally.total} requests.{others}"
+
+
+def _lag(plan: Plan) -> str:
+    return f"{plan.lag:g} s" if plan.routing is None else str(plan.routing)
 
 
 def _last(result: Result) -> float | None:
