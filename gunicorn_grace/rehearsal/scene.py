@@ -352,7 +352,7 @@ def play(plan: Plan, contender: Contender, tell: Callable[[str], None] = lambda 
         warm_up = max(20, round(plan.rate)) if plan.warm_up is None else plan.warm_up
         cool_down = max(20, round(plan.rate)) if plan.cool_down is None else plan.cool_down
         tell(f"{contender.name}: starting {plan.instances} instances")
-        stage.start()
+        stage.start(tell)
         _expect_success(plan, stage.fleet)
         watch = stack.enter_context(MemoryWatch(stage.containers))
         with plan._load(stage.table) as load:
@@ -422,12 +422,24 @@ class _Stage:
         started = {instance: None for pod in list(self.pods) for instance in pod.instances}
         return [*started, *(instance for instance in self.fleet if instance not in started)]
 
-    def start(self) -> None:
-        """Start the instances, and wait until the platform takes each for ready."""
+    def start(self, tell: Callable[[str], None]) -> None:
+        """Start the instances, and wait until the platform takes each for ready.
+
+        Raises:
+            InstanceFailed: one did not come up.
+            PlanFailed: a probe asks for a path that is not there.
+        """
         plan = self.plan
         self.fleet.start(plan.start_timeout, ready=plan.start_timeout)
-        if plan.probes is None and _answers(self.fleet[0], WATCHED.path):
+        if plan.probes is None and 200 <= _status(self.fleet[0], WATCHED) < 400:
             self._observed, self._probes = True, {Kind.READINESS: WATCHED}
+        for kind, probe in (plan.probes or {}).items():
+            if _status(self.fleet[0], probe) == 404:
+                said = f"{kind.value} probe GET {probe.path} answers 404"
+                if PLAIN.args[-1] not in self.contender.args:
+                    raise PlanFailed(f"{said}, so that no instance would ever pass it: name a path that is there")
+                tell(f"{self.contender.name}: {said}: left out")
+                self._probes = {other: asked for other, asked in self._probes.items() if other is not kind}
         for instance in self.fleet:
             self._pod(instance).begin()
         for pod in self.pods:
@@ -520,12 +532,12 @@ class _Stage:
         return pod
 
 
-def _answers(instance: Instance, path: str) -> bool:
-    """Whether it has something to say there that a probe takes for success."""
+def _status(instance: Instance, probe: Probe) -> int:
+    """What it answers to a probe; 0 if nothing in time."""
     try:
-        return 200 <= fetch(instance.address, path, timeout=WATCHED.timeout).status < 400
+        return fetch(instance.address, probe.path, headers=probe.headers, timeout=probe.timeout).status
     except OSError:
-        return False
+        return 0
 
 
 def _expect_success(plan: Plan, fleet: Fleet) -> None:
