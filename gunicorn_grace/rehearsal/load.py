@@ -32,6 +32,8 @@ from .requests import PIECES, Request, in_turn
 from .tally import Kind, Outcome, Record, Tally
 from .wire import Address, family_of, show_address
 
+#: The generator's nice value, where it may have it: what measures is not to wait in line behind what is measured.
+PRIORITY = -10
 #: Connecting failed for want of something on our side of the connection.
 _OURS = {errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM}
 #: Linux, tcp_reset(): a RST in answer to our SYN is ECONNREFUSED; these two mean that the handshake was
@@ -220,6 +222,8 @@ class Load:
     # -- in the thread ---------------------------------------------------------------------------------------
 
     def _run(self) -> None:
+        with suppress(OSError):  # it takes a privilege, or is not Linux, where a thread has a priority of its own
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), PRIORITY)
         try:
             asyncio.run(self._main())
         except Exception as error:

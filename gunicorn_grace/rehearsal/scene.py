@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from types import TracebackType
 from typing import Any
 
@@ -432,7 +432,9 @@ class _Stage:
         plan = self.plan
         self.fleet.start(plan.start_timeout, ready=plan.start_timeout)
         if plan.probes is None and 200 <= _status(self.fleet[0], WATCHED) < 400:
-            self._observed, self._probes = True, {Kind.READINESS: WATCHED}
+            # Ten a second at most for the whole fleet: watching is not to be a load of its own.
+            watched = replace(WATCHED, period=max(WATCHED.period, plan.instances / 10))
+            self._observed, self._probes = True, {Kind.READINESS: watched}
         for kind, probe in (plan.probes or {}).items():
             if _status(self.fleet[0], probe) == 404:
                 said = f"{kind.value} probe GET {probe.path} answers 404"
