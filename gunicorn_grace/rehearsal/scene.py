@@ -16,6 +16,7 @@ from typing import Any
 
 from .errors import InstanceFailed, PlanFailed
 from .fleet import Fleet, Instance, MemoryWatch
+from .generator import Generator
 from .load import Load
 from .platform import Deletion, EndpointTable, Hook, Lag
 from .pod import Pod
@@ -133,26 +134,29 @@ class Plan:
             if seconds < 0:
                 raise PlanFailed(f"{name} {seconds:g} s is negative: a time from 0 s on is needed")
         try:
-            self._load(EndpointTable())
+            Load(EndpointTable(), **self._options())
         except ValueError as error:
             raise PlanFailed(str(error)) from error
 
-    def _load(self, table: EndpointTable) -> Load:
-        return Load(
-            table,
-            rate=self.rate,
-            paths=self.paths,
-            keepalive_share=self.keepalive_share,
-            slow_path=self.slow_path,
-            slow_share=self.slow_share,
-            timeout=self.timeout,
-            clients=self.clients,
-            host=self.host,
-            seed=self.seed,
-            requests=self.requests,
-            think=self.think,
-            slow_node_share=self.routing.slow_share if self.routing else 0.0,
-        )
+    def _load(self, table: EndpointTable) -> Generator:
+        return Generator(table, **self._options())
+
+    def _options(self) -> dict[str, Any]:
+        """What a load is given."""
+        return {
+            "rate": self.rate,
+            "paths": self.paths,
+            "keepalive_share": self.keepalive_share,
+            "slow_path": self.slow_path,
+            "slow_share": self.slow_share,
+            "timeout": self.timeout,
+            "clients": self.clients,
+            "host": self.host,
+            "seed": self.seed,
+            "requests": self.requests,
+            "think": self.think,
+            "slow_node_share": self.routing.slow_share if self.routing else 0.0,
+        }
 
     def _lags(self) -> float | tuple[float, ...]:
         """The lag of all nodes, or one for each client of the load, drawn anew from the same seed."""
@@ -160,7 +164,7 @@ class Plan:
 
     def _sent(self) -> tuple[Request, ...]:
         """All that the load sends."""
-        load = self._load(EndpointTable())
+        load = Load(EndpointTable(), **self._options())
         return (*load.requests, *([load.slow] if load.slow else []))
 
     def _instance(self, contender: Contender, name: str, bind: str = "127.0.0.1:0") -> Instance:
