@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import datetime, timezone
 from types import FrameType
 from typing import Any, NoReturn
 
 import click
+from click.core import ParameterSource
+
+from .options import platform_options, resolve
 
 LOST, COULD_NOT_RUN, INTERRUPTED = 1, 2, 130
 
@@ -31,13 +34,20 @@ _COLOURS: dict[str, dict[str, Any]] = {
 @click.option("--instances", default=3, help="How many there are before the scale-down.")
 @click.option("--to", type=int, help="How many remain.  [default: one fewer]")
 @click.option("--rate", default=100.0, help="Requests per second, to all instances together.")
-@click.option("--lag", default=3.0, help="Seconds for which a deleted instance is still routed to.")
+@click.option("--lag", default="3", help="Seconds for which a deleted instance is still routed to, or a range: 1..8.")
 @click.option("--period", default=30.0, help="terminationGracePeriodSeconds.")
-@click.option("--prestop", metavar="CMD", default="", help="preStop hook; {host}, {port} and {pid} are filled in.")
+@click.option("--prestop", metavar="CMD", default="", help="preStop hook, with {host}, {port}, {pid}; or GET /path.")
+@platform_options
 @click.option("--worker-class", metavar="CLASS", help="As for gunicorn.")
 @click.option("--workers", type=int, help="As for gunicorn.")
 @click.option("--threads", type=int, help="As for gunicorn.")
-@click.option("--path", "paths", multiple=True, default=["/"], help="Path to request; may be repeated.")
+@click.option(
+    "--path",
+    "paths",
+    multiple=True,
+    default=["/"],
+    help="Path to request, or a line as in --requests; may be repeated.",
+)
 @click.option("--host", help="Host header.  [default: the instance's address]")
 @click.option("--keepalive-share", default=0.5, help="Share of requests on kept-alive connections, 0 to 1.")
 @click.option("--slow-path", metavar="PATH", help="Path of slow requests.")
@@ -58,18 +68,16 @@ _COLOURS: dict[str, dict[str, Any]] = {
 @click.pass_context
 def rehearse(
     context: click.Context,
+    /,
     app: str,
     gunicorn_args: Sequence[str],
     instances: int,
     to: int | None,
     rate: float,
-    lag: float,
     period: float,
-    prestop: str,
     worker_class: str | None,
     workers: int | None,
     threads: int | None,
-    paths: Sequence[str],
     host: str | None,
     keepalive_share: float,
     slow_path: str | None,
@@ -82,6 +90,7 @@ def rehearse(
     max_lost: int,
     json_file: str | None,
     html_file: str | None,
+    **platform: object,
 ) -> None:
     """Scale APP down under load, as Kubernetes would, and count the requests that it costs.
 
@@ -107,27 +116,21 @@ def rehearse(
     args = [part for option, value in given if value is not None for part in (option, str(value))]
     env = {} if delay is None else {"GRACE_SHUTDOWN_DELAY": f"{delay:g}"}
     try:
-        pre_stop = shlex.split(prestop)
-    except ValueError as error:
-        _fail(context, f"--prestop {prestop}: {error}")
-    try:
         plan = Plan(
             app,
             instances=instances,
             to=to,
             rate=rate,
-            lag=lag,
             period=period,
             args=[*args, *gunicorn_args],
             env=env,
-            pre_stop=pre_stop,
-            paths=paths,
             keepalive_share=keepalive_share,
             slow_path=slow_path,
             slow_share=(0.02 if slow_path else 0.0) if slow_share is None else slow_share,
             timeout=timeout,
             host=host,
         )
+        plan = replace(plan, **resolve(context.params, _explicit(context), lambda line: click.echo(line, err=True)))
         if max_lost < 0:
             raise PlanFailed(f"--max-lost {max_lost} is negative: 0 or more may be lost")
         cast.refuse_clashes(gunicorn_args)
@@ -183,6 +186,11 @@ def paint(text: str, what: str) -> str:
 def _fail(context: click.Context, line: str) -> NoReturn:
     click.echo(f"rehearse: {line}", err=True)
     context.exit(COULD_NOT_RUN)
+
+
+def _explicit(context: click.Context) -> Callable[[str], bool]:
+    """Whether a parameter was given by the user, and so wins over what else has a say."""
+    return lambda name: context.get_parameter_source(name) is not ParameterSource.DEFAULT
 
 
 @contextmanager

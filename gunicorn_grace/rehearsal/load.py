@@ -57,7 +57,85 @@ def classify(status: int, ours: bool) -> Outcome:
     return Outcome.SERVER_ERROR if status >= 500 else Outcome.STATUS
 
 
-class Load:
+class Counting:
+    """What a load tells while it runs, wherever it runs: ``Load`` in a thread, ``Generator`` in a process.
+
+    Args:
+        tally: filled as requests end.
+        timeout: seconds that a request may take.
+    """
+
+    def __init__(self, tally: Tally, timeout: float) -> None:
+        self.rate = tally.rate
+        self.timeout = timeout
+        self._tally = tally
+        self._problem: BaseException | None = None
+        self._progress = threading.Condition()  # a request ended, or the load did
+        self._target = float("inf")
+        self._ended = False
+
+    def stop(self, abandon: bool = False) -> Tally:
+        """End it; see the classes."""
+        raise NotImplementedError
+
+    @property
+    def completed(self) -> int:
+        """Requests that have ended so far, lost ones among them."""
+        return self._tally.total
+
+    @property
+    def problem(self) -> str | None:
+        """What the generator failed by; None as long as it has not."""
+        return None if self._problem is None else str(self._problem)
+
+    def records_after(self, index: int) -> list[Record]:
+        """The requests that ended since there were ``index`` of them: for one who looks again and again."""
+        return self._tally.records[index:]
+
+    def snapshot(self) -> Tally:
+        """A copy of what was counted so far."""
+        tally = self._tally
+        return replace(tally, records=list(tally.records), lags=list(tally.lags))
+
+    def wait_completed(self, count: int, timeout: float | None = None) -> None:
+        """Wait until ``count`` more requests have ended.
+
+        Args:
+            count: requests, from now on.
+            timeout: seconds; by default what ``count`` should take, twice, and a request's own time.
+
+        Raises:
+            RehearsalError: not so within ``timeout`` seconds.
+            LoadFailed: the generator failed.
+        """
+        target = self.completed + count
+        limit = 2 * count / self.rate + self.timeout + 1 if timeout is None else timeout
+        with self._progress:
+            self._target = target
+            reached = self._progress.wait_for(lambda: self.completed >= target or self._ended, limit)
+            self._target = float("inf")
+        if self._problem is not None:
+            raise self._failed() from self._problem
+        if not reached or self.completed < target:
+            missing = target - self.completed
+            raise RehearsalError(
+                f"{missing} of {count} requests had not ended after {limit:g} s: lower the rate of {self.rate:g} per s"
+            )
+
+    def _failed(self) -> LoadFailed:
+        return LoadFailed(f"the load generator failed: {self._problem}")
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.stop()
+            return
+        with suppress(LoadFailed):  # the error under way came first
+            self.stop(abandon=True)
+
+
+class Load(Counting):
     """A steady stream of requests over an ``EndpointTable``, from a thread of its own.
 
     Args:
@@ -120,21 +198,15 @@ class Load:
         self._turn = in_turn(self.requests)
         self.host = host
         self.table = table
-        self.rate = rate
         self.think = think
         self.keepalive_share = keepalive_share
         self.slow_share = slow_share
         self.slow_node_share = slow_node_share
-        self.timeout = timeout
+        super().__init__(Tally(rate=rate), timeout)
         self._choices = random.Random(seed)
         self._routing = random.Random(seed)  # of its own: when connections are made depends on the service
         self._clients = clients
         self._pools: list[deque[_Connection]] = [deque() for _ in range(clients + 1)]
-        self._tally = Tally(rate=rate)
-        self._problem: BaseException | None = None
-        self._progress = threading.Condition()  # a request ended, or the load did
-        self._target = float("inf")
-        self._ended = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._connections: set[_Connection] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -167,59 +239,11 @@ class Load:
         if self._thread.ident is not None:
             self._thread.join()
         if self._problem is not None:
-            raise LoadFailed(f"the load generator failed: {self._problem}") from self._problem
+            raise self._failed() from self._problem
         return self._tally
-
-    @property
-    def completed(self) -> int:
-        """Requests that have ended so far, lost ones among them."""
-        return self._tally.total
-
-    def records_after(self, index: int) -> list[Record]:
-        """The requests that ended since there were ``index`` of them: for one who looks again and again."""
-        return self._tally.records[index:]
-
-    def snapshot(self) -> Tally:
-        """A copy of what was counted so far."""
-        tally = self._tally
-        return replace(tally, records=list(tally.records), lags=list(tally.lags))
-
-    def wait_completed(self, count: int, timeout: float | None = None) -> None:
-        """Wait until ``count`` more requests have ended.
-
-        Args:
-            count: requests, from now on.
-            timeout: seconds; by default what ``count`` should take, twice, and a request's own time.
-
-        Raises:
-            RehearsalError: not so within ``timeout`` seconds.
-            LoadFailed: the generator failed.
-        """
-        target = self.completed + count
-        limit = 2 * count / self.rate + self.timeout + 1 if timeout is None else timeout
-        with self._progress:
-            self._target = target
-            reached = self._progress.wait_for(lambda: self.completed >= target or self._ended, limit)
-            self._target = float("inf")
-        if self._problem is not None:
-            raise LoadFailed(f"the load generator failed: {self._problem}") from self._problem
-        if not reached or self.completed < target:
-            missing = target - self.completed
-            raise RehearsalError(
-                f"{missing} of {count} requests had not ended after {limit:g} s: lower the rate of {self.rate:g} per s"
-            )
 
     def __enter__(self) -> Load:
         return self if self._thread.ident is not None else self.start()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if error is None:
-            self.stop()
-            return
-        with suppress(LoadFailed):  # the error under way came first
-            self.stop(abandon=True)
 
     # -- in the thread ---------------------------------------------------------------------------------------
 

@@ -106,6 +106,10 @@ class State(enum.Enum):
     """Does not pass its readiness probe, or is no more."""
 
 
+#: When a change was made (``time.monotonic()``), of which endpoint, what it became, and the lag.
+Change: TypeAlias = tuple[float, Address, State, "float | Sequence[float]"]
+
+
 class EndpointTable:
     """Where a new connection goes, as kube-proxy's iptables mode decides it: any ready endpoint, at random.
 
@@ -121,6 +125,7 @@ class EndpointTable:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._lock = threading.Lock()
+        self._listeners: list[Callable[[Change], None]] = []
         self._changes: dict[Address, list[tuple[float, float | Sequence[float], State]]] = {}
         self._known: dict[int, tuple[float, list[Address], list[Address]]] = {}  # node: until when, ready, others
 
@@ -151,9 +156,36 @@ class EndpointTable:
             KeyError: it was never added.
         """
         with self._lock:
-            changes = self._changes.setdefault(address, []) if new else self._changes[address]
-            changes.append((self._clock(), lag, state))
-            self._known.clear()
+            if not new and address not in self._changes:
+                raise KeyError(address)
+            self._take((self._clock(), address, state, lag))
+            for listener in self._listeners:
+                listener((self._changes[address][-1][0], address, state, lag))
+
+    def follow(self, listener: Callable[[Change], None]) -> None:
+        """Tell ``listener`` every change: those so far at once, later ones as they are made, in their order.
+
+        It is called by whoever makes the change, and must neither block nor ask the table.
+        """
+        with self._lock:
+            told = [
+                (made, address, state, lag)
+                for address, changes in self._changes.items()
+                for made, lag, state in changes
+            ]
+            for change in sorted(told, key=lambda change: change[0]):
+                listener(change)
+            self._listeners.append(listener)
+
+    def replay(self, change: Change) -> None:
+        """Take over a change of another table, which counts from when it was made there."""
+        with self._lock:
+            self._take(change)
+
+    def _take(self, change: Change) -> None:
+        made, address, state, lag = change
+        self._changes.setdefault(address, []).append((made, lag, state))
+        self._known.clear()
 
     def endpoints(self, node: int = 0) -> list[Address]:
         """The ready endpoints, as ``node`` knows them at this moment."""

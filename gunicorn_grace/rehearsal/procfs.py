@@ -15,7 +15,9 @@ import select
 import signal
 import socket
 import sys
+import threading
 import time
+from typing import ClassVar
 
 _LISTEN = "0A"  # include/net/tcp_states.h: TCP_LISTEN
 
@@ -38,9 +40,7 @@ def inner_pid(pid: int) -> int:
 
 def marked(variable: str, value: str) -> list[int]:
     """Every living process that was started with ``variable=value`` in its environment, this one left out."""
-    mark = f"{variable}={value}".encode()
-    me = os.getpid()
-    return [pid for pid in _pids() if pid != me and mark in _bytes(f"/proc/{pid}/environ").split(b"\0")]
+    return _Scan.of(variable).get(value, [])
 
 
 def marked_by_value(variable: str) -> dict[str, list[int]]:
@@ -54,6 +54,36 @@ def marked_by_value(variable: str) -> dict[str, list[int]]:
                 if entry.startswith(prefix):
                     found.setdefault(entry[len(prefix) :].decode("utf-8", "replace"), []).append(pid)
     return found
+
+
+class _Scan:
+    """One look through all processes, shared by every thread that asked before it began.
+
+    When a hundred instances are ended at once, a hundred threads would read the environment of three hundred
+    processes each, and keep the load generator from its schedule for a second.
+    """
+
+    _all: ClassVar[dict[str, _Scan]] = {}
+
+    def __init__(self, variable: str) -> None:
+        self._variable = variable
+        self._looking = threading.Lock()
+        self._begun = self._ended = 0
+        self._found: dict[str, list[int]] = {}
+
+    @classmethod
+    def of(cls, variable: str) -> dict[str, list[int]]:
+        """What a look finds that begins after this call."""
+        return cls._all.setdefault(variable, cls(variable))._look()
+
+    def _look(self) -> dict[str, list[int]]:
+        wanted = self._begun + 1  # the one under way, if any, may have passed by what has come since
+        with self._looking:
+            if self._ended < wanted:
+                self._begun += 1
+                self._found = marked_by_value(self._variable)
+                self._ended = self._begun
+            return self._found
 
 
 def memory(pid: int) -> int:

@@ -17,7 +17,7 @@ from typing import TextIO
 
 import click
 
-from .load import Load
+from .load import Counting
 from .tally import Outcome
 
 INTERVAL = 0.2
@@ -40,7 +40,7 @@ class Progress:
         self._lock = threading.Lock()
         self._line = ""
         self._since = time.monotonic()
-        self._load: Load | None = None
+        self._load: Counting | None = None
         self._seen = self._lost = 0
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
@@ -51,7 +51,7 @@ class Progress:
             self._line, self._since = line, time.monotonic()
             self._write(_BACK + self._fit(line) if self.live else line + "\n")
 
-    def watch(self, load: Load) -> None:
+    def watch(self, load: Counting) -> None:
         """The load whose requests are counted from now on."""
         with self._lock:
             self._load, self._seen, self._lost = load, 0, 0

@@ -17,7 +17,8 @@ from typing import Any
 
 from .errors import InstanceFailed, PlanFailed
 from .fleet import Fleet, Instance, MemoryWatch
-from .load import Load
+from .generator import Generator
+from .load import Counting, Load
 from .platform import Deletion, EndpointTable, Hook, Lag
 from .pod import Pod
 from .probing import Kind, Probe, Prober
@@ -139,26 +140,29 @@ class Plan:
             if seconds < 0:
                 raise PlanFailed(f"{name} {seconds:g} s is negative: a time from 0 s on is needed")
         try:
-            self._load(EndpointTable())
+            Load(EndpointTable(), **self._options())
         except ValueError as error:
             raise PlanFailed(str(error)) from error
 
-    def _load(self, table: EndpointTable) -> Load:
-        return Load(
-            table,
-            rate=self.rate,
-            paths=self.paths,
-            keepalive_share=self.keepalive_share,
-            slow_path=self.slow_path,
-            slow_share=self.slow_share,
-            timeout=self.timeout,
-            clients=self.clients,
-            host=self.host,
-            seed=self.seed,
-            requests=self.requests,
-            think=self.think,
-            slow_node_share=self.routing.slow_share if self.routing else 0.0,
-        )
+    def _load(self, table: EndpointTable) -> Generator:
+        return Generator(table, **self._options())
+
+    def _options(self) -> dict[str, Any]:
+        """What a load is given."""
+        return {
+            "rate": self.rate,
+            "paths": self.paths,
+            "keepalive_share": self.keepalive_share,
+            "slow_path": self.slow_path,
+            "slow_share": self.slow_share,
+            "timeout": self.timeout,
+            "clients": self.clients,
+            "host": self.host,
+            "seed": self.seed,
+            "requests": self.requests,
+            "think": self.think,
+            "slow_node_share": self.routing.slow_share if self.routing else 0.0,
+        }
 
     def _lags(self) -> float | tuple[float, ...]:
         """The lag of all nodes, or one for each client of the load, drawn anew from the same seed."""
@@ -166,7 +170,7 @@ class Plan:
 
     def _sent(self) -> tuple[Request, ...]:
         """All that the load sends."""
-        load = self._load(EndpointTable())
+        load = Load(EndpointTable(), **self._options())
         return (*load.requests, *([load.slow] if load.slow else []))
 
     def _instance(self, contender: Contender, name: str, bind: str = "127.0.0.1:0") -> Instance:
@@ -385,7 +389,7 @@ def play(
     plan: Plan,
     contender: Contender,
     tell: Callable[[str], None] = lambda line: None,
-    watch_load: Callable[[Load], None] = lambda load: None,
+    watch_load: Callable[[Counting], None] = lambda load: None,
 ) -> Result:
     """Play ``plan`` with ``contender``. However it ends, no process of it is left.
 
@@ -406,7 +410,7 @@ def play(
     plan.check()
     warm_up = max(20, round(plan.rate)) if plan.warm_up is None else plan.warm_up
     cool_down = max(20, round(plan.rate)) if plan.cool_down is None else plan.cool_down
-    load: Load | None = None
+    load: Counting | None = None
     origin: float | None = None
     with ExitStack() as stack:
         stage = stack.enter_context(_Stage(plan, contender))
@@ -431,7 +435,7 @@ def play(
 
         try:
             tell(f"{contender.name}: starting {plan.instances} instances")
-            stage.start()
+            stage.start(tell)
             _expect_success(plan, stage.fleet)
             stack.enter_context(watch)
             with plan._load(stage.table) as load:
@@ -494,12 +498,26 @@ class _Stage:
         started = {instance: None for pod in list(self.pods) for instance in pod.instances}
         return [*started, *(instance for instance in self.fleet if instance not in started)]
 
-    def start(self) -> None:
-        """Start the instances, and wait until the platform takes each for ready."""
+    def start(self, tell: Callable[[str], None]) -> None:
+        """Start the instances, and wait until the platform takes each for ready.
+
+        Raises:
+            InstanceFailed: one did not come up.
+            PlanFailed: a probe asks for a path that is not there.
+        """
         plan = self.plan
         self.fleet.start(plan.start_timeout, ready=plan.start_timeout)
-        if plan.probes is None and _answers(self.fleet[0], WATCHED.path):
-            self._observed, self._probes = True, {Kind.READINESS: WATCHED}
+        if plan.probes is None and 200 <= _status(self.fleet[0], WATCHED) < 400:
+            # Ten a second at most for the whole fleet: watching is not to be a load of its own.
+            watched = replace(WATCHED, period=max(WATCHED.period, plan.instances / 10))
+            self._observed, self._probes = True, {Kind.READINESS: watched}
+        for kind, probe in (plan.probes or {}).items():
+            if _status(self.fleet[0], probe) == 404:
+                said = f"{kind.value} probe GET {probe.path} answers 404"
+                if PLAIN.args[-1] not in self.contender.args:
+                    raise PlanFailed(f"{said}, so that no instance would ever pass it: name a path that is there")
+                tell(f"{self.contender.name}: {said}: left out")
+                self._probes = {other: asked for other, asked in self._probes.items() if other is not kind}
         for instance in self.fleet:
             self._pod(instance).begin()
         for pod in self.pods:
@@ -592,12 +610,12 @@ class _Stage:
         return pod
 
 
-def _answers(instance: Instance, path: str) -> bool:
-    """Whether it has something to say there that a probe takes for success."""
+def _status(instance: Instance, probe: Probe) -> int:
+    """What it answers to a probe; 0 if nothing in time."""
     try:
-        return 200 <= fetch(instance.address, path, timeout=WATCHED.timeout).status < 400
+        return fetch(instance.address, probe.path, headers=probe.headers, timeout=probe.timeout).status
     except OSError:
-        return False
+        return 0
 
 
 def _expect_success(plan: Plan, fleet: Fleet) -> None:
