@@ -55,6 +55,17 @@ class Generator(Counting):
         self._started = threading.Event()
         self._thread = threading.Thread(target=self._receive, name="generator", daemon=True)
 
+    @property
+    def pid(self) -> int:
+        """Its process.
+
+        Raises:
+            LoadFailed: it was not started.
+        """
+        if self._process is None:
+            raise LoadFailed("the load generator was not started")
+        return self._process.pid
+
     def start(self) -> Generator:
         """Begin to send. Returns once it does.
 
@@ -182,13 +193,11 @@ def main(descriptor: int) -> None:
 
     load.start()
     threading.Thread(target=obey, daemon=True).start()
-    sent, due = 0, 0
     while True:
         ended = over.wait(EVERY)
         failed = load.problem
-        tally = load.snapshot()
         problem = stopped[0] if ended else failed
-        connection.send((tally.began, tally.records[sent:], tally.lags[due:], tally.skipped, problem))
-        sent, due = len(tally.records), len(tally.lags)
+        tally = load.take()
+        connection.send((tally.began, tally.records, tally.lags, tally.skipped, problem))
         if problem is not None:
             os._exit(0)
