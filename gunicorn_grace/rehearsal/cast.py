@@ -23,7 +23,7 @@ SLEEP = 15.0
 
 _NEEDED: dict[str, str] = {
     "bind": "each instance listens on a free port of its own",
-    "daemon": "an instance that goes into the background looks as if it had ended",
+    "daemon": "daemon must be off, or an instance looks as if it had ended",
     "pidfile": "each instance has a file of its own",
     "config": "use --config, which both contenders read",
     "print_config": "gunicorn would end at once",
@@ -97,7 +97,7 @@ def refuse_clashes(args: Sequence[str]) -> None:
     for name, why in _NEEDED.items():
         if getattr(parsed, name, None) is not None:
             option = next(flag for flag in _flags(name) if flag.startswith("--"))
-            raise PlanFailed(f"{option} cannot be given to gunicorn here: {why}")
+            raise PlanFailed(f"{option} cannot be given to the gunicorn of a rehearsal: {why}")
 
 
 def _flags(name: str) -> Sequence[str]:

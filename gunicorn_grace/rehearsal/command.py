@@ -116,6 +116,7 @@ def rehearse(
     args = [part for option, value in given if value is not None for part in (option, str(value))]
     env = {} if delay is None else {"GRACE_SHUTDOWN_DELAY": f"{delay:g}"}
     try:
+        cast.refuse_clashes(gunicorn_args)
         plan = Plan(
             app,
             instances=instances,
@@ -133,7 +134,6 @@ def rehearse(
         plan = replace(plan, **resolve(context.params, _explicit(context), lambda line: click.echo(line, err=True)))
         if max_lost < 0:
             raise PlanFailed(f"--max-lost {max_lost} is negative: 0 or more may be lost")
-        cast.refuse_clashes(gunicorn_args)
         *others, judged = [only] if only else ["plain", "grace"]
         contenders = [cast.contender(name, config) for name in (*others, *beside, judged)]
         files = {"--json": json_file if json_file != "-" else None, "--html": html_file}

@@ -6,7 +6,6 @@ and the defaults, in this order.
 
 from __future__ import annotations
 
-import re
 import shlex
 import sys
 from collections.abc import Callable, Mapping
@@ -24,7 +23,7 @@ _OPTIONS = (
     click.option("--workload", metavar="NAME", help="Which one, if the manifest has several."),
     click.option("--slow-node", metavar="SHARE:SECONDS", help="One node with this share of the traffic learns later."),
     click.option(
-        "--readiness", metavar="PROBE", help='As in "/readyz period=5 timeout=1 failure=1 success=1 delay=0".'
+        "--readiness", metavar="PROBE", help="As in `/readyz period=5 timeout=1 failure=1 success=1 delay=0`."
     ),
     click.option("--liveness", metavar="PROBE", help="The same; a container that fails it is restarted."),
     click.option("--startup", metavar="PROBE", help="The same; the others wait until it passes."),
@@ -36,18 +35,6 @@ _OPTIONS = (
     click.option("--think", default=0.0, help="Seconds that a kept-alive connection rests between requests."),
     click.option("--clients", default=10, help="Clients that share the load, each on a node of its own."),
 )
-
-#: What several instances on one machine cannot share, or do not survive.
-_CLASHES = {
-    "-b": "each instance gets a port of its own",
-    "--bind": "each instance gets a port of its own",
-    "-p": "each instance gets a file of its own",
-    "--pid": "each instance gets a file of its own",
-    "-D": "daemon must be off",
-    "--daemon": "daemon must be off",
-    "--check-config": "it would end at once",
-    "--print-config": "it would end at once",
-}
 
 
 def platform_options(command: _Command) -> _Command:
@@ -82,11 +69,6 @@ def _resolve(given: Mapping[str, Any], explicit: Callable[[str], bool], tell: Ca
     from .probing import Kind, Probe
     from .rollout import Rollout
 
-    for argument in given["gunicorn_args"]:
-        name = argument.partition("=")[0]
-        short = name[:2] if re.match(r"-[bpD]", name) else name
-        if short in _CLASHES:
-            raise PlanFailed(f"{name} cannot be given to the gunicorn of a rehearsal: {_CLASHES[short]}; leave it out")
     routing = Lag.parse(given["lag"], given["slow_node"])
     fields: dict[str, Any] = {
         "lag": routing.longest,

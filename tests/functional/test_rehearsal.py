@@ -379,7 +379,7 @@ def test_the_command_exits_1_when_requests_were_lost(folder: Path) -> None:
         (["app:nothing"], "Failed to find attribute 'nothing' in 'app'."),
         (["app:app", "--", "--bogus"], "unrecognized arguments: --bogus"),
         (["app:app", "--workers", "-1"], "Value must be positive: -1"),
-        (["app:app", "--", "--daemon"], "--daemon cannot be given to gunicorn here"),
+        (["app:app", "--", "--daemon"], "daemon must be off"),
         (["app:app", "--path", "/gone"], "GET /gone answers 404"),
         (["app:app", "--to", "3"], "3 instances cannot be scaled down to 3"),
         (["app:app", "--config", "nowhere.py"], "there is no such file"),

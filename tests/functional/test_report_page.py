@@ -308,7 +308,7 @@ def test_json_alone_goes_to_standard_output(folder: Path) -> None:
         (["--json", "x", "--html", "x"], "the same file"),
         (["--max-lost", "-1"], "--max-lost -1 is negative"),
         (["--beside", "uwsgi"], "contender 'uwsgi' is unknown"),
-        (["--", "--bind", "127.0.0.1:8000"], "--bind cannot be given to gunicorn here"),
+        (["--", "--bind", "127.0.0.1:8000"], "--bind cannot be given to the gunicorn of a rehearsal"),
     ],
 )
 def test_what_cannot_be_is_told_before_anything_is_started(folder: Path, args: list[str], said: str) -> None:

@@ -242,7 +242,10 @@ def test_a_contender_that_does_not_exist_is_refused(name: str) -> None:
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (["-b", ":8000"], "--bind cannot be given to gunicorn here: each instance listens on a free port"),
+        (
+            ["-b", ":8000"],
+            "--bind cannot be given to the gunicorn of a rehearsal: each instance listens on a free port",
+        ),
         (["--bin", ":8000"], "--bind cannot"),
         (["--pid", "x"], "--pid cannot"),
         (["-c", "x.py"], "use --config"),
