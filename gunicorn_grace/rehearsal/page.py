@@ -15,7 +15,7 @@ import base64
 import hashlib
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cache
 from importlib import resources
@@ -88,6 +88,7 @@ class Lane:
     spans: tuple[Span, ...]
     ready: tuple[tuple[float, float], ...]
     end: Span | None
+    name_at: float
 
 
 @dataclass(frozen=True)
@@ -259,7 +260,14 @@ def _picture(result: Result, number: int, axis: Axis, used: Sequence[Outcome], h
             how = "ended by SIGKILL" if gone.killed else f"gone, exit code {gone.exit_code}"
             lane_end = Span("end", how, gone.exited, gone.exited)
         lanes.append(
-            Lane(gone.name, lanes_top + index * (_LANE + _READY + 4), spans, _ready(life, gone, axis), lane_end)
+            Lane(
+                gone.name,
+                lanes_top + index * (_LANE + _READY + 4),
+                spans,
+                _ready(life, gone, axis),
+                lane_end,
+                _name_at(gone.name, spans, axis),
+            )
         )
 
     def bar(index: int) -> Bar:
@@ -339,17 +347,53 @@ def _marks(result: Result, axis: Axis) -> tuple[Mark, ...]:
         else:
             joined.append((at, text, kind))
     marks: list[Mark] = []
-    taken: list[float] = []  # for each row, where its last label ends
     for at, text, kind in joined:
         percent = axis.percent(at)
         text = f"{text} {at:.1f} s"
-        width = 100 * len(text) * _LETTER / _NARROWEST
-        anchor = "start" if percent + width < 100 else "end"
-        left = percent if anchor == "start" else percent - width
-        row = next((n for n, end in enumerate(taken) if left > end + 1), len(taken))
-        taken[row : row + 1] = [left + width]
-        marks.append(Mark(at, text, kind, percent, anchor, row))
-    return tuple(marks)
+        anchor = "start" if percent + _width(text) < 100 else "end"
+        marks.append(Mark(at, text, kind, percent, anchor, _row(percent, text, anchor, marks)))
+    top = min(mark.row for mark in marks)
+    return tuple(replace(mark, row=mark.row - top) for mark in marks)
+
+
+def _row(percent: float, text: str, anchor: str, marks: Sequence[Mark]) -> int:
+    """The row of one more label: where it covers no other, and no label is crossed by another one's line.
+
+    Rows count downwards, a line goes from its label down to the bars. A new row opens below the others or above them.
+    """
+
+    def extent(percent: float, text: str, anchor: str) -> tuple[float, float]:
+        width = _width(text) + 1
+        return (percent, percent + width) if anchor == "start" else (percent - width, percent)
+
+    left, right = extent(percent, text, anchor)
+    others = [(mark, *extent(mark.percent, mark.label, mark.anchor)) for mark in marks]
+    rows = [mark.row for mark in marks]
+
+    def covers(row: int) -> bool:
+        return any(mark.row == row and left < end and start < right for mark, start, end in others)
+
+    def crosses(row: int) -> bool:
+        return any(
+            (mark.row < row and left < mark.percent < right) or (mark.row > row and start < percent < end)
+            for mark, start, end in others
+        )
+
+    lowest, highest = max(rows, default=-1) + 1, min(rows, default=0) - 1
+    candidates = [row for row in [*sorted(set(rows)), lowest, highest] if not covers(row)]
+    return next((row for row in candidates if not crosses(row)), lowest)
+
+
+def _name_at(name: str, spans: Sequence[Span], axis: Axis) -> float:
+    """Where a lane's name begins, percent: behind its end, or on it where there is no room."""
+    start, end = (spans[0].start, spans[-1].end) if spans else (0.0, 0.0)
+    room = 100 - axis.percent(end)
+    return axis.percent(end if room > _width(name) + 2 else start)
+
+
+def _width(text: str) -> float:
+    """How much of the narrowest screen a text takes, percent."""
+    return 100 * len(text) * _LETTER / _NARROWEST
 
 
 def _ready(life: Life | None, gone: Gone, axis: Axis) -> tuple[tuple[float, float], ...]:

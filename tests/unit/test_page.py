@@ -11,6 +11,8 @@ from html.parser import HTMLParser
 from importlib import resources
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as some
 from rehearsed import DELETED, plain, record, result
 
 from gunicorn_grace.rehearsal import page as page_module
@@ -312,3 +314,27 @@ def test_kinds_of_connections_and_deleted_endpoints_are_listed_with_their_losses
     cells = shown.text("td")
     at = cells.index("2.50")
     assert cells[at : at + 7] == ["2.50", "2.50", "timeout", "kept", "GET /", DELETED, "slow"]
+
+
+@given(some.floats(0, 20), some.floats(0, 2), some.floats(0, 20), some.floats(0, 20))
+def test_names_of_moments_never_cover_each_other(sigterm: float, stop: float, last: float, unrouted: float) -> None:
+    """Whenever SIGTERM, the end, the last request and the routing's knowledge come."""
+    run = result(lost=[record(last, Outcome.REFUSED, endpoint=DELETED)], seconds=21)
+    (gone,) = run.gone
+    run = replace(
+        run,
+        gone=(replace(gone, sigterm=sigterm, exited=sigterm + stop, events=()),),
+        lives=tuple(replace(life, unrouted=unrouted) for life in run.lives),
+    )
+    placed = page_module._marks(run, Axis(-1, 22))
+    spans: list[tuple[int, float, float]] = []
+    for mark in placed:
+        width = page_module._width(mark.label)
+        left = mark.percent if mark.anchor == "start" else mark.percent - width
+        spans.append((mark.row, left, left + width))
+    for index, (row, left, right) in enumerate(spans):
+        assert not any(row == r and left < end and start < right for r, start, end in spans[index + 1 :])
+    assert min(mark.row for mark in placed) == 0
+    assert {"deleted", "SIGTERM", "gone"} <= {
+        name for mark in placed for name in mark.label.rpartition(" s")[0].rpartition(" ")[0].split(", ")
+    }
