@@ -45,6 +45,7 @@ FLAGS = (
     "--hide-scrollbars",
 )
 MARK = "REHEARSAL_PAGE"
+DOCS = Path(__file__).parents[2] / "docs" / "rehearsal.md"
 
 APP = """
 def app(environ, start_response):
@@ -440,16 +441,14 @@ def test_no_color_is_respected(folder: Path) -> None:
 
 
 def test_the_fixture_rehearses_an_application(folder: Path, pytester: pytest.Pytester) -> None:
-    """Three lines in a user's test, and pytest finds the fixture by itself; a rehearsal that lost requests fails with
-    the whole report, and one that cannot be carried out with the reason."""
+    """The three lines of the documentation pass, and pytest finds the fixture by itself; a rehearsal that lost requests
+    fails with the whole report, and one that cannot be carried out with the reason."""
     pytester.makepyfile(app=APP)
+    (documented,) = re.findall(r"```python\n(def .*?)```", DOCS.read_text(encoding="utf-8"), re.S)
+    pytester.makepyfile(test_documented=documented)
     pytester.makepyfile(
         test_rollout="""
         SHORT = {"instances": 2, "rate": 40, "lag": 0.5}
-
-        def test_rollout(rehearse):
-            result = rehearse("app:app", delay=1, **SHORT)
-            assert result.flawless
 
         def test_plain(rehearse):
             assert rehearse("app:app", contender="plain", **SHORT).flawless
