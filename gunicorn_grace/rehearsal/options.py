@@ -24,7 +24,7 @@ _OPTIONS = (
     click.option("--workload", metavar="NAME", help="Which one, if the manifest has several."),
     click.option("--slow-node", metavar="SHARE:SECONDS", help="One node with this share of the traffic learns later."),
     click.option(
-        "--readiness", metavar="PROBE", help='As in "/readyz period=5 timeout=1 failure=1 success=1 delay=0".'
+        "--readiness", metavar="PROBE", help="As in `/readyz period=5 timeout=1 failure=1 success=1 delay=0`."
     ),
     click.option("--liveness", metavar="PROBE", help="The same; a container that fails it is restarted."),
     click.option("--startup", metavar="PROBE", help="The same; the others wait until it passes."),

@@ -324,7 +324,6 @@ def test_the_command_takes_its_platform_from_a_manifest(folder: Path) -> None:
         (["--max-surge", "1"], "--max-surge is of a roll-out: add --rollout"),
         (["--requests", "urls.txt"], "urls.txt:2: 'x' is no path"),
         (["--", "--bind", "127.0.0.1:0"], "--bind cannot be given to the gunicorn of a rehearsal"),
-        (["--", "-p", "pid"], "-p cannot be given to the gunicorn of a rehearsal"),
     ],
 )
 def test_what_cannot_be_played_is_one_line(folder: Path, args: list[str], said: str) -> None:
