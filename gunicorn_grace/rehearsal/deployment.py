@@ -61,7 +61,7 @@ def played(workload: Workload, *, rolled_out: bool) -> Played:
             if probe.action.https:
                 notes.append(f"{workload.source}:{probe.action.line}: {name} probe played as HTTP, not HTTPS")
             port = _port(container)
-            if probe.action.port not in (None, port):
+            if port is not None and probe.action.port not in (None, port):
                 notes.append(
                     f"{workload.source}:{probe.action.line}: {name} probe of port {probe.action.port} "
                     f"is sent to gunicorn's own port, {port} in the manifest"
