@@ -341,7 +341,7 @@ def _marks(result: Result, axis: Axis) -> tuple[Mark, ...]:
         word = "SIGKILL" if result.killed else "gone"
         wanted.append((max(ends), f"last one {word}" if many else word, "end"))
     joined: list[tuple[float, str, str]] = []
-    for at, text, kind in sorted(wanted):
+    for at, text, kind in sorted(wanted, key=lambda moment: moment[0]):
         if joined and at - joined[-1][0] < max(0.15, axis.span / 100) and joined[-1][2] == kind:
             joined[-1] = (joined[-1][0], f"{joined[-1][1]}, {text}", kind)
         else:
