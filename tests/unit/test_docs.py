@@ -28,7 +28,15 @@ from gunicorn_grace.settings import TERMINATION_LOG, Settings, budget_line, rows
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PACKAGE = Path(arbiter.__file__).parent
-NAMES = ("settings.md", "how-it-works.md", "commands.md", "faults.md", "worker-classes.md", "evidence.md")
+NAMES = (
+    "settings.md",
+    "how-it-works.md",
+    "commands.md",
+    "rehearsal.md",
+    "faults.md",
+    "worker-classes.md",
+    "evidence.md",
+)
 
 HINT = "\n\nThe documentation parted from the code. Run python tests/unit/test_docs.py, or paste this:\n\n"
 
