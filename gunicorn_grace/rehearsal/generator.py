@@ -72,28 +72,38 @@ class Generator(Counting):
         Raises:
             LoadFailed: it could not be started.
         """
-        ours, theirs = socket.socketpair()
-        with theirs:
-            self._connection = Connection(ours.detach())
-            descriptor = theirs.fileno()
-            # Where this process imports from, the other one does too: a source tree need not be installed.
-            code = f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import main; main({descriptor})"
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", code],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                pass_fds=[descriptor],
-                start_new_session=True,  # Ctrl-C is for us to handle
-            )
-        self._thread.start()
-        self._send(self._options)
-        self._table.follow(self._send)
-        self._send(None)
-        self._started.wait()
+        try:
+            self._launch()
+            self._send(self._options)
+            self._table.follow(self._send)
+            self._send(None)
+            self._started.wait()
+        except BaseException:  # Ctrl-C among them: nobody else would end it
+            self.stop(abandon=True)
+            raise
         if self._problem is not None:
             raise self._failed() from self._problem
         return self
+
+    def _launch(self) -> None:
+        ours, theirs = socket.socketpair()
+        self._connection = Connection(ours.detach())
+        with theirs:
+            descriptor = theirs.fileno()
+            # Where this process imports from, the other one does too: a source tree need not be installed.
+            code = f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import main; main({descriptor})"
+            try:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-c", code],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.PIPE,
+                    pass_fds=[descriptor],
+                    start_new_session=True,  # Ctrl-C is for us to handle
+                )
+            except OSError as error:
+                raise LoadFailed(f"the load generator could not be started: {error}") from error
+        self._thread.start()
 
     def stop(self, abandon: bool = False) -> Tally:
         """Start no more requests, let those under way finish (``timeout`` seconds at most), then end the process.
@@ -108,14 +118,15 @@ class Generator(Counting):
             if abandon:
                 self._process.kill()
             self._send("stop")
-            self._thread.join()
+            if self._thread.ident is not None:
+                self._thread.join()
             self._process.wait()
-            if self._connection is not None:
-                with self._sending:
-                    self._connection.close()
-                    self._connection = None
             assert self._process.stderr is not None
             self._process.stderr.close()
+        with self._sending:
+            if self._connection is not None:
+                self._connection.close()
+                self._connection = None
         if self._problem is not None and not abandon:
             raise self._failed() from self._problem
         return self._tally

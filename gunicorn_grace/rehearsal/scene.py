@@ -486,12 +486,17 @@ class _Stage:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        try:
+        with ExitStack() as stack:  # each of them, also when another one fails
+            stack.callback(self._prober.stop)
+            stack.callback(self.fleet.stop)
             for pod in self.pods:
-                pod.close()
-        finally:
-            self.fleet.stop()
-            self._prober.stop()
+                stack.callback(pod.close)
+
+    @property
+    def _patience(self) -> float:
+        """Seconds until a pod must be ready: a start's time, and what its probes take even if all goes well."""
+        probes = self._probes.values()
+        return self.plan.start_timeout + sum(p.initial_delay + p.success_threshold * p.period for p in probes)
 
     def containers(self) -> list[Instance]:
         """Every instance that there is or was."""
@@ -521,7 +526,7 @@ class _Stage:
         for instance in self.fleet:
             self._pod(instance).begin()
         for pod in self.pods:
-            pod.wait_ready(plan.start_timeout)
+            pod.wait_ready(self._patience)
 
     def scale_down(self) -> None:
         """Delete what does not remain, all at the same moment, and wait until it is gone and forgotten."""
@@ -559,7 +564,7 @@ class _Stage:
                     old = old[step.delete :]
                     for pod in new:
                         if not pod.ready and not self._observed:
-                            pod.wait_ready_by(self.plan.start_timeout)
+                            pod.wait_ready_by(self._patience)
                     if step == Step():
                         time.sleep(0.05)
             except BaseException:

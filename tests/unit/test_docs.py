@@ -33,10 +33,10 @@ NAMES = (
     "settings.md",
     "how-it-works.md",
     "commands.md",
+    "rehearsal.md",
     "faults.md",
     "worker-classes.md",
     "evidence.md",
-    "rehearsal.md",
 )
 
 HINT = "\n\nThe documentation parted from the code. Run python tests/unit/test_docs.py, or paste this:\n\n"

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 
+from gunicorn_grace.rehearsal.requests import parse_lines
 from gunicorn_grace.rehearsal.tally import Kind, Outcome, Record, Tally, percentile
 
 
@@ -94,3 +97,20 @@ def test_the_achieved_rate_leaves_out_what_was_skipped() -> None:
     """Of 100 requests a second 3 % were skipped: 97 a second."""
     assert Tally(lags=[0.0] * 200, skipped=6, rate=100.0).rate_achieved == pytest.approx(97.0)
     assert Tally().rate_achieved == 0.0
+
+
+PAGE = Path(__file__).parents[2] / "docs" / "rehearsal.md"
+
+
+def test_every_outcome_is_in_the_docs() -> None:
+    """The table of classes names each outcome that is a loss, by its name in the JSON, and no other."""
+    named = re.findall(r"^\| [^|]+ \| `(\w+)` \| ", PAGE.read_text(encoding="utf-8"), re.M)
+    assert sorted(named) == sorted(outcome.value for outcome in Outcome if outcome is not Outcome.OK)
+
+
+def test_the_requests_in_the_docs_can_be_sent() -> None:
+    """The example of a file of requests is one."""
+    (example,) = re.findall(r"^```text\n(# nine.*?)^```", PAGE.read_text(encoding="utf-8"), re.M | re.S)
+    requests = parse_lines(example, "urls.txt", lambda name: name.encode())
+    assert [request.method for request in requests] == ["GET", "GET", "POST", "PUT", "GET"]
+    assert (requests[0].weight, sum(request.weight for request in requests)) == (9, 15)
