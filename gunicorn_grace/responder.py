@@ -146,7 +146,11 @@ class Probe:
         self.gate: Gate | None = None
         if settings.trigger != OFF:
             token = settings.trigger_token
-            self.gate = Gate(settings.trigger, token.reveal().decode("utf-8", "surrogateescape") if token else None, state.cells[st.ARBITER])
+            self.gate = Gate(
+                settings.trigger,
+                token.reveal().decode("utf-8", "surrogateescape") if token else None,
+                state.cells[st.ARBITER],
+            )
 
     def answer(self, request: Request) -> Answer:
         """The complete answer to a request."""

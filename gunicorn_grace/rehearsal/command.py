@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import json
-import shlex
+import os
 import signal
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from dataclasses import replace
+from datetime import datetime, timezone
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
+from click.core import ParameterSource
+
+from .options import platform_options, resolve
 
 LOST, COULD_NOT_RUN, INTERRUPTED = 1, 2, 130
+
+_COLOURS: dict[str, dict[str, Any]] = {
+    "good": {"fg": "green"},
+    "bad": {"fg": "red", "bold": True},
+    "head": {"bold": True},
+    "dim": {"dim": True},
+}
 
 
 @click.command(context_settings={"show_default": True})
@@ -22,13 +34,20 @@ LOST, COULD_NOT_RUN, INTERRUPTED = 1, 2, 130
 @click.option("--instances", default=3, help="How many there are before the scale-down.")
 @click.option("--to", type=int, help="How many remain.  [default: one fewer]")
 @click.option("--rate", default=100.0, help="Requests per second, to all instances together.")
-@click.option("--lag", default=3.0, help="Seconds for which a deleted instance is still routed to.")
+@click.option("--lag", default="3", help="Seconds for which a deleted instance is still routed to, or a range: 1..8.")
 @click.option("--period", default=30.0, help="terminationGracePeriodSeconds.")
-@click.option("--prestop", metavar="CMD", default="", help="preStop hook; {host}, {port} and {pid} are filled in.")
+@click.option("--prestop", metavar="CMD", default="", help="preStop hook, with {host}, {port}, {pid}; or GET /path.")
+@platform_options
 @click.option("--worker-class", metavar="CLASS", help="As for gunicorn.")
 @click.option("--workers", type=int, help="As for gunicorn.")
 @click.option("--threads", type=int, help="As for gunicorn.")
-@click.option("--path", "paths", multiple=True, default=["/"], help="Path to request; may be repeated.")
+@click.option(
+    "--path",
+    "paths",
+    multiple=True,
+    default=["/"],
+    help="Path to request, or a line as in --requests; may be repeated.",
+)
 @click.option("--host", help="Host header.  [default: the instance's address]")
 @click.option("--keepalive-share", default=0.5, help="Share of requests on kept-alive connections, 0 to 1.")
 @click.option("--slow-path", metavar="PATH", help="Path of slow requests.")
@@ -36,25 +55,31 @@ LOST, COULD_NOT_RUN, INTERRUPTED = 1, 2, 130
 @click.option("--timeout", default=10.0, help="Seconds that a request may take.")
 @click.option("--config", metavar="FILE", help="Your gunicorn configuration, with the plugin in it.")
 @click.option("--delay", type=float, help="grace_shutdown_delay, in place of what is configured.")
-@click.option("--only", type=click.Choice(["plain", "grace"]), help="Play with one of the two.")
+@click.option("--only", type=click.Choice(["plain", "sleep", "grace"]), help="Play with this one alone.")
+@click.option(
+    "--beside",
+    metavar="NAME",
+    multiple=True,
+    help="Play with another one before; `sleep:15` is plain gunicorn with a preStop hook that sleeps. May be repeated.",
+)
+@click.option("--max-lost", default=0, help="How many lost requests are still a success.")
 @click.option("--through", type=click.Choice(["envoy", "haproxy", "nginx"]), help="A real balancer in front of them.")
 @click.option("--show-config", is_flag=True, help="Print the balancer's configuration, and do nothing else.")
 @click.option("--json", "json_file", metavar="FILE", help="Write the result as JSON too; `-`: only that, to stdout.")
+@click.option("--html", "html_file", metavar="FILE", help="Write the result as a page too, with the timeline drawn.")
 @click.pass_context
 def rehearse(
     context: click.Context,
+    /,
     app: str,
     gunicorn_args: Sequence[str],
     instances: int,
     to: int | None,
     rate: float,
-    lag: float,
     period: float,
-    prestop: str,
     worker_class: str | None,
     workers: int | None,
     threads: int | None,
-    paths: Sequence[str],
     host: str | None,
     keepalive_share: float,
     slow_path: str | None,
@@ -63,22 +88,29 @@ def rehearse(
     config: str | None,
     delay: float | None,
     only: str | None,
+    beside: Sequence[str],
+    max_lost: int,
     through: str | None,
     show_config: bool,
     json_file: str | None,
+    html_file: str | None,
+    **platform: object,
 ) -> None:
     """Scale APP down under load, as Kubernetes would, and count the requests that it costs.
 
     Boots real gunicorn on loopback, first plain, then with the plugin. Further arguments for gunicorn go
     behind --.
 
-    Exit code: 0 if nothing was lost; 1 if something was, or an instance had to be killed (by the plugin,
-    where it took part); 2 if it could not be run; 130 after Ctrl-C.
+    Exit code: 0 if nothing was lost, or no more than --max-lost; 1 if something was, or an instance had to be
+    killed (by the last contender: the plugin, where it took part); 2 if it could not be run; 130 after Ctrl-C,
+    with a report on what was played until then.
     """
     try:
-        from . import balancers, report
-        from .errors import RehearsalError
-        from .scene import GRACE, PLAIN, Contender, Plan, play
+        from . import balancers, cast, page, report, schema
+        from .errors import PlanFailed, RehearsalError
+        from .output import opened
+        from .progress import Progress
+        from .scene import Interrupted, Plan, Result, play
     except ModuleNotFoundError as error:
         if error.name != "h11":
             raise
@@ -93,33 +125,16 @@ def rehearse(
     given = (("--worker-class", worker_class), ("--workers", workers), ("--threads", threads))
     args = [part for option, value in given if value is not None for part in (option, str(value))]
     env = {} if delay is None else {"GRACE_SHUTDOWN_DELAY": f"{delay:g}"}
-    plain, grace = PLAIN, GRACE
-    if config is not None:
-        if not config.startswith("python:"):
-            file = Path(config.removeprefix("file:"))
-            if not file.is_file():
-                _fail(context, f"--config {config}: there is no such file")
-            config = str(file.resolve())
-        plain = Contender(PLAIN.name, PLAIN.args, {"REHEARSAL_CONFIG": config})
-        grace = Contender(GRACE.name, ("-c", config))
-    contenders = {"plain": [plain], "grace": [grace], None: [plain, grace]}[only]
-
     try:
-        pre_stop = shlex.split(prestop)
-    except ValueError as error:
-        _fail(context, f"--prestop {prestop}: {error}")
-    try:
+        cast.refuse_clashes(gunicorn_args)
         plan = Plan(
             app,
             instances=instances,
             to=to,
             rate=rate,
-            lag=lag,
             period=period,
             args=[*args, *gunicorn_args],
             env=env,
-            pre_stop=pre_stop,
-            paths=paths,
             keepalive_share=keepalive_share,
             slow_path=slow_path,
             slow_share=(0.02 if slow_path else 0.0) if slow_share is None else slow_share,
@@ -127,37 +142,66 @@ def rehearse(
             host=host,
             through=through,
         )
-        with _interruptible():
-            results = [play(plan, contender, lambda line: click.echo(line, err=True)) for contender in contenders]
+        plan = replace(plan, **resolve(context.params, _explicit(context), lambda line: click.echo(line, err=True)))
+        if max_lost < 0:
+            raise PlanFailed(f"--max-lost {max_lost} is negative: 0 or more may be lost")
+        *others, judged = [only] if only else ["plain", "grace"]
+        contenders = [cast.contender(name, config) for name in (*others, *beside, judged)]
+        files = {"--json": json_file if json_file != "-" else None, "--html": html_file}
+        results: list[Result] = []
+        made = datetime.now(timezone.utc)
+        with _interruptible(), opened({option: path for option, path in files.items() if path}) as outputs:
+            interrupted = False
+            try:
+                with Progress(sys.stderr) as progress:
+                    for contender in contenders:
+                        results.append(play(plan, contender, progress.tell, progress.watch))
+                        progress.done(f"{contender.name}: {results[-1].tally.lost} of {results[-1].tally.total} lost")
+                cast.expect_plugin(results[-1], config)
+            except Interrupted as error:
+                results.append(error.result)
+                interrupted = True
+            except KeyboardInterrupt:
+                interrupted = True
+            if interrupted:
+                click.echo("rehearse: interrupted; every instance has been ended", err=True)
+            if results:
+                document = schema.document(results, made=made, max_lost=max_lost, interrupted=interrupted)
+                as_json = json.dumps(document, indent=2) + "\n"
+                if json_file == "-":
+                    click.echo(as_json, nl=False)
+                else:
+                    told = report.render(results, max_lost, interrupted, paint)
+                    click.echo(told, nl=False, color=False if os.environ.get("NO_COLOR") else None)
+                if "--json" in outputs:
+                    outputs["--json"].write(as_json)
+                if "--html" in outputs:
+                    outputs["--html"].write(page.page(results, made=made, max_lost=max_lost, interrupted=interrupted))
     except KeyboardInterrupt:
-        click.echo("rehearse: interrupted; every instance has been ended", err=True)
         context.exit(INTERRUPTED)
     except RehearsalError as error:
         _fail(context, error.line)
-    judged = results[-1]
-    if contenders[-1] is grace and not judged.plugin_spoke:
-        _fail(
-            context,
-            f"the plugin was not at work: does {config or 'gunicorn_grace.conf'} load it, and log at info?",
-        )
-
-    document = json.dumps({"app": app, "results": [result.as_dict() for result in results]}, indent=2)
-    if json_file == "-":
-        click.echo(document)
-    else:
-        click.echo(report.render(results), nl=False)
-        if json_file is not None:
-            try:
-                Path(json_file).write_text(document + "\n", encoding="utf-8")
-            except OSError as error:
-                _fail(context, f"--json {json_file}: {error.strerror}")
-    if not judged.flawless:
+    except OSError as error:
+        _fail(context, f"{error.filename or 'standard output'}: {error.strerror or error}")
+    if interrupted:
+        context.exit(INTERRUPTED)
+    if not report.passed(results, max_lost, interrupted):
         context.exit(LOST)
+
+
+def paint(text: str, what: str) -> str:
+    """Colours for a terminal; ``click.echo`` takes them away elsewhere."""
+    return click.style(text, **_COLOURS[what])
 
 
 def _fail(context: click.Context, line: str) -> NoReturn:
     click.echo(f"rehearse: {line}", err=True)
     context.exit(COULD_NOT_RUN)
+
+
+def _explicit(context: click.Context) -> Callable[[str], bool]:
+    """Whether a parameter was given by the user, and so wins over what else has a say."""
+    return lambda name: context.get_parameter_source(name) is not ParameterSource.DEFAULT
 
 
 @contextmanager

@@ -47,6 +47,10 @@ class PlanFailed(RehearsalError):
     """The plan cannot be played as it stands."""
 
 
+class OutputFailed(RehearsalError):
+    """A report could not be written."""
+
+
 def likely_cause(output: str) -> str:
     """The line of ``output`` that best explains a failed start; empty when there is no output.
 

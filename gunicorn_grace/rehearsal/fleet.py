@@ -58,6 +58,8 @@ class Instance:
         lines: ``(time.monotonic(), text)`` for each line of standard output and error, in the order written.
         exit_time: ``time.monotonic()`` of the end of ``pid``, None while it runs.
         exit_code: as in ``Popen.returncode``: negative for a signal; None while it runs.
+        started: ``time.monotonic()`` at which the process was launched, None before.
+        listened: the same for when it was seen to listen.
         addresses: where it listens, the first one is ``address``.
         runtime_dir: a folder of its own, deleted by ``stop``. It is the instance's ``XDG_RUNTIME_DIR``,
             because gunicorn 25.1+ puts a control socket there: several instances would take it from each
@@ -85,6 +87,8 @@ class Instance:
         self.name = name
         self.lines: list[tuple[float, str]] = []
         self.addresses: tuple[Address, ...] = ()
+        self.started: float | None = None
+        self.listened: float | None = None
         self.exit_time: float | None = None
         self.exit_code: int | None = None
         #: Descriptors that it inherits, under the same numbers.
@@ -137,7 +141,7 @@ class Instance:
                     raise InstanceFailed(f"{self.name} did not listen within {timeout:g} s", self.output)
                 with self._changed:
                     self._changed.wait(min(remaining, 0.25))
-            self.addresses = addresses
+            self.addresses, self.listened = addresses, time.monotonic()
         except BaseException:
             self.stop()
             raise
@@ -148,6 +152,7 @@ class Instance:
             if self._process is not None or self._stopped:
                 raise RehearsalError(f"{self.name} was started before: an instance runs once, make a new one")
             try:
+                self.started = time.monotonic()
                 self._process = subprocess.Popen(
                     self.command,
                     stdin=subprocess.DEVNULL,
@@ -466,6 +471,62 @@ class Fleet:
 
     def __getitem__(self, index: int) -> Instance:
         return self.instances[index]
+
+
+class MemoryWatch:
+    """Looks from time to time at what the processes of a fleet hold in memory, from a thread of its own.
+
+    Reading the memory of one process takes the kernel up to a millisecond, of a hundred instances a third of a
+    second: so it rests fifty times as long as a look took, or it would be a load of its own.
+
+    Args:
+        instances: asked for at every look, for instances come and go.
+
+    Attributes:
+        samples: ``(time.monotonic(), bytes)`` for each look.
+        each: the most that was seen of each instance, by its ``runtime_dir``.
+    """
+
+    def __init__(self, instances: Callable[[], Sequence[Instance]]) -> None:
+        self.samples: list[tuple[float, int]] = []
+        self.each: dict[str, int] = {}
+        self._instances = instances
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="memory", daemon=True)
+
+    @property
+    def peak(self) -> int:
+        """The most that all instances held together at one look, bytes; 0 where there is no ``/proc``."""
+        return max((held for _, held in self.samples), default=0)
+
+    def look(self) -> int:
+        """One look, now; bytes."""
+        wanted = {str(instance.runtime_dir) for instance in self._instances()}
+        total = 0
+        for value, pids in procfs.marked_by_value(MARK).items():
+            if value in wanted:
+                held = sum(map(procfs.memory, pids))
+                self.each[value] = max(self.each.get(value, 0), held)
+                total += held
+        self.samples.append((time.monotonic(), total))
+        return total
+
+    def _run(self) -> None:
+        while True:
+            began = time.monotonic()
+            self.look()
+            if self._end.wait(max(1.0, 50 * (time.monotonic() - began))):
+                return
+
+    def __enter__(self) -> MemoryWatch:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._end.set()
+        self._thread.join()
 
 
 def _stop_all(instances: Sequence[Instance]) -> None:

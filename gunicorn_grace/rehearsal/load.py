@@ -18,20 +18,19 @@ import select
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from types import TracebackType
 
 import h11
 
 from .errors import LoadFailed, RehearsalError
 from .platform import EndpointTable, NoEndpoint
+from .requests import PIECES, Request, in_turn
 from .tally import Kind, Outcome, Record, Tally
-from .wire import Address, family_of, request_bytes, show_address
-
-#: How late a request may start, seconds. epoll wakes up to a millisecond late, more than the spacing at 1,000
-#: requests a second; 20 ms are what a busy core adds. Rates below 50 a second are allowed their own spacing.
-TOLERANCE = 0.02
+from .wire import Address, family_of, show_address
 
 #: Connecting failed for want of something on our side of the connection.
 _OURS = {errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM}
@@ -40,13 +39,110 @@ _OURS = {errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.E
 _AFTER_CONNECTING = {errno.ECONNRESET, errno.EPIPE}
 
 
-class Load:
-    """A steady stream of GET requests over an ``EndpointTable``, from a thread of its own.
+#: What the plugin puts on its answers to probes, ``gunicorn_grace.probes``; nothing here imports that.
+_OUR_HEADERS = {(b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff")}
+
+
+def classify(status: int, ours: bool) -> Outcome:
+    """The outcome of a complete response.
+
+    Args:
+        status: its status code.
+        ours: it carries the headers of the plugin's answers to probes.
+    """
+    if 200 <= status < 300:
+        return Outcome.OK
+    if status == 503 and ours:
+        return Outcome.NOT_READY
+    return Outcome.SERVER_ERROR if status >= 500 else Outcome.STATUS
+
+
+class Counting:
+    """What a load tells while it runs, wherever it runs: ``Load`` in a thread, ``Generator`` in a process.
+
+    Args:
+        tally: filled as requests end.
+        timeout: seconds that a request may take.
+    """
+
+    def __init__(self, tally: Tally, timeout: float) -> None:
+        self.rate = tally.rate
+        self.timeout = timeout
+        self._tally = tally
+        self._problem: BaseException | None = None
+        self._progress = threading.Condition()  # a request ended, or the load did
+        self._target = float("inf")
+        self._ended = False
+
+    def stop(self, abandon: bool = False) -> Tally:
+        """End it; see the classes."""
+        raise NotImplementedError
+
+    @property
+    def completed(self) -> int:
+        """Requests that have ended so far, lost ones among them."""
+        return self._tally.total
+
+    @property
+    def problem(self) -> str | None:
+        """What the generator failed by; None as long as it has not."""
+        return None if self._problem is None else str(self._problem)
+
+    def records_after(self, index: int) -> list[Record]:
+        """The requests that ended since there were ``index`` of them: for one who looks again and again."""
+        return self._tally.records[index:]
+
+    def snapshot(self) -> Tally:
+        """A copy of what was counted so far."""
+        tally = self._tally
+        return replace(tally, records=list(tally.records), lags=list(tally.lags))
+
+    def wait_completed(self, count: int, timeout: float | None = None) -> None:
+        """Wait until ``count`` more requests have ended.
+
+        Args:
+            count: requests, from now on.
+            timeout: seconds; by default what ``count`` should take, twice, and a request's own time.
+
+        Raises:
+            RehearsalError: not so within ``timeout`` seconds.
+            LoadFailed: the generator failed.
+        """
+        target = self.completed + count
+        limit = 2 * count / self.rate + self.timeout + 1 if timeout is None else timeout
+        with self._progress:
+            self._target = target
+            reached = self._progress.wait_for(lambda: self.completed >= target or self._ended, limit)
+            self._target = float("inf")
+        if self._problem is not None:
+            raise self._failed() from self._problem
+        if not reached or self.completed < target:
+            missing = target - self.completed
+            raise RehearsalError(
+                f"{missing} of {count} requests had not ended after {limit:g} s: lower the rate of {self.rate:g} per s"
+            )
+
+    def _failed(self) -> LoadFailed:
+        return LoadFailed(f"the load generator failed: {self._problem}")
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.stop()
+            return
+        with suppress(LoadFailed):  # the error under way came first
+            self.stop(abandon=True)
+
+
+class Load(Counting):
+    """A steady stream of requests over an ``EndpointTable``, from a thread of its own.
 
     Args:
         table: where each new connection goes.
         rate: requests per second.
-        paths: request targets, taken in turn.
+        paths: targets of GET requests, taken in turn.
+        requests: what to send in place of ``paths``, each as often as its weight.
         keepalive_share: share of the requests that use kept-alive connections, 0 to 1.
         slow_path: request target of slow requests.
         slow_share: share of the requests that are slow ones, 0 to 1.
@@ -54,6 +150,10 @@ class Load:
         clients: how many clients share the kept-alive requests, each with a pool of its own. One pool alone
             would keep using the one connection it got back last, and so test one instance.
         host: the ``Host`` header; the endpoint's address unless given.
+        think: seconds that a kept-alive connection rests before its client uses it again, so that as many are
+            open as requests fall into that time, and some meet the server's keep-alive time.
+        slow_node_share: the share of the requests that comes from one client more, the last one: on the slow
+            node of a ``Lag``. Client n connects as node n of the table knows it.
         seed: of the random choices. Loads with the same seed send the same requests at the same times.
 
     Raises:
@@ -73,39 +173,40 @@ class Load:
         clients: int = 10,
         host: str | None = None,
         seed: int = 0,
+        requests: Sequence[Request] = (),
+        think: float = 0.0,
+        slow_node_share: float = 0.0,
     ) -> None:
         if rate <= 0:
             raise ValueError(f"rate {rate:g} is not above 0 requests per second")
         if timeout <= 0:
             raise ValueError(f"timeout {timeout:g} is not above 0 s")
-        for name, share in (("keepalive_share", keepalive_share), ("slow_share", slow_share)):
+        if not 0 <= think < float("inf"):
+            raise ValueError(f"think {think:g} s is not 0 s or more")
+        shares = (("keepalive_share", keepalive_share), ("slow_share", slow_share), ("slow node's", slow_node_share))
+        for name, share in shares:
             if not 0 <= share <= 1:
                 raise ValueError(f"{name} {share:g} is not between 0 and 1")
         if slow_share and slow_path is None:
             raise ValueError(f"slow_share is {slow_share:g} but there is no slow_path: name the path of a slow request")
-        if not paths or clients < 1:
+        if not (paths or requests) or clients < 1:
             raise ValueError("at least one path and one client are needed")
-        self.headers = (("Host", host),) if host else ()
-        for path in {*paths, slow_path or "/"}:
-            try:
-                request_bytes(h11.Connection(h11.CLIENT), "", path, headers=self.headers, close=True)
-            except h11.LocalProtocolError as error:
-                raise ValueError(f"path {path!r} or host {host!r} cannot be sent: {error}") from error
+        self.requests = tuple(requests) or tuple(Request(path) for path in paths)
+        self.slow = None if slow_path is None else Request(slow_path, slow=True)
+        for request in (*self.requests, *([self.slow] if self.slow else [])):
+            request.check(host)
+        self._turn = in_turn(self.requests)
+        self.host = host
         self.table = table
-        self.rate = rate
-        self.paths = tuple(paths)
+        self.think = think
         self.keepalive_share = keepalive_share
-        self.slow_path = slow_path
         self.slow_share = slow_share
-        self.timeout = timeout
+        self.slow_node_share = slow_node_share
+        super().__init__(Tally(rate=rate), timeout)
         self._choices = random.Random(seed)
         self._routing = random.Random(seed)  # of its own: when connections are made depends on the service
-        self._pools: list[list[_Connection]] = [[] for _ in range(clients)]
-        self._tally = Tally()
-        self._problem: BaseException | None = None
-        self._progress = threading.Condition()  # a request ended, or the load did
-        self._target = float("inf")
-        self._ended = False
+        self._clients = clients
+        self._pools: list[deque[_Connection]] = [deque() for _ in range(clients + 1)]
         self._tasks: set[asyncio.Task[None]] = set()
         self._connections: set[_Connection] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -114,6 +215,18 @@ class Load:
         self._thread = threading.Thread(target=self._run, name="load", daemon=True)
 
     # -- from any thread -------------------------------------------------------------------------------------
+
+    def take(self) -> Tally:
+        """What was counted since the last call, handed over: it is in no later count of this object.
+
+        A process that keeps every record has its garbage collector look through all of them again and again, for
+        a tenth of a second at a time after a hundred thousand.
+        """
+        tally = self._tally
+        records, lags = len(tally.records), len(tally.lags)
+        taken = replace(tally, records=tally.records[:records], lags=tally.lags[:lags])
+        del tally.records[:records], tally.lags[:lags]
+        return taken
 
     def start(self) -> Load:
         """Begin to send. Returns once the event loop runs."""
@@ -138,54 +251,11 @@ class Load:
         if self._thread.ident is not None:
             self._thread.join()
         if self._problem is not None:
-            raise LoadFailed(f"the load generator failed: {self._problem}") from self._problem
+            raise self._failed() from self._problem
         return self._tally
-
-    @property
-    def completed(self) -> int:
-        """Requests that have ended so far, lost ones among them."""
-        return self._tally.total
-
-    def snapshot(self) -> Tally:
-        """A copy of what was counted so far."""
-        return Tally(list(self._tally.records), list(self._tally.lags), self._tally.skipped)
-
-    def wait_completed(self, count: int, timeout: float | None = None) -> None:
-        """Wait until ``count`` more requests have ended.
-
-        Args:
-            count: requests, from now on.
-            timeout: seconds; by default what ``count`` should take, twice, and a request's own time.
-
-        Raises:
-            RehearsalError: not so within ``timeout`` seconds.
-            LoadFailed: the generator failed.
-        """
-        target = self.completed + count
-        limit = 2 * count / self.rate + self.timeout + 1 if timeout is None else timeout
-        with self._progress:
-            self._target = target
-            reached = self._progress.wait_for(lambda: self.completed >= target or self._ended, limit)
-            self._target = float("inf")
-        if self._problem is not None:
-            raise LoadFailed(f"the load generator failed: {self._problem}") from self._problem
-        if not reached or self.completed < target:
-            missing = target - self.completed
-            raise RehearsalError(
-                f"{missing} of {count} requests had not ended after {limit:g} s: lower the rate of {self.rate:g} per s"
-            )
 
     def __enter__(self) -> Load:
         return self if self._thread.ident is not None else self.start()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if error is None:
-            self.stop()
-            return
-        with suppress(LoadFailed):  # the error under way came first
-            self.stop(abandon=True)
 
     # -- in the thread ---------------------------------------------------------------------------------------
 
@@ -220,8 +290,9 @@ class Load:
     async def _schedule(self) -> None:
         assert self._loop is not None
         spacing = 1 / self.rate
-        tolerance = max(spacing, TOLERANCE)
+        tolerance = self._tally.tolerance
         begin = self._loop.time()
+        self._tally.began = time.monotonic()
         number = 0
         while True:
             due = begin + number * spacing
@@ -238,16 +309,18 @@ class Load:
                 self._launch(*request)
             number += 1
 
-    def _choose(self, number: int) -> tuple[str, Kind, bool, int]:
-        """Path, kind, whether slow, and which client, of the request with this number."""
-        slow = self.slow_path is not None and self._choices.random() < self.slow_share
+    def _choose(self, number: int) -> tuple[Request, Kind, int]:
+        """The request with this number, its kind, and which client sends it."""
+        slow = self.slow is not None and self._choices.random() < self.slow_share
         kind = Kind.KEPT if self._choices.random() < self.keepalive_share else Kind.FRESH
-        client = self._choices.randrange(len(self._pools))
-        path = self.slow_path if slow and self.slow_path is not None else self.paths[number % len(self.paths)]
-        return path, kind, slow, client
+        client = self._choices.randrange(self._clients)
+        if self.slow_node_share and self._choices.random() < self.slow_node_share:
+            client = self._clients
+        request = self.slow if slow and self.slow is not None else self._turn[number % len(self._turn)]
+        return request, kind, client
 
-    def _launch(self, path: str, kind: Kind, slow: bool, client: int) -> None:
-        task = asyncio.create_task(self._request(path, kind, slow, client))
+    def _launch(self, request: Request, kind: Kind, client: int) -> None:
+        task = asyncio.create_task(self._request(request, kind, client))
         self._tasks.add(task)
         task.add_done_callback(self._landed)
 
@@ -257,12 +330,12 @@ class Load:
             # A request without a record would be one that nobody misses.
             self._problem = self._problem or problem
 
-    async def _request(self, path: str, kind: Kind, slow: bool, client: int) -> None:
+    async def _request(self, request: Request, kind: Kind, client: int) -> None:
         """One request from beginning to record. Its timer cancels the task: that is a timeout."""
         assert self._loop is not None
         started = time.monotonic()
         pool = self._pools[client] if kind is Kind.KEPT else None
-        connection = _take(pool) if pool else None
+        connection = _take(pool, started - self.think if self.think else None) if pool else None
         reused = connection is not None
         endpoint, status, error = "", None, ""
         task = asyncio.current_task()
@@ -277,15 +350,13 @@ class Load:
         timer = self._loop.call_later(self.timeout, expire)
         try:
             if connection is None:
-                address = self.table.pick(self._routing)
+                address = self.table.pick(self._routing, client)
                 endpoint = show_address(address)
                 connection = await self._connect(address)
             endpoint = show_address(connection.address)
-            data = request_bytes(
-                connection.http, connection.address, path, headers=self.headers, close=kind is Kind.FRESH
-            )
-            outcome, status, error = await connection.exchange(data)
+            outcome, status, error = await connection.exchange(request, close=kind is Kind.FRESH, host=self.host)
             if pool is not None and connection.idle:
+                connection.rested = time.monotonic()
                 pool.append(connection)
         except (OSError, NoEndpoint) as problem:  # only connecting raises these
             if isinstance(problem, OSError) and problem.errno in _OURS:
@@ -307,7 +378,21 @@ class Load:
         finally:
             timer.cancel()
         latency = time.monotonic() - started
-        self._tally.records.append(Record(started, kind, path, outcome, status, latency, endpoint, error, slow, reused))
+        self._tally.records.append(
+            Record(
+                started,
+                kind,
+                request.path,
+                outcome,
+                status,
+                latency,
+                endpoint,
+                error,
+                request.slow,
+                reused,
+                request.method,
+            )
+        )
         if self.completed >= self._target:  # waking a waiter for every request would cost the schedule its evenness
             with self._progress:
                 self._progress.notify_all()
@@ -344,6 +429,10 @@ class _Connection(asyncio.Protocol):
         self._answer: asyncio.Future[tuple[Outcome, int | None, str]] | None = None
         self._received = False
         self._status: int | None = None
+        self._ours = False
+        self._to_rest = 0.0  # seconds for which the client still takes its time to read
+        self._pause = 0.0  # ... a piece
+        self.rested = 0.0  # time.monotonic() since which it has been idle
 
     @property
     def idle(self) -> bool:
@@ -359,13 +448,28 @@ class _Connection(asyncio.Protocol):
         """Idle, and nothing has come since the loop last looked: what urllib3 asks before it reuses one."""
         return self.idle and not self._poll.poll(0)
 
-    async def exchange(self, data: bytes) -> tuple[Outcome, int | None, str]:
+    async def exchange(self, request: Request, *, close: bool, host: str | None) -> tuple[Outcome, int | None, str]:
         """Send a request; the outcome, the status as far as known, and the error text."""
         assert self._transport is not None
         answer: asyncio.Future[tuple[Outcome, int | None, str]] = asyncio.get_running_loop().create_future()
         self._answer = answer
-        self._received, self._status = False, None
-        self._transport.write(data)
+        self._received, self._status, self._ours = False, None, False
+        self._to_rest, self._pause = request.read, request.read / PIECES
+        data = request.head(self.http, self.address, close=close, host=host)
+        for number, piece in enumerate(request.pieces()):
+            if request.upload:
+                if number == 0:
+                    self._transport.write(data)
+                    data = b""
+                await asyncio.wait({answer}, timeout=request.upload / PIECES)
+            if answer.done():  # the server did not wait for the rest of it
+                return answer.result()
+            sent = self.http.send(h11.Data(data=piece)) or b""
+            if request.upload:
+                self._transport.write(sent)
+            else:
+                data += sent
+        self._transport.write(data + (self.http.send(h11.EndOfMessage()) or b""))
         if self._transport.is_closing():  # lost between connecting and writing
             self._lost("closed by the peer")
         return await answer
@@ -391,6 +495,15 @@ class _Connection(asyncio.Protocol):
         self._received = True
         self.http.receive_data(data)
         self._advance()
+        if self._to_rest > 0 and self._answer is not None and self._transport is not None:
+            pause = self._pause
+            self._to_rest -= pause
+            self._transport.pause_reading()
+            asyncio.get_running_loop().call_later(pause, self._resume)
+
+    def _resume(self) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
 
     def eof_received(self) -> bool:
         if self._answer is not None:
@@ -411,6 +524,7 @@ class _Connection(asyncio.Protocol):
                     return
                 if isinstance(event, h11.Response):
                     self._status = event.status_code
+                    self._ours = _OUR_HEADERS.issubset((name, value.lower()) for name, value in event.headers)
                 elif isinstance(event, h11.EndOfMessage):
                     self._complete()
                 elif isinstance(event, h11.ConnectionClosed):
@@ -420,14 +534,13 @@ class _Connection(asyncio.Protocol):
             self._close()
 
     def _complete(self) -> None:
-        good = self._status is not None and 200 <= self._status < 300
+        assert self._status is not None
         if self.http.our_state is h11.DONE and self.http.their_state is h11.DONE and not self.http.trailing_data[0]:
             self.http.start_next_cycle()
         else:
             self._close()
-        self._resolve(
-            (Outcome.OK, self._status, "") if good else (Outcome.STATUS, self._status, f"status {self._status}")
-        )
+        outcome = classify(self._status, self._ours)
+        self._resolve((outcome, self._status, "" if outcome is Outcome.OK else f"status {self._status}"))
 
     def _lost(self, error: str) -> None:
         outcome = Outcome.TRUNCATED if self._received else Outcome.RESET
@@ -443,10 +556,14 @@ class _Connection(asyncio.Protocol):
             self._transport.close()
 
 
-def _take(pool: list[_Connection]) -> _Connection | None:
-    """The connection that was put back last and is still good; those that are not are dropped on the way."""
-    while pool:
-        connection = pool.pop()
+def _take(pool: deque[_Connection], rested: float | None) -> _Connection | None:
+    """A connection that is still good; those that are not are dropped on the way.
+
+    The one that was put back last; or, if connections are to rest, the one that has rested longest, if it was
+    put back at ``rested`` or before.
+    """
+    while pool and (rested is None or pool[0].rested <= rested):
+        connection = pool.pop() if rested is None else pool.popleft()
         if connection.fresh_as_seen():
             return connection
         connection.abort()

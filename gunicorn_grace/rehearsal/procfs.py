@@ -15,7 +15,9 @@ import select
 import signal
 import socket
 import sys
+import threading
 import time
+from typing import ClassVar
 
 _LISTEN = "0A"  # include/net/tcp_states.h: TCP_LISTEN
 
@@ -38,9 +40,64 @@ def inner_pid(pid: int) -> int:
 
 def marked(variable: str, value: str) -> list[int]:
     """Every living process that was started with ``variable=value`` in its environment, this one left out."""
-    mark = f"{variable}={value}".encode()
+    return _Scan.of(variable).get(value, [])
+
+
+def marked_by_value(variable: str) -> dict[str, list[int]]:
+    """Every living process that was started with this variable, by its value, this one left out."""
+    prefix = f"{variable}=".encode()
     me = os.getpid()
-    return [pid for pid in _pids() if pid != me and mark in _bytes(f"/proc/{pid}/environ").split(b"\0")]
+    found: dict[str, list[int]] = {}
+    for pid in _pids():
+        if pid != me:
+            for entry in _bytes(f"/proc/{pid}/environ").split(b"\0"):
+                if entry.startswith(prefix):
+                    found.setdefault(entry[len(prefix) :].decode("utf-8", "replace"), []).append(pid)
+    return found
+
+
+class _Scan:
+    """One look through all processes, shared by every thread that asked before it began.
+
+    When a hundred instances are ended at once, a hundred threads would read the environment of three hundred
+    processes each, and keep the load generator from its schedule for a second.
+    """
+
+    _all: ClassVar[dict[str, _Scan]] = {}
+
+    def __init__(self, variable: str) -> None:
+        self._variable = variable
+        self._looking = threading.Lock()
+        self._begun = self._ended = 0
+        self._found: dict[str, list[int]] = {}
+
+    @classmethod
+    def of(cls, variable: str) -> dict[str, list[int]]:
+        """What a look finds that begins after this call."""
+        return cls._all.setdefault(variable, cls(variable))._look()
+
+    def _look(self) -> dict[str, list[int]]:
+        wanted = self._begun + 1  # the one under way, if any, may have passed by what has come since
+        with self._looking:
+            if self._ended < wanted:
+                self._begun += 1
+                self._found = marked_by_value(self._variable)
+                self._ended = self._begun
+            return self._found
+
+
+def memory(pid: int) -> int:
+    """The process's share of the machine's memory, bytes; 0 when it is gone.
+
+    The proportional set size (proc_pid_smaps(5)), in which a page that n processes share counts as 1/n: what
+    workers share with the arbiter that forked them is not counted again for each. Where the kernel does not
+    tell it (older than 4.14, or another user's process) the resident set size, which counts too much.
+    """
+    for line in _read(f"/proc/{pid}/smaps_rollup").splitlines():
+        if line.startswith("Pss:"):
+            return int(line.split()[1]) * 1024
+    fields = _read(f"/proc/{pid}/statm").split()
+    return int(fields[1]) * os.sysconf("SC_PAGE_SIZE") if fields else 0
 
 
 def end_marked(variable: str, value: str, timeout: float = 5.0) -> list[int]:

@@ -1,103 +1,182 @@
-"""Tells what a rehearsal found: a table, what happened when, and a verdict. Plain text, 80 columns."""
+"""Tells what a rehearsal found: the contenders side by side, what happened when, and a verdict. Text, 80 columns.
+
+The page (``page``) tells the same and asks here for its words and numbers.
+"""
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from .scene import Plan, Result
-from .tally import Outcome, Record
+from .tally import Outcome, Record, percentile
 
 WIDTH = 80
 #: The timeline follows so many instances; of more, only the first.
 _FOLLOWED = 2
-_COLUMNS = (
-    ("requests", 9),
-    ("lost", 6),
-    ("refused", 8),
-    ("reset", 6),
-    ("cut off", 8),
-    ("timeout", 8),
-    ("not 2xx", 8),
-    ("exit", 8),
-)
-_NAME = WIDTH - sum(width for _, width in _COLUMNS)
+#: So many contenders stand beside each other.
+_ABREAST = 3
+_LABEL = 17
+_CELL = (WIDTH - _LABEL) // _ABREAST
+
+LABELS: dict[str, str] = {
+    "truncated": "cut off",
+    "not_ready": "503 by us",
+    "server_error": "5xx",
+    "status": "not 2xx",
+}
+"""What an outcome is called where people read, if not by its own name."""
+
+Paint = Callable[[str, str], str]
+"""Takes a text and what it is (``good``, ``bad``, ``dim`` or ``head``), and gives it a colour, or leaves it."""
 
 
-def render(results: Sequence[Result]) -> str:
+def unpainted(text: str, what: str) -> str:
+    """No colour at all."""
+    return text
+
+
+def label(outcome: Outcome) -> str:
+    """What an outcome is called where people read."""
+    return LABELS.get(outcome.value, outcome.value.replace("_", " "))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the comparison: a cell for each contender.
+
+    ``losses`` rows are painted by whether they are zero; ``detail`` rows belong to the one above them.
+    """
+
+    label: str
+    cells: tuple[str, ...]
+    losses: bool = False
+    detail: bool = False
+
+
+def render(results: Sequence[Result], max_lost: int = 0, interrupted: bool = False, paint: Paint = unpainted) -> str:
     """The whole report on one or more runs of the same plan."""
-    parts = [heading(results[0].plan), table(results)]
-    parts += [timeline(result) for result in results]
-    parts += ["\n".join(textwrap.fill(note, WIDTH) for note in notes(results)), verdict(results)]
+    good = passed(results, max_lost, interrupted)
+    parts = [heading(results[0].plan), table(results, paint)]
+    parts += [timeline(result, paint) for result in results]
+    parts += ["\n".join(textwrap.fill(note, WIDTH) for note in notes(results))]
+    # Wrapped only where it must be: programs look for the last line.
+    parts += [paint(textwrap.fill(verdict(results, max_lost, interrupted), WIDTH), "good" if good else "bad")]
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def heading(plan: Plan) -> str:
     """What was played."""
-    return (
-        f"{plan.app}: {plan.instances} instances scaled down to {plan.remaining} "
-        f"at {plan.rate:g} requests per second.\n"
-        f"Routing learns of it {plan.lag:g} s later; the period is {plan.period:g} s."
-        + (f"\nAll of it through {plan.through}." if plan.through else "")
+    what = f"{plan.instances} instances scaled down to {plan.remaining}"
+    if (rollout := plan.rollout) is not None:
+        how = "in order" if rollout.in_order else f"surge {rollout.max_surge}, unavailable {rollout.max_unavailable}"
+        what = f"{plan.instances} instances replaced ({how})"
+    lines = (
+        f"{plan.app}: {what} at {plan.rate:g} requests per second.",
+        f"Routing learns of it {_lag(plan)} later; the period is {plan.period:g} s.",
+        *([f"All of it through {plan.through}."] if plan.through else []),
     )
+    return "\n".join(textwrap.fill(line, WIDTH) for line in lines)
 
 
-def table(results: Iterable[Result]) -> str:
-    """A row for each contender; ``exit`` is the longest time from SIGTERM to the end of an instance."""
-    lines = [" " * _NAME + "".join(name.rjust(width) for name, width in _COLUMNS), "-" * WIDTH]
-    for result in results:
-        tally = result.tally
-        cells = [
-            str(tally.total),
-            str(tally.lost),
-            *(
-                str(tally.count(outcome))
-                for outcome in (
-                    Outcome.REFUSED,
-                    Outcome.RESET,
-                    Outcome.TRUNCATED,
-                    Outcome.TIMEOUT,
-                    Outcome.STATUS,
-                )
-            ),
-            "-" if result.exit_after is None else f"{result.exit_after:.1f} s",
-        ]
-        row = "".join(cell.rjust(width) for cell, (_, width) in zip(cells, _COLUMNS, strict=True))
-        lines.append(result.contender.name[:_NAME].ljust(_NAME) + row)
-    return "\n".join(lines)
-
-
-def timeline(result: Result) -> str:
-    """What happened when, in seconds since the deletion."""
-    plan = result.plan
-    lost = sorted(result.tally.lost_records, key=lambda record: record.started)
-    count = len(result.gone)
-    entries = [
-        (0.0, f"{count} deleted, routed to for {plan.lag:g} s more"),
-        (plan.lag, "routing has learned of it"),
+def rows(results: Sequence[Result]) -> list[Row]:
+    """The comparison: what was lost, how long the exit took, and what that was of the budget."""
+    tallies = [result.tally for result in results]
+    found = [
+        Row("requests", tuple(str(tally.total) for tally in tallies)),
+        Row("lost", tuple(str(tally.lost) for tally in tallies), losses=True),
     ]
-    followed = result.gone if count <= _FOLLOWED else result.gone[:1]
-    for gone in followed:
-        who = "" if count == 1 else f"{gone.name} "
-        if gone.pre_stop_done is not None:
-            entries.append((gone.pre_stop_done, f"{who}preStop hook done"))
-        if gone.sigterm is not None:
-            entries.append((gone.sigterm, f"{who}SIGTERM"))
-        if gone.exited is not None:
-            how = "killed: the period was over" if gone.killed else f"gone, exit code {gone.exit_code}"
-            entries.append((gone.exited, who + how))
-        entries += [(at, who + text) for at, text in gone.events]
-    if lost:
-        entries.append((lost_at(lost[0], result), f"first request lost: {described(lost[0])}"))
-    if len(lost) > 1:
-        entries.append((lost_at(lost[-1], result), f"last request lost: {described(lost[-1])}"))
-    entries.sort(key=lambda entry: entry[0])
-    lines = [f"{result.contender.name}:"]
-    lines += [_cut(f"  {at:6.1f} s  {text}") for at, text in entries]
-    if len(followed) < count:
+    for outcome in Outcome:
+        counts = [tally.count(outcome) for tally in tallies]
+        if outcome is not Outcome.OK and any(counts):
+            found.append(Row(label(outcome), tuple(map(str, counts)), losses=True, detail=True))
+    if any(result.killed for result in results):
+        found.append(Row("ended by SIGKILL", tuple(str(result.killed) for result in results), losses=True))
+    found += [
+        Row("gone after", tuple(_seconds(result.gone_after) for result in results)),
+        Row("budget used", tuple(_share(result) for result in results)),
+        Row("last request", tuple(_seconds(_last(result)) for result in results)),
+        Row("slowest answer", tuple(_seconds(tally.summary()["latency_max"] or None, 2) for tally in tallies)),
+        Row("generator lag p99", tuple(f"{percentile(tally.lags, 99) * 1000:.1f} ms" for tally in tallies)),
+    ]
+    if any(result.memory.peak for result in results):
+        found.append(Row("memory at most", tuple(f"{result.memory.peak / 2**20:.0f} MiB" for result in results)))
+    return found
+
+
+def table(results: Sequence[Result], paint: Paint = unpainted) -> str:
+    """The contenders side by side, three abreast.
+
+    ``gone after`` is the longest time from the deletion of an instance to its end, ``budget used`` what that is of
+    the period; ``last request`` is when the last one was routed to a deleted instance, and ``slowest answer`` the
+    slowest request that was not lost.
+    """
+    blocks = []
+    for first in range(0, len(results), _ABREAST):
+        abreast = results[first : first + _ABREAST]
+        names = "".join(_fit(result.contender.name, _CELL - 1).rjust(_CELL) for result in abreast)
+        lines = [paint(" " * _LABEL + names, "head"), "-" * (_LABEL + _CELL * len(abreast))]
+        for row in rows(abreast):
+            cells = []
+            for cell in row.cells:
+                shown = cell.rjust(_CELL)
+                cells.append(paint(shown, "good" if cell == "0" else "bad") if row.losses else shown)
+            lines.append((("  " if row.detail else "") + row.label).ljust(_LABEL) + "".join(cells))
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks)
+
+
+def timeline(result: Result, paint: Paint = unpainted) -> str:
+    """What happened when, in seconds since the deletion."""
+    lines = [paint(f"{result.contender.name}:", "head")]
+    lines += [_fit(f"  {at:6.1f} s  {text}", WIDTH) for at, text in moments(result, _FOLLOWED)]
+    count = len(result.gone)
+    if count > _FOLLOWED:
         ends = [gone.exited for gone in result.gone if gone.exited is not None]
         lines.append(f"            {count - 1} more alike, the last one gone at {max(ends, default=0.0):.1f} s")
     return "\n".join(lines)
+
+
+def moments(result: Result, followed: int) -> list[tuple[float, str]]:
+    """What happened, in order, with the seconds since the deletion.
+
+    Args:
+        result: of which run.
+        followed: how many deleted instances are told of; if there are more, only the first.
+    """
+    plan, lives = result.plan, {life.name: life for life in result.lives}
+    lost = sorted(result.tally.lost_records, key=lambda record: record.started)
+    count = len(result.gone)
+    found = []
+    if plan.rollout is None:
+        found.append((0.0, f"{count} deleted, routed to for {_lag(plan)} more"))
+        if (unrouted := max((life.unrouted or 0.0 for life in result.lives), default=0.0)) > 0:
+            found.append((unrouted, "routing has learned of it"))
+    for gone in result.gone if count <= followed else result.gone[:1]:
+        who = "" if count == 1 else f"{gone.name} "
+        if (life := lives.get(gone.name)) is not None:
+            if plan.rollout is not None and life.deleted is not None:
+                found.append((life.deleted, f"{who}deleted"))
+            # What came before is the start; what came with the end is told by the end.
+            turned = [at for at, ready in life.readiness if not ready and at >= (life.deleted or 0.0)]
+            if turned and (gone.exited is None or turned[0] < gone.exited):
+                found.append((turned[0], f"{who}not ready, as its probe finds"))
+        if gone.pre_stop_done is not None:
+            found.append((gone.pre_stop_done, f"{who}preStop hook done"))
+        if gone.sigterm is not None:
+            found.append((gone.sigterm, f"{who}SIGTERM"))
+        if (last := result.last_request(gone)) is not None:
+            found.append((last, f"{who}last request routed to it"))
+        if gone.exited is not None:
+            how = "ended by SIGKILL: the period was over" if gone.killed else f"gone, exit code {gone.exit_code}"
+            found.append((gone.exited, who + how))
+        found += [(at, who + text) for at, text in gone.events]
+    if lost:
+        found.append((lost_at(lost[0], result), f"first request lost: {described(lost[0])}"))
+    if len(lost) > 1:
+        found.append((lost_at(lost[-1], result), f"last request lost: {described(lost[-1])}"))
+    return sorted(found, key=lambda moment: moment[0])
 
 
 def lost_at(record: Record, result: Result) -> float:
@@ -107,7 +186,7 @@ def lost_at(record: Record, result: Result) -> float:
 
 def described(record: Record) -> str:
     """A lost request in a few words."""
-    return f"{record.outcome.value}, {record.kind.value} connection to {record.endpoint}"
+    return f"{label(record.outcome)}, {record.kind.value} connection to {record.endpoint or 'nobody'}"
 
 
 def notes(results: Sequence[Result]) -> list[str]:
@@ -115,12 +194,16 @@ def notes(results: Sequence[Result]) -> list[str]:
     found = []
     for result in results:
         name, tally = result.contender.name, result.tally
+        if not result.complete:
+            found.append(f"{name}: interrupted; the numbers are those up to then.")
+        if result.fell_behind:
+            found.append(f"{name}: CANNOT BE TRUSTED: {result.fell_behind}.")
         if tally.lost:
             fresh, kept = (tally.summary()[f"lost_{kind}"] for kind in ("fresh", "kept"))
             found.append(f"{name}: {fresh} lost on fresh connections, {kept} on kept-alive ones.")
         if result.lost_elsewhere:
             found.append(f"{name}: {result.lost_elsewhere} of them lost by instances that stayed: overloaded?")
-        if tally.skipped:
+        if tally.skipped and not result.fell_behind:
             found.append(f"{name}: {tally.skipped} requests were not sent: this machine was too busy; lower --rate.")
         found += sorted({f"{name}: {gone.pre_stop_problem}" for gone in result.gone if gone.pre_stop_problem})
         codes = sorted({gone.exit_code for gone in result.gone if gone.exit_code and not gone.killed})
@@ -129,17 +212,50 @@ def notes(results: Sequence[Result]) -> list[str]:
     return found
 
 
-def verdict(results: Sequence[Result]) -> str:
+def passed(results: Sequence[Result], max_lost: int = 0, interrupted: bool = False) -> bool:
+    """Whether all was played to its end, and the contender that is judged, the last one, did well.
+
+    That is: every instance was gone within its period, and no more than ``max_lost`` requests were lost.
+    """
+    result = results[-1]
+    return not interrupted and not result.killed and result.tally.lost <= max_lost
+
+
+def verdict(results: Sequence[Result], max_lost: int = 0, interrupted: bool = False) -> str:
     """One line on the contender that is judged: the last one."""
     result = results[-1]
     name, tally = result.contender.name, result.tally
+    if interrupted:
+        return "Interrupted. " + " ".join(
+            f"{each.contender.name} {'lost' if each.complete else 'had lost'} {each.tally.lost} of {each.tally.total}."
+            for each in results
+        )
     if result.killed:
         return f"{name} LOST {tally.lost} of {tally.total} requests; {result.killed} instances had to be killed."
-    if tally.lost:
-        return f"{name} LOST {tally.lost} of {tally.total} requests."
+    if tally.lost > max_lost:
+        allowed = f" --max-lost allows {max_lost}." if max_lost else ""
+        return f"{name} LOST {tally.lost} of {tally.total} requests.{allowed}"
     others = "".join(f" {other.contender.name} lost {other.tally.lost}." for other in results[:-1])
-    return f"{name} lost none of {tally.total} requests.{others}"
+    lost = f"{tally.lost}, as --max-lost {max_lost} allows, of" if tally.lost else "none of"
+    return f"{name} lost {lost} {tally.total} requests.{others}"
 
 
-def _cut(line: str) -> str:
-    return line if len(line) <= WIDTH else line[: WIDTH - 3] + "..."
+def _lag(plan: Plan) -> str:
+    return f"{plan.lag:g} s" if plan.routing is None else str(plan.routing)
+
+
+def _last(result: Result) -> float | None:
+    return max((at for gone in result.gone if (at := result.last_request(gone)) is not None), default=None)
+
+
+def _seconds(value: float | None, digits: int = 1) -> str:
+    return "-" if value is None else f"{value:.{digits}f} s"
+
+
+def _share(result: Result) -> str:
+    used = result.budget_used
+    return "-" if used is None else f"{100 * used:.0f} % of {result.plan.period:g} s"
+
+
+def _fit(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 3] + "..."

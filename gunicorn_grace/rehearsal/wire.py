@@ -66,6 +66,7 @@ def fetch(
     *,
     method: str = "GET",
     headers: Iterable[tuple[str, str]] = (),
+    body: bytes = b"",
     timeout: float = 10.0,
 ) -> Response:
     """One request on a connection of its own, closed afterwards.
@@ -73,8 +74,9 @@ def fetch(
     Args:
         address: where to connect to.
         path: request target.
-        method: request method; no body is sent.
+        method: request method.
         headers: added to ``Host`` and ``Connection: close``; a ``Host`` among them replaces ours.
+        body: sent with its length, if there is one.
         timeout: seconds for the whole exchange, connecting included.
 
     Raises:
@@ -86,8 +88,11 @@ def fetch(
     with socket.socket(family_of(address), socket.SOCK_STREAM) as sock:
         sock.settimeout(timeout)
         sock.connect(address)
-        sock.sendall(request_bytes(http, address, path, method=method, headers=headers, close=True))
-        status, received, body = 0, {}, bytearray()
+        length = len(body) if body else None
+        head = head_bytes(http, address, path, method=method, headers=headers, close=True, length=length)
+        sent = (http.send(h11.Data(data=body)) or b"") if body else b""
+        sock.sendall(head + sent + (http.send(h11.EndOfMessage()) or b""))
+        status, received, content = 0, {}, bytearray()
         try:
             while True:
                 event = http.next_event()
@@ -101,9 +106,9 @@ def fetch(
                     status = event.status_code
                     received = {name.decode("latin-1"): value.decode("latin-1") for name, value in event.headers}
                 elif isinstance(event, h11.Data):
-                    body += event.data
+                    content += event.data
                 elif isinstance(event, h11.EndOfMessage):
-                    return Response(status, received, bytes(body))
+                    return Response(status, received, bytes(content))
         except h11.RemoteProtocolError as error:
             raise IncompleteResponse(str(error)) from error
 
@@ -118,11 +123,36 @@ def request_bytes(
     close: bool,
 ) -> bytes:
     """The bytes of a request without a body; ``http`` moves on to waiting for the response."""
+    head = head_bytes(http, address, path, method=method, headers=headers, close=close)
+    return head + (http.send(h11.EndOfMessage()) or b"")
+
+
+def head_bytes(
+    http: h11.Connection,
+    address: Address,
+    path: str,
+    *,
+    method: str = "GET",
+    headers: Iterable[tuple[str, str]] = (),
+    close: bool,
+    length: int | None = None,
+) -> bytes:
+    """The bytes of a request's head; ``http`` moves on to sending the body.
+
+    Args:
+        http: the client's side of the connection.
+        address: becomes the ``Host`` header, unless there is one among ``headers``.
+        path: request target.
+        method: its method.
+        headers: its headers.
+        close: say ``Connection: close``.
+        length: of the body, bytes; None: say nothing of it.
+    """
     fields = list(headers)
     if not any(name.lower() == "host" for name, _ in fields):
         fields.insert(0, ("Host", "localhost" if isinstance(address, str) else show_address(address)))
+    if length is not None:
+        fields.append(("Content-Length", str(length)))
     if close:
         fields.append(("Connection", "close"))
-    head = http.send(h11.Request(method=method, target=path, headers=fields))
-    end = http.send(h11.EndOfMessage())
-    return (head or b"") + (end or b"")
+    return http.send(h11.Request(method=method, target=path, headers=fields)) or b""

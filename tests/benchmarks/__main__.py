@@ -28,6 +28,8 @@ from conftest import WORKERS, Client, Server
 
 from gunicorn_grace import state as st
 from gunicorn_grace.rehearsal import procfs
+from gunicorn_grace.rehearsal.generator import Generator
+from gunicorn_grace.rehearsal.platform import EndpointTable
 
 HERE = str(Path(__file__).parent)
 MS = 1e6
@@ -238,6 +240,29 @@ def closing(client: Client) -> int:
     return time.monotonic_ns()
 
 
+def load(rate: float, seconds: int) -> None:
+    """How well the load generator of the rehearsal keeps its schedule, against one gunicorn, half on kept connections.
+
+    The limit is 20 ms at 1,000 requests a second, with one core for the generator and another for gunicorn.
+    """
+    args = ("-k", "gthread", "-w", "1", "--threads", "8")
+    with serve("tiny:app", args=args, config=()) as server:
+        server.wait_ready()
+        table = EndpointTable()
+        table.add(server.address)
+        with Generator(table, rate=rate) as generator:
+            began = cpu_ns([generator.pid])
+            generator.wait_completed(round(rate * seconds))
+            used = (cpu_ns([generator.pid]) - began) / MS / 1000 / seconds
+            tally = generator.stop()
+    found = tally.summary()
+    print(
+        f"load of {rate:g} requests/s for {seconds} s: {found['rate_achieved']:.1f}/s achieved with {used:.0%} of a "
+        f"core, late by {1000 * found['lag_p99']:.1f} ms at 99 %, {1000 * found['lag_max']:.1f} ms at the most, "
+        f"{tally.skipped} not started, {tally.lost} lost; {tally.fell_behind() or 'the run can be trusted'}"
+    )
+
+
 def quiet_test() -> None:
     """How often the quiet test is wrong, simulated: about two minutes."""
     if not quiet.show(1_000_000, seed=1):
@@ -341,6 +366,7 @@ BENCHMARKS: dict[str, Callable[[], None]] = {
     "exit": lambda: exit_time(6),
     "idle": lambda: idle(3),
     "probe-port": lambda: probe_port(2000),
+    "load": lambda: load(1000, 20),
     "quiet": quiet_test,
     "balancers": balancers.show,
 }

@@ -27,6 +27,7 @@ from gunicorn_grace.checks import Kind, Outcome
 from gunicorn_grace.lifecycle import Observation, Origin, Reason, decide
 from gunicorn_grace.phase import TRANSITIONS, Phase
 from gunicorn_grace.probes import Probes, Query, Situation
+from gunicorn_grace.rehearsal import schema
 from gunicorn_grace.settings import TERMINATION_LOG, Settings, budget_line, rows
 
 ROOT = Path(__file__).parents[2]
@@ -40,6 +41,7 @@ NAMES = (
     "probe-port.md",
     "metrics.md",
     "commands.md",
+    "rehearsal.md",
     "balancers.md",
     "faults.md",
     "worker-classes.md",
@@ -258,6 +260,30 @@ def probe_answers() -> str:
     return "\n\n".join(parts)
 
 
+def document() -> str:
+    """The fields of the JSON document of a rehearsal, from its schema."""
+    defined = schema.schema()
+    parts = []
+    for name, part in (("the document", defined), *defined["$defs"].items()):
+        body = [(f"`{key}`", kind(field), field["description"]) for key, field in part["properties"].items()]
+        parts.append(
+            f"### {name.replace('_', ' ')}\n\n{part['description']}\n\n{table(('key', 'type', 'meaning'), body)}"
+        )
+    return "\n\n".join(parts)
+
+
+def kind(field: dict[str, Any]) -> str:
+    """The type of a field in a word or two."""
+    if "$ref" in field:
+        return field["$ref"].rpartition("/")[2].replace("_", " ")
+    if "enum" in field or "const" in field:
+        return ", ".join(f"`{value}`" for value in field.get("enum", [field.get("const")]))
+    if field["type"] == "array":
+        items = field.get("prefixItems") or [field["items"]]
+        return ("list of " if "prefixItems" not in field else "") + ", ".join(kind(item) for item in items)
+    return " or ".join([field["type"]] if isinstance(field["type"], str) else field["type"])
+
+
 RENDERED: dict[str, tuple[str, Callable[[], str]]] = {
     "settings": ("settings.md", settings),
     "sums": ("settings.md", sums),
@@ -272,6 +298,7 @@ RENDERED: dict[str, tuple[str, Callable[[], str]]] = {
     "options of drain": ("commands.md", options("drain")),
     "options of undrain": ("commands.md", options("undrain")),
     "options of rehearse": ("commands.md", options("rehearse")),
+    "document": ("rehearsal.md", document),
 }
 
 

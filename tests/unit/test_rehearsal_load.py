@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
+import random
+import re
+import resource
+import select
+import signal
 import socket
 import struct
 import subprocess
@@ -15,13 +21,23 @@ from pathlib import Path
 
 import pytest
 
+from gunicorn_grace import probes
 from gunicorn_grace.rehearsal.errors import LoadFailed, RehearsalError
+from gunicorn_grace.rehearsal.generator import Generator
 from gunicorn_grace.rehearsal.load import Load
 from gunicorn_grace.rehearsal.platform import EndpointTable
-from gunicorn_grace.rehearsal.tally import Kind, Outcome
+from gunicorn_grace.rehearsal.requests import Request
+from gunicorn_grace.rehearsal.tally import Kind, Outcome, Record
 from gunicorn_grace.rehearsal.wire import Address, IncompleteResponse, fetch, parse_address, show_address
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+OURS = b"".join(
+    [
+        b"HTTP/1.1 503 Service Unavailable\r\n",
+        *(f"{name}: {value}\r\n".encode() for name, value in probes.HEADERS),
+        b"Content-Length: 2\r\n\r\nno",
+    ]
+)
 CLOSING = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok"
 
 
@@ -152,7 +168,9 @@ CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
         pytest.param(answer(b"SSH-2.0-OpenSSH\r\n\r\n"), Outcome.TRUNCATED, None, id="no HTTP"),
         pytest.param(hang, Outcome.TIMEOUT, None, id="no answer"),
         pytest.param(answer(HEAD, b"part", keep=True), Outcome.TIMEOUT, 200, id="half an answer"),
-        pytest.param(answer(OK.replace(b"200", b"500")), Outcome.STATUS, 500, id="500"),
+        pytest.param(answer(OK.replace(b"200", b"500")), Outcome.SERVER_ERROR, 500, id="500"),
+        pytest.param(answer(OURS), Outcome.NOT_READY, 503, id="503 by the plugin"),
+        pytest.param(answer(OK.replace(b"200", b"503")), Outcome.SERVER_ERROR, 503, id="503 by another"),
         pytest.param(answer(OK.replace(b"200", b"302")), Outcome.STATUS, 302, id="302"),
     ],
 )
@@ -408,7 +426,7 @@ def test_a_broken_generator_does_not_pass_for_an_idle_one() -> None:
     """Whatever breaks in its thread comes out of ``stop``."""
 
     class Broken(EndpointTable):
-        def endpoints(self) -> list[Address]:
+        def pick(self, rng: random.Random, node: int = 0) -> Address:
             raise RuntimeError("broken")
 
     load = Load(Broken(), rate=100).start()
@@ -416,6 +434,159 @@ def test_a_broken_generator_does_not_pass_for_an_idle_one() -> None:
         load.wait_completed(1)
     with pytest.raises(LoadFailed, match="broken"):
         load.stop()
+
+
+def test_a_body_is_sent_with_its_length(peer: Callable[..., Peer]) -> None:
+    """POST with a body arrives whole, on fresh and on kept-alive connections; GET has none."""
+    got: list[bytes] = []
+
+    def handle(conn: socket.socket) -> None:
+        data = b""
+        while more := conn.recv(65536):
+            head, end, body = (data := data + more).partition(b"\r\n\r\n")
+            length = re.search(rb"content-length: (\d+)", head, re.I)
+            if end and len(body) == (int(length[1]) if length else 0):
+                got.append(head.split()[0] + b" " + body)
+                conn.sendall(OK)
+                data = b""
+
+    requests = [Request("/a", "POST", b"x" * 100_000), Request("/b", "GET")]
+    with Load(table_of(peer(handle).address), rate=100, requests=requests) as load:
+        load.wait_completed(20)
+        tally = load.stop()
+    assert tally.lost == 0
+    assert {record.method for record in tally.records} == {"GET", "POST"}
+    assert set(got) == {b"POST " + b"x" * 100_000, b"GET "}
+
+
+def test_an_upload_takes_its_time_and_ends_when_the_server_does_not_wait(peer: Callable[..., Peer]) -> None:
+    """The body comes in pieces; one that answers at the first of them gets no more, and one that resets is a loss."""
+    sizes: list[int] = []
+
+    def handle(conn: socket.socket) -> None:
+        head = read_request(conn) if not sizes else conn.recv(65536)
+        while len(sizes) < 3 and (piece := conn.recv(65536)):
+            sizes.append(len(piece))
+        if b"/reset" in head:
+            reset(conn)
+        else:
+            conn.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+
+    def outcome(path: str) -> Record:
+        sizes.clear()
+        request = Request(path, "PUT", b"x" * 1000, upload=5.0)
+        with Load(table_of(server.address), rate=0.01, requests=[request]) as load:
+            load.wait_completed(1, timeout=20)
+            (record,) = load.stop().records
+        return record
+
+    server = peer(handle)
+    answered = outcome("/early")
+    assert (answered.outcome, sizes) == (Outcome.OK, [100, 100, 100])
+    assert 1.0 < answered.latency < 5.0
+    assert outcome("/reset").outcome is Outcome.RESET
+
+
+def test_a_slow_reader_leaves_the_response_where_it_is(peer: Callable[..., Peer]) -> None:
+    """Read slowly, a response that would be there at once takes the seconds that were asked for."""
+    body = b"y" * 5_000_000
+    server = peer(answer(b"HTTP/1.1 200 OK\r\nContent-Length: 5000000\r\nConnection: close\r\n\r\n" + body))
+    with Load(table_of(server.address), rate=0.01, requests=[Request("/", read=1.0)]) as load:
+        load.wait_completed(1, timeout=20)
+        (record,) = load.stop().records
+    assert record.outcome is Outcome.OK
+    assert record.latency >= 1.0
+
+
+def test_connections_rest_while_their_client_thinks(peer: Callable[..., Peer]) -> None:
+    """With a second of rest at 20 per second no connection is used twice at first, and later the rested ones are."""
+    server = peer(answer(OK, keep=True))
+    with Load(table_of(server.address), rate=20, keepalive_share=1.0, think=1.0, clients=1) as load:
+        load.wait_completed(50)
+        tally = load.stop()
+    assert tally.lost == 0
+    began = sorted(tally.records, key=lambda record: record.started)
+    assert not any(record.reused for record in began if record.started < began[0].started + 0.99)
+    assert any(record.reused for record in began)
+
+
+def test_the_slow_node_sends_its_share(peer: Callable[..., Peer]) -> None:
+    """Half of the requests from a node that does not know of the removal: about half go where nobody else does."""
+    old, new = peer(answer(OK)), peer(answer(OK))
+    table = table_of(old.address, new.address)
+    table.remove(old.address, lag=(0.0, 0.0, 600.0))
+    with Load(table, rate=200, clients=2, slow_node_share=0.5) as load:
+        load.wait_completed(100)
+        tally = load.stop()
+    share = sum(record.endpoint == show_address(old.address) for record in tally.records) / tally.total
+    assert 0.1 < share < 0.4  # a half of the half that it sends
+
+
+def test_in_a_process_of_its_own_it_counts_the_same(peer: Callable[..., Peer]) -> None:
+    """The same seed sends the same requests; a change of the table arrives, and everything comes back."""
+    old, new = peer(answer(OK)), peer(answer(OK))
+    table = table_of(old.address)
+    with Generator(table, rate=100, paths=("/a", "/b"), keepalive_share=0.0, seed=3) as load:
+        load.wait_completed(20)
+        table.add(new.address)
+        table.remove(old.address)
+        changed = time.monotonic()
+        load.wait_completed(30)
+        assert load.snapshot().total >= 50
+        tally = load.stop()
+    assert tally.lost == 0
+    assert tally.total >= 50
+    assert len(tally.lags) == tally.total + tally.skipped
+    assert {record.path for record in tally.records} == {"/a", "/b"}
+    late = {record.endpoint for record in tally.records if record.started > changed + 0.5}
+    assert late <= {show_address(new.address)}
+    assert tally.began <= tally.records[0].started < changed
+
+
+def test_a_generator_that_is_killed_is_no_idle_one(peer: Callable[..., Peer]) -> None:
+    """Its process gone, a wait ends with an error that says so, and so does ``stop``."""
+    load = Generator(table_of(peer(answer(OK)).address), rate=50).start()
+    load.wait_completed(3)
+    os.kill(load.pid, signal.SIGKILL)
+    with pytest.raises(LoadFailed, match="ended with exit code -9"):
+        load.wait_completed(10_000)
+    with pytest.raises(LoadFailed, match="ended with exit code -9"):
+        load.stop()
+
+
+def test_a_generator_that_fails_says_why() -> None:
+    """What breaks in its process comes out here, with the way out."""
+    silent = socket.create_server(("127.0.0.1", 0))
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (60, before[1]))
+    try:
+        load = Generator(table_of(silent.getsockname()), rate=500).start()
+        with silent, pytest.raises(LoadFailed, match="ulimit -n"):
+            load.wait_completed(10_000, timeout=20)
+        load.stop(abandon=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_a_generator_ends_with_its_parent() -> None:
+    """The parent killed, nothing is left that sends requests."""
+    script = """
+import sys
+from gunicorn_grace.rehearsal.generator import Generator
+from gunicorn_grace.rehearsal.platform import EndpointTable
+load = Generator(EndpointTable(), rate=10).start()
+print(load.pid, flush=True)
+sys.stdin.read()
+"""
+    parent = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    with parent:
+        assert parent.stdout is not None
+        descriptor = os.pidfd_open(int(parent.stdout.readline()))
+        parent.kill()
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    assert poll.poll(20_000)
+    os.close(descriptor)
 
 
 def test_fetch_gives_the_whole_response(peer: Callable[..., Peer]) -> None:

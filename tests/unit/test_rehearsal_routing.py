@@ -7,7 +7,8 @@ import random
 import pytest
 
 from gunicorn_grace.rehearsal.errors import PlanFailed, likely_cause
-from gunicorn_grace.rehearsal.platform import EndpointTable, NoEndpoint
+from gunicorn_grace.rehearsal.platform import EndpointTable, Exec, HttpGet, Lag, NoEndpoint, State, as_hook
+from gunicorn_grace.rehearsal.rollout import Rollout
 from gunicorn_grace.rehearsal.scene import Plan
 
 A, B = ("127.0.0.1", 8001), ("127.0.0.1", 8002)
@@ -89,6 +90,109 @@ def test_every_endpoint_is_picked_as_often(table: EndpointTable) -> None:
     assert abs(picked - 500) < 79
 
 
+def test_each_node_learns_by_itself(clock: Clock, table: EndpointTable) -> None:
+    """With lags of 1, 2 and 20 s, the nodes stop routing to it one after the other, and the slow one much later."""
+    table.remove(B, lag=(1.0, 2.0, 20.0))
+    known = []
+    for _ in range(4):
+        known.append([B in table.endpoints(node) for node in range(3)])
+        clock.now += 1.0
+    assert known == [[True, True, True], [False, True, True], [False, False, True], [False, False, True]]
+    clock.now = 120.0
+    assert B not in table.endpoints(2)
+
+
+def test_an_addition_travels_as_a_removal_does(clock: Clock, table: EndpointTable) -> None:
+    """A new endpoint, too, is routed to only by those who know it; one that goes before it was known never is."""
+    new = ("127.0.0.1", 8003)
+    table.add(new, lag=2.0)
+    assert new not in table.endpoints()
+    clock.now += 2.0
+    assert new in table.endpoints()
+    late = ("127.0.0.1", 8004)
+    table.add(late, lag=5.0)
+    table.remove(late, lag=1.0)
+    clock.now += 6.0
+    assert late not in table.endpoints()
+
+
+def test_terminating_endpoints_are_the_last_resort(clock: Clock, table: EndpointTable) -> None:
+    """As long as one is ready no other is picked; when none is, those that are terminating and still serve are."""
+    rng = random.Random(1)
+    table.change(B, State.TERMINATING)
+    assert {table.pick(rng) for _ in range(20)} == {A}
+    table.remove(A)
+    assert table.endpoints() == []
+    assert table.pick(rng) == B
+    table.change(B, State.GONE)
+    with pytest.raises(NoEndpoint):
+        table.pick(rng)
+
+
+def test_another_table_can_follow(clock: Clock, table: EndpointTable) -> None:
+    """It sees what was, and what comes, as of the moment at which it was made."""
+    other = EndpointTable(clock)
+    table.remove(A, lag=3.0)
+    table.follow(other.replay)
+    assert other.endpoints() == table.endpoints() == [A, B]
+    table.remove(B, lag=(1.0, 9.0))
+    clock.now += 3.0
+    assert other.endpoints(0) == table.endpoints(0) == []
+    assert other.endpoints(1) == table.endpoints(1) == [B]
+
+
+@pytest.mark.parametrize(
+    ("lag", "slow", "expected"),
+    [
+        ("3", None, Lag(3.0, 3.0)),
+        ("0", None, Lag(0.0, 0.0)),
+        ("1..8", None, Lag(1.0, 8.0)),
+        ("1.5", "0.05:20", Lag(1.5, 1.5, 20.0, 0.05)),
+    ],
+)
+def test_a_lag_is_a_time_or_a_range_and_a_slow_node(lag: str, slow: str | None, expected: Lag) -> None:
+    """As written on the command line."""
+    assert Lag.parse(lag, slow) == expected
+    assert Lag.parse(lag, slow).longest == max(expected.high, expected.slow or 0.0)
+
+
+@pytest.mark.parametrize(
+    ("lag", "slow", "said"),
+    [
+        ("soon", None, "lag 'soon' is neither seconds"),
+        ("8..1", None, "lag 8..1 s: from 0 s on is needed"),
+        ("-1", None, "lag -1..-1 s"),
+        ("nan", None, "lag nan..nan s"),
+        ("1", "20", "slow node '20' is not SHARE:SECONDS"),
+        ("1", "2:20", "slow node's share 2 is not between 0 and 1"),
+        ("1", "0.1:-2", "slow node's lag -2 s"),
+    ],
+)
+def test_what_is_no_lag_is_refused(lag: str, slow: str | None, said: str) -> None:
+    """With the value and the form it should have."""
+    with pytest.raises(ValueError) as caught:
+        Lag.parse(lag, slow)
+    assert said in str(caught.value)
+
+
+def test_each_node_draws_its_own_lag() -> None:
+    """All within the range, not all the same, the slow node one more, and again the same from the same seed."""
+    lag = Lag(1.0, 8.0, 20.0, 0.05)
+    drawn = lag.draw(10, random.Random(3))
+    assert len(drawn) == 11
+    assert drawn[-1] == 20.0
+    assert all(1.0 <= one <= 8.0 for one in drawn[:-1])
+    assert len(set(drawn)) == 11
+    assert drawn == lag.draw(10, random.Random(3))
+
+
+def test_a_hook_is_a_command_or_a_request() -> None:
+    """``GET /path`` is what the kubelet sends itself; anything else is run."""
+    assert as_hook(["GET", "/readyz?down=true"]) == HttpGet("/readyz?down=true")
+    assert as_hook(["sleep", "15"]) == Exec(("sleep", "15"))
+    assert as_hook([]) is None
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -100,6 +204,9 @@ def test_every_endpoint_is_picked_as_often(table: EndpointTable) -> None:
         ({"rate": 0.0}, "rate 0 is not above 0"),
         ({"timeout": 0.0}, "timeout 0 is not above 0"),
         ({"keepalive_share": 1.5}, "keepalive_share 1.5 is not between 0 and 1"),
+        ({"think": -1.0}, "think -1 s is not 0 s or more"),
+        ({"rollout": Rollout(), "to": 1}, "it cannot scale to 1 as well"),
+        ({"rollout": Rollout(), "instances": 0}, "0 are too few"),
         ({"slow_share": 0.5}, "there is no slow_path"),
         ({"paths": ["/ /"]}, "path '/ /' or host None cannot be sent"),
     ],

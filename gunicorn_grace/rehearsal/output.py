@@ -1,0 +1,87 @@
+"""Files that a rehearsal writes at its end, opened before it begins: who waits for minutes must not learn then that the
+folder does not exist.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import TextIO
+
+from .errors import OutputFailed
+
+
+class Output:
+    """A file that is opened now and written later. What was in it stays until then.
+
+    Args:
+        option: the option that named it, for messages.
+        path: where.
+
+    Raises:
+        OutputFailed: it cannot be written.
+    """
+
+    def __init__(self, option: str, path: str) -> None:
+        self.option = option
+        self.path = path
+        self._new = not os.path.lexists(path)
+        self._written = False
+        try:
+            self._file: TextIO = open(path, "a", encoding="utf-8")  # noqa: SIM115  open as long as the rehearsal runs
+        except (OSError, ValueError) as error:  # ValueError: a null byte in the path
+            raise self._failed(error) from error
+
+    def write(self, text: str) -> None:
+        """Put ``text`` in place of what was there.
+
+        Raises:
+            OutputFailed: it cannot be written, as on a full disk. Half a file is not left behind.
+        """
+        try:
+            self._empty()
+            self._file.write(text)
+            self._file.flush()
+        except OSError as error:
+            with suppress(OSError):
+                self._empty()
+            raise self._failed(error) from error
+        self._written = True
+
+    def close(self) -> None:
+        """Close it; a file that was made for this and not written is taken away."""
+        with suppress(OSError):  # what could not be flushed has been told
+            self._file.close()
+        if self._new and not self._written:
+            with suppress(OSError):
+                os.unlink(self.path)
+
+    def _empty(self) -> None:
+        if stat.S_ISREG(os.fstat(self._file.fileno()).st_mode):  # a pipe or a terminal has nothing to empty
+            self._file.truncate(0)
+
+    def _failed(self, error: Exception) -> OutputFailed:
+        why = error.strerror if isinstance(error, OSError) else error
+        return OutputFailed(f"{self.option} {self.path}: {why}")
+
+
+@contextmanager
+def opened(paths: dict[str, str]) -> Iterator[dict[str, Output]]:
+    """Open all of them, by the option that names each.
+
+    Raises:
+        OutputFailed: one cannot be written, or two are the same.
+    """
+    outputs: dict[str, Output] = {}
+    try:
+        for option, path in paths.items():
+            for other in outputs.values():
+                if os.path.realpath(other.path) == os.path.realpath(path):
+                    raise OutputFailed(f"{other.option} and {option} are the same file, {path}: name two")
+            outputs[option] = Output(option, path)
+        yield outputs
+    finally:
+        for output in outputs.values():
+            output.close()

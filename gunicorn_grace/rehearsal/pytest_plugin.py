@@ -1,0 +1,77 @@
+"""The pytest fixture ``rehearse``: a roll-out of one's own application as a test among the others.
+
+pytest finds it by itself (entry point ``pytest11``), so every run of pytest where this package is installed imports
+this module: it imports nothing more before a test asks for the fixture, and a project's other tests do not need h11.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+import pytest
+
+if TYPE_CHECKING:
+    from .scene import Result
+
+
+class Rehearse(Protocol):
+    """What the fixture gives."""
+
+    def __call__(
+        self,
+        app: str,
+        *,
+        contender: str = "grace",
+        config: str | None = None,
+        delay: float | None = None,
+        **plan: Any,
+    ) -> Result: ...
+
+
+@pytest.fixture
+def rehearse(request: pytest.FixtureRequest) -> Rehearse:
+    """A function that scales an application down under load, and returns the ``Result``.
+
+    ``rehearse("app:app", instances=2, lag=1, delay=3).flawless`` is true when no request was lost and every instance
+    was gone within its period. ``.tally`` counts the requests, ``.gone`` tells of the deleted instances, ``.outputs``
+    holds what each instance printed. A test that fails shows the report.
+
+    Arguments of the function:
+        app: the application, as gunicorn takes it, seen from pytest's ``rootdir`` unless ``cwd`` is given.
+        contender: ``grace``, ``plain`` or ``sleep:SECONDS``.
+        config: your gunicorn configuration, with the plugin in it.
+        delay: ``grace_shutdown_delay``, seconds, in place of what is configured.
+        plan: whatever ``gunicorn_grace.rehearsal.scene.Plan`` takes, by name.
+
+    It fails the test when the rehearsal cannot be carried out: h11 is missing, the application does not start, a path
+    does not answer 2xx, the plugin is not at work.
+    """
+
+    def run(
+        app: str, *, contender: str = "grace", config: str | None = None, delay: float | None = None, **plan: Any
+    ) -> Result:
+        try:
+            from . import cast, report
+            from .errors import RehearsalError
+            from .scene import Plan, play
+        except ModuleNotFoundError as error:
+            if error.name != "h11":
+                raise
+            pytest.fail("h11 is missing: pip install 'gunicorn-grace[rehearse]'", pytrace=False)
+        env = dict(plan.pop("env", {}))
+        if delay is not None:
+            env["GRACE_SHUTDOWN_DELAY"] = f"{delay:g}"
+        plan.setdefault("cwd", str(request.config.rootpath))
+        problem = None
+        try:
+            cast.refuse_clashes(plan.get("args", ()))
+            result = play(Plan(app, env=env, **plan), cast.contender(contender, config))
+            cast.expect_plugin(result, config)
+        except RehearsalError as error:
+            problem = error
+        if problem is not None:  # outside of the handler, or pytest shows the output of the instance twice
+            pytest.fail(f"the rehearsal could not be carried out: {problem}", pytrace=False)
+        request.node.add_report_section("call", "rehearsal", report.render([result]))
+        return result
+
+    return run

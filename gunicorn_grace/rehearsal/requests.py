@@ -1,0 +1,188 @@
+"""What the load sends: one line of text for each kind of request. Pure: text in, requests out.
+
+    # the user's own routes
+    /                                        9
+    GET  /items?page=2                       3
+    POST /orders '{"item": 42}'
+    PUT  /files/report @report.pdf upload=2
+    GET  /export read=5 "Accept: text/csv"
+
+A line is ``[METHOD] path [body] [weight]``. Words are split as a shell splits them, so that quotes keep spaces
+together. A body is any word behind the path that is nothing else; ``@file`` is the content of a file. A number at
+the end is the weight: how often this line is taken, beside the others. Options may stand anywhere behind the path:
+``upload=SECONDS`` sends the body in pieces over so long, ``read=SECONDS`` reads the response as slowly, and
+``"Name: value"`` is a header. Lines that are empty or begin with ``#`` are skipped.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import h11
+
+from .wire import head_bytes
+
+#: Bodies and slow responses go in so many pieces.
+PIECES = 10
+
+_METHOD = re.compile(r"[A-Z]+\Z")
+_HEADER = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+): ?(.*)\Z", re.S)
+_OPTION = re.compile(r"(upload|read)=(.*)\Z", re.S)
+_MOST = 10_000
+
+
+@dataclass(frozen=True)
+class Request:
+    """One kind of request.
+
+    Attributes:
+        path: request target.
+        method: its method.
+        body: its body; none if empty, unless the method wants one.
+        headers: its headers besides ``Host``, ``Content-Length`` and ``Connection``.
+        weight: how often it is sent, beside others.
+        upload: seconds over which the body is sent, in ``PIECES`` pieces; 0: at once.
+        read: seconds for which the client takes its time to read the response; 0: none.
+        slow: counted as a slow request.
+    """
+
+    path: str
+    method: str = "GET"
+    body: bytes = b""
+    headers: tuple[tuple[str, str], ...] = ()
+    weight: int = 1
+    upload: float = 0.0
+    read: float = 0.0
+    slow: bool = False
+
+    def check(self, host: str | None = None) -> None:
+        """See whether it can be sent.
+
+        Raises:
+            ValueError: it cannot, or a number is out of its range.
+        """
+        if not 1 <= self.weight <= _MOST:
+            raise ValueError(f"weight {self.weight} of {self.path} is not between 1 and {_MOST}")
+        for name, seconds in (("upload", self.upload), ("read", self.read)):
+            if not 0 <= seconds < float("inf"):
+                raise ValueError(f"{name} {seconds:g} of {self.path} is not 0 s or more")
+        if self.upload and not self.body:
+            raise ValueError(f"upload {self.upload:g} of {self.path} has no body to send slowly: add one")
+        try:
+            self.head(h11.Connection(h11.CLIENT), "", close=True, host=host)
+        except h11.LocalProtocolError as error:
+            raise ValueError(f"path {self.path!r} or host {host!r} cannot be sent: {error}") from error
+
+    def head(self, http: h11.Connection, address: tuple[str, int] | str, *, close: bool, host: str | None) -> bytes:
+        """The head of this request; ``http`` moves on to sending the body."""
+        headers = [("Host", host), *self.headers] if host else self.headers
+        return head_bytes(
+            http, address, self.path, method=self.method, headers=headers, close=close, length=self._length
+        )
+
+    @property
+    def _length(self) -> int | None:
+        # RFC 9110, 8.6: a method that expects a body says so even when it is empty.
+        return len(self.body) if self.body or self.method in ("POST", "PUT", "PATCH") else None
+
+    def pieces(self) -> Iterator[bytes]:
+        """The body, at once or in pieces."""
+        size = -(-len(self.body) // PIECES) if self.upload else len(self.body)
+        for begin in range(0, len(self.body), max(1, size)):
+            yield self.body[begin : begin + size]
+
+
+def parse_line(line: str, read: Callable[[str], bytes]) -> Request:
+    """One line, as the module's docstring has it.
+
+    Args:
+        line: the text.
+        read: gives the content of a file that ``@file`` names.
+
+    Raises:
+        ValueError: what is wrong with it.
+    """
+    words = shlex.split(line)
+    method = words.pop(0) if len(words) > 1 and _METHOD.match(words[0]) else "GET"
+    if not words or not words[0].startswith("/"):
+        raise ValueError(f"{words[0] if words else line.strip()!r} is no path: [METHOD] /path [body] [weight]")
+    request = Request(words.pop(0), method)
+    if words and words[-1].isascii() and words[-1].isdecimal():
+        request = replace(request, weight=int(words.pop()))
+    body: bytes | None = None
+    headers: list[tuple[str, str]] = []
+    for word in words:
+        if option := _OPTION.match(word):
+            try:
+                seconds = float(option[2])
+            except ValueError:
+                raise ValueError(f"{word!r}: {option[2]!r} is no number of seconds") from None
+            request = replace(request, upload=seconds) if option[1] == "upload" else replace(request, read=seconds)
+        elif header := _HEADER.match(word):
+            headers.append((header[1], header[2]))
+        elif body is not None:
+            raise ValueError(f"{word!r} is a second body: quote one that has spaces in it")
+        elif word.startswith("@"):
+            try:
+                body = read(word[1:])
+            except OSError as error:
+                raise ValueError(f"{word}: {error.strerror or error}") from error
+        else:
+            body = word.encode()
+    if body and not any(name.lower() == "content-type" for name, _ in headers):
+        headers.append(("Content-Type", _kind_of(body)))
+    request = replace(request, body=body or b"", headers=tuple(headers))
+    request.check()
+    return request
+
+
+def _kind_of(body: bytes) -> str:
+    if body[:1] in (b"{", b"["):
+        return "application/json"
+    # As curl has it for what is given with --data: right for forms.
+    return "application/x-www-form-urlencoded"
+
+
+def parse_lines(text: str, name: str, read: Callable[[str], bytes]) -> list[Request]:
+    """All requests of a file.
+
+    Args:
+        text: its content.
+        name: its name, for messages.
+        read: gives the content of a file that ``@file`` names.
+
+    Raises:
+        ValueError: a line is wrong, or there is none; with the number of the line.
+    """
+    found = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.strip() and not line.lstrip().startswith("#"):
+            try:
+                found.append(parse_line(line, read))
+            except ValueError as error:
+                raise ValueError(f"{name}:{number}: {error}") from error
+    if not found:
+        raise ValueError(f"{name}: there is no request in it: one a line, [METHOD] /path [body] [weight]")
+    return found
+
+
+def in_turn(requests: Sequence[Request]) -> list[Request]:
+    """One round in which each request comes as often as its weight, spread as evenly as can be.
+
+    Each time the one that is most overdue is taken (nginx calls it smooth weighted round robin), so that what
+    has the same weight comes in turn, and rare ones do not come in a row.
+    """
+    total = sum(request.weight for request in requests)
+    if total > _MOST:
+        raise ValueError(f"the weights come to {total}, more than {_MOST}: use smaller ones")
+    credit = [0] * len(requests)
+    order = []
+    for _ in range(total):
+        credit = [have + request.weight for have, request in zip(credit, requests, strict=True)]
+        best = credit.index(max(credit))
+        credit[best] -= total
+        order.append(requests[best])
+    return order

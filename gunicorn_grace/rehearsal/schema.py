@@ -1,0 +1,61 @@
+"""The JSON document of a rehearsal; ``schema.json`` beside this file says what is in it."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Sequence
+from datetime import datetime
+from importlib import metadata, resources
+from typing import Any
+
+from . import report
+from .scene import Result
+
+VERSION = 1
+"""Grows when a field goes or changes its meaning, not when one is added."""
+
+
+def schema() -> dict[str, Any]:
+    """The JSON Schema (draft 2020-12) of the document."""
+    loaded: dict[str, Any] = json.loads(resources.files(__package__).joinpath("schema.json").read_text("utf-8"))
+    return loaded
+
+
+def versions() -> dict[str, str]:
+    """What a result depends on, and its version."""
+    return {name: metadata.version(name) for name in ("gunicorn-grace", "gunicorn")} | {
+        "python": platform.python_version()
+    }
+
+
+def document(
+    results: Sequence[Result], *, made: datetime, max_lost: int = 0, interrupted: bool = False
+) -> dict[str, Any]:
+    """What ``--json`` writes.
+
+    Args:
+        results: the last one is judged.
+        made: when; with a time zone.
+        max_lost, interrupted: see ``report.passed``.
+    """
+    plan = results[0].plan
+    return {
+        "schema": VERSION,
+        "made": made.isoformat(timespec="seconds"),
+        "versions": versions(),
+        "app": plan.app,
+        "plan": {
+            "app": plan.app,
+            "instances": plan.instances,
+            "to": plan.remaining,
+            "rate": plan.rate,
+            "period": plan.period,
+            "heading": " ".join(report.heading(plan).split()),
+        },
+        "max_lost": max_lost,
+        "passed": report.passed(results, max_lost, interrupted),
+        "interrupted": interrupted,
+        "verdict": report.verdict(results, max_lost, interrupted),
+        "results": [result.as_dict() for result in results],
+    }

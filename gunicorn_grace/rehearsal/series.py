@@ -1,0 +1,110 @@
+"""A run as it is drawn: how many requests began in each tenth of a second, what became of them, and what was in flight.
+
+Records are exact, and too many to look at: 100 instances at 1,000 requests per second leave 100,000 of them. Counted
+here once, so that the page and the JSON document cannot tell two stories.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .tally import Outcome, Record
+
+STEP = 0.1
+"""Seconds that are counted together."""
+
+MOST_STEPS = 3000
+"""A run longer than so many steps gets longer ones, whole multiples of :data:`STEP`: a screen has no more pixels."""
+
+
+@dataclass(frozen=True)
+class Series:
+    """Counts in equal steps of time. Times are seconds since the deletions began.
+
+    Attributes:
+        start: when the first step begins, a whole multiple of ``step``.
+        step: seconds of a step.
+        began: for each outcome, how many requests began in each step that ended with it.
+        in_flight: the most requests that were under way at one moment of each step.
+        in_flight_deleted: the same of those that went to the deleted instances.
+    """
+
+    start: float
+    step: float
+    began: dict[Outcome, list[int]]
+    in_flight: list[int]
+    in_flight_deleted: list[int]
+
+    def __len__(self) -> int:
+        return len(self.in_flight)
+
+    def at(self, index: int) -> float:
+        """When a step begins."""
+        return self.start + index * self.step
+
+    def lost(self, index: int) -> int:
+        """Requests that began in a step and were lost."""
+        return sum(counts[index] for outcome, counts in self.began.items() if outcome is not Outcome.OK)
+
+    def total(self, index: int) -> int:
+        """Requests that began in a step."""
+        return sum(counts[index] for counts in self.began.values())
+
+    def as_dict(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        return {
+            "start": round(self.start, 3),
+            "step": self.step,
+            "began": {outcome.value: counts for outcome, counts in self.began.items()},
+            "in_flight": self.in_flight,
+            "in_flight_deleted": self.in_flight_deleted,
+        }
+
+
+def count(records: Sequence[Record], origin: float, ended: float, deleted: Collection[str] = ()) -> Series:
+    """Count records.
+
+    Args:
+        records: in any order.
+        origin: ``time.monotonic()`` when the deletions began.
+        ended: the same for the end of the load.
+        deleted: endpoints of the deleted instances, as the records name them.
+    """
+    first = min((record.started for record in records), default=origin) - origin
+    last = max((record.ended for record in records), default=origin) - origin
+    last = max(last, ended - origin)
+    step = STEP * max(1, math.ceil((last - first) / STEP / MOST_STEPS))
+    lowest = math.floor(first / step)
+    size = max(1, math.floor(last / step) - lowest + 1)
+
+    def index(moment: float) -> int:
+        return min(size - 1, max(0, math.floor((moment - origin) / step) - lowest))
+
+    began = {outcome: [0] * size for outcome in Outcome}
+    for record in records:
+        began[record.outcome][index(record.started)] += 1
+    sent = [record for record in records if record.outcome is not Outcome.REFUSED]  # the others never arrived
+    return Series(
+        lowest * step,
+        round(step, 3),
+        began,
+        _most_at_once(sent, index, size),
+        _most_at_once([record for record in sent if record.endpoint in deleted], index, size),
+    )
+
+
+def _most_at_once(records: Sequence[Record], index: Callable[[float], int], size: int) -> list[int]:
+    """For each step, the largest number of requests that were under way at one moment of it."""
+    changes = sorted([(record.started, 1) for record in records] + [(record.ended, -1) for record in records])
+    most, current, at = [0] * size, 0, 0
+    for moment, change in changes:
+        step = index(moment)
+        for passed in range(at + 1, step + 1):  # what was under way when a step began counts in it
+            most[passed] = current
+        at = step
+        current += change
+        most[step] = max(most[step], current)
+    return most
