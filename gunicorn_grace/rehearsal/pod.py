@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from .errors import InstanceFailed
+from .errors import InstanceFailed, RehearsalError
 from .fleet import Instance
 from .platform import Deletion, EndpointTable, Hook, State
 from .probing import Kind, Probe, Prober
@@ -116,7 +116,8 @@ class Pod:
         """Wait until it is ready.
 
         Raises:
-            InstanceFailed: not so within ``timeout`` seconds, or its container ended.
+            RehearsalError: not so within ``timeout`` seconds.
+            InstanceFailed: its container ended.
         """
         deadline = time.monotonic() + timeout
         with self._changed:
@@ -126,8 +127,8 @@ class Pod:
                     raise InstanceFailed(f"{self.name} ended before it was ready", self.instance.output)
                 if remaining <= 0:
                     asked = self.probes.get(Kind.READINESS) or self.probes.get(Kind.STARTUP)
-                    raise InstanceFailed(
-                        f"{self.name} was not ready within {timeout:g} s ({asked})", self.instance.output
+                    raise RehearsalError(
+                        f"{self.name} was not ready within {timeout:g} s: {asked} did not pass\n{self.instance.output}"
                     )
                 self._changed.wait(min(remaining, 0.25))
 

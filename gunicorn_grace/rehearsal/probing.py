@@ -95,7 +95,7 @@ class Probe:
         return probe
 
     def __str__(self) -> str:
-        return f"GET {self.path} every {self.period:g} s, {self.failure_threshold} failures count"
+        return f"the probe GET {self.path} (every {self.period:g} s, answered within {self.timeout:g} s)"
 
 
 _OPTIONS = {

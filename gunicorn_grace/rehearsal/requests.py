@@ -8,9 +8,9 @@
     GET  /export read=5 "Accept: text/csv"
 
 A line is ``[METHOD] path [body] [weight]``. Words are split as a shell splits them, so that quotes keep spaces
-together. A body is any word behind the path that is nothing else; ``@file`` is the content of a file. A number at
-the end is the weight: how often this line is taken, beside the others. Options may stand anywhere behind the path:
-``upload=SECONDS`` sends the body in pieces over so long, ``read=SECONDS`` reads the response as slowly, and
+together. A body is the word behind the path; ``@file`` is the content of a file. A number as the last word is the
+weight: how often this line is taken, beside the others. Options may stand anywhere behind the path, and count as no
+words here: ``upload=SECONDS`` sends the body in pieces over so long, ``read=SECONDS`` reads the response as slowly, and
 ``"Name: value"`` is a header. Lines that are empty or begin with ``#`` are skipped.
 """
 
@@ -110,10 +110,9 @@ def parse_line(line: str, read: Callable[[str], bytes]) -> Request:
     if not words or not words[0].startswith("/"):
         raise ValueError(f"{words[0] if words else line.strip()!r} is no path: [METHOD] /path [body] [weight]")
     request = Request(words.pop(0), method)
-    if words and words[-1].isascii() and words[-1].isdecimal():
-        request = replace(request, weight=int(words.pop()))
     body: bytes | None = None
     headers: list[tuple[str, str]] = []
+    others: list[str] = []
     for word in words:
         if option := _OPTION.match(word):
             try:
@@ -123,9 +122,14 @@ def parse_line(line: str, read: Callable[[str], bytes]) -> Request:
             request = replace(request, upload=seconds) if option[1] == "upload" else replace(request, read=seconds)
         elif header := _HEADER.match(word):
             headers.append((header[1], header[2]))
-        elif body is not None:
-            raise ValueError(f"{word!r} is a second body: quote one that has spaces in it")
-        elif word.startswith("@"):
+        else:
+            others.append(word)
+    if others and others[-1].isascii() and others[-1].isdecimal():
+        request = replace(request, weight=int(others.pop()))
+    if len(others) > 1:
+        raise ValueError(f"{others[1]!r} is a second body: quote one that has spaces in it")
+    for word in others:
+        if word.startswith("@"):
             try:
                 body = read(word[1:])
             except OSError as error:

@@ -540,6 +540,7 @@ class _Stage:
 
         Raises:
             InstanceFailed: one did not come up.
+            RehearsalError: one was not ready in time.
             PlanFailed: a probe asks for a path that is not there.
         """
         plan = self.plan
@@ -669,6 +670,10 @@ def _expect_success(plan: Plan, fleet: Fleet) -> None:
                 body=request.body,
                 timeout=plan.timeout,
             )
+        except TimeoutError as error:
+            raise PlanFailed(
+                f"{what} has no complete answer within {plan.timeout:g} s, before anything was deleted: raise --timeout"
+            ) from error
         except (IncompleteResponse, OSError) as error:
             raise PlanFailed(f"{what} failed before anything was deleted: {error}\n{fleet[0].output}") from error
         if not 200 <= response.status < 300:

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 import gunicorn_grace
+from gunicorn_grace.rehearsal.errors import RehearsalError
 from gunicorn_grace.rehearsal.fleet import Fleet, Instance
 from gunicorn_grace.rehearsal.platform import EndpointTable, Hook, HttpGet, Lag, Sleep, delete
 from gunicorn_grace.rehearsal.pod import Pod
@@ -146,6 +147,21 @@ def test_readiness_puts_an_endpoint_in_and_takes_it_out(watched: Callable[..., W
     pod.wait_ready(20)
     assert fleet.table.endpoints() == [pod.address]
     assert [ready for _, ready in pod.readiness] == [True, False, True]
+
+
+def test_one_that_does_not_become_ready_is_told_with_its_probe(watched: Callable[..., Watched]) -> None:
+    """The first line says who, how long, and which probe; what gunicorn printed comes behind it."""
+    fleet = watched(1, {Kind.READINESS: READY})
+    (pod,) = fleet.pods
+    pod.wait_ready(20)
+    fleet.sick.touch()
+    fleet.wait_for(lambda: not pod.ready, "red readiness")
+    with pytest.raises(RehearsalError) as caught:
+        pod.wait_ready(0.0)
+    assert caught.value.line == (
+        "pod 0 was not ready within 0 s: the probe GET /ready (every 0.1 s, answered within 1 s) did not pass"
+    )
+    assert "Listening at" in str(caught.value)
 
 
 def test_the_others_wait_for_the_start_up_probe(watched: Callable[..., Watched], folder: Path) -> None:

@@ -37,6 +37,7 @@ JSON = ("Content-Type", "application/json")
             'POST /a x "Content-Type: text/plain" 2',
             Request("/a", "POST", b"x", (("Content-Type", "text/plain"),), weight=2),
         ),
+        ("GET /a 3 read=1", Request("/a", weight=3, read=1.0)),
         ("POST /a 5 1", Request("/a", "POST", b"5", (FORM,))),
     ],
 )
