@@ -21,6 +21,8 @@ from gunicorn_grace import state as st
 from gunicorn_grace.lifecycle import Origin
 from gunicorn_grace.phase import Phase
 
+pytestmark = pytest.mark.ends
+
 PATIENCE = 60.0
 
 LONG = {"shutdown_delay": 0.3, "min_delay": 0, "extend_delay": "false", "termination_period": 90}

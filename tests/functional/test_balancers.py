@@ -27,6 +27,8 @@ from gunicorn_grace.rehearsal.platform import EndpointTable
 from gunicorn_grace.rehearsal.scene import GRACE, PLAIN, play
 from gunicorn_grace.rehearsal.wire import fetch
 
+pytestmark = pytest.mark.once
+
 Balance = Callable[..., Balancer]
 
 QUICK = Setup(interval=0.2, check_timeout=30, connect_timeout=10)

@@ -23,6 +23,8 @@ from gunicorn_grace.lifecycle import Origin
 from gunicorn_grace.phase import Phase
 from gunicorn_grace.rehearsal.wire import Response
 
+pytestmark = pytest.mark.ends
+
 ROOT = Path(__file__).parents[2]
 
 

@@ -22,6 +22,8 @@ from gunicorn_grace.phase import Phase
 from gunicorn_grace.rehearsal import procfs
 from gunicorn_grace.rehearsal.wire import Response, fetch, parse_address
 
+pytestmark = pytest.mark.ends
+
 BIND = {"probe_bind": "127.0.0.1:0"}
 PORT = re.compile(r"gunicorn-grace: probe port at (\S+)$")
 

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from conftest import HOLD, Connect, Serve, Server
 
+pytestmark = pytest.mark.ends
+
 FORMAT = "%(m)s %(U)s%(q)s -> %(s)s"
 LOGGERS = {
     "gunicorn's": ((), "GET {} -> {}"),

@@ -17,6 +17,8 @@ from gunicorn_grace import state as st
 from gunicorn_grace.phase import Phase
 from gunicorn_grace.rehearsal.wire import Response
 
+pytestmark = pytest.mark.ends
+
 APP = "probe_service:app"
 ENDPOINTS = {
     "liveness": ("/livez", "/healthz", "/__lbheartbeat__", "/livez/loop"),

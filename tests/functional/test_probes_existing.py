@@ -12,6 +12,8 @@ from gunicorn_grace import state as st
 from gunicorn_grace.phase import Phase
 from gunicorn_grace.rehearsal.wire import Response
 
+pytestmark = pytest.mark.ends
+
 WITHHELD = b"[-]shutdown failed: reason withheld\n"
 
 

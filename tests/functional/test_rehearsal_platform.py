@@ -24,6 +24,8 @@ from gunicorn_grace.rehearsal.rollout import Rollout
 from gunicorn_grace.rehearsal.scene import GRACE, PLAIN, Plan, play
 from gunicorn_grace.rehearsal.wire import show_address
 
+pytestmark = pytest.mark.once
+
 APP = """
 def app(environ, start_response):
     start_response("200 OK", [("Content-Length", "2")])

@@ -22,6 +22,8 @@ from gunicorn_grace import state as st
 from gunicorn_grace.phase import Phase
 from gunicorn_grace.report import LIMIT, Report
 
+pytestmark = pytest.mark.ends
+
 KEYS = [field.name for field in dataclasses.fields(Report)]
 
 

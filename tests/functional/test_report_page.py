@@ -28,6 +28,8 @@ from gunicorn_grace.rehearsal import procfs, report, schema
 from gunicorn_grace.rehearsal.cast import contender
 from gunicorn_grace.rehearsal.page import page
 
+pytestmark = pytest.mark.once
+
 pytest_plugins = "pytester"
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

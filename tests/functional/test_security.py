@@ -29,6 +29,8 @@ from gunicorn_grace.rehearsal.platform import EndpointTable
 from gunicorn_grace.rehearsal.tally import Tally
 from gunicorn_grace.rehearsal.wire import Address, fetch
 
+pytestmark = pytest.mark.once
+
 DOWN = "/readyz?down=true"
 TOKEN = "7h3-t0ken-n0body-guesses"
 ONE = ("-k", "gthread", "-w", "1", "--threads", "4")
