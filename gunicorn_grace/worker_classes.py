@@ -94,7 +94,8 @@ def adapt(
     if "TornadoWorker" in names:
         _let_tornado_finish(cls, is_dismissed)
     if "ThreadWorker" in names and not hasattr(cls, "set_accept_enabled"):
-        _let_gthread_finish(cls, is_terminating)
+        # Whoever leaves LAME_DUCK by itself (max_requests) has connections that nobody has told to close.
+        _let_gthread_finish(cls, lambda: is_terminating() and is_dismissed())
     if "GeventWorker" in names:
         ggevent: Any = sys.modules["gunicorn.workers.ggevent"]
         # All that it asks the clock is how long graceful_timeout has run (22.0 to 27.0): a wall clock that is set forth
@@ -204,7 +205,7 @@ def _ask_before_uvicorn_leaves(module: Any, may_leave: Callable[[], bool]) -> No
     module.Server.handle_exit = handle_exit
 
 
-def _let_gthread_finish(cls: Any, is_terminating: Callable[[], bool]) -> None:
+def _let_gthread_finish(cls: Any, is_dismissed_for_good: Callable[[], bool]) -> None:
     """Let a gthread worker of gunicorn 22.0 and 23.0 that leaves serve the connections that it has accepted.
 
     Theirs closes them unread, which resets what a client has just sent: measured on 23.0 at six reloads, 8 of 1529
@@ -225,7 +226,7 @@ def _let_gthread_finish(cls: Any, is_terminating: Callable[[], bool]) -> None:
 
         def finish(*args: Any, **kwargs: Any) -> None:
             # run() calls this when its loop has ended, and closes the connections next.
-            if not (self.alive or at_once or is_terminating()):
+            if not (self.alive or at_once or is_dismissed_for_good()):
                 _serve_what_was_accepted(self)
             shutdown(*args, **kwargs)
 

@@ -333,7 +333,9 @@ def plan(kind: str, tmp_path: Path, *, lag: float, **options: Any) -> Plan:
         **{f"GRACE_{name.upper()}": str(value) for name, value in settings.items()},
     }
     values = {"instances": 2, "rate": 80.0, "timeout": 15.0, "keepalive_share": 0.5, **options}
-    return Plan("service:app", args=WORKERS[kind], env=env, lag=lag, cwd=str(tmp_path), **values)
+    # gunicorn's 2 s of keep-alive end, now and then, in the very millisecond in which a client uses the connection.
+    args = (*WORKERS[kind], "--keep-alive", "75")
+    return Plan("service:app", args=args, env=env, lag=lag, cwd=str(tmp_path), **values)
 
 
 def told(result: Result) -> str:
