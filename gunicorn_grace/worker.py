@@ -545,6 +545,10 @@ class QuietProbes(logging.Filter):
         return not getattr(self.thread, "is_quiet", False)
 
 
+ACCESS_LOGS = ("accesslog", "logconfig", "logconfig_dict", "logconfig_json", "syslog")
+"""Without any of these settings gunicorn's own ``access`` writes nothing (22.0 to 27.0)."""
+
+
 def quieten_probes(log: Any, paths: Collection[str]) -> None:
     """Keep probes that succeed out of the access log, in this process. Runs in a worker.
 
@@ -557,7 +561,10 @@ def quieten_probes(log: Any, paths: Collection[str]) -> None:
     :param paths: the paths of the probes; it may grow.
     """
     theirs = log.access
-    counts = type(log).access.__module__ == "gunicorn.instrument.statsd"
+    author = type(log).access.__module__
+    counts = author == "gunicorn.instrument.statsd"
+    if author == "gunicorn.glogging" and not any(getattr(log.cfg, name, None) for name in ACCESS_LOGS):
+        return  # Nothing is written: every request would pay for nothing.
     quiet = QuietProbes()
     if counts:
         log.access_log.addFilter(quiet)

@@ -258,6 +258,20 @@ def test_only_probes_that_succeed_are_left_out(
     assert file.read_text() == wanted
 
 
+def test_without_an_access_log_nothing_stands_in_front_of_the_logger() -> None:
+    """gunicorn's own writes nothing then, and no request pays; a class of the user's may write all the same."""
+
+    class Mine(Logger):
+        def access(self, *given: Any) -> None:
+            """Somewhere."""
+
+    own, mine = Logger(Config()), Mine(Config())
+    for logger in (own, mine):
+        quieten_probes(logger, PROBES)
+    assert "access" not in vars(own)
+    assert "access" in vars(mine)
+
+
 def test_what_else_is_written_to_the_access_log_stays(access_log: tuple[Logger, Path]) -> None:
     """Somebody's own line, with any arguments, also after a probe was left out."""
     logger, file = access_log
