@@ -17,6 +17,7 @@ from .errors import GraceError, StateError
 from .lifecycle import Origin
 from .phase import Phase
 from .rehearsal.command import rehearse
+from .rehearsal.output import give_up_stdout
 
 LOOK = 0.05
 """Seconds between two looks into the shared memory."""
@@ -74,11 +75,11 @@ def prestop(pid: int | None) -> None:
     state = find(pid)
     cells = state.cells
     if state.phase() is Phase.STARTING:
-        click.echo("nothing was ever ready: no delay")
+        _say("nothing was ever ready: no delay")
         return
     began = state.trigger(Origin.PRESTOP)
     note = "" if began else " (it had begun before)"
-    click.echo(f"not ready for {cells[st.DELAY] / st.NS:g} s, longer while requests still come{note}")
+    _say(f"not ready for {cells[st.DELAY] / st.NS:g} s, longer while requests still come{note}")
     while state.is_terminating() and not cells[st.DELAY_OVER] and cells[st.PHASE] <= Phase.LAME_DUCK:
         # An arbiter that hangs takes nothing up: then the delay alone counts.
         hangs = not cells[st.T0] and time.monotonic_ns() > state.t0() + cells[st.DELAY]
@@ -93,7 +94,7 @@ def drain(pid: int | None) -> None:
     """Take the instance out of rotation: not ready, and served as ever, until `undrain` or a SIGTERM."""
     state = find(pid)
     began = state.trigger(Origin.DRAIN)
-    click.echo("not ready until undrain" if began else "the shutdown had begun before: nothing to do")
+    _say("not ready until undrain" if began else "the shutdown had begun before: nothing to do")
 
 
 @cli.command()
@@ -102,7 +103,7 @@ def undrain(pid: int | None) -> None:
     """Take the instance back into rotation, whoever took it out; not once a SIGTERM has come."""
     state = find(pid)
     if not state.is_terminating():
-        click.echo("it is serving: nothing to do")
+        _say("it is serving: nothing to do")
         return
     if state.cells[st.SIGTERM] or state.cells[st.PHASE] > Phase.LAME_DUCK:
         raise StateError("a SIGTERM has come: the shutdown cannot be taken back")
@@ -113,7 +114,15 @@ def undrain(pid: int | None) -> None:
         time.sleep(LOOK)
     if state.is_terminating():
         raise StateError("a SIGTERM has come: the shutdown cannot be taken back")
-    click.echo("serving")
+    _say("serving")
+
+
+def _say(line: str) -> None:
+    """Print what was done. Where that fails (a full disk) it is done all the same, and a preStop hook has to wait."""
+    try:
+        click.echo(line)
+    except OSError:
+        give_up_stdout()
 
 
 def _lives(pid: int) -> bool:

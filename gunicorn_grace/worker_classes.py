@@ -93,8 +93,10 @@ def adapt(
         _ask_before_uvicorn_leaves(sys.modules["uvicorn.server"], may_leave)
     if "TornadoWorker" in names:
         _let_tornado_finish(cls, is_dismissed)
-    if "ThreadWorker" in names and not hasattr(cls, "set_accept_enabled"):
-        _let_gthread_finish(cls)
+    if "ThreadWorker" in names:
+        if not hasattr(cls, "set_accept_enabled"):
+            _let_gthread_finish(cls)
+        _let_gthread_go_at_once(cls)
     if "GeventWorker" in names:
         ggevent: Any = sys.modules["gunicorn.workers.ggevent"]
         # All that it asks the clock is how long graceful_timeout has run (22.0 to 27.0): a wall clock that is set forth
@@ -211,13 +213,7 @@ def _let_gthread_finish(cls: Any) -> None:
     requests on new and 13 of 1443 on kept-alive connections; so none of 3219. In a drain too: a listener that is not
     sealed (systemd) goes on accepting, and a worker that recycles itself has connections that nobody told to close.
     """
-    make_pool, leave_at_once = cls.get_thread_pool, cls.handle_quit
-    at_once = False
-
-    def handle_quit(self: Any, sig: int, frame: Any) -> None:
-        nonlocal at_once
-        at_once = True
-        leave_at_once(self, sig, frame)
+    make_pool = cls.get_thread_pool
 
     def get_thread_pool(self: Any) -> Any:
         pool = make_pool(self)
@@ -225,14 +221,33 @@ def _let_gthread_finish(cls: Any) -> None:
 
         def finish(*args: Any, **kwargs: Any) -> None:
             # run() calls this when its loop has ended, and closes the connections next.
-            if not (self.alive or at_once):
+            if not self.alive:
                 _serve_what_was_accepted(self)
             shutdown(*args, **kwargs)
 
         pool.shutdown = finish
         return pool
 
-    cls.handle_quit, cls.get_thread_pool = handle_quit, get_thread_pool
+    cls.get_thread_pool = get_thread_pool
+
+
+def _let_gthread_go_at_once(cls: Any) -> None:
+    """Let SIGQUIT and SIGINT end a gthread worker that is just handing a request to its threads.
+
+    Their handler shuts the pool down (22.0 to 27.0), which waits for a lock; the main thread, which it interrupts, has
+    it while it submits, and submitting waits for a thread to start. Measured on 27.0.1: with a request just before the
+    signal, 3 workers of some 40 hung until SIGKILL, and ``worker_int`` was not called. The threads end without it as
+    well: the interpreter wakes and joins them at its exit.
+    """
+    leave_at_once = cls.handle_quit
+
+    def handle_quit(self: Any, sig: int, frame: Any) -> None:
+        pool = getattr(self, "tpool", None)
+        if pool is not None:
+            pool.shutdown = lambda *args, **kwargs: None
+        leave_at_once(self, sig, frame)
+
+    cls.handle_quit = handle_quit
 
 
 def _serve_what_was_accepted(worker: Any) -> None:

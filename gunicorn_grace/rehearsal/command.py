@@ -108,7 +108,7 @@ def rehearse(
     try:
         from . import balancers, cast, page, report, schema
         from .errors import PlanFailed, RehearsalError
-        from .output import opened
+        from .output import give_up_stdout, opened
         from .progress import Progress
         from .scene import Interrupted, Plan, Result, play
     except ModuleNotFoundError as error:
@@ -116,16 +116,15 @@ def rehearse(
             raise
         _fail(context, "h11 is missing: pip install 'gunicorn-grace[rehearse]'")
 
-    if show_config:
-        if through is None:
-            _fail(context, "--show-config: whose? Name a balancer with --through")
-        click.echo(balancers.show_config(through, instances), nl=False)
-        return
-
     given = (("--worker-class", worker_class), ("--workers", workers), ("--threads", threads))
     args = [part for option, value in given if value is not None for part in (option, str(value))]
     env = {} if delay is None else {"GRACE_SHUTDOWN_DELAY": f"{delay:g}"}
     try:
+        if show_config:
+            if through is None:
+                _fail(context, "--show-config: whose? Name a balancer with --through")
+            click.echo(balancers.show_config(through, instances), nl=False)
+            return
         cast.refuse_clashes(gunicorn_args)
         plan = Plan(
             app,
@@ -182,6 +181,8 @@ def rehearse(
     except RehearsalError as error:
         _fail(context, error.line)
     except OSError as error:
+        if not error.filename:
+            give_up_stdout()
         _fail(context, f"{error.filename or 'standard output'}: {error.strerror or error}")
     if interrupted:
         context.exit(INTERRUPTED)

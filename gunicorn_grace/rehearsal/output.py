@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TextIO
@@ -65,6 +66,17 @@ class Output:
     def _failed(self, error: Exception) -> OutputFailed:
         why = error.strerror if isinstance(error, OSError) else error
         return OutputFailed(f"{self.option} {self.path}: {why}")
+
+
+def give_up_stdout() -> None:
+    """Drop what standard output could not take, and what it will be given.
+
+    Otherwise the interpreter tries once more when it ends, fails, and changes the exit code to 120.
+    """
+    with suppress(OSError):  # None there, or no file: nothing is flushed at the end either
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
 
 
 @contextmanager

@@ -317,6 +317,20 @@ def test_ctrl_c_names_what_it_cuts_off(name: str, kind: str, serve: Serve, conne
     assert "shutdown_initiated" not in server.output
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGQUIT], ids=["SIGINT", "SIGQUIT"])
+def test_ctrl_c_ends_a_gthread_worker_that_is_submitting_a_request(
+    number: signal.Signals, serve: Serve, connect: Connect
+) -> None:
+    """The main thread holds the lock of its pool, for which gunicorn's own handler would wait until SIGKILL."""
+    server = serve("submitting:app", args=("-k", "gthread", "--threads", "4", "-w", "1"), ready=False)
+    server.wait_booted(1)
+    connect(server).send("/")
+    server.wait_line("submitting")
+    server.signal(number)
+    assert server.wait(20) == 0, server.output
+    assert "SIGKILL" not in server.output
+
+
 # -- SIGUSR2 -----------------------------------------------------------------------------------------------------------
 
 

@@ -138,6 +138,22 @@ def test_a_trigger_without_sigterm_expires(serve: Serve) -> None:
     assert server.get("/readyz").status == 503
 
 
+def test_the_command_waits_also_where_its_output_fails(serve: Serve) -> None:
+    """With standard output on a full disk the delay is waited for all the same, and the exit code is 0."""
+    server = serve(kind="gthread", settings={"shutdown_delay": 1, "min_delay": 0, "extend_delay": "false"})
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with open("/dev/full", "w") as full:
+        prestop = subprocess.run(
+            [*GRACE_COMMAND, "prestop", "--pid", str(server.pid)],
+            env=env,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            timeout=20,
+        )
+    assert server.memory.cells[st.DELAY_OVER]
+    assert (prestop.returncode, prestop.stderr) == (0, b"")
+
+
 def test_sigterm_after_the_trigger_does_not_restart_the_clock(serve: Serve) -> None:
     """Delay and deadline count from the trigger: a SIGTERM that comes when the delay is over drains at once."""
     server = serve(kind="gthread", settings={"shutdown_delay": 2, "min_delay": 0, "extend_delay": "false"})
