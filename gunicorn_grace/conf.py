@@ -209,24 +209,48 @@ def _post_worker_init(worker: Any) -> None:
     seat.booted(worker)
     # What refuses unknown names in a file costs a Python call for every look at a setting: 20 of them a request.
     worker.cfg.settings = dict(worker.cfg.settings)
-    _shorten(worker.cfg, "pre_request", seat.begin)
-    _shorten(worker.cfg, "post_request", seat.end)
+    _shorten(worker.cfg, seat)
 
 
-def _shorten(cfg: Any, name: str, ours: Callable[[Any], None]) -> None:
-    """Let a hook of the hot path reach ours in one step, in this worker: the way through ``HOOKS`` takes three."""
-    setting = cfg.settings[name]
-    theirs = setting.value.__wrapped__
+def _shorten(cfg: Any, seat: _worker.Seat) -> None:
+    """Let the hooks of the hot path be reached in one step, in this worker.
 
-    @functools.wraps(theirs)
-    def shortened(worker: Any, req: Any, *more: Any) -> Any:
+    ``HOOKS`` and what the user has chained to it are three calls; and before the first of them ``Config`` finds out
+    that it has no attribute of the hook's name, calls its ``__getattr__`` and looks among the settings, which costs
+    more than all that a hook of ours does. So it gets the attribute. A hook that is set later takes the user's place.
+    """
+    begin, end = seat.begin, seat.end
+    then_begin, then_end = (cfg.settings[name].value.__wrapped__ for name in ("pre_request", "post_request"))
+
+    def pre_request(worker: Any, req: Any) -> None:
         try:
-            ours(req)
+            begin(req)
         except Exception:
-            _tell_once(name, worker)
-        return theirs(worker, req, *more)
+            _tell_once("pre_request", worker)
+        then_begin(worker, req)
 
-    setting.value = shortened
+    def post_request(worker: Any, req: Any, environ: Any, resp: Any) -> None:
+        try:
+            end(req)
+        except Exception:
+            _tell_once("post_request", worker)
+        then_end(worker, req, environ, resp)
+
+    def set_pre_request(value: Any) -> None:
+        nonlocal then_begin
+        chain_pre_request(value)
+        then_begin = cfg.settings["pre_request"].value.__wrapped__
+
+    def set_post_request(value: Any) -> None:
+        nonlocal then_end
+        chain_post_request(value)
+        then_end = cfg.settings["post_request"].value.__wrapped__
+
+    chain_pre_request, chain_post_request = cfg.settings["pre_request"].set, cfg.settings["post_request"].set
+    cfg.settings["pre_request"].set, cfg.settings["post_request"].set = set_pre_request, set_post_request
+    # Past Config.__setattr__, which refuses the names of settings; and past vars(cfg), see settings.adopt.
+    object.__setattr__(cfg, "pre_request", pre_request)
+    object.__setattr__(cfg, "post_request", post_request)
 
 
 def _pre_request(worker: Any, req: Any) -> None:

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+import shutil
 import signal
 import socket
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,37 +51,58 @@ def cpu_ns(pids: Sequence[int]) -> int:
     return total
 
 
-def cpu_a_request(requests: int, runs: int) -> None:
-    """CPU of the worker for each request, gthread, smallest WSGI app, kept-alive connection, plugin over plain: with
-    the defaults, and with everything that has a part in a request, where both write an access log as well."""
-    args = ("-k", "gthread", "-w", "1", "--threads", "2", "--keep-alive", "60")
-    log = ("--access-logfile", "/dev/null")
-    everything = {"dockerflow": "true", "ignore_paths": "/metrics,/debug"}
-    compare("CPU a request, gthread", requests, runs, ("tiny:app", args, {}))
-    compare(
-        "the same with checks, Dockerflow paths and an access log",
-        requests,
-        runs,
-        ("checked:app", (*args, *log), everything),
-    )
+HOT = ("-k", "gthread", "-w", "1", "--threads", "2", "--keep-alive", "600")
+
+EVERYTHING: dict[str, object] = {"dockerflow": "true", "ignore_paths": "/metrics,/debug"}
 
 
-def compare(what: str, requests: int, runs: int, server: tuple[str, tuple[str, ...], dict[str, str]]) -> None:
-    """The same requests to the same application, with the plugin and without, in turns."""
+def compared() -> Iterator[tuple[str, tuple[str, tuple[str, ...], dict[str, object]]]]:
+    """The smallest WSGI app in gthread: with the defaults, and with everything that has a part in a request."""
+    for log in ((), ("--access-logfile", "/dev/null")):
+        for what, app, settings in (("defaults", "tiny:app", {}), ("checks, Dockerflow", "checked:app", EVERYTHING)):
+            yield f"{what}, {'an' if log else 'no'} access log", (app, (*HOT, *log), settings)
+
+
+def cpu_a_request(boots: int, rounds: int, requests: int) -> None:
+    """CPU time of the worker for each request on a kept-alive connection, plugin over plain gunicorn."""
+    for what, server in compared():
+        compare(f"CPU a request, {what}", boots, rounds, requests, server)
+
+
+def compare(
+    what: str, boots: int, rounds: int, requests: int, server: tuple[str, tuple[str, ...], dict[str, object]]
+) -> None:
+    """The same requests to the same application, with the plugin and without, in turns, to servers that are started
+    anew again and again: one boot of the very same server differs from the next by more than what is looked for, by
+    where its memory happens to be. The servers have a core of their own, the client another: threads that wake each
+    other across cores cost up to half as much again, and now more, now less."""
     app, args, settings = server
+    first, *others = os.sched_getaffinity(0)
     request = b"GET / HTTP/1.1\r\nHost: test\r\n\r\n"
-    with serve(app, args=args, settings=settings) as grace, serve(app, args=args, config=()) as plain:
-        found: dict[str, list[float]] = {"plain": [], "grace": []}
-        for number in range(runs + 1):
+    found: dict[str, list[float]] = {"plain": [], "grace": []}
+    for boot in range(boots):
+        os.sched_setaffinity(0, {first})  # Inherited by the servers.
+        with serve(app, args=args, settings=settings) as grace, serve(app, args=args, config=()) as plain:
+            os.sched_setaffinity(0, others or {first})
             pair = {"plain": plain, "grace": grace}
-            for name in sorted(pair, reverse=number % 2 == 0):
-                pair[name].wait_ready()
-                used = cpu_of(pair[name], request, requests)
-                if number:  # The first run warms up.
-                    found[name].append(used)
+            used: dict[str, list[float]] = {name: [] for name in pair}
+            for number in range(rounds + 1):
+                for name in sorted(pair, reverse=(boot + number) % 2 == 0):
+                    pair[name].wait_ready()
+                    cost = cpu_of(pair[name], request, requests)
+                    if number:  # The first round warms up.
+                        used[name].append(cost)
+            for name, costs in used.items():
+                found[name].append(statistics.median(costs))
+    os.sched_setaffinity(0, {first, *others})
+    ratios = [g / p for g, p in zip(found["grace"], found["plain"], strict=True)]
     plain_us, grace_us = (statistics.median(found[name]) for name in ("plain", "grace"))
-    ratio = statistics.median(g / p for g, p in zip(found["grace"], found["plain"], strict=True))
-    print(f"{what}: plain {plain_us:.1f} us, grace {grace_us:.1f} us, median ratio {ratio:.3f}")
+    error = statistics.stdev(ratios) / boots**0.5
+    print(
+        f"{what}: medians of {boots} boots plain {plain_us:.1f} us, grace {grace_us:.1f} us; ratio: median "
+        f"{statistics.median(ratios):.3f}, mean {statistics.mean(ratios):.3f} with a standard error of {error:.3f}",
+        flush=True,
+    )
 
 
 def cpu_of(server: Server, request: bytes, count: int) -> float:
@@ -92,6 +116,47 @@ def cpu_of(server: Server, request: bytes, count: int) -> float:
             while not received.endswith((b"hi\n", b"ok\n")):
                 received += sock.recv(4096)
         return (cpu_ns(pids) - began) / count / 1000
+
+
+def instructions_a_request(few: int, many: int) -> None:
+    """What no other work on the machine changes: how many instructions the worker executes in user space for each
+    request more, plugin over plain gunicorn, counted by valgrind, under which a request takes 20 ms."""
+    if shutil.which("valgrind") is None:
+        sys.exit("instructions: there is no valgrind to count them with: install it, or measure `cpu`")
+    for what, (app, args, settings) in compared():
+        found = []
+        for options in ({"config": ()}, {"settings": settings}):
+            counts = [instructions_of(app, requests, args=args, **options) for requests in (few, many)]
+            found.append((counts[1] - counts[0]) / (many - few))
+        plain, grace = found
+        print(
+            f"instructions a request, {what}: plain {plain:.0f}, grace {grace:.0f}, ratio {grace / plain:.4f}",
+            flush=True,
+        )
+
+
+def instructions_of(app: str, requests: int, **options: Any) -> int:
+    """All that the only worker has executed from its fork to its end, with so many requests in between."""
+    with tempfile.TemporaryDirectory() as folder:
+        options["args"] = (*options["args"], "--timeout", "600")
+        valgrind = ("valgrind", "--quiet", "--tool=callgrind", "--trace-children=yes")
+        prefix = (*valgrind, f"--callgrind-out-file={folder}/%p")
+        env = {"PYTHONPATH": HERE, "PYTHONHASHSEED": "0"}
+        with Server(app, env=env, cwd=HERE, executable_prefix=prefix, **options) as server:
+            server.wait_ready(120)
+            with socket.create_connection(server.address) as sock:
+                for number in range(requests):
+                    sock.sendall(b"GET /%s HTTP/1.1\r\nHost: test\r\n\r\n" % (b"" if number else b"pid"))
+                    received = b""
+                    while b"\r\n\r\n" not in received or received.endswith(b"\r\n\r\n"):
+                        received += sock.recv(4096)
+                    if not number:
+                        pid = int(received.rpartition(b"\r\n\r\n")[2])
+                sock.sendall(b"GET /exit HTTP/1.1\r\nHost: test\r\n\r\n")
+                while sock.recv(4096):  # The worker ends at once; valgrind writes its file first.
+                    pass
+            (line,) = re.findall(r"^totals: (\d+)$", (Path(folder) / str(pid)).read_text(), re.M)
+            return int(line)
 
 
 def cpu_a_probe(calls: int, runs: int) -> None:
@@ -360,7 +425,8 @@ def memory_of(pid: int) -> str:
 
 
 BENCHMARKS: dict[str, Callable[[], None]] = {
-    "cpu": lambda: cpu_a_request(2_000, 60),
+    "cpu": lambda: cpu_a_request(24, 8, 500),
+    "instructions": lambda: instructions_a_request(200, 1200),
     "probe": lambda: cpu_a_probe(5_000, 5),
     "flip": lambda: flip(5),
     "exit": lambda: exit_time(6),

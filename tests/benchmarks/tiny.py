@@ -13,6 +13,8 @@ def app(environ, start_response):
         body = str(os.getpid()).encode()
     elif path == "/sleep":
         time.sleep(float(environ["QUERY_STRING"]))
+    elif path == "/exit":
+        os._exit(0)
     elif path == "/watch":
         while not gunicorn_grace.is_terminating():
             time.sleep(0.0005)

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from conftest import HERE, Serve
 
+from gunicorn_grace import state as st
+
 IMPORT_FIRST = "from gunicorn_grace.conf import *\n"
 INSTALL_LAST = "import gunicorn_grace\ngunicorn_grace.install(globals())\n"
 
@@ -135,6 +137,27 @@ def test_users_hooks_are_chained(way: str, serve: Serve, tmp_path: Path) -> None
     ):
         assert f"user: {hook}" in server.output, server.output
     assert "shutdown_initiated" in server.output
+
+
+def test_a_hook_that_a_worker_sets_takes_the_place_of_the_users(serve: Serve, tmp_path: Path) -> None:
+    """Set in post_worker_init, when ours are already where gunicorn looks first: it is called, the one before is not,
+    and requests go on being counted."""
+    late = """
+def post_worker_init(worker):
+    worker.cfg.set("pre_request", lambda worker, req: worker.log.info("late: pre_request %s", req.path))
+    worker.cfg.set("post_request", lambda worker, req: worker.log.info("late: post_request %s", req.path))
+"""
+    config = ways_in(HOOKS + late, tmp_path)["install"]
+    server = serve(config=config, args=("-w", "1"), ready=False)
+    server.wait_booted(1)
+    assert server.get("/").status == 200
+    server.wait_line("late: post_request /")
+    assert "late: pre_request /" in server.output
+    assert "user: pre_request" not in server.output
+    assert "user: post_request" not in server.output
+    ((_, slot, _),) = server.memory.slots()
+    cells = server.memory.cells
+    assert (cells[slot + st.REQUESTS], cells[slot + st.IN_FLIGHT]) == (1, 0)
 
 
 @pytest.mark.parametrize("way", WAYS)
