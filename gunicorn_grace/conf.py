@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import os
 import signal
 import sys
@@ -194,7 +195,7 @@ def _post_worker_init(worker: Any) -> None:
         from . import wsgi
 
         if seat.settings.overlay:
-            worker.wsgi = wsgi.Overlay(worker.wsgi, wsgi.Responder(seat))
+            worker.wsgi = wsgi.Overlay(worker.wsgi, wsgi.Responder(seat)).serve
         if seat.tracking == _worker_classes.WSGI:
             worker.wsgi = wsgi.Counting(worker.wsgi, seat)
     elif seat.tracking is not None and worker.age == 1 and f"{__package__}.asgi" not in sys.modules:
@@ -218,16 +219,23 @@ def _shorten(cfg: Any, seat: _worker.Seat) -> None:
     ``HOOKS`` and what the user has chained to it are three calls; and before the first of them ``Config`` finds out
     that it has no attribute of the hook's name, calls its ``__getattr__`` and looks among the settings, which costs
     more than all that a hook of ours does. So it gets the attribute. A hook that is set later takes the user's place.
+    gunicorn's own does nothing but log for debugging, in three calls: whether it would is asked first.
     """
+    from gunicorn.config import PreRequest
+    from gunicorn.glogging import Logger
+
     begin, end = seat.begin, seat.end
     then_begin, then_end = (cfg.settings[name].value.__wrapped__ for name in ("pre_request", "post_request"))
+    would_log = seat.log.error_log.isEnabledFor if type(seat.log).debug is Logger.debug else _always
+    is_wanted = would_log if then_begin is PreRequest.default else _always
 
     def pre_request(worker: Any, req: Any) -> None:
         try:
             begin(req)
         except Exception:
             _tell_once("pre_request", worker)
-        then_begin(worker, req)
+        if is_wanted(logging.DEBUG):
+            then_begin(worker, req)
 
     def post_request(worker: Any, req: Any, environ: Any, resp: Any) -> None:
         try:
@@ -237,9 +245,9 @@ def _shorten(cfg: Any, seat: _worker.Seat) -> None:
         then_end(worker, req, environ, resp)
 
     def set_pre_request(value: Any) -> None:
-        nonlocal then_begin
+        nonlocal then_begin, is_wanted
         chain_pre_request(value)
-        then_begin = cfg.settings["pre_request"].value.__wrapped__
+        then_begin, is_wanted = cfg.settings["pre_request"].value.__wrapped__, _always
 
     def set_post_request(value: Any) -> None:
         nonlocal then_end
@@ -251,6 +259,10 @@ def _shorten(cfg: Any, seat: _worker.Seat) -> None:
     # Past Config.__setattr__, which refuses the names of settings; and past vars(cfg), see settings.adopt.
     object.__setattr__(cfg, "pre_request", pre_request)
     object.__setattr__(cfg, "post_request", post_request)
+
+
+def _always(level: int) -> bool:
+    return True
 
 
 def _pre_request(worker: Any, req: Any) -> None:

@@ -425,7 +425,7 @@ def memory_of(pid: int) -> str:
 
 
 BENCHMARKS: dict[str, Callable[[], None]] = {
-    "cpu": lambda: cpu_a_request(24, 8, 500),
+    "cpu": lambda: cpu_a_request(40, 6, 400),
     "instructions": lambda: instructions_a_request(200, 1200),
     "probe": lambda: cpu_a_probe(5_000, 5),
     "flip": lambda: flip(5),
