@@ -55,6 +55,8 @@ _REASONS = {
 }
 
 OK = Answer(200, "ok\n")
+TRIGGERED = Answer(503, "[-]shutdown failed: reason withheld\n")
+"""To whoever triggers. With ``grace_readiness_delay`` readiness is still 200, but a hook is told that it worked."""
 FORBIDDEN = Answer(403, "forbidden\n")
 NOT_FOUND = Answer(404, "no such check\n")
 NOT_ALLOWED = Answer(405, "method not allowed\n", (*HEADERS, ("Allow", "GET, HEAD")))

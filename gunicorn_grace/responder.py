@@ -36,15 +36,15 @@ from email.utils import formatdate
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from typing import Any, NamedTuple
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 from . import state as st
 from .checks import Outcome
 from .lifecycle import Origin
 from .phase import Phase
-from .probes import FORBIDDEN, NOT_ALLOWED, Answer, Kind, Probes, Query, Situation
-from .settings import OFF, Secret, Settings
-from .trigger import Gate
+from .probes import FORBIDDEN, NOT_ALLOWED, TRIGGERED, Answer, Kind, Probes, Query, Situation
+from .settings import Secret, Settings
+from .trigger import Trigger
 
 LISTENER, MEMORY = 3, 4
 """Descriptors that the arbiter gives it; it closes all others."""
@@ -66,7 +66,6 @@ KINDS = tuple(Kind)
 """By the number that a board has for each."""
 
 LOOK_EVERY = 1.0
-REFUSAL_LOG_INTERVAL = 60.0
 
 _BLANK_LINE = re.compile(rb"\n\r?\n")
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, section 5.6.2
@@ -142,15 +141,9 @@ class Probe:
         self._timeout = round(timeout * st.NS)
         self._say = say
         self._clock = clock
-        self._refusal_said = -REFUSAL_LOG_INTERVAL
-        self.gate: Gate | None = None
-        if settings.trigger != OFF:
-            token = settings.trigger_token
-            self.gate = Gate(
-                settings.trigger,
-                token.reveal().decode("utf-8", "surrogateescape") if token else None,
-                state.cells[st.ARBITER],
-            )
+        self._trigger = Trigger(
+            state, settings, lambda: state.trigger(Origin.HTTP), say, clock=lambda: self._clock() / st.NS
+        )
 
     def answer(self, request: Request) -> Answer:
         """The complete answer to a request."""
@@ -160,8 +153,8 @@ class Probe:
         if request.method not in ("GET", "HEAD"):
             return NOT_ALLOWED
         kind, check = target
-        if self.gate is not None and kind is Kind.READINESS and check is None and _asks_to_end(request.query):
-            return self._trigger(self.gate, request)
+        if kind is Kind.READINESS and check is None and self._trigger.is_pulled(request.query):
+            return TRIGGERED if self._trigger.pull(request.environ) else FORBIDDEN
         cells = self.state.cells
         self._workers = [number for number, slot, _ in self.state.slots() if cells[slot + st.BOOTED]]
         outcomes, known = self._outcomes(kind)
@@ -225,24 +218,6 @@ class Probe:
         since_t0 = (self._clock() - t0) / st.NS if t0 else 0.0
         upgraded = bool(self.state.cells[st.UPGRADED])
         return Situation(self.state.phase(), since_t0, upgraded, self.state.seconds_left())
-
-    def _trigger(self, gate: Gate, request: Request) -> Answer:
-        verdict = gate.admit(request.environ)
-        reason = verdict.reason
-        if verdict.allowed:
-            if not self.state.cells[st.HTTP_SHUT]:
-                self.state.trigger(Origin.HTTP)
-                return Answer(503, "[-]shutdown failed: reason withheld\n")
-            reason = "an earlier trigger was not followed by SIGTERM, so it is shut; use gunicorn-grace prestop"
-        now = self._clock() / st.NS
-        if now - self._refusal_said >= REFUSAL_LOG_INTERVAL:
-            self._refusal_said = now
-            self._say(f"trigger refused, from {verdict.source}: {reason}")
-        return FORBIDDEN
-
-
-def _asks_to_end(query: str) -> bool:
-    return bool(query) and parse_qs(query).get("down", [""])[-1].lower() == "true"
 
 
 class _Connection:

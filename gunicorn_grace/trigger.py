@@ -1,4 +1,4 @@
-"""Who may begin a shutdown with `GET /readyz?down=true`. Runs in a worker.
+"""Who may begin a shutdown with `GET /readyz?down=true`. Runs in a worker, and in the probe responder.
 
 The request is meant for the `curl` in a preStop hook, which Kubernetes runs inside the container before it
 sends SIGTERM (https://kubernetes.io/docs/concepts/containers/container-lifecycle-hooks/). Were a loopback
@@ -28,6 +28,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
+from urllib.parse import parse_qs
+
+from . import state as st
+from .settings import OFF, Settings
 
 MAX_AGE = 10.0
 """Seconds since the fork. A hook asks within its first second, and a proxy outlives ten. exec() does not make
@@ -36,6 +40,9 @@ a process younger, so a shell that sleeps first and then becomes curl counts fro
 LOOKUP_INTERVAL = 1.0
 """Seconds between look-ups: each reads every socket and every descriptor there is, and anyone behind a proxy
 can ask for one."""
+
+REFUSAL_LOG_INTERVAL = 60.0
+"""Seconds between two log lines about refused triggers: whoever forges them must not be able to fill the disk."""
 
 WAY_OUT = 'use `gunicorn-grace prestop`, or grace_trigger = "token"'
 
@@ -75,6 +82,55 @@ class _Process(NamedTuple):
 
     def __str__(self) -> str:
         return f"pid {self.pid} ({self.name})"
+
+
+class Trigger:
+    """`?down=true` as one process receives it: it begins the shutdown, or is refused, and the log says so.
+
+    `begin` begins the shutdown, `say` takes a line for the log.
+    """
+
+    def __init__(
+        self,
+        state: st.State,
+        settings: Settings,
+        begin: Callable[[], object],
+        say: Callable[[str], object],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._cells = state.cells
+        self._begin = begin
+        self._say = say
+        self._clock = clock
+        self._refusal_said = -REFUSAL_LOG_INTERVAL
+        self._gate: Gate | None = None
+        if settings.trigger != OFF:
+            token = settings.trigger_token
+            secret = token.reveal().decode("utf-8", "surrogateescape") if token else None
+            self._gate = Gate(settings.trigger, secret, state.cells[st.ARBITER])
+
+    def is_pulled(self, query: str | None) -> bool:
+        """Whether a query to readiness means it. With `grace_trigger = "off"` none does."""
+        if not query or self._gate is None:
+            return False
+        return parse_qs(query).get("down", [""])[-1].lower() == "true"
+
+    def pull(self, environ: Mapping[str, Any]) -> bool:
+        """Begin the shutdown, if this request may. Returns whether it did."""
+        assert self._gate is not None
+        verdict = self._gate.admit(environ)
+        reason = verdict.reason
+        if verdict.allowed:
+            if not self._cells[st.HTTP_SHUT]:
+                self._begin()
+                return True
+            reason = "an earlier trigger was not followed by SIGTERM, so it is shut; use gunicorn-grace prestop"
+        now = self._clock()
+        if now - self._refusal_said >= REFUSAL_LOG_INTERVAL:
+            self._refusal_said = now
+            self._say(f"trigger refused, from {verdict.source}: {reason}")
+        return False
 
 
 class Gate:

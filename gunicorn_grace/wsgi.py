@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import itertools
 import logging
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qs
 
 from werkzeug.wsgi import ClosingIterator
 
@@ -20,17 +18,13 @@ from . import worker
 from .checks import Kind, Outcome, Run, registry
 from .lifecycle import Origin
 from .phase import Phase, is_terminating
-from .probes import FORBIDDEN, NOT_ALLOWED, Answer, Query, Situation, Target
+from .probes import FORBIDDEN, NOT_ALLOWED, TRIGGERED, Answer, Query, Situation, Target
 from .probes import Probes as Core
-from .settings import OFF, Settings
-from .state import ARBITER, HTTP_SHUT
-from .trigger import Gate
+from .settings import Settings
+from .trigger import Trigger
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
-
-REFUSAL_LOG_INTERVAL = 60.0
-"""Seconds between two log lines about refused triggers: whoever forges them must not be able to fill the disk."""
 
 NO_ANSWER = frozenset({"301", "302", "303", "307", "308", "400", "401", "403", "404", "405", "421"})
 """What an application says that has no probe there: no such route (404, 405), a host that it does not trust (400, 421),
@@ -88,12 +82,15 @@ class Responder:
         self.settings = settings or (seat.settings if seat else Settings())
         self.probes = seat.probes if seat else Core(self.settings)
         self.log: Any = seat.log if seat else logging.getLogger("gunicorn_grace")
-        self.gate: Gate | None = None
-        if seat is not None and self.settings.trigger != OFF:
-            token = self.settings.trigger_token
-            secret = token.reveal().decode("utf-8", "surrogateescape") if token else None
-            self.gate = Gate(self.settings.trigger, secret, seat.cells[ARBITER])
-        self._refusal_logged = -REFUSAL_LOG_INTERVAL
+        self.trigger: Trigger | None = None
+        if seat is not None:
+            state = seat.state
+            self.trigger = Trigger(
+                state,
+                self.settings,
+                lambda: state.trigger(Origin.HTTP),
+                lambda line: self.log.warning("gunicorn-grace: %s", line),
+            )
 
     def situation(self) -> Situation:
         """What the answers are given from, now."""
@@ -101,13 +98,10 @@ class Responder:
 
     def is_trigger(self, target: Target, environ: WSGIEnvironment) -> bool:
         """Whether this is ``?down=true``, which is always ours unless ``grace_trigger`` is off."""
-        query = environ.get("QUERY_STRING")
-        return bool(
-            query
-            and self.gate is not None
-            and target.kind is Kind.READINESS
-            and target.check is None
-            and parse_qs(query).get("down", [""])[-1].lower() == "true"
+        return (
+            self.trigger is not None
+            and target == (Kind.READINESS, None)
+            and self.trigger.is_pulled(environ.get("QUERY_STRING"))
         )
 
     def answer(self, target: Target, environ: WSGIEnvironment) -> Answer:
@@ -120,7 +114,9 @@ class Responder:
         """The answer to what is no question: a wrong method, the trigger."""
         if environ["REQUEST_METHOD"] not in METHODS:
             return NOT_ALLOWED
-        return self._trigger(environ) if self.is_trigger(target, environ) else None
+        if self.trigger is None or not self.is_trigger(target, environ):
+            return None
+        return TRIGGERED if self.trigger.pull(environ) else FORBIDDEN
 
     def ask(self, target: Target, environ: WSGIEnvironment) -> Question:
         """Begin to answer. Does not wait for the checks that it begins."""
@@ -143,23 +139,6 @@ class Responder:
             return None
         answer = self.answer(target, environ)
         return None if answer.status == 200 else answer
-
-    def _trigger(self, environ: WSGIEnvironment) -> Answer:
-        assert self.gate is not None
-        assert self.seat is not None
-        verdict = self.gate.admit(environ)
-        reason = verdict.reason
-        if verdict.allowed:
-            if not self.seat.cells[HTTP_SHUT]:
-                self.seat.state.trigger(Origin.HTTP)
-                # With grace_readiness_delay readiness is still 200; whoever triggers is told that it worked.
-                return Answer(503, "[-]shutdown failed: reason withheld\n")
-            reason = "an earlier trigger was not followed by SIGTERM, so it is shut; use gunicorn-grace prestop"
-        now = time.monotonic()
-        if now - self._refusal_logged >= REFUSAL_LOG_INTERVAL:
-            self._refusal_logged = now
-            self.log.warning("gunicorn-grace: trigger refused, from %s: %s", verdict.source, reason)
-        return FORBIDDEN
 
 
 def send(answer: Answer, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:

@@ -22,7 +22,7 @@ import click
 import pytest
 
 import gunicorn_grace
-from gunicorn_grace import arbiter, cli, lifecycle, metrics, notify, report, state, trigger, worker, wsgi
+from gunicorn_grace import arbiter, cli, lifecycle, metrics, notify, report, state, trigger, worker
 from gunicorn_grace.checks import Kind, Outcome
 from gunicorn_grace.lifecycle import Observation, Origin, Reason, decide
 from gunicorn_grace.phase import TRANSITIONS, Phase
@@ -111,7 +111,7 @@ TIMES = (
     (worker.DUMP_BEFORE, "before the drain limit, workers log what they are still doing"),
     (trigger.MAX_AGE, "and older, a process is no preStop hook"),
     (trigger.LOOKUP_INTERVAL, "between two look-ups of a trigger, in one worker"),
-    (wsgi.REFUSAL_LOG_INTERVAL, "between two log lines about refused triggers, in one worker"),
+    (trigger.REFUSAL_LOG_INTERVAL, "between two log lines about refused triggers, in one worker"),
 )
 
 
