@@ -13,6 +13,8 @@ from gunicorn_grace.rehearsal.errors import InstanceFailed, PlanFailed
 from gunicorn_grace.rehearsal.platform import EndpointTable
 from gunicorn_grace.rehearsal.scene import Plan
 
+pytestmark = pytest.mark.once
+
 FRONT = ("127.0.0.1", 8080)
 ENDPOINTS = [("127.0.0.1", 8001), ("::1", 8002), "/run/app.sock"]
 

@@ -20,6 +20,8 @@ from gunicorn_grace import checks
 from gunicorn_grace.checks import Check, Kind, Outcome, Registry, Run
 from gunicorn_grace.errors import CheckError
 
+pytestmark = pytest.mark.once
+
 READINESS = Kind.READINESS
 FAR = 3600.0
 """A deadline that no test waits for."""

@@ -30,6 +30,8 @@ from gunicorn_grace.probes import Probes, Query, Situation
 from gunicorn_grace.rehearsal import schema
 from gunicorn_grace.settings import TERMINATION_LOG, Settings, budget_line, rows
 
+pytestmark = pytest.mark.once
+
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PACKAGE = Path(arbiter.__file__).parent

@@ -28,6 +28,8 @@ from gunicorn_grace.state import State
 from gunicorn_grace.worker import Seat
 from gunicorn_grace.wsgi import Overlay, Probes, Responder
 
+pytestmark = pytest.mark.once
+
 CANARY = "cAn4ry"
 """What a request may hold anywhere, and no answer may."""
 TOKEN = "7h3-t0ken-n0body-guesses"

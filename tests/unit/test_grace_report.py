@@ -19,6 +19,8 @@ from hypothesis import strategies as hyp
 from gunicorn_grace import report as reporting
 from gunicorn_grace.report import LIMIT, Report, verdict
 
+pytestmark = pytest.mark.once
+
 ROOT = Path(reporting.__file__).parents[1]
 
 

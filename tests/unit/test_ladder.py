@@ -14,6 +14,8 @@ import pytest
 
 import gunicorn_grace
 
+pytestmark = pytest.mark.once
+
 ROOT = Path(gunicorn_grace.__file__).parent
 PACKAGE = "gunicorn_grace"
 

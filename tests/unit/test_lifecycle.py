@@ -26,6 +26,8 @@ from gunicorn_grace.lifecycle import (
 from gunicorn_grace.phase import Phase, check_transition
 from gunicorn_grace.settings import AUTO, Settings
 
+pytestmark = pytest.mark.once
+
 STARTING, SERVING, LAME_DUCK, DRAINING, STOPPED = Phase
 INF = math.inf
 

@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 
 from gunicorn_grace.manifest import ManifestError, choose, read
 
+pytestmark = pytest.mark.once
+
 EXAMPLES = Path(__file__).parents[2] / "examples" / "kubernetes"
 
 TWO = """\

@@ -22,6 +22,8 @@ from gunicorn_grace.rehearsal.page import MOST_LANES, MOST_LOSSES, Axis, page, p
 from gunicorn_grace.rehearsal.scene import Contender, Gone, Life, Plan, Result
 from gunicorn_grace.rehearsal.tally import Kind, Outcome
 
+pytestmark = pytest.mark.once
+
 MADE = datetime(2026, 7, 1, 12, tzinfo=timezone.utc)
 #: Elements without an end tag, of those in the page.
 VOID = {"meta"}

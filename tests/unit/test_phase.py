@@ -9,6 +9,8 @@ import pytest
 from gunicorn_grace import errors
 from gunicorn_grace.phase import TRANSITIONS, Phase, check_transition, is_serving, is_terminating
 
+pytestmark = pytest.mark.once
+
 # DESIGN section 2, and 8 for those that skip a phase.
 ALLOWED = {
     ("STARTING", "SERVING"),

@@ -16,6 +16,8 @@ from gunicorn_grace.phase import Phase
 from gunicorn_grace.probes import FORBIDDEN, NOT_ALLOWED, NOT_FOUND, Answer, Kind, Probes, Query, Situation, Target
 from gunicorn_grace.settings import Settings
 
+pytestmark = pytest.mark.once
+
 # liveness, readiness, start-up; STOPPED as the phase before it.
 TABLE = {
     Phase.STARTING: (200, 503, 503),

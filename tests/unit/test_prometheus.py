@@ -21,6 +21,8 @@ from gunicorn_grace.phase import Phase
 from gunicorn_grace.prometheus import Collector
 from gunicorn_grace.state import State
 
+pytestmark = pytest.mark.once
+
 NAMES = (
     "gunicorn_grace_phase",
     "gunicorn_grace_workers",

@@ -14,6 +14,8 @@ import pytest
 
 from gunicorn_grace.lifecycle import quiet_after
 
+pytestmark = pytest.mark.once
+
 
 def load() -> ModuleType:
     """The simulation, which is no part of the package."""

@@ -11,6 +11,8 @@ from gunicorn_grace.rehearsal.platform import Exec, HttpGet, Sleep
 from gunicorn_grace.rehearsal.probing import Kind, Probe
 from gunicorn_grace.rehearsal.rollout import Rollout
 
+pytestmark = pytest.mark.once
+
 
 def workload(container: str = "", spec: str = "", kind: str = "Deployment") -> Workload:
     text = (

@@ -30,6 +30,8 @@ from gunicorn_grace.rehearsal.requests import Request
 from gunicorn_grace.rehearsal.tally import Kind, Outcome, Record
 from gunicorn_grace.rehearsal.wire import Address, IncompleteResponse, fetch, parse_address, show_address
 
+pytestmark = pytest.mark.once
+
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 OURS = b"".join(
     [

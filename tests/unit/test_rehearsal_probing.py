@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from gunicorn_grace.rehearsal.probing import Probe, Thresholds
 
+pytestmark = pytest.mark.once
+
 
 @given(st.lists(st.booleans(), max_size=40), st.integers(1, 4), st.integers(1, 4))
 def test_a_verdict_takes_as_many_answers_in_a_row_as_its_threshold(

@@ -12,7 +12,7 @@ import pytest
 
 from gunicorn_grace.rehearsal import procfs
 
-pytestmark = pytest.mark.skipif(not os.path.exists("/proc/self"), reason="there is no /proc")
+pytestmark = [pytest.mark.once, pytest.mark.skipif(not os.path.exists("/proc/self"), reason="there is no /proc")]
 WAIT = "import sys; print(flush=True); sys.stdin.read()"
 
 

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from gunicorn_grace.rehearsal.requests import PIECES, Request, in_turn, parse_line, parse_lines
 
+pytestmark = pytest.mark.once
+
 
 def no_file(name: str) -> bytes:
     raise FileNotFoundError(2, "No such file or directory", name)

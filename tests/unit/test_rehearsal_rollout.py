@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 
 from gunicorn_grace.rehearsal.rollout import Counts, Rollout, Step, amount, next_step
 
+pytestmark = pytest.mark.once
+
 AMOUNTS = st.one_of(st.integers(0, 12).map(str), st.integers(0, 120).map("{}%".format))
 
 

@@ -11,6 +11,8 @@ from gunicorn_grace.rehearsal.platform import EndpointTable, Exec, HttpGet, Lag,
 from gunicorn_grace.rehearsal.rollout import Rollout
 from gunicorn_grace.rehearsal.scene import Plan
 
+pytestmark = pytest.mark.once
+
 A, B = ("127.0.0.1", 8001), ("127.0.0.1", 8002)
 
 

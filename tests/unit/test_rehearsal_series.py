@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 from rehearsed import DELETED, ORIGIN, record
 
 from gunicorn_grace.rehearsal.series import MOST_STEPS, STEP, count
 from gunicorn_grace.rehearsal.tally import Outcome
+
+pytestmark = pytest.mark.once
 
 
 def test_each_request_counts_in_the_step_in_which_it_began() -> None:

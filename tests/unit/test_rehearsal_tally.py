@@ -11,6 +11,8 @@ import pytest
 from gunicorn_grace.rehearsal.requests import parse_lines
 from gunicorn_grace.rehearsal.tally import Kind, Outcome, Record, Tally, percentile
 
+pytestmark = pytest.mark.once
+
 
 def record(outcome: Outcome = Outcome.OK, kind: Kind = Kind.FRESH, latency: float = 0.1) -> Record:
     return Record(1.0, kind, "/", outcome, 200 if outcome is Outcome.OK else None, latency, "127.0.0.1:1")

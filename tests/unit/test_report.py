@@ -21,6 +21,8 @@ from gunicorn_grace.rehearsal.rollout import Rollout
 from gunicorn_grace.rehearsal.scene import GRACE, PLAIN, Gone, Plan, Result
 from gunicorn_grace.rehearsal.tally import Kind, Outcome
 
+pytestmark = pytest.mark.once
+
 MADE = datetime(2026, 7, 1, 12, tzinfo=timezone.utc)
 SLEEP = contender("sleep:15")
 

@@ -25,6 +25,8 @@ from gunicorn_grace.probes import Answer
 from gunicorn_grace.settings import Secret, Settings
 from gunicorn_grace.state import State
 
+pytestmark = pytest.mark.once
+
 S = st.NS
 NOW = 1_000 * S
 

@@ -33,7 +33,7 @@ from gunicorn_grace import trigger
 from gunicorn_grace.trigger import Gate, Verdict
 
 LINUX = sys.platform == "linux"
-pytestmark = pytest.mark.skipif(not LINUX, reason="the gate reads Linux's /proc")
+pytestmark = [pytest.mark.once, pytest.mark.skipif(not LINUX, reason="the gate reads Linux's /proc")]
 
 ROOT = Path(trigger.__file__).parents[1]
 PATIENCE = 20.0
