@@ -67,7 +67,7 @@ def check(
 ) -> Callable[[_Function], _Function]:
     """Register a function as a check: it passes by returning, and fails by raising or by returning ``False``::
 
-        @gunicorn_grace.check("database", timeout=1.0, ttl=5.0)
+        @gunicorn_grace.check("database", timeout=0.5, ttl=5.0)
         def database():
             engine.connect().close()
 

@@ -368,7 +368,7 @@ class Lifetime:
             if seen.origin is Origin.HTTP:
                 cells[st.HTTP_SHUT] = 1
             self.log.error(
-                "gunicorn-grace: trigger_expired: %s was not followed by SIGTERM within %g s; serving again%s",
+                "gunicorn-grace: trigger_expired: %s was not followed by SIGTERM within %.0f s; serving again%s",
                 seen.origin.name.lower(),
                 seen.now - (seen.t0 or seen.now),
                 ", and ?down=true is shut from now on" if seen.origin is Origin.HTTP else "",
@@ -504,7 +504,7 @@ class Lifetime:
             self.log.info("gunicorn-grace: drained in %.1f s", seen.now - (seen.drain_started or seen.now))
         elif reason is Reason.DEADLINE:
             self.log.error(
-                "gunicorn-grace: deadline_reached after %.1f s of draining: %d requests in %d workers are cut off",
+                "gunicorn-grace: deadline_reached after %.1f s of draining: requests cut off: %d, workers left: %d",
                 seen.now - (seen.drain_started or seen.now),
                 self.in_flight_at[Phase.STOPPED],
                 seen.workers,

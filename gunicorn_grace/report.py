@@ -1,6 +1,6 @@
 """What an instance says of its own shutdown when it is over: the summary's numbers, and the file ``grace_report``.
 
-In Kubernetes that file is the container's termination message, which is all that is left to read when the pod's log is
+In Kubernetes that file is the container's termination message, which is left to read when the container's log is
 gone; so it is kept within the size that the kubelet reads, and is there before anything could prevent it.
 """
 
