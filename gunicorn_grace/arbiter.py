@@ -509,11 +509,12 @@ class Lifetime:
                 self.in_flight_at[Phase.STOPPED],
                 seen.workers,
             )
-        if self.cells[st.DRAIN_LIMIT]:
-            # stop() would wait for graceful_timeout once more, after a drain for the dirty arbiter (25.1 to 27.0).
-            allowed = self.arbiter.cfg.settings["graceful_timeout"]
-            left = (self.cells[st.DRAIN_LIMIT] - time.monotonic_ns()) / st.NS
-            allowed.value = max(0, min(allowed.value, left))
+        # stop() would wait for all of graceful_timeout: for a worker that hangs while it boots; and once more, after a
+        # drain, for the dirty arbiter (25.1 to 27.0).
+        gone_by = deadline(seen.origin, seen.t0, seen.sigterm, self.settings)
+        ends = self.cells[st.DRAIN_LIMIT] / st.NS or gone_by
+        allowed = self.arbiter.cfg.settings["graceful_timeout"]
+        allowed.value = max(0, min(allowed.value, ends - time.monotonic()))
         self.cells[st.PHASE] = Phase.STOPPED
         raise StopIteration
 
@@ -840,6 +841,10 @@ class GraceArbiter(_Base):
         super().halt(reason, exit_status)
 
     def stop(self, graceful: bool = True) -> None:
+        if os.getpid() != self.pid:
+            # The child that SIGUSR2 forks, when it cannot execute its successor: it ends in the loop that it inherited
+            # (22.0 to 27.0), and workers, sockets, pid file and memory are those of the arbiter, which goes on.
+            os._exit(1)
         with contextlib.suppress(StopIteration):
             self._guarded(self.grace.before_stop, graceful)
         with contextlib.suppress(Exception):

@@ -187,6 +187,17 @@ def _post_worker_init(worker: Any) -> None:
     seat = _worker.current
     if seat is None:
         return
+    try:
+        _stand_in_front(worker, seat)
+    finally:  # The worker serves, whatever failed: if it did not say so, the instance would never be ready.
+        seat.booted(worker)
+    # What refuses unknown names in a file costs a Python call for every look at a setting: 20 of them a request.
+    worker.cfg.settings = dict(worker.cfg.settings)
+    _shorten(worker.cfg, seat)
+
+
+def _stand_in_front(worker: Any, seat: _worker.Seat) -> None:
+    """Put what answers, counts and keeps quiet in front of the application and the log."""
     if seat.tracking == _worker_classes.WSGI and _worker_classes.is_tornado_app(worker.wsgi):
         seat.tracking, seat.sees_all = None, False
         if worker.age == 1:
@@ -202,15 +213,14 @@ def _post_worker_init(worker: Any) -> None:
         # Said by the first worker: the arbiter has no application. What wraps it has been imported by now.
         worker.log.warning(_UNWRAPPED, worker.cfg.worker_class_str, *_WITHOUT_WRAPPING[seat.tracking])
     if not seat.settings.log_probes:
-        _worker.quieten_probes(worker.log, seat.probe_paths)
+        try:
+            _worker.quieten_probes(worker.log, seat.probe_paths)
+        except Exception:
+            _tell_once("access log", worker)
     try:
         _probe_port.publish(worker, seat.state, seat.number, seat.settings)
     except Exception:
         _tell_once("probe port", worker)
-    seat.booted(worker)
-    # What refuses unknown names in a file costs a Python call for every look at a setting: 20 of them a request.
-    worker.cfg.settings = dict(worker.cfg.settings)
-    _shorten(worker.cfg, seat)
 
 
 def _shorten(cfg: Any, seat: _worker.Seat) -> None:
@@ -226,7 +236,7 @@ def _shorten(cfg: Any, seat: _worker.Seat) -> None:
 
     begin, end = seat.begin, seat.end
     then_begin, then_end = (cfg.settings[name].value.__wrapped__ for name in ("pre_request", "post_request"))
-    would_log = seat.log.error_log.isEnabledFor if type(seat.log).debug is Logger.debug else _always
+    would_log = seat.log.error_log.isEnabledFor if getattr(type(seat.log), "debug", None) is Logger.debug else _always
     is_wanted = would_log if then_begin is PreRequest.default else _always
 
     def pre_request(worker: Any, req: Any) -> None:

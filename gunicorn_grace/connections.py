@@ -70,8 +70,12 @@ def unread(conn: _socket.socket) -> int:
     return int(struct.unpack("i", buffer)[0])
 
 
-# struct tcp_info, <linux/tcp.h>: tcpi_bytes_received, since Linux 4.1.
-_BYTES_RECEIVED = 128
+SENDING_FOR = 10.0
+"""Seconds without a byte after which the rest of a request is no longer expected."""
+
+# struct tcp_info, <linux/tcp.h>. The first two are milliseconds ago; tcpi_bytes_received is there since Linux 4.1,
+# tcpi_data_segs_out since 4.6.
+_LAST_DATA_SENT, _LAST_DATA_RECEIVED, _BYTES_RECEIVED, _DATA_SEGMENTS_SENT = 44, 52, 128, 156
 
 
 def never_sent(conn: _socket.socket) -> bool:
@@ -82,3 +86,20 @@ def never_sent(conn: _socket.socket) -> bool:
     if len(info) < _BYTES_RECEIVED + 8:
         return False
     return bool(struct.unpack_from("Q", info, _BYTES_RECEIVED)[0] == 0)
+
+
+def is_sending(conn: _socket.socket) -> bool:
+    """Whether the peer is in the middle of a request: it has sent something since we last did, and not long ago.
+
+    For HTTP/1, where the server has the last word. Unknown (a UNIX socket, an old kernel) counts as no; so does what
+    came within the same tick of the kernel as our last word, some milliseconds.
+    """
+    if conn.family not in (socket.AF_INET, socket.AF_INET6):
+        return False
+    info = conn.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _DATA_SEGMENTS_SENT + 4)
+    if len(info) < _DATA_SEGMENTS_SENT + 4:
+        return False
+    sent, received, segments = (
+        struct.unpack_from("I", info, at)[0] for at in (_LAST_DATA_SENT, _LAST_DATA_RECEIVED, _DATA_SEGMENTS_SENT)
+    )
+    return bool((not segments or received < sent) and received < 1000 * SENDING_FOR)

@@ -24,7 +24,7 @@ from typing import Any
 from . import application, listener
 from . import state as st
 from .checks import registry
-from .connections import accepted_at, bare, never_sent, unread
+from .connections import accepted_at, bare, is_sending, never_sent, unread
 from .lifecycle import Origin
 from .probes import Probes, Situation
 from .settings import Settings
@@ -109,6 +109,7 @@ class Seat:
         one whose request is being served: it is left alone."""
         self._draining = False
         self._dumped = False
+        self._speaks_http2 = False
         self.hurried = False
         """Whether this worker was told to go at once, by SIGINT, SIGQUIT or SIGABRT."""
         self.told_to_leave = 0
@@ -195,6 +196,7 @@ class Seat:
         self._addresses = frozenset(bare(sock.getsockname()) for sock in worker.sockets)
         if self.owns_listeners:
             self._own_listeners = list(worker.sockets)
+        self._speaks_http2 = "h2" in getattr(worker.cfg, "http_protocols", ())
         self._note_probe_paths()
         self.watch_drain()
         self.duties.booted()
@@ -272,10 +274,11 @@ class Seat:
         """Tell the arbiter, which has no descriptor of them, how long this worker's own accept queues are empty."""
         if self._own_listeners:
             cell = self.meter + st.EMPTY_SINCE
-            if listener.are_waiting(filter(_is_open, self._own_listeners)):
-                self.cells_own[cell] = 0
-            elif not self.cells_own[cell]:
-                self.cells_own[cell] = now
+            with contextlib.suppress(OSError, ValueError, AttributeError):  # One is just being closed.
+                if listener.are_waiting(filter(_is_open, self._own_listeners)):
+                    self.cells_own[cell] = 0
+                elif not self.cells_own[cell]:
+                    self.cells_own[cell] = now
 
     def _close_idle(self, idle: dict[tuple[int, int], int]) -> dict[tuple[int, int], int]:
         """Let every connection on which nothing happens read an end of file. Returns for how many ticks each was idle.
@@ -289,7 +292,8 @@ class Seat:
             if key[1] in busy or unread(conn):
                 continue
             silent = never_sent(conn)
-            if not (silent or all_known):
+            # A client of HTTP/2 sends WINDOW_UPDATE and the like after what it was sent.
+            if not silent and (not all_known or (is_sending(conn) and not self._speaks_http2)):
                 continue
             seen[key] = idle.get(key, 0) + 1
             if seen[key] >= (2 if silent else IDLE_TICKS):

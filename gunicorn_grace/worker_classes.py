@@ -9,6 +9,7 @@ gunicorn's own.
 from __future__ import annotations
 
 import os
+import queue
 import selectors
 import signal
 import sys
@@ -23,6 +24,9 @@ from .connections import unread
 LINGER = 2.0
 """Seconds that an idle connection is kept open after draining began, so that a request which its client is just
 sending is answered, with ``Connection: close`` (RFC 9112, section 9.6). gunicorn 27.0 lingers as long itself."""
+
+SHORT_LINGER = 0.3
+"""The same, where nobody else serves meanwhile: a worker that recycles itself is replaced when it is gone."""
 
 POKE = signal.SIGWINCH
 """The signal by which the arbiter tells a worker to look at the phase. Workers ignore it otherwise, and its default
@@ -95,7 +99,7 @@ def adapt(
         _let_tornado_finish(cls, is_dismissed)
     if "ThreadWorker" in names:
         if not hasattr(cls, "set_accept_enabled"):
-            _let_gthread_finish(cls)
+            _let_gthread_finish(cls, lambda: LINGER if is_dismissed() or is_terminating() else SHORT_LINGER)
         _let_gthread_go_at_once(cls)
     if "GeventWorker" in names:
         ggevent: Any = sys.modules["gunicorn.workers.ggevent"]
@@ -206,7 +210,7 @@ def _ask_before_uvicorn_leaves(module: Any, may_leave: Callable[[], bool]) -> No
     module.Server.handle_exit = handle_exit
 
 
-def _let_gthread_finish(cls: Any) -> None:
+def _let_gthread_finish(cls: Any, linger: Callable[[], float]) -> None:
     """Let a gthread worker of gunicorn 22.0 and 23.0 that leaves serve the connections that it has accepted.
 
     Theirs closes them unread, which resets what a client has just sent: measured on 23.0 at six reloads, 8 of 1529
@@ -222,7 +226,7 @@ def _let_gthread_finish(cls: Any) -> None:
         def finish(*args: Any, **kwargs: Any) -> None:
             # run() calls this when its loop has ended, and closes the connections next.
             if not self.alive:
-                _serve_what_was_accepted(self)
+                _serve_what_was_accepted(self, linger())
             shutdown(*args, **kwargs)
 
         pool.shutdown = finish
@@ -236,8 +240,8 @@ def _let_gthread_go_at_once(cls: Any) -> None:
 
     Their handler shuts the pool down (22.0 to 27.0), which waits for a lock; the main thread, which it interrupts, has
     it while it submits, and submitting waits for a thread to start. Measured on 27.0.1: with a request just before the
-    signal, 3 workers of some 40 hung until SIGKILL, and ``worker_int`` was not called. The threads end without it as
-    well: the interpreter wakes and joins them at its exit.
+    signal, 3 workers of some 40 hung until SIGKILL, and ``worker_int`` was not called. Here the pool's threads are told
+    without the lock; the interpreter, which wakes them at its exit as well, does not know the one that is just started.
     """
     leave_at_once = cls.handle_quit
 
@@ -245,17 +249,20 @@ def _let_gthread_go_at_once(cls: Any) -> None:
         pool = getattr(self, "tpool", None)
         if pool is not None:
             pool.shutdown = lambda *args, **kwargs: None
+            if isinstance(getattr(pool, "_work_queue", None), queue.SimpleQueue):  # Its put() may interrupt itself.
+                pool._shutdown = True
+                pool._work_queue.put(None)
         leave_at_once(self, sig, frame)
 
     cls.handle_quit = handle_quit
 
 
-def _serve_what_was_accepted(worker: Any) -> None:
+def _serve_what_was_accepted(worker: Any, linger: float) -> None:
     """Go on as gunicorn's loop does, but accept nothing: each response says close, as the worker is not alive."""
     poller, pipe = worker.poller, worker.PIPE[0]
     for sock in worker.sockets:
         poller.unregister(sock)
-    until = time.monotonic() + LINGER
+    until = time.monotonic() + linger
     while time.monotonic() < until:
         with worker._lock:
             if not any(key.fd != pipe for key in poller.get_map().values()):

@@ -317,12 +317,15 @@ def test_ctrl_c_names_what_it_cuts_off(name: str, kind: str, serve: Serve, conne
     assert "shutdown_initiated" not in server.output
 
 
+@pytest.mark.parametrize("where", ["before", "behind"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGQUIT], ids=["SIGINT", "SIGQUIT"])
 def test_ctrl_c_ends_a_gthread_worker_that_is_submitting_a_request(
-    number: signal.Signals, serve: Serve, connect: Connect
+    number: signal.Signals, where: str, serve: Serve, connect: Connect
 ) -> None:
-    """The main thread holds the lock of its pool, for which gunicorn's own handler would wait until SIGKILL."""
-    server = serve("submitting:app", args=("-k", "gthread", "--threads", "4", "-w", "1"), ready=False)
+    """The main thread holds the lock of its pool, for which gunicorn's own handler would wait until SIGKILL; or a
+    thread of the pool has just been started, and is not among those that the interpreter wakes."""
+    args = ("-k", "gthread", "--threads", "4", "-w", "1")
+    server = serve("submitting:app", args=args, env={"WHERE": where}, ready=False)
     server.wait_booted(1)
     connect(server).send("/")
     server.wait_line("submitting")
@@ -332,6 +335,25 @@ def test_ctrl_c_ends_a_gthread_worker_that_is_submitting_a_request(
 
 
 # -- SIGUSR2 -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_successor_that_cannot_be_executed_changes_nothing(serve: Serve, tmp_path: Path) -> None:
+    """gunicorn's child ends in the loop that it has inherited, and stops none of the workers: the instance is ready as
+    before, and a SIGTERM has a delay and an end."""
+    config = tmp_path / "gunicorn.conf.py"
+    config.write_text(
+        "from gunicorn_grace.conf import *\ndef pre_exec(server):\n    raise RuntimeError('no such thing')\n"
+    )
+    server = serve(kind="gthread", config=("-c", str(config)), settings=SHORT)
+    before = set(server.wait_booted(workers_of("gthread")))
+    server.signal(signal.SIGUSR2)
+    server.wait_line("no such thing")
+    server.wait_for(lambda: set(procfs.children(server.arbiter_pid)) == before, "the end of the child")
+    assert server.memory.cells[st.PHASE] == Phase.SERVING
+    assert server.get("/readyz").status == 200
+    server.signal(signal.SIGTERM)
+    assert server.wait(20) == 0, server.output
+    assert "lame_duck_ended" in server.output
 
 
 def test_a_binary_upgrade_under_load_loses_nothing(kind: str, serve: Serve, tmp_path: Path) -> None:

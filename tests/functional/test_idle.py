@@ -6,9 +6,11 @@ import signal
 import threading
 import time
 
+import pytest
 from conftest import Client, Connect, Serve
 
 from gunicorn_grace import state as st
+from gunicorn_grace.worker import IDLE_TICKS, LINGER, TICK
 
 SETTINGS = {"shutdown_delay": 0.3, "min_delay": 0, "extend_delay": "false", "termination_period": 60}
 
@@ -46,3 +48,26 @@ def test_idle_and_silent_connections_are_gone_soon_after_the_drain_began(
     assert drain
     assert (max(closed) - drain) / st.NS < 4, server.output
     assert server.wait(10) == 0, server.output
+
+
+@pytest.mark.parametrize("kind", ["gthread", "gevent"])
+def test_a_request_that_is_half_sent_is_served(kind: str, serve: Serve, connect: Connect) -> None:
+    """Its beginning was read before SIGTERM; the rest comes when an idle connection would have been closed."""
+    server = serve(kind=kind, settings=SETTINGS, args=("-w", "1", "--graceful-timeout", "50", "--keep-alive", "75"))
+    halves = [connect(server) for _ in range(2)]
+    assert halves[1].get("/").status == 200
+    # Long enough for the kernel, which counts in ticks of some milliseconds, to tell an answer from what follows it.
+    assert server.get("/slow?s=0.1").status == 200
+    for client in halves:
+        client.sock.sendall(b"GET / HTTP/1.1\r\nHost: te")
+    cells = server.memory.cells
+    server.signal(signal.SIGTERM)
+    late = round((LINGER + 2 * IDLE_TICKS * TICK) * st.NS)
+    server.wait_for(lambda: cells[st.DRAIN] and time.monotonic_ns() > cells[st.DRAIN] + late, "the end of idle ones")
+    for client in halves:
+        client.sock.sendall(b"st\r\n\r\n")
+    for client in halves:
+        answer = client.sock.recv(65536)
+        assert answer.startswith(b"HTTP/1.1 200 "), server.output
+        client.close()
+    assert server.wait(20) == 0, server.output

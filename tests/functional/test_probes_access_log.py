@@ -4,10 +4,11 @@ user's."""
 from __future__ import annotations
 
 import importlib.util
+import signal
 from pathlib import Path
 
 import pytest
-from conftest import HOLD, Connect, Serve, Server
+from conftest import HOLD, SHORT, Connect, Serve, Server
 
 pytestmark = pytest.mark.ends
 
@@ -127,3 +128,14 @@ def test_probes_stay_out_for_asgi_workers_too(worker_class: str, serve: Serve, t
     assert '"GET /readyz/nothing ' in text
     assert not any(line for line in text.splitlines() if "/livez" in line or "/shutdown" in line)
     assert not any(line for line in text.splitlines() if '"GET /readyz ' in line and " 503 " not in f"{line} ")
+
+
+def test_a_logger_in_front_of_which_nothing_can_stand_changes_nothing_else(serve: Serve) -> None:
+    """What keeps probes out of its access log fails, which is logged; the instance is ready, and has its delay."""
+    server = serve("service:app", args=("-w", "1", "--logger-class", "access_loggers.Delegating"), settings=SHORT)
+    server.wait_booted(1)
+    assert server.get("/readyz").status == 200
+    assert "its access log hook failed" in server.output
+    server.signal(signal.SIGTERM)
+    assert server.wait(20) == 0, server.output
+    assert "lame_duck_ended" in server.output

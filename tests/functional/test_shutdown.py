@@ -279,6 +279,16 @@ def test_sigterm_before_any_worker_has_booted_exits_at_once(serve: Serve) -> Non
     assert "shutdown_initiated" not in server.output
 
 
+def test_a_worker_that_hangs_while_it_boots_does_not_outlast_the_deadline(serve: Serve) -> None:
+    """No signal reaches it; graceful_timeout is longer than the period, and is cut to what is left of that."""
+    settings = {"termination_period": 4, "exit_margin": 1, "drain_reserve": 1}
+    server = serve("deaf_import:app", kind="sync", settings=settings, args=("--graceful-timeout", "100"), ready=False)
+    server.wait_line("import begins")
+    server.signal(signal.SIGTERM)
+    assert server.wait_exit(50), server.output
+    assert server.processes() == []
+
+
 def test_the_phase_is_serving_again_after_an_undrain(serve: Serve) -> None:
     """An operator's undrain takes the instance back into rotation, while no SIGTERM has come."""
     server = serve(kind="gthread", settings=HOLD)

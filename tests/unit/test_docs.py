@@ -22,7 +22,7 @@ import click
 import pytest
 
 import gunicorn_grace
-from gunicorn_grace import arbiter, cli, lifecycle, metrics, notify, report, state, trigger, worker
+from gunicorn_grace import arbiter, cli, connections, lifecycle, metrics, notify, report, state, trigger, worker
 from gunicorn_grace.checks import Kind, Outcome
 from gunicorn_grace.lifecycle import Observation, Origin, Reason, decide
 from gunicorn_grace.phase import TRANSITIONS, Phase
@@ -110,6 +110,7 @@ TIMES = (
     (arbiter.EMPTYING_MARGIN, "before the drain limit, workers are dismissed whatever still waits"),
     (arbiter.QUICK_STOP, "workers have after SIGINT or SIGQUIT"),
     (worker.LINGER, "idle connections are kept after draining began"),
+    (connections.SENDING_FOR, "without a byte, a connection in the middle of a request counts as idle"),
     (worker.DUMP_BEFORE, "before the drain limit, workers log what they are still doing"),
     (trigger.MAX_AGE, "and older, a process is no preStop hook"),
     (trigger.LOOKUP_INTERVAL, "between two look-ups of a trigger, in one worker"),

@@ -450,6 +450,8 @@ def test_idle_connections_read_an_end_of_file(seat: Seat, pair: Pair, state: str
     seat._addresses = frozenset({pair.address})
     pair.client.sendall(b"x")
     assert pair.accepted.recv(1) == b"x"
+    pair.accepted.sendall(b"y")
+    assert pair.client.recv(1) == b"y"
     if state == "busy":
         one = Foreign(path="/", unreader=SimpleNamespace(sock=pair.accepted))
         seat.begin(one)
@@ -467,6 +469,33 @@ def test_idle_connections_read_an_end_of_file(seat: Seat, pair: Pair, state: str
     assert ended(pair.accepted) is (state == "idle")
     pair.accepted.sendall(b"answer")
     assert pair.client.recv(6) == b"answer"
+
+
+@linux
+@pytest.mark.parametrize("http2", [False, True])
+def test_a_connection_in_the_middle_of_a_request_is_left_alone(
+    seat: Seat, http2: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A part of a request was read, and the rest may come: until nothing has come for SENDING_FOR seconds. A client of
+    HTTP/2 has the last word also when it asks for nothing."""
+    pair = Pair(socket.AF_INET, ("127.0.0.1", 0))
+    try:
+        seat._addresses = frozenset({pair.address})
+        seat._speaks_http2 = http2
+        pair.client.sendall(b"GET / HT")
+        assert pair.accepted.recv(8) == b"GET / HT"
+        pair.accepted.setblocking(False)
+        idle: dict[tuple[int, int], int] = {}
+        for _ in range(worker.IDLE_TICKS):
+            idle = seat._close_idle(idle)
+        assert ended(pair.accepted) is http2
+        monkeypatch.setattr(connections, "SENDING_FOR", 0)
+        idle = {}
+        for _ in range(worker.IDLE_TICKS):
+            idle = seat._close_idle(idle)
+        assert ended(pair.accepted)
+    finally:
+        pair.close()
 
 
 def ended(sock: socket.socket) -> bool:
