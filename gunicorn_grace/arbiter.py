@@ -364,9 +364,13 @@ class Lifetime:
             return
         self._set_timer(0)
         self.gave_up_forking, self._told_of_forking = "", False
+        if reason is Reason.EXPIRED and seen.origin is Origin.HTTP:
+            cells[st.HTTP_SHUT] = 1
+        self._since_before = self.state.total_ever(st.SINCE_T0)
+        cells[st.CONSUMED] = time.monotonic_ns()
+        cells[st.T0] = cells[st.DEADLINE] = cells[st.DELAY_OVER] = cells[st.LATE] = 0
+        cells[st.PHASE] = Phase.SERVING
         if reason is Reason.EXPIRED:
-            if seen.origin is Origin.HTTP:
-                cells[st.HTTP_SHUT] = 1
             self.log.error(
                 "gunicorn-grace: trigger_expired: %s was not followed by SIGTERM within %.0f s; serving again%s",
                 seen.origin.name.lower(),
@@ -375,10 +379,6 @@ class Lifetime:
             )
         else:
             self.log.info("gunicorn-grace: undrained: serving again")
-        self._since_before = self.state.total_ever(st.SINCE_T0)
-        cells[st.CONSUMED] = time.monotonic_ns()
-        cells[st.T0] = cells[st.DEADLINE] = cells[st.DELAY_OVER] = cells[st.LATE] = 0
-        cells[st.PHASE] = Phase.SERVING
 
     def _enter_lame_duck(self, seen: Observation, reason: Reason) -> None:
         assert seen.t0 is not None
