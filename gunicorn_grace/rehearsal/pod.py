@@ -230,10 +230,13 @@ class Pod:
                 return
             instance = self._again(self.instance)
             with self._lock:
-                if self._over.is_set():
-                    return
-                before = self.instance
-                self.instances.append(instance)
+                given_up = self._over.is_set()
+                if not given_up:
+                    before = self.instance
+                    self.instances.append(instance)
+            if given_up:
+                instance.stop()
+                return
             before.stop()
             instance.start()
             with self._lock:

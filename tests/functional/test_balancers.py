@@ -112,7 +112,7 @@ def test_what_it_learns_by_itself(serve: Serve, balance: Balance) -> None:
         assert answering(balancer) == {a_pid, b_pid}
         return
     a.wait_for(lambda: balancer.unrouted(), "the failed check")
-    assert answering(balancer) == {b_pid}
+    a.wait_for(lambda: answering(balancer) == {b_pid}, "the end of its requests")
 
 
 def test_a_scale_down_through_it_loses_nothing(product: type[Balancer], tmp_path: Path) -> None:
