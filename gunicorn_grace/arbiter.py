@@ -52,6 +52,9 @@ LAME_DUCK_TICK = 0.1
 DRAINING_TICK = 0.05
 """Seconds between two looks, by a timer that wakes gunicorn's loop; that loop alone looks once a second."""
 
+STOPPING_TICK = 0.1
+"""Seconds between two looks of that timer at the limit of gunicorn's ``stop()``, as long as its own looks."""
+
 EMPTYING_MARGIN = 1.0
 """Seconds before the drain limit at which the workers are dismissed even though connections still wait."""
 
@@ -97,6 +100,7 @@ class Lifetime:
         self._last_arrival = 0
         self._cut_off_before = self._since_before = 0
         self._timer: float = 0.0
+        self._kill_at = float("inf")
         self.interrupted = ""
         """The name of the signal that ends it at once: SIGINT or SIGQUIT."""
         self.halted = ""
@@ -528,6 +532,22 @@ class Lifetime:
         signal.signal(signal.SIGALRM, ours)
         signal.setitimer(signal.ITIMER_REAL, interval, interval)
 
+    def tick(self) -> None:
+        """The timer: let gunicorn's loop come round, or in ``stop()`` keep its limit. Runs in the signal handler."""
+        # stop() of 22.0 to 27.0 measures its limit with the wall clock: set back meanwhile, it would wait for a worker
+        # that hangs by as much longer.
+        if self._kill_at == float("inf"):
+            self.arbiter.wakeup()
+        elif time.monotonic() >= self._kill_at:
+            for pid in [*self.arbiter.WORKERS, getattr(self.arbiter, "dirty_arbiter_pid", 0)]:
+                if pid:
+                    with contextlib.suppress(OSError):
+                        os.kill(pid, signal.SIGKILL)
+
+    def after_stop(self) -> None:
+        """The workers are gone."""
+        self._set_timer(0)
+
     def stop_timer_at_exit(self, pid: int) -> None:
         """Let no alarm come any more; workers, which are forked with this, are left alone."""
         if os.getpid() == pid:
@@ -539,10 +559,11 @@ class Lifetime:
     def before_stop(self, graceful: bool) -> None:
         """gunicorn is about to stop its workers, for whatever reason."""
         self.dismissed = True
-        self._set_timer(0)
+        allowed = self.arbiter.cfg.settings["graceful_timeout"]
         if not graceful:
-            allowed = self.arbiter.cfg.settings["graceful_timeout"]
             allowed.value = min(allowed.value, QUICK_STOP)
+        self._kill_at = time.monotonic() + allowed.value
+        self._set_timer(STOPPING_TICK)
         if self.phase is not Phase.STOPPED:
             # SIGINT, SIGQUIT, or gunicorn's own halt (a worker that cannot boot).
             self.stamps.setdefault(Phase.STOPPED, time.monotonic_ns())
@@ -707,8 +728,8 @@ class GraceArbiter(_Base):
             return None
 
     def grace_wake(self, sig: int, frame: Any) -> None:
-        """SIGALRM of our timer: let the loop come round."""
-        self.wakeup()
+        """SIGALRM of our timer."""
+        self.grace.tick()
 
     def signal(self, sig: int, frame: Any) -> None:
         # A child that was just forked still has this handler: its SIGTERM is not the instance's.
@@ -850,6 +871,8 @@ class GraceArbiter(_Base):
         with contextlib.suppress(Exception):
             self.grace.close_sealed()
         super().stop(graceful)
+        with contextlib.suppress(Exception):
+            self.grace.after_stop()
 
 
 def attach(arbiter: Any, settings: Settings, adopt: Callable[[Any], None]) -> Lifetime:
