@@ -504,8 +504,10 @@ def _answer_signals(worker: Any, seat: Seat) -> None:
                     return False
             if not self.booted:
                 # gunicorn 22.0 to 27.0 would finish loading the application first.
-                self.alive = False  # Where what is loading catches SystemExit.
-                sys.exit(0)
+                if self.alive:
+                    self.alive = False  # Where what is loading catches SystemExit.
+                    sys.exit(0)
+                return False  # It is leaving; the arbiter reminds those that it does not see leave.
             seat.limit_drain(self.cfg)
             seat.watch_drain()
         except Exception:
@@ -620,5 +622,6 @@ def take_seat(worker: Any, state: st.State, number: int | None, settings: Settin
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.signal(signal.SIGTERM, worker.handle_exit)
     if seat.number is not None and seat.is_dismissed():
+        worker.alive = False
         sys.exit(0)
     return seat

@@ -279,6 +279,18 @@ def test_sigterm_before_any_worker_has_booted_exits_at_once(serve: Serve) -> Non
     assert "shutdown_initiated" not in server.output
 
 
+def test_a_sigterm_that_goes_unnoticed_in_an_import_is_sent_again(serve: Serve) -> None:
+    """One that comes just before a system call that waits is not handled until that returns: here it is taken away."""
+    args = ("--graceful-timeout", "50")
+    server = serve("inattentive_import:app", kind="sync", settings=HOLD, args=args, ready=False)
+    server.wait_line("import begins")
+    server.signal(signal.SIGTERM)
+    server.wait_line("the signal is lost")
+    assert server.wait_exit(15), server.output
+    server.assert_gone()
+    assert "was sent SIG" not in server.output
+
+
 def test_a_worker_that_hangs_while_it_boots_does_not_outlast_the_deadline(serve: Serve) -> None:
     """No signal reaches it; graceful_timeout is longer than the period, and is cut to what is left of that."""
     settings = {"termination_period": 4, "exit_margin": 1, "drain_reserve": 1}
