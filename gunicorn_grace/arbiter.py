@@ -56,7 +56,7 @@ STOPPING_TICK = 0.1
 """Seconds between two looks of that timer at the limit of gunicorn's ``stop()``, as long as its own looks."""
 
 REMIND_EVERY = 1.0
-"""Seconds after which a worker that still loads the application gets its SIGTERM again: it takes less to leave."""
+"""Seconds after which a worker that loads the application and has not handled its SIGTERM gets it again."""
 
 EMPTYING_MARGIN = 1.0
 """Seconds before the drain limit at which the workers are dismissed even though connections still wait."""
@@ -149,7 +149,7 @@ class Lifetime:
             cells[st.PHASE] = min(cells[st.PHASE], Phase.SERVING)
         # A worker asks first and looks at FAILED then, so that one of the two sees the other.
         for number, worker in list(self._claimed.items()):
-            if cells[self.state.meter(number) + st.TERM_ASKED] and worker.pid in self.arbiter.WORKERS:
+            if cells[self.state.meter(number) + st.TERM_SEEN] and worker.pid in self.arbiter.WORKERS:
                 self.arbiter.kill_worker(worker.pid, signal.SIGTERM)
 
     def is_upgraded(self) -> bool:
@@ -197,8 +197,8 @@ class Lifetime:
     def dismiss(self, worker: Any) -> None:
         """Mark a worker as told to go, before its SIGTERM."""
         number = getattr(worker, "grace_slot", None)
-        if number is not None:
-            self.cells[self.state.meter(number) + st.DISMISSED] = 1
+        if number is not None and not self.cells[cell := self.state.meter(number) + st.DISMISSED]:
+            self.cells[cell] = time.monotonic_ns()
 
     def total(self, cell: int) -> int:
         """The sum of a slot's cell over all workers."""
@@ -360,7 +360,7 @@ class Lifetime:
         # A SIGTERM to one worker by hand: gunicorn lets it go and forks another. Had the group got it, we had as well.
         for number, worker in list(self._claimed.items()):
             meter = self.state.meter(number)
-            asked = self.cells[meter + st.TERM_ASKED]
+            asked = self.cells[meter + st.TERM_SEEN]
             lives = worker.pid in self.arbiter.WORKERS
             if lives and asked and now - asked > TERM_GRACE_NS and not self.cells[meter + st.DISMISSED]:
                 self.arbiter.kill_worker(worker.pid, signal.SIGTERM)
@@ -552,7 +552,7 @@ class Lifetime:
                         os.kill(pid, signal.SIGKILL)
 
     def _remind_the_loading(self, now: float) -> None:
-        """Send SIGTERM again to workers that still load the application.
+        """Send SIGTERM again to workers that load the application and have not noticed it.
 
         A signal that comes between the last look for signals and the system call that waits is handled when that call
         returns: gevent 26.9, and Python's own ``sleep``. Once booted, no worker waits long without a look.
@@ -563,9 +563,9 @@ class Lifetime:
             self._remind_at = now + REMIND_EVERY
             cells = self.cells
             for number, worker in list(self._claimed.items()):
-                is_dismissed = cells[self.state.meter(number) + st.DISMISSED]
-                loads = not cells[self.state.slot(number) + st.BOOTED]
-                if is_dismissed and loads and worker.pid in self.arbiter.WORKERS:
+                meter, loads = self.state.meter(number), not cells[self.state.slot(number) + st.BOOTED]
+                has_missed = cells[meter + st.TERM_SEEN] < cells[meter + st.DISMISSED]
+                if loads and has_missed and worker.pid in self.arbiter.WORKERS:
                     with contextlib.suppress(OSError):
                         os.kill(worker.pid, signal.SIGTERM)
 

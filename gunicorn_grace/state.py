@@ -29,7 +29,7 @@ cells                                  writer
 ``CONSUMED`` and all other header      arbiter, in its main loop
 ``PID`` .. ``HOLDS`` of a slot         arbiter when it claims the slot, the worker while it lives
 ``DISMISSED``, ``CLAIMED`` (meter)     arbiter
-``TERM_ASKED`` .. of a meter           the worker
+``TERM_SEEN`` .. of a meter           the worker
 ``SHOWN`` of a board                   arbiter when it claims the slot, the worker while it lives
 all else of a board                    the worker
 =====================================  ======================================================================
@@ -103,9 +103,11 @@ SLOT_CELLS = METER_CELLS = 8
 PID, AGE, BOOTED, IN_FLIGHT, REQUESTS, SINCE_T0, LAST_ARRIVAL, HOLDS = range(8)
 """Cells of a slot. REQUESTS and SINCE_T0 are of all workers that had it, one after another."""
 
-CLAIMED, DISMISSED, TERM_ASKED, CUT_OFF, LONGEST, LONGEST_BEFORE, WINDOW, EMPTY_SINCE = range(METER_CELLS)
-"""Cells of a meter. LONGEST is the longest request (ns) since WINDOW began, LONGEST_BEFORE the one before. EMPTY_SINCE
-is when the accept queues of a worker that has its own (``reuse_port``) were last seen to become empty."""
+CLAIMED, DISMISSED, TERM_SEEN, CUT_OFF, LONGEST, LONGEST_BEFORE, WINDOW, EMPTY_SINCE = range(METER_CELLS)
+"""Cells of a meter. DISMISSED is when the arbiter first told the worker to go (ns), TERM_SEEN when the worker last
+handled a SIGTERM: before the other, it asks whether it is to go. LONGEST is the longest request (ns) since WINDOW
+began, LONGEST_BEFORE the one before. EMPTY_SINCE is when the accept queues of a worker that has its own
+(``reuse_port``) were last seen to become empty."""
 
 HEARTBEAT, SHOWN = range(2)
 """Cells of a board, before its entries: when the worker last told gunicorn that it lives, and how many entries count.

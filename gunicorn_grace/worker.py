@@ -219,9 +219,9 @@ class Seat:
         """Whether the arbiter has told this worker to go. A worker without a slot goes at any SIGTERM."""
         return self.number is None or self.cells[self.meter + st.DISMISSED] != 0
 
-    def ask_for_dismissal(self) -> None:
-        """Pass a SIGTERM that the arbiter did not send on to it: it knows whether the whole group got one."""
-        self.cells_own[self.meter + st.TERM_ASKED] = time.monotonic_ns()
+    def note_sigterm(self) -> None:
+        """Let the arbiter know. Of one that it did not send it knows whether the whole group got it."""
+        self.cells_own[self.meter + st.TERM_SEEN] = time.monotonic_ns()
 
     def note_cut_off(self) -> int:
         """Keep how many requests are cut off now: their ``post_request`` still runs while the worker is torn down."""
@@ -498,16 +498,13 @@ def _answer_signals(worker: Any, seat: Seat) -> None:
     def may_leave(self: Any) -> bool:
         """SIGTERM. With ``dumb-init`` or ``tini -g`` it comes to the whole process group: not the arbiter's word."""
         try:
-            if not seat.is_dismissed() and os.getppid() == self.ppid:
-                seat.ask_for_dismissal()
-                if not seat.cells[st.FAILED]:
-                    return False
+            seat.note_sigterm()
+            if not seat.is_dismissed() and os.getppid() == self.ppid and not seat.cells[st.FAILED]:
+                return False
             if not self.booted:
                 # gunicorn 22.0 to 27.0 would finish loading the application first.
-                if self.alive:
-                    self.alive = False  # Where what is loading catches SystemExit.
-                    sys.exit(0)
-                return False  # It is leaving; the arbiter reminds those that it does not see leave.
+                self.alive = False  # Where what is loading catches SystemExit.
+                sys.exit(0)
             seat.limit_drain(self.cfg)
             seat.watch_drain()
         except Exception:
@@ -622,6 +619,6 @@ def take_seat(worker: Any, state: st.State, number: int | None, settings: Settin
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.signal(signal.SIGTERM, worker.handle_exit)
     if seat.number is not None and seat.is_dismissed():
-        worker.alive = False
+        seat.note_sigterm()
         sys.exit(0)
     return seat

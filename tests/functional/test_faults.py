@@ -96,7 +96,7 @@ def test_a_worker_that_asked_before_a_failure_of_ours_is_answered(serve: Serve, 
     cells = server.memory.cells
     server.signal(signal.SIGSTOP)
     os.kill(min(before), signal.SIGTERM)
-    server.wait_for(lambda: any(cells[m + st.TERM_ASKED] for _, _, m in server.memory.slots()), "the worker's request")
+    server.wait_for(lambda: any(cells[m + st.TERM_SEEN] for _, _, m in server.memory.slots()), "the worker's request")
     flag.touch()
     server.signal(signal.SIGCONT)
     server.wait_for(lambda: set(booted_in(server.memory)) - before, "a new worker")

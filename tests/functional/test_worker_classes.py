@@ -106,7 +106,7 @@ def test_sigterm_to_the_whole_group_dismisses_no_worker(other: str, serve: Serve
     before = wait_serving(server, 2)
     server.signal_group(signal.SIGTERM)
     server.wait_phase(Phase.LAME_DUCK)
-    asked = lambda: [server.memory.cells[meter + st.TERM_ASKED] for _, _, meter in server.memory.slots()]  # noqa: E731
+    asked = lambda: [server.memory.cells[meter + st.TERM_SEEN] for _, _, meter in server.memory.slots()]  # noqa: E731
     server.wait_for(lambda: all(asked()), "the question of each worker")
     answers = looks(server)
     assert {answer["phase"] for answer in answers} == {"LAME_DUCK"}

@@ -505,7 +505,7 @@ def test_no_garbage_crashes_a_reader(content: bytes) -> None:
 def test_names_of_cells_do_not_collide() -> None:
     """The cells of a slot are eight, those of a meter no more, and the origins fit beside the time of a trigger."""
     slot = [st.PID, st.AGE, st.BOOTED, st.IN_FLIGHT, st.REQUESTS, st.SINCE_T0, st.LAST_ARRIVAL, st.HOLDS]
-    meter = [st.CLAIMED, st.DISMISSED, st.TERM_ASKED, st.CUT_OFF, st.LONGEST, st.LONGEST_BEFORE, st.WINDOW]
+    meter = [st.CLAIMED, st.DISMISSED, st.TERM_SEEN, st.CUT_OFF, st.LONGEST, st.LONGEST_BEFORE, st.WINDOW]
     assert sorted(slot) == list(range(st.SLOT_CELLS))
     assert sorted(meter) == list(range(st.METER_CELLS - 1))
     assert max(Origin) <= st.ORIGIN_MASK
