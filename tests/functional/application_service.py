@@ -1,4 +1,4 @@
-"""The application under test, with callbacks, holds and streams that end.
+"""The application under test and one of Flask behind it, with callbacks, holds and streams that end.
 
 ``CALLBACKS`` says which callbacks it has: words such as ``lame_duck:first:say`` or ``drain:last:wait``, which are a
 phase, a name and a deed. ``SWITCHES`` is a folder: what waits does so until a file of its name is in there.
@@ -14,13 +14,16 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from flask import Response, request, stream_with_context
-from service import app
+import service
+from flask import Flask, Response, request, stream_with_context
 from speech import say
 
 import gunicorn_grace
 
 SWITCHES = Path(os.environ.get("SWITCHES", "."))
+
+flask, app = Flask(__name__), service.app
+app.otherwise = flask.wsgi_app
 
 
 def wait_for(name: str) -> None:
@@ -52,7 +55,7 @@ for word in os.environ.get("CALLBACKS", "").split():
     _register(timeout=_timeout)(callback(_name, _deed))
 
 
-@app.get("/hold")
+@flask.get("/hold")
 def hold() -> str:
     """Begins work that outlives the request, and holds the worker for it until its switch is there."""
     name = request.args["name"]
@@ -68,14 +71,14 @@ def hold() -> str:
     return f"{os.getpid()}\n"
 
 
-@app.get("/register")
+@flask.get("/register")
 def register() -> str:
     """Registers a callback while it serves."""
     gunicorn_grace.on_lame_duck(callback("late", "say"))
     return "registered\n"
 
 
-@app.get("/events")
+@flask.get("/events")
 def events() -> Response:
     """Server-sent events without an end of their own; the last one names a request, for its context is still there."""
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import ctypes
 
-from service import app, request
+from service import Query, app
 from speech import say
 
 
 @app.get("/block")
-def block() -> str:
+def block(query: Query) -> str:
     say("slow request begins")
-    ctypes.CDLL(None).usleep(int(float(request.args["s"]) * 1_000_000))
+    ctypes.CDLL(None).usleep(int(float(query["s"]) * 1_000_000))
     return "blocked\n"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from flask import Response
+from flask import Flask, Response
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 from service import app
@@ -13,6 +13,8 @@ from gunicorn_grace.prometheus import Collector
 
 __all__ = ["app"]
 
+flask = Flask(__name__)
+app.otherwise = flask.wsgi_app
 own = Counter("own", "Requests for the page /own.")
 registry = REGISTRY
 if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
@@ -21,13 +23,13 @@ if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
 registry.register(Collector())
 
 
-@app.get("/own")
+@flask.get("/own")
 def count() -> str:
     own.inc()
     return "counted\n"
 
 
-@app.get("/metrics")
+@flask.get("/metrics")
 def metrics() -> Response:
     """Whose page it is says a header."""
     return Response(generate_latest(registry), mimetype="text/plain", headers={"X-Pid": str(os.getpid())})

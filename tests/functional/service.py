@@ -5,101 +5,102 @@ from __future__ import annotations
 import ctypes
 import os
 import resource
-import subprocess
 import time
-import urllib.error
-import urllib.request
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
-from flask import Flask, Response, jsonify, request
+from routes import Routes
 from speech import say
 
 import gunicorn_grace
 
-app = Flask(__name__)
+app = Routes()
+
+Query = Mapping[str, str]
 
 
 @app.get("/")
-def index() -> str:
+def index(query: Query) -> str:
     return "hello\n"
 
 
 @app.get("/slow")
-def slow() -> str:
+def slow(query: Query) -> str:
     """Takes as long as it is told, and says on standard error when it begins, so that a test can wait for it."""
-    seconds = float(request.args["s"])
+    seconds = float(query["s"])
     say(f"slow request begins in {os.getpid()}")
     time.sleep(seconds)
     return f"slept {seconds:g} s\n"
 
 
 @app.get("/wait")
-def wait() -> str:
+def wait(query: Query) -> str:
     """Takes until a file is there: a test holds the request, and lets it go when it has seen enough."""
     say(f"slow request begins in {os.getpid()}")
-    while not os.path.exists(request.args["for"]):
+    while not os.path.exists(query["for"]):
         time.sleep(0.02)
     return "waited\n"
 
 
 @app.get("/stream")
-def stream() -> Response:
+def stream(query: Query) -> Iterator[str]:
     """So many lines, so many seconds apart."""
-    count, pause = int(request.args["n"]), float(request.args["pause"])
-
-    def lines():
-        for number in range(count):
-            say(f"stream line {number}")
-            yield f"line {number}\n"
-            time.sleep(pause)
-
-    return Response(lines(), mimetype="text/plain")
+    for number in range(int(query["n"])):
+        say(f"stream line {number}")
+        yield f"line {number}\n"
+        time.sleep(float(query["pause"]))
 
 
 @app.get("/look")
-def look() -> Response:
+def look(query: Query) -> dict[str, Any]:
     """What the application sees in the worker that answers."""
-    return jsonify(
-        pid=os.getpid(),
-        phase=str(gunicorn_grace.phase()),
-        terminating=gunicorn_grace.is_terminating(),
-        seconds_left=gunicorn_grace.seconds_left(),
-    )
+    return {
+        "pid": os.getpid(),
+        "phase": str(gunicorn_grace.phase()),
+        "terminating": gunicorn_grace.is_terminating(),
+        "seconds_left": gunicorn_grace.seconds_left(),
+    }
 
 
 @app.get("/fetch")
-def fetch() -> Response:
+def fetch(query: Query) -> dict[str, Any]:
     """A server-side request forgery: the application fetches whatever it is told to, with a process of its own."""
+    import subprocess
+
     done = subprocess.run(
-        ["curl", "-s", "-o", os.devnull, "-w", "%{http_code}", request.args["url"]], capture_output=True, text=True
+        ["curl", "-s", "-o", os.devnull, "-w", "%{http_code}", query["url"]], capture_output=True, text=True
     )
-    return jsonify(status=int(done.stdout or 0))
+    return {"status": int(done.stdout or 0)}
 
 
 @app.get("/fetch-here")
-def fetch_here() -> Response:
+def fetch_here(query: Query) -> dict[str, Any]:
     """The same, by the worker itself."""
+    import urllib.error
+    import urllib.request
+
     try:
-        with urllib.request.urlopen(request.args["url"]) as answer:
-            return jsonify(status=answer.status)
+        with urllib.request.urlopen(query["url"]) as answer:
+            return {"status": answer.status}
     except urllib.error.HTTPError as error:
-        return jsonify(status=error.code)
+        return {"status": error.code}
 
 
 @app.get("/crash")
-def crash() -> str:
+def crash(query: Query) -> str:
     os._exit(1)
 
 
 @app.get("/nap")
-def nap() -> str:
+def nap(query: Query) -> str:
     """Takes as long as it is told, without a word."""
-    time.sleep(float(request.args["s"]))
+    time.sleep(float(query["s"]))
     return "slept\n"
 
 
 @app.get("/hang")
-def hang() -> str:
+def hang(query: Query) -> str:
     """Never returns from C, holds the GIL, and no signal interrupts it: only SIGKILL ends such a process.
 
     A second lock of the same mutex waits for ever, and goes on waiting after a signal (pthread_mutex_lock(3)).
@@ -111,21 +112,21 @@ def hang() -> str:
 
 
 @app.get("/hog")
-def hog() -> str:
+def hog(query: Query) -> str:
     """Asks for a GiB where there are, from now on, only ``spare`` MiB left for this process; ``abort`` as C++ does."""
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    limit = used + (int(request.args["spare"]) << 20)
+    limit = used + (int(query["spare"]) << 20)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     try:
         return f"{len(bytearray(1 << 30))}\n"
     except MemoryError:
-        if "abort" in request.args:
+        if "abort" in query:
             os.abort()
         raise
 
 
 @app.get("/clock")
-def clock() -> str:
+def clock(query: Query) -> str:
     """The wall clock."""
     return f"{time.time()}\n"
