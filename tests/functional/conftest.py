@@ -53,6 +53,14 @@ QUICK = {
 GRACE = ("-c", "python:gunicorn_grace.conf")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Try the tests of this folder again that fail, as often as ``RERUNS`` says: not at all, but for tox."""
+    again = pytest.mark.flaky(reruns=int(os.environ.get("RERUNS", "0")))
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(again)
+
+
 @pytest.fixture(params=sorted(WORKERS))
 def kind(request: pytest.FixtureRequest) -> str:
     """A worker class, each in turn."""
