@@ -19,6 +19,8 @@ from conftest import HOLD, Serve, Server, look, looks
 from gunicorn_grace import state as st
 from gunicorn_grace.phase import Phase
 
+pytestmark = pytest.mark.ends
+
 
 def curl(url: str, *options: str) -> int:
     """The status that a real, one-shot curl gets, as a preStop hook would run it."""
