@@ -754,7 +754,8 @@ class GraceArbiter(_Base):
 
     def grace_wake(self, sig: int, frame: Any) -> None:
         """SIGALRM of our timer."""
-        self.grace.tick()
+        with contextlib.suppress(Exception):  # It would come up in the loop, and gunicorn would cut off what is served.
+            self.grace.tick()
 
     def signal(self, sig: int, frame: Any) -> None:
         # A child that was just forked still has this handler: its SIGTERM is not the instance's.
