@@ -258,7 +258,7 @@ def test_without_statsd_no_gauge_is_logged(serve: Serve) -> None:
 
 
 def test_a_statsd_agent_that_hangs_does_not_hold_the_shutdown(serve: Serve, tmp_path: Path) -> None:
-    """It has a UNIX socket and reads nothing from it: a blocking sender waits for ever, and the arbiter does not."""
+    """It has a UNIX socket and reads no more from it: a blocking sender waits for ever, and the arbiter does not."""
     path = str(tmp_path / "statsd")
     with (
         socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as hanging,
@@ -267,6 +267,9 @@ def test_a_statsd_agent_that_hangs_does_not_hold_the_shutdown(serve: Serve, tmp_
         hanging.bind(path)
         server = serve(kind="sync", args=("--statsd-host", f"unix://{path}"), settings=SHORT, ready=False)
         server.wait_booted(4)
+        hanging.settimeout(20)
+        while b"gunicorn.workers:4" not in hanging.recv(4096):  # gunicorn's own, by a blocking sender.
+            pass
         filling.connect(path)
         filling.setblocking(False)
         with contextlib.suppress(BlockingIOError):
