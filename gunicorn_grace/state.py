@@ -29,7 +29,7 @@ cells                                  writer
 ``CONSUMED`` and all other header      arbiter, in its main loop
 ``PID`` .. ``HOLDS`` of a slot         arbiter when it claims the slot, the worker while it lives
 ``DISMISSED``, ``CLAIMED`` (meter)     arbiter
-``TERM_SEEN`` .. of a meter           the worker
+``TERM_SEEN`` .. of a meter            the worker
 ``SHOWN`` of a board                   arbiter when it claims the slot, the worker while it lives
 all else of a board                    the worker
 =====================================  ======================================================================
