@@ -6,7 +6,7 @@ shared memory, asks :func:`~gunicorn_grace.lifecycle.decide` once a pass of guni
 
 The drain runs inside that loop as well, and ``stop`` comes only after it. So in every phase crashed workers are
 reaped, hung ones are noticed, and SIGINT ends it at once, on every version; gunicorn's own ``stop`` would block
-(22.0 to 24.1 ignore SIGINT there) and would measure its limit with the wall clock.
+(22.0 to 24.1 ignore SIGINT there), and measures its limit with the wall clock, for which our timer keeps it as well.
 
 When anything in here fails, the error is logged with its traceback, and the arbiter behaves as plain gunicorn from
 then on: a SIGTERM that had come is carried out at once.
@@ -569,10 +569,6 @@ class Lifetime:
                     with contextlib.suppress(OSError):
                         os.kill(worker.pid, signal.SIGTERM)
 
-    def after_stop(self) -> None:
-        """The workers are gone."""
-        self._set_timer(0)
-
     def stop_timer_at_exit(self, pid: int) -> None:
         """Let no alarm come any more; workers, which are forked with this, are left alone."""
         if os.getpid() == pid:
@@ -898,7 +894,7 @@ class GraceArbiter(_Base):
             self.grace.close_sealed()
         super().stop(graceful)
         with contextlib.suppress(Exception):
-            self.grace.after_stop()
+            self.grace._set_timer(0)
 
 
 def attach(arbiter: Any, settings: Settings, adopt: Callable[[Any], None]) -> Lifetime:

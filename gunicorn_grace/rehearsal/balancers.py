@@ -21,6 +21,7 @@ import socket
 import sys
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -70,7 +71,7 @@ class Setup:
     panic: float = 0.0
 
 
-class Balancer(Instance):
+class Balancer(Instance, ABC):
     """One balancer process and whatever it starts, supervised as an instance is: marked, read, ended, reaped.
 
     Args:
@@ -126,13 +127,13 @@ class Balancer(Instance):
         return executable
 
     @classmethod
+    @abstractmethod
     def config(cls, front: Address, folder: str, endpoints: Sequence[Address], setup: Setup) -> dict[str, str]:
         """The files that it runs with, by name, all of them in ``folder``. No process is started for it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def tell(self, endpoints: Sequence[Address]) -> None:
         """Make the running process use ``endpoints`` from now on; ``self.endpoints`` are those of before."""
-        raise NotImplementedError
 
     def unrouted(self) -> list[str]:
         """Which of the endpoints it does not send to yet, or no more; none where it cannot tell."""

@@ -18,6 +18,7 @@ import select
 import socket
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
@@ -57,7 +58,7 @@ def classify(status: int, ours: bool) -> Outcome:
     return Outcome.SERVER_ERROR if status >= 500 else Outcome.STATUS
 
 
-class Counting:
+class Counting(ABC):
     """What a load tells while it runs, wherever it runs: ``Load`` in a thread, ``Generator`` in a process.
 
     Args:
@@ -74,9 +75,9 @@ class Counting:
         self._target = float("inf")
         self._ended = False
 
+    @abstractmethod
     def stop(self, abandon: bool = False) -> Tally:
         """End it; see the classes."""
-        raise NotImplementedError
 
     @property
     def completed(self) -> int:
