@@ -6,13 +6,12 @@ only puts it on the wire. Runs in worker processes; outside gunicorn every answe
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-
-from werkzeug.wsgi import ClosingIterator
 
 from . import worker
 from .checks import Kind, Outcome, Run, registry
@@ -230,7 +229,36 @@ class Overlay:
         return is_terminating(self.responder.situation().phase)
 
 
-def _ask(app: WSGIApplication, environ: WSGIEnvironment) -> tuple[str, list[tuple[str, str]], ClosingIterator]:
+class Closing:
+    """A response's body, and what is called when the server closes it: each of these, in turn, also if one raises.
+
+    It is werkzeug's ``ClosingIterator`` without werkzeug, of which no part can be imported without its HTTP server and
+    its test client: 36 ms and 1 MiB in each worker, also where the application is Django's.
+    """
+
+    def __init__(self, body: Iterable[bytes], *closes: Callable[[], object]) -> None:
+        self._body = iter(body)
+        self._closes = closes
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        return next(self._body)
+
+    def close(self) -> None:
+        """Called by the server in any case, once (PEP 3333)."""
+        with contextlib.ExitStack() as stack:
+            for close in reversed(self._closes):
+                stack.callback(close)
+
+
+def _closes(body: Iterable[bytes]) -> list[Callable[[], object]]:
+    """The ``close`` of an application's iterable, if it has one."""
+    return [body.close] if hasattr(body, "close") else []
+
+
+def _ask(app: WSGIApplication, environ: WSGIEnvironment) -> tuple[str, list[tuple[str, str]], Closing]:
     """Run an application until its status is known. Closing the body that comes back closes the application's.
 
     werkzeug.test.run_wsgi_app would do, were it not that it drops what is written with ``write()`` when it buffers, and
@@ -244,20 +272,19 @@ def _ask(app: WSGIApplication, environ: WSGIEnvironment) -> tuple[str, list[tupl
         return written.append
 
     iterable = app(environ, start_response)
-    close = getattr(iterable, "close", None)
+    closes = _closes(iterable)
     try:
         iterator = iter(iterable)
         first: list[bytes] = []
         while not answer:
             first.append(next(iterator))
     except BaseException as error:
-        if close is not None:
+        for close in closes:
             close()
         if isinstance(error, StopIteration):
             raise AssertionError("the application ended without calling start_response") from None
         raise
-    body = ClosingIterator(itertools.chain(written, first, iterator), [close] if close is not None else None)
-    return answer[0], answer[1], body
+    return answer[0], answer[1], Closing(itertools.chain(written, first, iterator), *closes)
 
 
 @dataclass(eq=False)  # Two requests for one path are two.
@@ -291,7 +318,8 @@ class Counting:
 
         self.seat.begin(request)
         try:
-            return ClosingIterator(self.app(environ, shedding), lambda: self.seat.end(request))
+            body = self.app(environ, shedding)
+            return Closing(body, *_closes(body), lambda: self.seat.end(request))
         except BaseException:
             self.seat.end(request)
             raise

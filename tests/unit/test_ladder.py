@@ -157,6 +157,15 @@ def test_importing_the_package_imports_neither_gunicorn_nor_flask() -> None:
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, cwd=ROOT.parent)
 
 
+def test_what_a_worker_loads_is_no_framework() -> None:
+    """Django's workers hold neither Flask nor werkzeug, nor the test client that comes with any part of the latter."""
+    code = (
+        "import sys, gunicorn_grace.conf, gunicorn_grace.wsgi, gunicorn_grace.asgi\n"
+        "assert not {'flask', 'werkzeug', 'click', 'h11', 'yaml'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, cwd=ROOT.parent)
+
+
 def test_the_ladder_sees_deferred_and_hides_type_checking_imports() -> None:
     """The parser of this file is right: what it would miss, the tests above could not prove."""
     source = (

@@ -516,6 +516,24 @@ def test_a_request_that_fails_is_counted_out(seat: Seat) -> None:
     assert in_flight(seat) == 0
 
 
+def test_a_request_whose_close_fails_is_counted_out(seat: Seat) -> None:
+    """The iterable's own ``close`` may raise: the server gets to know, and nothing stays in flight."""
+
+    class Body(list[bytes]):
+        def close(self) -> None:
+            raise ZeroDivisionError
+
+    def app(environ: Any, start_response: Start) -> Iterable[bytes]:
+        start_response("200 OK", [PLAIN])
+        return Body([b"theirs"])
+
+    body: Any = Counting(app, seat)(EnvironBuilder("/").get_environ(), lambda *a: lambda b: None)
+    assert in_flight(seat) == 1
+    with pytest.raises(ZeroDivisionError):
+        body.close()
+    assert in_flight(seat) == 0
+
+
 def test_counting_keeps_to_wsgi_and_leaves_probes_out(seat: Seat) -> None:
     """Lint finds nothing, and what is not counted in is not counted out."""
     app = Counting(App(), seat)
