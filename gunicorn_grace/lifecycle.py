@@ -141,7 +141,7 @@ def quiet_after(settings: Settings, rate: float, longest_silence: float) -> floa
     It assumes that the share's requests know nothing of each other, that their rate is still the one of the minute
     before T0, and that the share is no smaller than ``grace_quiet_share``. Real traffic has gaps that Poisson has not,
     so the silence must also be twice the longest one seen. No traffic is no evidence: then the whole delay is waited
-    out. ``python tests/benchmarks quiet`` measures how often it is wrong.
+    out. ``python tests/long/benchmarks quiet`` measures how often it is wrong.
     """
     if settings.quiet_period != AUTO:
         return float(settings.quiet_period) or math.inf

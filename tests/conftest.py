@@ -1,19 +1,72 @@
-"""What the unit tests share: a process that nothing of an earlier test is left in."""
+"""How the tests are chosen and spread, and a process that nothing of an earlier test is left in.
+
+One marker, ``long``, is on all that the README's command leaves out; ``tox`` runs that too. ``tests/README.md`` says
+what needs what.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
-import hypothesis
+import gunicorn
 import pytest
 
+import gunicorn_grace
 from gunicorn_grace import application, checks, settings, state, worker
 from gunicorn_grace.state import State
 
-# A busy machine makes any example take long, now and then.
-hypothesis.settings.register_profile("no deadline", deadline=None)
-hypothesis.settings.load_profile("no deadline")
+TESTS = Path(__file__).parent
+NO_LONG = "not long"
+
+pytest.register_assert_rewrite("support")
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Tests wait for servers most of their time: three for each core, up to twelve."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(3 * cores, 12)
+
+
+def pytest_report_header() -> str:
+    """What is under test: the installed package, unless somebody has put the source in front of it."""
+    return f"gunicorn-grace {Path(gunicorn_grace.__file__).parent}, gunicorn {gunicorn.__version__}"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Settle which variants are long, and run what takes longest first.
+
+    Functional tests that fail are tried again as often as ``RERUNS`` says: not at all, but for tox.
+    """
+    again = pytest.mark.flaky(reruns=int(os.environ.get("RERUNS", "0")))
+    for item in items:
+        folder = item.path.relative_to(TESTS).parts[0]
+        if folder == "long":
+            item.add_marker(pytest.mark.long)
+        if folder == "functional":
+            item.add_marker(again)
+        marker = item.get_closest_marker("long")
+        if marker is not None and _is_spared(item, marker):
+            item.own_markers.remove(marker)
+    items.sort(key=lambda item: item.path.relative_to(TESTS).parts[0] != "functional")
+
+
+def _is_spared(item: pytest.Item, marker: pytest.Mark) -> bool:
+    """Whether ``@pytest.mark.long(but="gthread")`` means all variants but this one."""
+    variant = getattr(item, "callspec", None)
+    return variant is not None and marker.kwargs.get("but") in (variant.id, *variant.id.split("-"))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """The last line: what was not run, and how it is."""
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is not None and not hasattr(config, "workerinput") and config.option.markexpr == NO_LONG:
+        reporter.write_line(
+            "Left out: what is marked long. All of it, with every gunicorn and Python: tox. One: -m ''."
+        )
 
 
 @pytest.fixture(autouse=True)

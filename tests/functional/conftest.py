@@ -1,221 +1,23 @@
-"""Real gunicorn processes for the functional tests; every one of them is gone when its test ends."""
+"""Servers and clients for a test; every one of them is gone when it ends."""
 
 from __future__ import annotations
 
 import contextlib
-import json
-import os
-import re
-import signal
-import socket
-import ssl
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import h11
 import pytest
 
-from gunicorn_grace import state as st
-from gunicorn_grace.phase import Phase
-from gunicorn_grace.rehearsal import procfs
-from gunicorn_grace.rehearsal.fleet import MARK, Instance
-from gunicorn_grace.rehearsal.scene import Plan, Result
-from gunicorn_grace.rehearsal.wire import Response, fetch
-
-HERE = Path(__file__).parent
-
-WORKERS: dict[str, tuple[str, ...]] = {
-    "sync": ("-k", "sync", "-w", "4"),
-    "gthread": ("-k", "gthread", "-w", "2", "--threads", "4"),
-    "gevent": ("-k", "gevent", "-w", "2"),
-}
-"""What is tested of everything: each worker class with the arguments that give it some concurrency."""
-
-SHORT = {"shutdown_delay": 0.3, "min_delay": 0, "extend_delay": "false"}
-"""A delay that is soon over."""
-
-HOLD = {"shutdown_delay": 60, "min_delay": 0, "termination_period": 90}
-"""A lame duck phase that stays open until a second SIGTERM ends it."""
-
-QUICK = {
-    "shutdown_delay": 0.5,
-    "min_delay": 0,
-    "extend_delay": "false",
-    "termination_period": 6,
-    "exit_margin": 3,
-    "drain_reserve": 1,
-}
-"""A whole shutdown that is over 3 s after T0 at the latest, and must be over within 6."""
-
-GRACE = ("-c", "python:gunicorn_grace.conf")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Try the tests of this folder again that fail, as often as ``RERUNS`` says: not at all, but for tox."""
-    again = pytest.mark.flaky(reruns=int(os.environ.get("RERUNS", "0")))
-    for item in items:
-        if HERE in item.path.parents:
-            item.add_marker(again)
+from gunicorn_grace.rehearsal.fleet import Instance
+from support.servers import WORKERS, Client, Server
 
 
 @pytest.fixture(params=sorted(WORKERS))
 def kind(request: pytest.FixtureRequest) -> str:
     """A worker class, each in turn."""
     return str(request.param)
-
-
-def memory_of(pid: int) -> st.State:
-    """The shared memory of the instance that this process belongs to, mapped into ours."""
-    folder = f"/proc/{pid}/fd"
-    for fd in os.listdir(folder):
-        with contextlib.suppress(FileNotFoundError):
-            if os.readlink(f"{folder}/{fd}").startswith(st.LINK):
-                return st.State.open(f"{folder}/{fd}")
-    raise LookupError(f"process {pid} has no memory of ours")
-
-
-def booted_in(memory: st.State) -> list[int]:
-    """The pids of the workers that have loaded the application."""
-    cells = memory.cells
-    return [cells[slot + st.PID] for _, slot, _ in memory.slots() if cells[slot + st.BOOTED]]
-
-
-class Server(Instance):
-    """An instance with the plugin, and the test's view of its shared memory."""
-
-    def __init__(self, app: str = "service:app", *, kind: str | None = None, **options: Any) -> None:
-        settings = options.pop("settings", {})
-        self._script = options.pop("script", False)
-        args = (*options.pop("config", GRACE), *(WORKERS[kind] if kind else ()), *options.pop("args", ()))
-        env = {
-            "PYTHONPATH": os.pathsep.join([str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])]),
-            **{f"GRACE_{name.upper()}": str(value) for name, value in settings.items()},
-            **options.pop("env", {}),
-        }
-        super().__init__(app, args=args, env=env, **options)
-        self.env["TMPDIR"] = str(self.runtime_dir)  # Where gunicorn puts the files of its workers.
-        self.period = float(settings.get("termination_period", 30))
-        self.sent: float | None = None
-        """When :meth:`terminate` first sent SIGTERM, on this process's monotonic clock."""
-        self._files = self._all_files()
-
-    @property
-    def command(self) -> list[str]:
-        """With ``script`` the console script: SIGUSR2 executes ``sys.argv`` anew, and the path of a ``__main__.py`` in
-        it would put gunicorn's own folder, which holds an ``http``, in front of the standard library."""
-        command = super().command
-        if self._script:
-            at = command.index("-m")
-            command[at - 1 : at + 2] = [str(Path(self.python).with_name("gunicorn"))]
-        return command
-
-    def launch(self) -> None:
-        """Start it without waiting until it listens: with ``preload_app`` it loads first, a daemon never tells."""
-        self._launch()
-
-    def processes(self) -> list[int]:
-        """Every living process of it, wherever it has gone."""
-        return procfs.marked(MARK, str(self.runtime_dir))
-
-    @property
-    def memory(self) -> st.State:
-        """Its shared memory, mapped into this process."""
-        if "_memory" not in self.__dict__:
-            self._memory = memory_of(self.arbiter_pid)
-        return self._memory
-
-    def wait_phase(self, phase: Phase, timeout: float = 20.0) -> None:
-        """Wait until the shared memory says so, or something later."""
-        self.wait_for(lambda: self.memory.cells[st.PHASE] >= phase, f"phase {phase}", timeout)
-
-    def wait_booted(self, count: int) -> list[int]:
-        """Wait until so many workers have loaded the application; their pids."""
-        self.wait_for(lambda: len(booted_in(self.memory)) == count, f"{count} booted workers")
-        return booted_in(self.memory)
-
-    def wait_for(self, condition: Callable[[], Any], what: str, timeout: float = 20.0) -> Any:
-        """Poll a condition on the processes or the memory of this instance."""
-        deadline = time.monotonic() + timeout
-        while not (value := condition()):
-            if time.monotonic() > deadline:
-                pytest.fail(f"{what} did not come within {timeout:g} s\n{self.output}")
-            time.sleep(0.01)
-        return value
-
-    def get(self, path: str, **options: Any) -> Response:
-        """One request on a connection of its own."""
-        return fetch(self.address, path, **options)
-
-    def terminate(self) -> None:
-        """Send SIGTERM."""
-        if self.sent is None:
-            self.sent = time.monotonic()
-        self.signal(signal.SIGTERM)
-
-    def lead_to(self, phase: Phase) -> None:
-        """Bring it into a phase by as many SIGTERMs as it takes; DRAINING: until its workers have been dismissed."""
-        memory = self.memory
-        for step in (Phase.LAME_DUCK, Phase.DRAINING):
-            if memory.cells[st.PHASE] < step <= phase:
-                self.terminate()
-                self.wait_phase(step)
-        if phase is Phase.DRAINING:
-            self.wait_dismissed()
-
-    def wait_dismissed(self) -> None:
-        """Wait until the workers have been told to go."""
-        cells = self.memory.cells
-        self.wait_for(lambda: all(cells[m + st.DISMISSED] for _, _, m in self.memory.slots()), "the dismissal")
-
-    def wait_in_flight(self, count: int) -> None:
-        """Wait until so many requests are being served."""
-        cells = self.memory.cells
-        self.wait_for(
-            lambda: sum(cells[s + st.IN_FLIGHT] for _, s, _ in self.memory.slots()) == count, f"{count} in flight"
-        )
-
-    def wait_pid(self, pattern: str, after: int = 0) -> int:
-        """The number that follows in the line which this expression finds: a pid."""
-        expression = re.compile(pattern + r"(\d+)$")
-        found = expression.search(self.wait_line(expression, after=after))
-        assert found is not None
-        return int(found[1])
-
-    def assert_gone(self, code: int | None = 0, patience: float = 0.0) -> None:
-        """It has ended with this exit code, within its period, and left nothing: no process, no file.
-
-        Nor any memory: it has no name, so the kernel takes it back with the last process that maps it.
-
-        :param code: ``None`` for any.
-        :param patience: seconds that workers may outlive their arbiter.
-        """
-        ended = self.wait(20)
-        assert code is None or ended == code, self.output
-        if self.sent is not None:
-            assert self.exit_time is not None
-            assert self.exit_time - self.sent < self.period, self.output
-        self.wait_for(lambda: not self.processes(), "the end of every process", patience)
-        # What an arbiter cannot tidy up that gets SIGKILL: its own control socket (gunicorn 25.1 and later).
-        left = {path for path in self._all_files() - self._files if ended == 0 or path.suffix != ".ctl"}
-        assert left == set()
-
-    def _all_files(self) -> set[Path]:
-        folders = (Path(self.cwd or "."), self.runtime_dir)
-        files = {path for folder in folders for path in folder.rglob("*") if not path.is_dir()}
-        return {path for path in files if path.suffix != ".pyc"}
-
-    def summary(self) -> str:
-        """The last line, after the end."""
-        return self.wait_line("gunicorn-grace: stopped", timeout=5)
-
-    def stop(self) -> None:
-        memory = self.__dict__.pop("_memory", None)
-        if memory is not None:
-            memory.close()
-        super().stop()
 
 
 @pytest.fixture
@@ -239,62 +41,6 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Server]]:
         yield start
 
 
-class Client:
-    """One kept-alive connection, blocking, with h11. With a TLS context the handshake comes with the first request."""
-
-    def __init__(self, address: Any, timeout: float = 20.0, context: ssl.SSLContext | None = None) -> None:
-        family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET
-        self.sock = socket.socket(family, socket.SOCK_STREAM)
-        self.sock.settimeout(timeout)
-        try:
-            self.sock.connect(address)
-        except OSError:
-            self.sock.close()
-            raise
-        if context is not None:
-            self.sock = context.wrap_socket(self.sock, server_hostname="localhost", do_handshake_on_connect=False)
-        self.http = h11.Connection(h11.CLIENT)
-
-    def send(self, path: str, method: str = "GET", headers: tuple[tuple[str, str], ...] = ()) -> None:
-        """Send a request without a body."""
-        data = self.http.send(h11.Request(method=method, target=path, headers=[("Host", "test"), *headers]))
-        self.sock.sendall((data or b"") + (self.http.send(h11.EndOfMessage()) or b""))
-
-    def receive(self) -> Response:
-        """The complete response to the request before."""
-        status, headers, body = 0, {}, b""
-        while True:
-            event = self.http.next_event()
-            if event is h11.NEED_DATA:
-                self.http.receive_data(self.sock.recv(65536))
-            elif isinstance(event, h11.Response):
-                status = event.status_code
-                headers = {name.decode(): value.decode() for name, value in event.headers}
-            elif isinstance(event, h11.Data):
-                body += event.data
-            elif isinstance(event, h11.EndOfMessage):
-                if self.http.our_state is h11.DONE and self.http.their_state is h11.DONE:
-                    self.http.start_next_cycle()
-                return Response(status, headers, body)
-
-    def get(self, path: str, **options: Any) -> Response:
-        """Send, and receive."""
-        self.send(path, **options)
-        return self.receive()
-
-    def at_end(self) -> bool:
-        """Whether the server has closed; blocks until it has, or sends something."""
-        return self.sock.recv(1) == b""
-
-    def close(self) -> None:
-        self.sock.close()
-
-
-Serve = Callable[..., Server]
-Connect = Callable[..., Client]
-"""What the fixtures of these names give."""
-
-
 @pytest.fixture
 def connect() -> Iterator[Callable[..., Client]]:
     """Open kept-alive connections; they are closed with the test."""
@@ -306,47 +52,3 @@ def connect() -> Iterator[Callable[..., Client]]:
             return client
 
         yield start
-
-
-def all_answered(*clients: Client) -> None:
-    """Each gets its response, in this order; a client closes its end before the next one is looked at."""
-    for client in clients:
-        assert client.receive().status == 200
-        client.close()
-
-
-def looks(server: Server, burst: int = 8) -> list[dict[str, Any]]:
-    """The answers of ``/look`` on so many connections opened at once: one by one, the same worker may take them all."""
-    clients = [Client(server.address) for _ in range(burst)]
-    try:
-        for client in clients:
-            client.send("/look", headers=(("Connection", "close"),))
-        return [look(client.receive()) for client in clients]
-    finally:
-        for client in clients:
-            client.close()
-
-
-def look(response: Response) -> dict[str, Any]:
-    """The answer of ``/look``."""
-    answer: dict[str, Any] = json.loads(response.body)
-    return answer
-
-
-def plan(kind: str, tmp_path: Path, *, lag: float, **options: Any) -> Plan:
-    """A scale-down from two instances of the application under test to one."""
-    settings = options.pop("settings", {})
-    env = {
-        "PYTHONPATH": os.pathsep.join([str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])]),
-        **{f"GRACE_{name.upper()}": str(value) for name, value in settings.items()},
-    }
-    values = {"instances": 2, "rate": 80.0, "timeout": 15.0, "keepalive_share": 0.5, **options}
-    # gunicorn's 2 s of keep-alive end, now and then, in the very millisecond in which a client uses the connection.
-    args = (*WORKERS[kind], "--keep-alive", "75")
-    return Plan("service:app", args=args, env=env, lag=lag, cwd=str(tmp_path), **values)
-
-
-def told(result: Result) -> str:
-    """All that is known of a scene, for a failure."""
-    lost = "\n".join(map(str, result.tally.lost_records[:10]))
-    return f"{result.tally.summary()}\n{lost}\n{result.gone}\n" + "\n".join(result.outputs.values())

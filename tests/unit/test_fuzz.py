@@ -14,7 +14,7 @@ from typing import Any
 
 import flask
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as some
 from werkzeug.test import EnvironBuilder
 
@@ -27,6 +27,7 @@ from gunicorn_grace.settings import Secret, Settings
 from gunicorn_grace.state import State
 from gunicorn_grace.worker import Seat
 from gunicorn_grace.wsgi import Overlay, Probes, Responder
+from support.trials import trials
 
 pytestmark = pytest.mark.once
 
@@ -39,7 +40,7 @@ PATHS = ("/readyz", "/livez", "/startupz", "/healthz", "/__lbheartbeat__", "/__h
 ANSWERS = {200, 403, 404, 405, 503}
 """Ours, and the 404 of the application that has none of these paths."""
 
-EXAMPLES = settings(max_examples=200, deadline=None)
+EXAMPLES = trials(200)
 
 
 def not_found(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:

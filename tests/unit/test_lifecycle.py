@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 from hypothesis import given
-from hypothesis import settings as profile
 from hypothesis import strategies as st
 
 from gunicorn_grace.lifecycle import (
@@ -25,6 +24,7 @@ from gunicorn_grace.lifecycle import (
 )
 from gunicorn_grace.phase import Phase, check_transition
 from gunicorn_grace.settings import AUTO, Settings
+from support.trials import trials
 
 pytestmark = pytest.mark.once
 
@@ -475,7 +475,7 @@ events = st.sampled_from(
 waits = st.sampled_from([0, 0.1, TICK, 1, 1.9, 2, 5, 12, 31])
 
 
-@profile(max_examples=400, deadline=None)
+@trials(400)
 @given(world=worlds, history=st.lists(st.tuples(events, waits), max_size=14))
 def test_whatever_happens_the_rules_hold(world: World, history: list[tuple[str, float]]) -> None:
     """After every event and tick: only steps of the table, each for a condition that holds; no drain without SIGTERM,
@@ -486,7 +486,7 @@ def test_whatever_happens_the_rules_hold(world: World, history: list[tuple[str, 
         world.wait(seconds)
 
 
-@profile(max_examples=300, deadline=None)
+@trials(300)
 @given(world=worlds, history=st.lists(st.tuples(events.filter(lambda e: e != "term"), waits), max_size=8))
 def test_the_delay_is_over_when_a_sigterm_would_drain_at_once(world: World, history: list[tuple[str, float]]) -> None:
     """What ``gunicorn-grace prestop`` waits for is found out here by sending the SIGTERM."""
@@ -502,7 +502,7 @@ def test_the_delay_is_over_when_a_sigterm_would_drain_at_once(world: World, hist
         assert said is (world.phase > LAME_DUCK)
 
 
-@profile(max_examples=150, deadline=None)
+@trials(150)
 @given(world=worlds, history=st.lists(st.tuples(events, waits), max_size=6))
 def test_a_sigterm_always_ends_the_process(world: World, history: list[tuple[str, float]]) -> None:
     """However it began, however long requests go on, and with no worker ever finishing: SIGTERM leads to STOPPED."""
@@ -518,7 +518,7 @@ def test_a_sigterm_always_ends_the_process(world: World, history: list[tuple[str
 
 
 @given(world=worlds, history=st.lists(st.tuples(events.filter(lambda e: e != "term"), waits), max_size=10))
-@profile(max_examples=100, deadline=None)
+@trials(100)
 def test_without_sigterm_the_instance_comes_back(world: World, history: list[tuple[str, float]]) -> None:
     """Whatever was triggered, with an ``undrain`` or after the period it serves again: it is never out for good."""
     world.loop()

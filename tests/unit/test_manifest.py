@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import textwrap
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,10 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gunicorn_grace.manifest import ManifestError, choose, read
+from support.paths import EXAMPLES
 
 pytestmark = pytest.mark.once
 
-EXAMPLES = Path(__file__).parents[2] / "examples" / "kubernetes"
+MANIFESTS = EXAMPLES / "kubernetes"
 
 TWO = """\
 apiVersion: v1
@@ -73,7 +73,7 @@ spec:
 @pytest.mark.parametrize("name", ["deployment-curl.yaml", "deployment-prestop.yaml"])
 def test_the_examples_are_read(name: str) -> None:
     """Replicas, period, roll-out, ports, environment, probes with a named port, and the hook."""
-    workload = choose(read((EXAMPLES / name).read_text(), name), name)
+    workload = choose(read((MANIFESTS / name).read_text(), name), name)
     assert (workload.kind, workload.name, workload.replicas, workload.period) == ("Deployment", "hello", 3, 90)
     assert (workload.max_surge, workload.max_unavailable, workload.strategy) == ("1", "0", "RollingUpdate")
     container = workload.serving()
@@ -87,7 +87,7 @@ def test_the_examples_are_read(name: str) -> None:
     assert (container.probes["readiness"].period, container.probes["readiness"].failure_threshold) == (5, 1)
     assert container.pre_stop is not None
     assert container.pre_stop.kind == "exec"
-    line = (EXAMPLES / name).read_text().splitlines()[container.probes["readiness"].line - 1]
+    line = (MANIFESTS / name).read_text().splitlines()[container.probes["readiness"].line - 1]
     assert "readinessProbe" in line
 
 

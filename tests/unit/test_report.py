@@ -1,321 +1,193 @@
-"""What is told of a rehearsal as text and as JSON."""
+"""The report: what it says, that it fits, and that a whole one is there whatever happens."""
 
 from __future__ import annotations
 
+import dataclasses
+import errno
 import json
-from dataclasses import replace
-from datetime import datetime, timezone
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import pytest
-from rehearsed import DELETED, plain, record, refused, result
+from hypothesis import given
+from hypothesis import strategies as hyp
 
-from gunicorn_grace.rehearsal import report, schema
-from gunicorn_grace.rehearsal.cast import contender, expect_plugin, refuse_clashes
-from gunicorn_grace.rehearsal.errors import OutputFailed, PlanFailed
-from gunicorn_grace.rehearsal.output import opened
-from gunicorn_grace.rehearsal.platform import Lag
-from gunicorn_grace.rehearsal.rollout import Rollout
-from gunicorn_grace.rehearsal.scene import GRACE, PLAIN, Gone, Plan, Result
-from gunicorn_grace.rehearsal.tally import Kind, Outcome
+from gunicorn_grace import report as reporting
+from gunicorn_grace.report import LIMIT, Report, verdict
+from support.paths import TESTS
+from support.trials import trials
 
 pytestmark = pytest.mark.once
 
-MADE = datetime(2026, 7, 1, 12, tzinfo=timezone.utc)
-SLEEP = contender("sleep:15")
+ROOT = Path(reporting.__file__).parents[1]
 
 
-def three() -> list[Result]:
-    """All three contenders, and only plain gunicorn loses."""
-    return [plain(0.1, 0.2, 2.9), result(SLEEP, exited=15.4, seconds=17), result()]
+def report(**changes: Any) -> Report:
+    values: dict[str, Any] = {
+        "version": "1.2.3",
+        "origin": "sigterm",
+        "t0_unix_seconds": 1_795_602_038.966,
+        "phase": "STOPPED",
+        "ended": "drained",
+        "lame_duck_seconds": 10.101,
+        "lame_duck_ended": "delay elapsed",
+        "draining_seconds": 1.4,
+        "requests_since_t0": 130,
+        "last_request_after_t0_seconds": 3.1,
+        "in_flight_at_t0": 3,
+        "in_flight_at_drain": 1,
+        "in_flight_at_stop": 0,
+        "cut_off": 0,
+        "cut_off_by_worker": [],
+        "verdict": verdict(3.1, 10),
+    }
+    return Report(**{**values, **changes})
 
 
-# -- text --------------------------------------------------------------------------------------------------------------
+def test_the_keys_are_the_fields() -> None:
+    """In their order, each with a meaning for the docs; one line."""
+    data = report().to_json()
+    assert list(json.loads(data)) == [field.name for field in dataclasses.fields(Report)]
+    assert all(field.metadata["meaning"] for field in dataclasses.fields(Report))
+    assert data.count(b"\n") == 1
+    assert data.endswith(b"}\n")
 
 
-def test_three_contenders_stand_side_by_side_in_80_columns() -> None:
-    """Lost, exit, budget and slowest answer of each in one row, under the names."""
-    lines = report.render(three()).splitlines()
-    assert max(map(len, lines)) <= report.WIDTH
-    cells = {line[:17].strip(): line[17:].split() for line in lines if line[:17].strip()}
-    assert next(line.split() for line in lines if "sleep 15" in line)[:2] == ["plain", "gunicorn"]
-    assert cells["lost"] == ["3", "0", "0"]
-    assert cells["refused"] == ["3", "0", "0"]
-    assert cells["gone after"] == ["0.4", "s", "15.4", "s", "5.6", "s"]
-    assert cells["budget used"] == ["1", "%", "of", "30", "s", "51", "%", "of", "30", "s", "19", "%", "of", "30", "s"]
-    assert cells["slowest answer"] == ["0.01", "s"] * 3
-
-
-def test_more_contenders_than_fit_go_below() -> None:
-    """A fourth one gets a table of its own, and nothing is wider than the terminal."""
-    results = [*three()[:2], result(contender("sleep:5")), result()]
-    text = report.render(results)
-    assert max(map(len, text.splitlines())) <= report.WIDTH
-    assert len([line for line in text.splitlines() if line.startswith("budget used")]) == 2
-
-
-@pytest.mark.parametrize("outcome", [outcome for outcome in Outcome if outcome is not Outcome.OK])
-def test_every_kind_of_loss_has_its_row(outcome: Outcome) -> None:
-    """And only those that occurred."""
-    found = report.rows([result(lost=[record(1.0, outcome, status=500)])])
-    assert [row.label for row in found if row.detail] == [report.label(outcome)]
-
-
-def test_the_last_line_is_the_verdict() -> None:
-    """The line that the README promises: who lost nothing, and what the other one lost."""
-    assert report.render([plain(0.5), result()]).splitlines()[-1] == (
-        "gunicorn-grace lost none of 70 requests. plain gunicorn lost 1."
+@trials(200)
+@given(
+    workers=hyp.integers(0, 1024),
+    number=hyp.integers(0, 2**63 - 1),
+    seconds=hyp.one_of(hyp.none(), hyp.floats(-1e17, 1e17)),
+    reason=hyp.one_of(hyp.none(), hyp.text(max_size=3000)),
+)
+def test_it_never_exceeds_the_limit(workers: int, number: int, seconds: float | None, reason: str | None) -> None:
+    """Whatever the numbers, however many workers, whatever an application's error says: at most 4096 bytes of JSON."""
+    told = report(
+        ended=reason,
+        requests_since_t0=number,
+        last_request_after_t0_seconds=seconds,
+        lame_duck_seconds=seconds or 0.0,
+        draining_seconds=seconds or 0.0,
+        in_flight_at_t0=number,
+        in_flight_at_drain=number,
+        in_flight_at_stop=number,
+        cut_off=number,
+        cut_off_by_worker=[{"pid": 4_194_304 - i, "requests": number} for i in range(workers)],
+        verdict=verdict(seconds, 10),
     )
+    data = told.to_json()
+    assert len(data) <= LIMIT == 4096
+    assert json.loads(data)["cut_off"] == number
+
+
+def test_the_list_is_what_gives_way() -> None:
+    """A report that would be too long keeps every other key, and the first workers of the list: as many as fit."""
+    workers = [{"pid": 10_000 + i, "requests": 500 - i} for i in range(500)]
+    data = report(cut_off=7, cut_off_by_worker=workers).to_json()
+    told = json.loads(data)
+    kept = told["cut_off_by_worker"]
+    assert kept == workers[: len(kept)]
+    assert 50 < len(kept) < 500
+    assert LIMIT - len(json.dumps(workers[0])) - 2 < len(data) <= LIMIT
+    assert told["cut_off"] == 7
+    assert len(json.loads(report(cut_off_by_worker=workers[:20]).to_json())["cut_off_by_worker"]) == 20
+
+
+@pytest.mark.parametrize(("before", "after"), [("drained", "x" * 100), ("x" * 100, "drained"), (None, "drained")])
+def test_a_report_replaces_the_one_before(before: str | None, after: str, tmp_path: Path) -> None:
+    """Longer or shorter, nothing of the old one stays."""
+    path = tmp_path / "report.json"
+    for ended in (before, after):
+        reporting.write(str(path), report(ended=ended), last=False)
+    assert path.read_bytes() == report(ended=after).to_json()
+
+
+def test_what_a_file_held_before_is_gone(tmp_path: Path) -> None:
+    """Also when it was no report of ours, and longer than one may be."""
+    path = tmp_path / "report.json"
+    path.write_text("x" * 10_000)
+    reporting.write(str(path), report(), last=True)
+    assert path.read_bytes() == report().to_json()
+
+
+WRITER = """
+import sys
+sys.path.insert(0, sys.argv[3])
+from unit.test_report import report
+from gunicorn_grace import report as reporting
+while True:
+    for ended in ("drained", "x" * 150, "deadline"):
+        reporting.write(sys.argv[1], report(ended=ended), last=True)
+        print(ended, flush=True)
+"""
+
+
+@pytest.mark.parametrize("writes", [1, 2, 3, 50])
+def test_whenever_it_is_killed_a_whole_report_is_there(writes: int, tmp_path: Path) -> None:
+    """A process that writes all the time is ended by SIGKILL while it does: what it leaves is JSON, long or short."""
+    path = tmp_path / "report.json"
+    with subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(path), str(ROOT), str(TESTS)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+    ) as process:
+        try:
+            assert process.stdout is not None
+            for _ in range(writes):
+                assert process.stdout.readline()
+        finally:
+            process.kill()
+    assert json.loads(path.read_bytes())["version"] == "1.2.3"
+
+
+def test_between_its_two_steps_a_whole_report_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The new one over the longer old one is JSON already before the file is cut to its length."""
+    path = tmp_path / "report.json"
+    reporting.write(str(path), report(ended="x" * 150), last=False)
+    seen = []
+    monkeypatch.setattr(os, "ftruncate", lambda fd, length: seen.append(path.read_bytes()))
+    reporting.write(str(path), report(), last=True)
+    assert [json.loads(data)["ended"] for data in seen] == ["drained"]
+    assert len(seen[0]) > len(report().to_json())
+
+
+def test_a_fifo_that_nobody_reads_holds_nothing(tmp_path: Path) -> None:
+    """Opening one waits for a reader, for ever (fifo(7)); it is an error at once. A reader gets the last report."""
+    path = tmp_path / "fifo"
+    os.mkfifo(path)
+    with pytest.raises(OSError) as error:
+        reporting.write(str(path), report(), last=True)
+    assert error.value.errno == errno.ENXIO
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        reporting.write(str(path), report(ended=None), last=False)
+        reporting.write(str(path), report(), last=True)
+        assert os.read(fd, 65536) == report().to_json()
+    finally:
+        os.close(fd)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
+def test_no_space_is_an_error() -> None:
+    """And no silence: the caller logs it."""
+    with pytest.raises(OSError):
+        reporting.write("/dev/full", report(), last=True)
 
 
 @pytest.mark.parametrize(
-    ("results", "max_lost", "interrupted", "passed", "words"),
+    ("last_after", "delay", "words"),
     [
-        ([result()], 0, False, True, "gunicorn-grace lost none of 70 requests."),
-        ([plain(1.0), result()], 0, False, True, "lost none of 70 requests. plain gunicorn lost 1."),
-        ([result(lost=refused(1.0))], 0, False, False, "gunicorn-grace LOST 1 of 71 requests."),
-        ([result(lost=refused(1.0))], 1, False, True, "gunicorn-grace lost 1, as --max-lost 1 allows, of 71 requests."),
-        ([result(lost=refused(1, 2))], 1, False, False, "LOST 2 of 72 requests. --max-lost allows 1."),
-        ([result()], 0, True, False, "Interrupted. gunicorn-grace lost 0 of 70."),
-        ([plain(1.0), result(complete=False)], 9, True, False, "lost 1 of 71. gunicorn-grace had lost 0 of 70."),
+        (None, 10, "no request came after T0"),
+        (9.7, 10, "requests still arrived at 97 % of the delay: make it longer"),
+        (3.1, 10, "last request came 3.1 s after T0; a delay of 6 s would do"),
+        (0.1, 10, "last request came 0.1 s after T0; a delay of 1 s would do"),
+        (6.0, 10, "last request came 6.0 s after T0; the delay of 10 s fits"),
+        (2.0, 0, "last request came 2.0 s after T0; the delay of 0 s fits"),
     ],
 )
-def test_the_verdict_is_that_on_the_last_contender(
-    results: list[Result], max_lost: int, interrupted: bool, passed: bool, words: str
-) -> None:
-    """Losses up to --max-lost pass, an interrupted rehearsal never does."""
-    assert report.passed(results, max_lost, interrupted) is passed
-    assert words in report.verdict(results, max_lost, interrupted)
-
-
-def test_an_instance_ended_by_sigkill_fails_whatever_may_be_lost() -> None:
-    """To outlive the period is a failure of its own, and the comparison has a row for it."""
-    end = Gone("instance 3", DELETED, 0.0, 30.0, 30.0, -9, True, None, "", ())
-    run = result(gone=(end,))
-    assert not report.passed([run], max_lost=100)
-    assert "1 instances had to be killed" in report.verdict([run])
-    assert ("ended by SIGKILL", ("1",)) in [(row.label, row.cells) for row in report.rows([run])]
-
-
-def test_a_run_that_cannot_be_trusted_says_so() -> None:
-    """A generator that fell behind is named before the verdict, with its reason."""
-    text = report.render([result(fell_behind="the load generator was 60 ms late")])
-    assert "gunicorn-grace: CANNOT BE TRUSTED: the load generator was 60 ms late." in text
-
-
-def test_the_heading_says_what_was_played() -> None:
-    """Scale-downs and roll-outs, one lag or many."""
-    assert "3 instances scaled down to 2 at 100 requests per second" in report.heading(Plan("a:b"))
-    assert "Routing learns of it 3 s later" in report.heading(Plan("a:b"))
-    rollout = Plan("a:b", rollout=Rollout(), routing=Lag(1, 8, slow=20, slow_share=0.05))
-    assert "3 instances replaced (surge 25%, unavailable 25%)" in report.heading(rollout)
-    assert "1 to 8 s" in report.heading(rollout)
-    assert max(map(len, report.heading(rollout).splitlines())) <= report.WIDTH
-
-
-def test_the_timeline_follows_the_instance() -> None:
-    """Deletion, SIGTERM, readiness, the plugin's own words and the end, in their order."""
-    words = [
-        "1 deleted",
-        "SIGTERM",
-        "shutdown_initiated",
-        "not ready, as its probe finds",
-        "routing has learned",
-        "lame_duck_ended",
-        "gone, exit code 0",
-    ]
-    text = report.timeline(result())
-    places = [text.index(word) for word in words]
-    assert places == sorted(places)
-
-
-def test_colours_are_paint_and_no_more() -> None:
-    """Painted or not, the words are the same; zero losses are good, others bad."""
-    painted: list[tuple[str, str]] = []
-
-    def paint(text: str, what: str) -> str:
-        painted.append((text.strip(), what))
-        return text
-
-    assert report.render(three(), paint=paint) == report.render(three())
-    assert ("3", "bad") in painted
-    assert ("0", "good") in painted
-
-
-# -- JSON --------------------------------------------------------------------------------------------------------------
-
-
-def valid(document: Any) -> Any:
-    """The document, once it has been through JSON and its schema."""
-    sent = json.loads(json.dumps(document, allow_nan=False))
-    jsonschema.Draft202012Validator(schema.schema()).validate(sent)
-    return sent
-
-
-def test_the_document_is_what_its_schema_says() -> None:
-    """All outcomes, all contenders, complete or not: every field is described, and no more."""
-    jsonschema.Draft202012Validator.check_schema(schema.schema())
-    losses = [record(n / 10, outcome, kind=kind) for n, outcome in enumerate(Outcome) for kind in Kind]
-    runs = [*three(), result(lost=losses), result(PLAIN, exited=None, complete=False)]
-    document = valid(schema.document(runs, made=MADE, max_lost=3, interrupted=True))
-    assert document["made"] == "2026-07-01T12:00:00+00:00"
-    assert document["passed"] is False
-    assert [run["contender"] for run in document["results"]][:3] == [
-        "plain gunicorn",
-        "preStop: sleep 15",
-        "gunicorn-grace",
-    ]
-    assert document["results"][1]["budget_used"] == pytest.approx(15.4 / 30)
-
-
-def test_the_schema_knows_every_outcome() -> None:
-    """A new way to lose a request is described before it is reported."""
-    defined = schema.schema()["$defs"]
-    assert set(defined["timeline"]["properties"]["began"]["properties"]) == {outcome.value for outcome in Outcome}
-    assert {outcome.value for outcome in Outcome} <= set(defined["result"]["properties"])
-    assert {*defined["lost_request"]["properties"]["outcome"]["enum"], "ok"} == {outcome.value for outcome in Outcome}
-
-
-def test_what_is_not_described_is_refused() -> None:
-    """The schema can fail: a field more, one less, and a word where a number belongs."""
-    document = schema.document([result()], made=MADE)
-    (run,) = document["results"]
-    for wrong in (
-        {**document, "more": 1},
-        {key: value for key, value in document.items() if key != "verdict"},
-        {**document, "results": [{**run, "lost": "none"}]},
-        {**document, "results": [{**run, "gone": [{}]}]},
-    ):
-        with pytest.raises(jsonschema.ValidationError):
-            valid(wrong)
-
-
-def test_the_counts_of_the_timeline_add_up_to_the_requests() -> None:
-    """What is drawn is what is counted."""
-    (run,) = valid(schema.document([plain(0.1, 1.1)], made=MADE))["results"]
-    assert sum(map(sum, run["timeline"]["began"].values())) == run["requests"]
-    assert sum(run["timeline"]["began"]["refused"]) == run["refused"] == 2
-
-
-# -- a result ----------------------------------------------------------------------------------------------------------
-
-
-def test_the_budget_counts_from_the_deletion_not_from_sigterm() -> None:
-    """A hook that sleeps uses up the period too."""
-    (gone,) = result().gone
-    slept = result(SLEEP, gone=(replace(gone, sigterm=15.0, exited=15.6, exit_after=0.6),))
-    assert (slept.exit_after, slept.gone_after) == (0.6, 15.6)
-    assert slept.budget_used == pytest.approx(0.52)
-    assert result(plan=Plan("app:app", period=0)).budget_used is None
-    assert result(exited=None).gone_after is None
-
-
-def test_a_result_in_a_failing_assertion_is_short() -> None:
-    """pytest shows it: not its thousands of records."""
-    assert repr(plain(1.0)) == "<Result plain gunicorn: 1 of 71 requests lost>"
-
-
-# -- the cast ----------------------------------------------------------------------------------------------------------
-
-
-def test_the_contenders_read_the_same_file(tmp_path: Path) -> None:
-    """The user's configuration goes to all; where plain gunicorn plays, through the module that silences the plugin."""
-    file = tmp_path / "mine.py"
-    file.touch()
-    assert contender("grace", str(file)).args == ("-c", str(file))
-    for name in ("plain", "sleep", "sleep:5"):
-        made = contender(name, str(file))
-        assert made.args == PLAIN.args
-        assert made.env == {"REHEARSAL_CONFIG": str(file)}
-    assert contender("sleep").pre_stop == ("sleep", "15")
-    assert contender("sleep:2.5").name == "preStop: sleep 2.5"
-    assert (contender("plain"), contender("grace")) == (PLAIN, GRACE)
-
-
-@pytest.mark.parametrize("name", ["uwsgi", "plain:3", "sleep:long", "sleep:-1", ""])
-def test_a_contender_that_does_not_exist_is_refused(name: str) -> None:
-    """With the names that there are."""
-    with pytest.raises(PlanFailed, match=r"sleep:SECONDS|sleep:15"):
-        contender(name)
-
-
-@pytest.mark.parametrize(
-    ("args", "said"),
-    [
-        (
-            ["-b", ":8000"],
-            "--bind cannot be given to the gunicorn of a rehearsal: each instance listens on a free port",
-        ),
-        (["--bin", ":8000"], "--bind cannot"),
-        (["--pid", "x"], "--pid cannot"),
-        (["-c", "x.py"], "use --config"),
-        (["--daemon"], "--daemon cannot"),
-        (["--check-config"], "would end at once"),
-        (["--version"], "would end at once with -w 2 --version"),
-        (["--workers"], "gunicorn does not take -w 2 --workers: argument -w/--workers: expected one argument"),
-    ],
-)
-def test_arguments_that_a_rehearsal_needs_for_itself_are_refused(args: list[str], said: str) -> None:
-    """Also abbreviated, as gunicorn's own parser takes them; one line says why."""
-    with pytest.raises(PlanFailed) as caught:
-        refuse_clashes(["-w", "2", *args])
-    assert said in caught.value.line
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("args", [[], ["-w", "3", "-k", "gthread"], ["--bogus"], ["--timeout", "5"]])
-def test_all_other_arguments_are_left_to_gunicorn(args: list[str]) -> None:
-    """Unknown ones among them: gunicorn says that better."""
-    refuse_clashes(args)
-
-
-def test_a_result_in_the_plugins_name_must_be_the_plugins() -> None:
-    """A run in which it never spoke is none of it."""
-    expect_plugin(result())
-    expect_plugin(plain(1.0))
-    with pytest.raises(PlanFailed, match=r"mine\.py"):
-        expect_plugin(result(events=()), "mine.py")
-
-
-# -- files -------------------------------------------------------------------------------------------------------------
-
-
-def test_a_file_keeps_what_it_held_until_it_is_written(tmp_path: Path) -> None:
-    """A rehearsal that fails leaves the last report alone, and no empty file; one that ends replaces it."""
-    old, new = tmp_path / "old", tmp_path / "new"
-    old.write_text("before, and longer")
-    with opened({"--json": str(old), "--html": str(new)}):
-        assert old.read_text() == "before, and longer"
-    assert old.read_text() == "before, and longer"
-    assert not new.exists()
-    with opened({"--json": str(old), "--html": str(new)}) as outputs:
-        outputs["--json"].write("after")
-        outputs["--html"].write("page")
-    assert (old.read_text(), new.read_text()) == ("after", "page")
-
-
-@pytest.mark.parametrize(
-    ("path", "said"),
-    [("nowhere/x", "No such file or directory"), (".", "Is a directory"), ("a\0b", "null byte")],
-)
-def test_a_file_that_cannot_be_written_is_told_before_the_rehearsal(tmp_path: Path, path: str, said: str) -> None:
-    """The option, the path and the reason in one line."""
-    with pytest.raises(OutputFailed, match=f"--html .*: .*{said}"), opened({"--html": str(tmp_path / path)}):
-        pytest.fail("it was opened")
-
-
-def test_a_full_disk_is_told_and_leaves_no_half_file() -> None:
-    """/dev/full takes nothing."""
-    with opened({"--json": "/dev/full"}) as outputs, pytest.raises(OutputFailed, match=r"^--json /dev/full: No space"):
-        outputs["--json"].write("x" * 100_000)
-
-
-def test_two_reports_do_not_fit_into_one_file(tmp_path: Path) -> None:
-    """By whatever way the same file is named."""
-    path = tmp_path / "x"
-    wanted = {"--json": str(path), "--html": f"{tmp_path}/../{tmp_path.name}/x"}
-    with pytest.raises(OutputFailed, match="same file"), opened(wanted):
-        pytest.fail("both were opened")
-    assert not path.exists()
+def test_the_verdict(last_after: float | None, delay: float, words: str) -> None:
+    """What the last request says about the delay."""
+    assert verdict(last_after, delay) == words

@@ -12,7 +12,6 @@ from typing import Any
 import h11
 import pytest
 from hypothesis import given
-from hypothesis import settings as profile
 from hypothesis import strategies as hyp
 
 from gunicorn_grace import responder as r
@@ -24,6 +23,7 @@ from gunicorn_grace.probe_port import RUN_EVERY, SLACK, Publisher
 from gunicorn_grace.probes import Answer
 from gunicorn_grace.settings import Secret, Settings
 from gunicorn_grace.state import State
+from support.trials import trials
 
 pytestmark = pytest.mark.once
 
@@ -430,7 +430,7 @@ def test_what_is_no_request_is_refused(head: bytes) -> None:
     assert 400 <= got < 600
 
 
-@profile(max_examples=300, deadline=None)
+@trials(300)
 @given(hyp.one_of(hyp.binary(max_size=300), hyp.binary(max_size=60).map(lambda b: b"GET /readyz HTTP/1.1\r\n" + b)))
 def test_no_garbage_gets_through_the_parser(head: bytes) -> None:
     """Whatever comes is a request or a status, and whatever is answered is HTTP that a strict parser takes."""

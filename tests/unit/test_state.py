@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 from hypothesis import given
-from hypothesis import settings as profile
 from hypothesis import strategies as hyp
 
 from gunicorn_grace import state as st
@@ -25,6 +24,7 @@ from gunicorn_grace.phase import Phase
 from gunicorn_grace.settings import Settings
 from gunicorn_grace.state import State
 from gunicorn_grace.worker import Seat, _hot_path
+from support.trials import trials
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="no memfd here")
 
@@ -485,7 +485,7 @@ def use(file: str) -> None:
     state.close()
 
 
-@profile(max_examples=150, deadline=None)
+@trials(150)
 @given(
     content=hyp.one_of(
         hyp.binary(max_size=600),

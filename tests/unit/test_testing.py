@@ -26,6 +26,7 @@ from gunicorn_grace.phase import Phase
 from gunicorn_grace.state import State
 from gunicorn_grace.testing import Instance, in_phase
 from gunicorn_grace.wsgi import Probes
+from support.paths import DOCS
 
 
 @pytest.fixture
@@ -224,7 +225,7 @@ def test_no_command_finds_it() -> None:
 
 def test_the_code_in_the_documentation_works(app: Flask, grace_instance: Instance) -> None:
     """Every block of docs/application.md is executed, its tests are run, and its callbacks and holds do as it says."""
-    page = Path(__file__).parents[2] / "docs" / "application.md"
+    page = DOCS / "application.md"
     left: list[str] = []
     sent: SimpleQueue[str] = SimpleQueue()
     sent.put("hello")

@@ -26,11 +26,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gunicorn_grace import trigger
 from gunicorn_grace.trigger import Gate, Verdict
+from support.trials import trials
 
 LINUX = sys.platform == "linux"
 pytestmark = [pytest.mark.once, pytest.mark.skipif(not LINUX, reason="the gate reads Linux's /proc")]
@@ -451,7 +452,7 @@ def test_another_address_is_refused(family: int, elsewhere: str, stranger: int) 
         assert f"the peer's address {address} is not a loopback address" in verdict.reason
 
 
-@settings(max_examples=30, deadline=None)
+@trials(30)
 @given(
     st.tuples(*[st.integers(0, 255)] * 2, st.integers(1, 254)),
     st.tuples(*[st.integers(0, 255)] * 2, st.integers(1, 254)),
@@ -872,7 +873,7 @@ values = (
 )
 
 
-@settings(max_examples=200, deadline=None)
+@trials(200)
 @given(mode=st.sampled_from(["local", "token"]), environ=st.dictionaries(names, values))
 def test_garbage_is_refused(mode: str, environ: dict[str, Any]) -> None:
     """Whatever an environ holds, the gate answers with a refusal of one printable line, and raises

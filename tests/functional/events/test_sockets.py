@@ -1,0 +1,121 @@
+"""Listeners: handed over by systemd, UNIX sockets, several at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from gunicorn_grace.phase import Phase
+from gunicorn_grace.rehearsal.wire import Address
+from support.servers import SHORT, WORKERS, Client, Connect, Serve, all_answered, hold_a_request, look
+
+# What systemd does for a socket unit with a service that is started again when it ends.
+SYSTEMD = """
+import os, socket, sys
+
+sock = socket.create_server(("127.0.0.1", 0), backlog=64)
+held = sock.detach()
+if held != 3:
+    os.dup2(held, 3)
+    os.close(held)
+os.set_inheritable(3, True)
+while True:
+    pid = os.fork()
+    if not pid:
+        if sys.argv[1] == "activate":
+            os.environ.update(LISTEN_FDS="1", LISTEN_PID=str(os.getpid()))
+        os.execv(sys.argv[2], sys.argv[2:])
+    os.waitpid(pid, 0)
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "how", "bind"),
+    [*((kind, "activate", "127.0.0.1:0") for kind in sorted(WORKERS)), ("gthread", "inherit", "fd://3")],
+)
+def test_a_socket_that_was_handed_to_us_is_never_sealed(
+    kind: str, how: str, bind: str, serve: Serve, connect: Connect, tmp_path: Path
+) -> None:
+    """Socket activation and fd:// sockets: connections made while we drain wait in the queue, and the next process
+    serves them."""
+    (tmp_path / "systemd.py").write_text(SYSTEMD)
+    prefix = (sys.executable, str(tmp_path / "systemd.py"), how)
+    server = serve(kind=kind, executable_prefix=prefix, bind=bind, settings=SHORT, args=("-w", "1"))
+    first = server.arbiter_pid
+    (worker,) = server.wait_booted(1)
+    client = connect(server)
+    release = hold_a_request(server, client)
+    seen = server.mark()
+    os.kill(first, signal.SIGTERM)
+    server.wait_phase(Phase.DRAINING)
+    waiting = [connect(server) for _ in range(4)]
+    for late in waiting:
+        late.send("/look", headers=(("Connection", "close"),))
+    release()
+    assert client.receive().status == 200
+    client.close()
+    answers = [look(late.receive()) for late in waiting]
+    server.wait_line("Listening at", after=seen)
+    if kind == "sync":
+        assert {answer["pid"] for answer in answers}.isdisjoint({worker}), "its only worker was busy to the end"
+    server.wait_line("gunicorn-grace: stopped.* 0 cut off", after=seen)
+    assert "sealed" not in server.output
+
+
+@pytest.mark.parametrize("kinds", [("unix",), ("tcp", "tcp", "unix")], ids="+".join)
+def test_every_listener_is_emptied(
+    kinds: tuple[str, ...], serve: Serve, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """With the only worker busy, connections wait in the queue of each address; when the drain begins no new one gets
+    in anywhere, a UNIX socket's path is gone first, and all that wait are answered."""
+    path = tmp_path / "socket"
+    binds = ["127.0.0.1:0" if name == "tcp" else f"unix:{path}" for name in kinds]
+    more = [part for bind in binds[1:] for part in ("-b", bind)]
+    server = serve(args=("-k", "sync", "-w", "1", *more), bind=binds[0], settings=SHORT)
+    assert len(set(server.addresses)) == len(kinds)
+
+    def connected(address: Address, **options: float) -> Client:
+        client = Client(address, **options)
+        request.addfinalizer(client.close)
+        return client
+
+    busy = connected(server.address)
+    release = hold_a_request(server, busy)
+    waiting = [connected(address) for address in server.addresses for _ in range(4)]
+    for client in waiting:
+        client.send("/")
+    server.signal(signal.SIGTERM)
+    server.wait_phase(Phase.DRAINING)
+    assert not path.exists()
+    for address in server.addresses:
+        with pytest.raises(OSError):
+            connected(address, timeout=0.3)
+    release()
+    all_answered(busy, *waiting)
+    assert server.wait(20) == 0, server.output
+    sealed = server.wait_line("gunicorn-grace: sealed")
+    for address in server.addresses:
+        assert (address if isinstance(address, str) else f":{address[1]}") in sealed
+
+
+@pytest.mark.parametrize("how", ["SIGINT", "SIGQUIT", "no time to drain"])
+def test_a_unix_socket_whose_queue_is_not_served_to_its_end(
+    how: str, serve: Serve, connect: Connect, tmp_path: Path
+) -> None:
+    """Ctrl-C in the middle of it, or a graceful_timeout of 0: gunicorn, which would unlink the path once more, ends
+    with 0 and leaves nothing behind."""
+    args = ("-k", "sync", "-w", "1", *(("--graceful-timeout", "0") if how.startswith("no") else ()))
+    server = serve(args=args, bind=f"unix:{tmp_path / 'socket'}", settings=SHORT)
+    busy = connect(server)
+    hold_a_request(server, busy)
+    connect(server).send("/")
+    server.terminate()
+    if how.startswith("SIG"):
+        server.wait_line("gunicorn-grace: sealed")
+        server.signal(getattr(signal, how))
+    server.assert_gone()
+    assert server.summary()

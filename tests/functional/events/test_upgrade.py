@@ -1,0 +1,96 @@
+"""SIGUSR2: another arbiter serves the same sockets."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+from pathlib import Path
+
+from gunicorn_grace import state as st
+from gunicorn_grace.phase import Phase
+from gunicorn_grace.rehearsal import procfs
+from gunicorn_grace.rehearsal.wire import fetch
+from support.servers import HOLD, LONG_DRAIN, SHORT, Serve, booted_in, load_on, memory_of, nothing_lost, workers_of
+
+
+def test_a_successor_that_cannot_be_executed_changes_nothing(serve: Serve, tmp_path: Path) -> None:
+    """gunicorn's child ends in the loop that it has inherited, and stops none of the workers: the instance is ready as
+    before, and a SIGTERM has a delay and an end."""
+    config = tmp_path / "gunicorn.conf.py"
+    config.write_text(
+        "from gunicorn_grace.conf import *\ndef pre_exec(server):\n    raise RuntimeError('no such thing')\n"
+    )
+    server = serve(kind="gthread", config=("-c", str(config)), settings=SHORT)
+    before = set(server.wait_booted(workers_of("gthread")))
+    server.signal(signal.SIGUSR2)
+    server.wait_line("no such thing")
+    server.wait_for(lambda: set(procfs.children(server.arbiter_pid)) == before, "the end of the child")
+    assert server.memory.cells[st.PHASE] == Phase.SERVING
+    assert server.get("/readyz").status == 200
+    server.signal(signal.SIGTERM)
+    assert server.wait(20) == 0, server.output
+    assert "lame_duck_ended" in server.output
+
+
+def test_a_binary_upgrade_under_load_loses_nothing(kind: str, serve: Serve, tmp_path: Path) -> None:
+    """SIGUSR2, then SIGTERM to the old arbiter: no request is lost, none refused, readiness is never 503, the shared
+    listener is never sealed, the old one goes without a lame duck phase, and the new one has one of its own."""
+    pidfile = tmp_path / "pid"
+    server = serve(kind=kind, args=("--pid", str(pidfile), *LONG_DRAIN), settings=HOLD, script=True)
+    count = workers_of(kind)
+    server.wait_booted(count)
+    with load_on(server) as load:
+        load.wait_completed(30)
+        server.signal(signal.SIGUSR2)
+        second = tmp_path / "pid.2"
+        new = int(server.wait_for(lambda: second.exists() and second.read_text().strip(), "the second pid file"))
+        server.wait_for(lambda: len(procfs.children(new)) == count, "the new workers")
+        with contextlib.closing(memory_of(new)) as memory:
+            server.wait_for(lambda: len(booted_in(memory)) == count, "new workers that have booted")
+        load.wait_completed(30)
+        server.signal(signal.SIGTERM)
+        assert server.wait(20) == 0, server.output
+        server.wait_line("Master has been promoted")
+        load.wait_completed(60)
+        tally = load.stop()
+    nothing_lost(tally, server)
+    for word in ("shutdown_initiated", "lame_duck_ended", "sealed"):
+        assert word not in server.output, server.output
+    assert int(pidfile.read_text()) == new
+    os.kill(new, signal.SIGTERM)
+    server.wait_line("shutdown_initiated")
+    assert fetch(server.address, "/readyz").status == 503
+    os.kill(new, signal.SIGTERM)
+    server.wait_line("sealed")
+    server.wait_for(lambda: not server.processes(), "the end of the new one")
+    server.wait_line("gunicorn-grace: stopped")
+
+
+def test_sigterm_to_the_new_one_as_soon_as_the_old_one_is_gone(serve: Serve) -> None:
+    """The new arbiter notices only at its next look that it is alone: the signal is not lost for that, and the delay
+    runs from it."""
+    server = serve(kind="sync", settings=HOLD, script=True)
+    server.wait_booted(workers_of("sync"))
+    server.signal(signal.SIGUSR2)
+    new = int(server.wait_for(lambda: re.findall(r"Listening at: .*\((\d+)\)", server.output)[1:], "its successor")[0])
+    with contextlib.closing(memory_of(new)) as memory:
+        server.wait_for(lambda: len(booted_in(memory)) == workers_of("sync"), "new workers that have booted")
+        server.signal(signal.SIGKILL)
+        server.wait(20)
+        os.kill(new, signal.SIGTERM)
+        server.wait_for(lambda: memory.cells[st.PHASE] == Phase.LAME_DUCK, "the lame duck phase of the new one")
+    os.kill(new, signal.SIGTERM)
+    server.wait_for(lambda: not server.processes(), "the end of the new one")
+
+
+def test_an_upgrade_is_refused_once_the_shutdown_has_begun(serve: Serve) -> None:
+    """SIGUSR2 after SIGTERM: a new server on listeners that are about to be sealed would serve nobody."""
+    server = serve(kind="sync", settings=HOLD)
+    server.lead_to(Phase.LAME_DUCK)
+    server.signal(signal.SIGUSR2)
+    server.wait_line("SIGUSR2 is refused")
+    server.terminate()
+    server.assert_gone()
+    assert server.output.count("Starting gunicorn") == 1

@@ -1,0 +1,62 @@
+"""SIGTTIN, SIGTTOU and SIGUSR1: the number of workers and their log files can be changed in every phase."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from gunicorn_grace import state as st
+from gunicorn_grace.phase import Phase
+from support.servers import HOLD, WORKERS, Serve, look, looks, workers_of
+
+
+@pytest.mark.parametrize(
+    ("phase", "kind"), [(Phase.SERVING, "gthread"), *((Phase.LAME_DUCK, kind) for kind in sorted(WORKERS))], ids=str
+)
+def test_the_number_of_workers_can_be_changed(phase: Phase, kind: str, serve: Serve) -> None:
+    """SIGTTIN forks a worker that knows the phase from its first request on; SIGTTOU lets one go, and nothing else."""
+    server = serve(kind=kind, settings=HOLD)
+    count = workers_of(kind)
+    old = server.wait_booted(count)
+    if phase is Phase.LAME_DUCK:
+        server.lead_to(Phase.LAME_DUCK)
+    server.signal(signal.SIGTTIN)
+    (new,) = set(server.wait_booted(count + 1)) - set(old)
+    for pid in old:
+        os.kill(pid, signal.SIGSTOP)  # Now the new one answers, and no other.
+    try:
+        answer = look(server.get("/look"))
+        assert (answer["pid"], answer["phase"]) == (new, str(phase))
+        assert server.get("/readyz").status == (200 if phase is Phase.SERVING else 503)
+    finally:
+        for pid in old:
+            os.kill(pid, signal.SIGCONT)
+    server.signal(signal.SIGTTOU)
+    server.wait_workers(count)
+    assert new in server.worker_pids(), "the oldest goes"
+    assert server.get("/").status == 200
+    assert server.memory.cells[st.PHASE] == phase
+
+
+def test_log_files_are_reopened_in_lame_duck(serve: Serve, tmp_path: Path) -> None:
+    """SIGUSR1 during the delay: the rotated file is left, the new one written, no worker goes, the clock runs on."""
+    log = tmp_path / "access.log"
+    server = serve(kind="gthread", args=("--access-logfile", str(log)), settings=HOLD)
+    before = sorted(server.wait_booted(2))
+    server.lead_to(Phase.LAME_DUCK)
+    t0 = server.memory.cells[st.T0]
+    log.rename(tmp_path / "access.log.1")
+    server.signal(signal.SIGUSR1)
+    server.wait_for(log.exists, "the new log file")
+
+    def written_by_both() -> bool:
+        pids = {answer["pid"] for answer in looks(server)}
+        return len(pids) == 2 and "GET /look" in log.read_text()
+
+    server.wait_for(written_by_both, "requests in the new log file")
+    assert sorted(server.wait_booted(2)) == before
+    assert server.get("/readyz").status == 503
+    assert (server.memory.cells[st.PHASE], server.memory.cells[st.T0]) == (Phase.LAME_DUCK, t0)

@@ -1,0 +1,354 @@
+"""One instance and its shutdown, phase by phase. Phases are held open and looked into, never timed."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import time
+
+import pytest
+
+from gunicorn_grace import state as st
+from gunicorn_grace.lifecycle import Origin
+from gunicorn_grace.phase import Phase
+from support.servers import HOLD, SHORT, WORKERS, Client, Connect, Serve, Server, all_answered, look, looks
+
+
+def sigterm(server: Server) -> None:
+    """Send SIGTERM, and wait until its handler has run."""
+    server.signal(signal.SIGTERM)
+    server.wait_for(lambda: server.memory.cells[st.SIGTERM], "the store in the signal handler")
+
+
+def test_readiness_is_red_in_every_worker_at_once(serve: Serve, connect: Connect) -> None:
+    """Of 8 workers, asked one by one after SIGTERM, each answers 503 to readiness, 200 to liveness, and serves."""
+    server = serve(args=("-k", "gthread", "-w", "8", "--threads", "2", "--keep-alive", "60"), settings=HOLD)
+    server.wait_workers(8)
+    clients: dict[int, Client] = {}
+
+    def met_all() -> bool:
+        client = connect(server)
+        clients.setdefault(look(client.get("/look"))["pid"], client)
+        return len(clients) == 8
+
+    server.wait_for(met_all, "a connection to each worker", 60)
+    for client in clients.values():
+        assert client.get("/readyz").status == 200
+    sigterm(server)
+    answers = {}
+    for pid, client in clients.items():
+        client.send("/readyz")
+        answers[pid] = client.receive()
+    assert {answer.status for answer in answers.values()} == {503}
+    assert {answer.headers["connection"] for answer in answers.values()} == {"close"}
+    for path in ("/livez", "/healthz", "/startupz", "/"):
+        assert {server.get(path).status for _ in range(8)} == {200}, path
+
+
+def test_every_worker_of_each_class_sees_the_shutdown_and_serves_on(kind: str, serve: Serve) -> None:
+    """After SIGTERM the application sees LAME_DUCK in every worker, and no worker ever answers ready again."""
+    server = serve(kind=kind, settings=HOLD)
+    count = int(WORKERS[kind][WORKERS[kind].index("-w") + 1])
+    server.wait_workers(count)
+    sigterm(server)
+    seen: dict[int, str] = {}
+
+    def met_all() -> bool:
+        assert server.get("/readyz").status == 503
+        for answer in looks(server):
+            seen[answer["pid"]] = answer["phase"]
+            assert answer["terminating"]
+        return len(seen) == count
+
+    server.wait_for(met_all, "an answer of each worker", 60)
+    assert set(seen.values()) == {"LAME_DUCK"}
+
+
+def test_a_request_in_flight_completes(kind: str, serve: Serve, connect: Connect) -> None:
+    """A 3 s request that is in flight at SIGTERM gets its whole response, which says Connection: close."""
+    server = serve(kind=kind, settings=SHORT)
+    client = connect(server)
+    client.send("/slow?s=3")
+    server.wait_line("slow request begins")
+    server.signal(signal.SIGTERM)
+    answer = client.receive()
+    assert (answer.status, answer.body) == (200, b"slept 3 s\n")
+    assert answer.headers["connection"] == "close"
+    client.close()
+    assert server.wait(20) == 0, server.output
+    assert "0 cut off" in server.summary()
+
+
+def test_a_stream_in_flight_completes(kind: str, serve: Serve, connect: Connect) -> None:
+    """A response that is being streamed at SIGTERM is sent to its end."""
+    server = serve(kind=kind, settings=SHORT)
+    client = connect(server)
+    client.send("/stream?n=8&pause=0.3")
+    server.wait_line("stream line 1")
+    server.signal(signal.SIGTERM)
+    answer = client.receive()
+    assert answer.body.splitlines()[-1] == b"line 7"
+    client.close()
+    assert server.wait(20) == 0, server.output
+
+
+def test_a_request_longer_than_the_budget_is_cut_off_and_counted(kind: str, serve: Serve, connect: Connect) -> None:
+    """At the deadline the process ends all the same; the log names the request, and the summary counts it."""
+    settings = {**SHORT, "termination_period": 4, "exit_margin": 1, "drain_reserve": 1}
+    server = serve(kind=kind, settings=settings)
+    client = connect(server)
+    client.send("/slow?s=60&secret=42")
+    server.wait_line("slow request begins")
+    sent = time.monotonic()
+    server.signal(signal.SIGTERM)
+    assert server.wait(20) == 0, server.output
+    assert server.exit_time is not None
+    assert server.exit_time - sent < 4, "gone within the period"
+    assert "1 cut off" in server.summary()
+    dump = server.wait_line("in flight 1 s before the end of the drain")
+    assert "GET /slow for" in dump
+    assert "secret" not in dump
+    server.wait_line("deadline_reached")
+
+
+def test_a_second_sigterm_ends_the_delay(kind: str, serve: Serve, connect: Connect) -> None:
+    """The second SIGTERM goes straight to draining, which still waits for what is in flight."""
+    server = serve(kind=kind, settings=HOLD)
+    client = connect(server)
+    client.send("/slow?s=1")
+    server.wait_line("slow request begins")
+    sigterm(server)
+    server.wait_line("shutdown_initiated")
+    server.signal(signal.SIGTERM)
+    assert client.receive().status == 200
+    client.close()
+    assert server.wait(20) == 0, server.output
+    server.wait_line("lame_duck_ended .*: second signal")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGQUIT], ids=["SIGINT", "SIGQUIT"])
+@pytest.mark.parametrize("phase", [Phase.SERVING, Phase.LAME_DUCK, Phase.DRAINING], ids=str)
+def test_ctrl_c_ends_it_at_once_in_every_phase(
+    number: signal.Signals, phase: Phase, serve: Serve, connect: Connect
+) -> None:
+    """SIGINT and SIGQUIT end the instance without any delay, also while it is draining; what was cut off is counted."""
+    server = serve(kind="gthread", settings={**HOLD, "termination_period": 120}, args=("--graceful-timeout", "60"))
+    memory = server.memory
+    client = connect(server)
+    client.send("/slow?s=50")
+    server.wait_line("slow request begins")
+    if phase >= Phase.LAME_DUCK:
+        sigterm(server)
+        server.wait_phase(Phase.LAME_DUCK)
+    if phase >= Phase.DRAINING:
+        server.signal(signal.SIGTERM)
+        server.wait_phase(Phase.DRAINING)
+    server.signal(number)
+    assert server.wait_exit(10), server.output
+    assert memory.cells[st.PHASE] == Phase.STOPPED
+    if phase >= Phase.LAME_DUCK:
+        assert "1 cut off" in server.summary()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGQUIT], ids=["SIGINT", "SIGQUIT"])
+def test_ctrl_c_while_it_boots_ends_it_at_once(number: signal.Signals, kind: str, serve: Serve) -> None:
+    """In STARTING nothing was ever served: it ends with 0, without the delay and without graceful_timeout."""
+    server = serve("slow_import:app", kind=kind, settings=HOLD, args=("--graceful-timeout", "50"), ready=False)
+    server.wait_line("import begins")
+    server.signal(number)
+    server.assert_gone()
+    assert "shutdown_initiated" not in server.output
+
+
+def test_a_crashed_worker_is_replaced_in_lame_duck(kind: str, serve: Serve) -> None:
+    """A worker that dies during the delay is forked again, and the new one knows the phase from the start."""
+    server = serve(kind=kind, settings=HOLD)
+    before = set(server.worker_pids())
+    sigterm(server)
+    server.wait_phase(Phase.LAME_DUCK)
+    victim = server.worker_pids()[0]
+    os.kill(victim, signal.SIGKILL)
+    new = server.wait_for(lambda: set(server.worker_pids()) - before, "a new worker")
+
+    def met_new() -> bool:
+        answers = looks(server)
+        assert {answer["phase"] for answer in answers} == {"LAME_DUCK"}
+        assert server.get("/readyz").status == 503
+        return bool({answer["pid"] for answer in answers} & new)
+
+    server.wait_for(met_new, "an answer of the new worker", 60)
+
+
+def test_a_hung_worker_is_killed_in_lame_duck(serve: Serve, connect: Connect) -> None:
+    """gunicorn's `timeout` works during the delay as on any other day."""
+    server = serve(args=("-k", "sync", "-w", "2", "--timeout", "2"), settings=HOLD)
+    sigterm(server)
+    server.wait_phase(Phase.LAME_DUCK)
+    client = connect(server)
+    client.send("/slow?s=100")
+    server.wait_line("WORKER TIMEOUT", 20)
+    server.wait_line("in flight when the worker was aborted, and cut off: GET /slow")
+    assert server.get("/").status == 200
+
+
+def test_kept_alive_connections_are_told_to_close(serve: Serve, connect: Connect) -> None:
+    """A kept-alive connection works before SIGTERM; the first response after it says close, and the server closes."""
+    for kind in ("gthread", "gevent"):
+        server = serve(kind=kind, settings=HOLD, args=("--keep-alive", "30"))
+        client = connect(server)
+        assert client.get("/").headers["connection"] == "keep-alive"
+        assert client.get("/").headers["connection"] == "keep-alive"
+        sigterm(server)
+        assert client.get("/").headers["connection"] == "close"
+        assert client.at_end()
+
+
+def test_a_response_promised_to_stay_keeps_its_word(serve: Serve, connect: Connect) -> None:
+    """A response whose headers were written before T0 keeps its connection: the next request on it is answered."""
+    for kind in ("gthread", "gevent"):
+        server = serve(kind=kind, settings=HOLD, args=("--keep-alive", "30"))
+        client = connect(server)
+        client.send("/stream?n=3&pause=0.5")
+        server.wait_line("stream line 1")  # The headers went out with line 0.
+        sigterm(server)
+        assert client.receive().headers["connection"] == "keep-alive"
+        assert client.get("/").headers["connection"] == "close"
+
+
+def test_idle_and_silent_connections_do_not_hold_the_exit(kind: str, serve: Serve, connect: Connect) -> None:
+    """With graceful_timeout 30, idle kept-alive connections and ones that never sent a byte are closed by the drain."""
+    settings = {**SHORT, "termination_period": 60}
+    server = serve(kind=kind, settings=settings, args=("--graceful-timeout", "30", "--keep-alive", "30"))
+    clients = [connect(server) for _ in range(6)]
+    if kind != "sync":
+        for client in clients[:3]:
+            assert client.get("/").status == 200
+    server.signal(signal.SIGTERM)
+    assert server.wait(20) == 0, server.output
+    server.wait_line("drained in")
+    for client in clients:
+        assert client.at_end()
+
+
+def test_connections_in_the_accept_queue_are_served(serve: Serve, connect: Connect) -> None:
+    """With the only worker busy, connections that wait in the accept queue when the drain begins all get answers."""
+    server = serve(args=("-k", "sync", "-w", "1"), settings=SHORT)
+    busy = connect(server)
+    busy.send("/slow?s=2")
+    server.wait_line("slow request begins")
+    waiting = [connect(server) for _ in range(10)]
+    for client in waiting:
+        client.send("/")
+    server.signal(signal.SIGTERM)
+    server.wait_phase(Phase.DRAINING)
+    all_answered(busy, *waiting)
+    assert server.wait(20) == 0, server.output
+
+
+def test_no_new_connection_is_taken_while_draining(serve: Serve, connect: Connect) -> None:
+    """Once sealed, a connection is not established: the client may try it elsewhere, whatever its method."""
+    server = serve(kind="gthread", settings=SHORT)
+    client = connect(server)
+    client.send("/slow?s=2")
+    server.wait_line("slow request begins")
+    server.signal(signal.SIGTERM)
+    server.wait_line("sealed")
+    with pytest.raises(OSError):
+        connect(server, timeout=0.3)
+    assert client.receive().status == 200
+
+
+def test_sigterm_to_one_worker_by_hand_replaces_it(kind: str, serve: Serve) -> None:
+    """`kill <worker>` still lets that worker go and forks another, as in plain gunicorn."""
+    server = serve(kind=kind)
+    before = set(server.wait_booted(int(WORKERS[kind][WORKERS[kind].index("-w") + 1])))
+    victim = min(before)
+    os.kill(victim, signal.SIGTERM)
+    server.wait_for(lambda: victim not in server.worker_pids(), "the end of the worker")
+    server.wait_for(lambda: set(server.worker_pids()) - before, "a new worker")
+    assert server.get("/readyz").status == 200
+
+
+def test_sigterm_before_any_worker_has_booted_exits_at_once(serve: Serve) -> None:
+    """While the application is still being imported nothing is waited for, neither delay nor graceful_timeout."""
+    server = serve("slow_import:app", kind="sync", settings=HOLD, args=("--graceful-timeout", "50"), ready=False)
+    server.wait_line("import begins")
+    server.signal(signal.SIGTERM)
+    assert server.wait_exit(15), server.output
+    assert "shutdown_initiated" not in server.output
+
+
+def test_a_sigterm_that_goes_unnoticed_in_an_import_is_sent_again(serve: Serve) -> None:
+    """One that comes just before a system call that waits is not handled until that returns: here it is taken away."""
+    args = ("--graceful-timeout", "50")
+    server = serve("inattentive_import:app", kind="sync", settings=HOLD, args=args, ready=False)
+    server.wait_line("import begins")
+    server.signal(signal.SIGTERM)
+    server.wait_line("the signal is lost")
+    assert server.wait_exit(15), server.output
+    server.assert_gone()
+    assert "was sent SIG" not in server.output
+
+
+def test_a_worker_that_hangs_while_it_boots_does_not_outlast_the_deadline(serve: Serve) -> None:
+    """No signal reaches it; graceful_timeout is longer than the period, and is cut to what is left of that."""
+    settings = {"termination_period": 4, "exit_margin": 1, "drain_reserve": 1}
+    server = serve("deaf_import:app", kind="sync", settings=settings, args=("--graceful-timeout", "100"), ready=False)
+    server.wait_line("import begins")
+    server.signal(signal.SIGTERM)
+    assert server.wait_exit(50), server.output
+    assert server.processes() == []
+
+
+def test_the_phase_is_serving_again_after_an_undrain(serve: Serve) -> None:
+    """An operator's undrain takes the instance back into rotation, while no SIGTERM has come."""
+    server = serve(kind="gthread", settings=HOLD)
+    memory = server.memory
+    assert memory.trigger(4)
+    assert server.get("/readyz").status == 503
+    server.wait_phase(Phase.LAME_DUCK)
+    memory.cells[st.UNDRAIN] = time.monotonic_ns()
+    server.wait_line("undrained")
+    server.wait_for(lambda: server.get("/readyz").status == 200, "ready again")
+
+
+def test_a_late_request_names_its_source_once(kind: str, serve: Serve, connect: Connect) -> None:
+    """Past 80 % of the delay a new request is logged with where it came from, without its query, once an instance."""
+    server = serve(kind=kind, settings={"shutdown_delay": 1, "min_delay": 0})
+    server.signal(signal.SIGTERM)
+    server.wait_line("shutdown_initiated")
+    late = server.memory.t0() + round(0.85 * st.NS)
+    server.wait_for(lambda: time.monotonic_ns() > late, "the last fifth of the delay")
+    client = connect(server)
+    headers = (("X-Forwarded-For", "192.0.2.7"), ("User-Agent", "slow-router/1"), ("Connection", "close"))
+    assert client.get("/look?secret=1", headers=headers).status == 200
+    line = server.wait_line("late_request")
+    assert re.search(
+        r"late_request \d+\.\d s after T0, past 80 % of grace_shutdown_delay 1 s: GET /look from 127\.0\.0\.1 port \d+ "
+        r"\(X-FORWARDED-FOR '192\.0\.2\.7', USER-AGENT 'slow-router/1'\)",
+        line,
+    ), line
+    assert server.get("/").status == 200
+    assert server.wait(20) == 0, server.output
+    assert server.output.count("late_request") == 1
+
+
+def test_an_operators_drain_makes_no_request_late(serve: Serve) -> None:
+    """What comes during it says nothing of a router; after an undrain the next shutdown names its late request."""
+    server = serve(kind="gthread", settings={"shutdown_delay": 1, "min_delay": 0})
+    memory = server.memory
+    assert memory.trigger(Origin.DRAIN)
+    server.wait_phase(Phase.LAME_DUCK)
+    server.wait_for(lambda: memory.cells[st.DELAY_OVER], "the end of what the delay would be")
+    assert server.get("/").status == 200
+    memory.cells[st.UNDRAIN] = time.monotonic_ns()
+    server.wait_line("undrained")
+    assert "late_request" not in server.output
+    server.signal(signal.SIGTERM)
+    server.wait_line("shutdown_initiated by SIGTERM")
+    late = memory.t0() + round(0.85 * st.NS)
+    server.wait_for(lambda: time.monotonic_ns() > late, "the last fifth of the delay")
+    assert server.get("/").status == 200
+    server.wait_line("late_request")
+    assert server.wait(20) == 0, server.output

@@ -1,0 +1,88 @@
+"""The quiet end of the delay against real traffic: not while requests come, soon after they have stopped."""
+
+from __future__ import annotations
+
+import signal
+import time
+
+import pytest
+
+from gunicorn_grace import state as st
+from gunicorn_grace.lifecycle import quiet_after
+from gunicorn_grace.phase import Phase
+from gunicorn_grace.rehearsal.load import Load
+from gunicorn_grace.rehearsal.platform import EndpointTable
+from gunicorn_grace.settings import AUTO, Settings
+from support.servers import Serve, Server
+
+pytestmark = pytest.mark.once
+
+# With a delay of 60 s, whatever ends LAME_DUCK in these tests is not the delay.
+SETTINGS = {"shutdown_delay": 60, "min_delay": 1, "termination_period": 90}
+
+
+def load(server: Server, rate: float, **options: object) -> Load:
+    """Requests to this instance alone."""
+    table = EndpointTable()
+    table.add(server.address)
+    return Load(table, rate=rate, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("kind", "period"), [("sync", "2"), ("gthread", "auto"), ("gevent", "auto")])
+def test_when_the_traffic_stops_the_delay_ends_as_quiet(kind: str, period: str, serve: Serve) -> None:
+    """LAME_DUCK goes on while requests come, and ends as quiet once they have stopped, long before the delay is over.
+
+    Not before the traffic has stopped, although ``grace_min_delay`` is over by then; and no request is lost by it.
+    """
+    # A third of 60 requests per second, and that diluted by the idle time of the boot: about 2 s of silence.
+    server = serve(kind=kind, settings={**SETTINGS, "quiet_period": period, "quiet_share": 0.3})
+    memory = server.memory
+    with load(server, 60) as traffic:
+        traffic.wait_completed(120)
+        # The arbiter measures the rate once a second.
+        server.wait_for(lambda: memory.cells[st.RATE], "a rate")
+        server.signal(signal.SIGTERM)
+        server.wait_phase(Phase.LAME_DUCK)
+        # Whatever the machine is doing, the least delay is over when the traffic stops.
+        server.wait_for(lambda: time.monotonic() > memory.cells[st.T0] / st.NS + 1.5, "the least delay")
+        traffic.wait_completed(60)
+        assert memory.cells[st.PHASE] == Phase.LAME_DUCK, server.output
+        tally = traffic.stop()
+    assert server.wait(45) == 0, server.output
+    server.wait_line(r"lame_duck_ended after .*: quiet$")
+    assert memory.cells[st.DRAIN] / st.NS > max(record.started for record in tally.records) + 0.5
+    assert tally.lost == 0, tally.lost_records
+
+
+def test_the_least_delay_is_kept_without_any_request(serve: Serve) -> None:
+    """No request comes after T0: the end is quiet all the same, but not before ``grace_min_delay``."""
+    server = serve(kind="gthread", settings={**SETTINGS, "quiet_period": 0.5, "min_delay": 3})
+    memory = server.memory
+    server.signal(signal.SIGTERM)
+    assert server.wait(45) == 0, server.output
+    server.wait_line(r"lame_duck_ended after .*: quiet$")
+    assert memory.cells[st.DRAIN] - memory.cells[st.T0] >= 3 * st.NS
+
+
+def test_a_trickle_at_the_smallest_share_keeps_the_delay_running(serve: Serve) -> None:
+    """A twentieth of the traffic still comes: LAME_DUCK does not end as quiet; when that stops as well, it does."""
+    share, rate = 0.05, 120.0
+    server = serve(kind="gthread", settings={**SETTINGS, "quiet_period": "auto", "quiet_share": share})
+    memory = server.memory
+    with load(server, rate) as traffic:
+        traffic.wait_completed(round(3 * rate))
+        server.wait_for(lambda: memory.cells[st.RATE], "a rate")
+        server.signal(signal.SIGTERM)
+        server.wait_phase(Phase.LAME_DUCK)
+    settings = Settings(quiet_period=AUTO, quiet_share=share, **SETTINGS)  # type: ignore[arg-type]
+    enough = quiet_after(settings, memory.cells[st.RATE] / 1000, 0)
+    assert enough < 20, "or this test proves nothing in its time"
+    with load(server, share * rate) as trickle:
+        # Without the trickle it would have ended twice over.
+        trickle.wait_completed(round(2 * max(enough, SETTINGS["min_delay"]) * share * rate))
+        assert memory.cells[st.PHASE] == Phase.LAME_DUCK, server.output
+        tally = trickle.stop()
+    assert server.wait(45) == 0, server.output
+    server.wait_line(r"lame_duck_ended after .*: quiet$")
+    assert memory.cells[st.DRAIN] / st.NS >= max(record.started for record in tally.records) + enough
+    assert tally.lost == 0, tally.lost_records

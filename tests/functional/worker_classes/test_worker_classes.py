@@ -1,0 +1,342 @@
+"""The worker classes beside sync, gthread and gevent: what works for each, and what is said to work not.
+
+docs/worker-classes.md is the table of what is proved here.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import signal
+import socket
+from typing import Any
+
+import pytest
+
+from gunicorn_grace import state as st
+from gunicorn_grace.phase import Phase
+from support.servers import HOLD, SHORT, Connect, Serve, Server, all_answered, look, looks
+
+UVICORN = "uvicorn_worker.UvicornWorker"
+WSGI, ASGI = ("gevent_pywsgi", "tornado"), ("asgi", UVICORN)
+NEEDS = {"gevent_pywsgi": "gevent", "tornado": "tornado", "asgi": "gunicorn.workers.gasgi", UVICORN: "uvicorn_worker"}
+
+CLOSES_ITSELF = importlib.metadata.version("gunicorn") >= "27"
+"""gunicorn 27.0: its ASGI worker announces and closes; before, it leaves the closing to the client."""
+
+UNWRAPPED = "asgi_service:bare"
+
+
+def application(worker_class: str) -> str:
+    return "asgi_wrapped:app" if worker_class in ASGI else "service:app"
+
+
+def skip_unless_there(worker_class: str) -> None:
+    if importlib.util.find_spec(NEEDS[worker_class]) is None:
+        pytest.skip(f"no {NEEDS[worker_class]} here")
+
+
+@pytest.fixture(params=[*WSGI, *ASGI])
+def other(request: pytest.FixtureRequest) -> str:
+    """A worker class, each in turn."""
+    skip_unless_there(request.param)
+    return str(request.param)
+
+
+@pytest.fixture(params=ASGI)
+def asgi(request: pytest.FixtureRequest) -> str:
+    """A worker class for ASGI applications, each in turn."""
+    skip_unless_there(request.param)
+    return str(request.param)
+
+
+def start(serve: Serve, worker_class: str, *args: str, app: str | None = None, **settings: Any) -> Server:
+    """An instance with one worker of this class, or as many as ``-w`` says."""
+    return serve(app or application(worker_class), args=("-k", worker_class, *args), settings=settings or SHORT)
+
+
+def sigterm(server: Server) -> None:
+    """Send SIGTERM, and wait until its handler has run."""
+    server.signal(signal.SIGTERM)
+    server.wait_for(lambda: server.memory.cells[st.SIGTERM], "the store in the signal handler")
+
+
+def wait_serving(server: Server, count: int) -> set[int]:
+    """Wait until so many workers have answered: uvicorn takes SIGTERM for itself only once it serves. Their pids."""
+    seen: set[int] = set()
+
+    def all_met() -> bool:
+        seen.update(answer["pid"] for answer in looks(server))
+        return len(seen) == count
+
+    server.wait_for(all_met, "an answer of each worker", 60)
+    return seen
+
+
+def test_the_delay_and_the_flip(other: str, serve: Serve) -> None:
+    """From SIGTERM on both workers answer not ready, serve, and see LAME_DUCK; the memory counts what they serve."""
+    server = start(serve, other, "-w", "2", **HOLD)
+    server.wait_booted(2)
+    assert server.get("/readyz").status == 200
+    sigterm(server)
+    server.wait_phase(Phase.LAME_DUCK)
+    before = requests(server, st.SINCE_T0)
+    seen: dict[int, str] = {}
+
+    def met_both() -> bool:
+        assert server.get("/readyz").status == 503
+        assert server.get("/livez").status == server.get("/startupz").status == 200
+        seen.update({answer["pid"]: answer["phase"] for answer in looks(server)})
+        return len(seen) == 2
+
+    server.wait_for(met_both, "an answer of each worker", 60)
+    assert set(seen.values()) == {"LAME_DUCK"}
+    assert requests(server, st.SINCE_T0) - before >= 8
+    server.wait_for(lambda: requests(server, st.IN_FLIGHT) == 0, "the end of all requests")
+
+
+def requests(server: Server, cell: int) -> int:
+    return sum(server.memory.cells[slot + cell] for _, slot, _ in server.memory.slots())
+
+
+def test_sigterm_to_the_whole_group_dismisses_no_worker(other: str, serve: Serve) -> None:
+    """With dumb-init or tini -g: the workers that got SIGTERM serve on, and leave when the arbiter says so."""
+    server = start(serve, other, "-w", "2", **HOLD)
+    before = wait_serving(server, 2)
+    server.signal_group(signal.SIGTERM)
+    server.wait_phase(Phase.LAME_DUCK)
+    asked = lambda: [server.memory.cells[meter + st.TERM_SEEN] for _, _, meter in server.memory.slots()]  # noqa: E731
+    server.wait_for(lambda: all(asked()), "the question of each worker")
+    answers = looks(server)
+    assert {answer["phase"] for answer in answers} == {"LAME_DUCK"}
+    assert {answer["pid"] for answer in answers} <= before
+    assert set(server.worker_pids()) == before
+    server.signal(signal.SIGTERM)
+    assert server.wait(20) == 0, server.output
+    assert "0 cut off" in server.summary()
+
+
+def test_what_is_in_flight_completes(other: str, serve: Serve, connect: Connect) -> None:
+    """A stream that is being sent at SIGTERM, and goes on for longer than a worker with nothing to do would stay,
+    is sent to its end, and so is a slow response, which says Connection: close."""
+    server = start(serve, other, "-w", "2")
+    server.wait_booted(2)
+    stream, slow = connect(server), connect(server)
+    stream.send("/stream?n=10&pause=0.3")
+    server.wait_line("stream line 1")
+    # On tornado a WSGI application has the worker for itself: this one may wait until the stream is sent.
+    slow.send("/slow?s=2")
+    if other != "tornado":
+        server.wait_line("slow request begins")
+    server.signal(signal.SIGTERM)
+    assert stream.receive().body.splitlines()[-1] == b"line 9"
+    answer = slow.receive()
+    assert (answer.status, answer.body) == (200, b"slept 2 s\n")
+    assert answer.headers["connection"] == "close"
+    stream.close()
+    slow.close()
+    assert server.wait(20) == 0, server.output
+    server.wait_line("drained in")
+    assert "0 cut off" in server.summary()
+    assert "was sent SIGTERM" not in server.output, "a worker that leaves by itself runs worker_exit"
+    if other in ASGI:
+        server.wait_line("lifespan ends")
+
+
+def test_connections_in_the_accept_queue_are_served(other: str, serve: Serve, connect: Connect) -> None:
+    """With the only worker busy, connections that wait in the accept queue at the drain are answered, none is reset,
+    and no new one is established."""
+    server = start(serve, other, app=None if other in ASGI else "blocking_service:app")
+    busy = connect(server)
+    busy.send("/block?s=2")
+    server.wait_line("slow request begins")
+    waiting = [connect(server) for _ in range(10)]
+    for client in waiting:
+        client.send("/")
+    server.signal(signal.SIGTERM)
+    server.wait_line("sealed")
+    with pytest.raises(OSError):
+        connect(server, timeout=0.3)
+    all_answered(busy, *waiting)
+    assert server.wait(20) == 0, server.output
+    assert "0 cut off" in server.summary()
+
+
+def test_a_kept_alive_connection_is_told_to_close(other: str, serve: Serve, connect: Connect) -> None:
+    """Before SIGTERM it stays; the first response after it says close, that to a probe too, and the server closes."""
+    server = start(serve, other, "--keep-alive", "30", **HOLD)
+    client, prober = connect(server), connect(server)
+    for _ in range(2):
+        assert client.get("/").headers.get("connection", "keep-alive").lower() == "keep-alive"
+        assert prober.get("/readyz").status == 200
+    sigterm(server)
+    assert client.get("/").headers["connection"] == "close"
+    answer = prober.get("/readyz")
+    assert (answer.status, answer.headers["connection"]) == (503, "close")
+    if other != "tornado" and (other != "asgi" or CLOSES_ITSELF):
+        assert client.at_end()
+        assert prober.at_end()
+
+
+def test_idle_and_silent_connections_do_not_hold_the_exit(other: str, serve: Serve, connect: Connect) -> None:
+    """With graceful_timeout 30, idle kept-alive connections and ones that never sent a byte are closed by the drain."""
+    server = serve(
+        application(other),
+        args=("-k", other, "--graceful-timeout", "30", "--keep-alive", "30"),
+        settings={**SHORT, "termination_period": 60},
+    )
+    clients = [connect(server) for _ in range(6)]
+    for client in clients[:3]:
+        assert client.get("/").status == 200
+    server.signal(signal.SIGTERM)
+    assert server.wait(20) == 0, server.output
+    server.wait_line("drained in")
+    for client in clients:
+        assert client.at_end()
+
+
+def test_a_request_longer_than_the_budget_is_cut_off_and_counted(other: str, serve: Serve, connect: Connect) -> None:
+    """At the deadline the process ends all the same; the log names the request and the place, the summary counts."""
+    server = start(serve, other, **SHORT, termination_period=4, exit_margin=1, drain_reserve=1)
+    client = connect(server)
+    client.send("/slow?s=60&secret=42")
+    server.wait_line("slow request begins")
+    server.signal(signal.SIGTERM)
+    assert server.wait(20) == 0, server.output
+    assert "1 cut off" in server.summary()
+    server.wait_line("deadline_reached")
+    dump = server.wait_line("in flight 1 s before the end of the drain: GET /slow for")
+    assert "secret" not in dump
+    assert " in sleep" in dump or " in slow" in dump, dump
+
+
+def test_sigterm_to_one_worker_by_hand_replaces_it(other: str, serve: Serve) -> None:
+    """`kill <worker>` lets that worker go and forks another, while the instance stays ready."""
+    server = start(serve, other, "-w", "2")
+    before = wait_serving(server, 2)
+    os.kill(min(before), signal.SIGTERM)
+    server.wait_for(lambda: min(before) not in server.worker_pids(), "the end of the worker")
+    server.wait_for(lambda: set(server.worker_pids()) - before, "a new worker")
+    assert server.get("/readyz").status == 200
+
+
+def test_sigterm_while_the_application_is_imported_exits_at_once(other: str, serve: Serve) -> None:
+    """Neither the delay nor graceful_timeout is waited for, nor the import."""
+    server = serve("slow_import:app", args=("-k", other, "--graceful-timeout", "50"), settings=HOLD, ready=False)
+    server.wait_line("import begins")
+    server.signal(signal.SIGTERM)
+    assert server.wait_exit(15), server.output
+    assert "shutdown_initiated" not in server.output
+
+
+# -- what does not work is said ----------------------------------------------------------------------------------------
+
+
+def grace_warnings(server: Server) -> list[str]:
+    return [text for _, text in server.lines if "[WARNING] gunicorn-grace" in text]
+
+
+def test_nothing_is_said_where_all_works(other: str, serve: Serve) -> None:
+    """Both workers of each class boot without a warning of ours, and the ASGI application is wrapped."""
+    server = start(serve, other, "-w", "2")
+    server.wait_booted(2)
+    assert grace_warnings(server) == []
+
+
+def test_an_asgi_application_that_is_not_wrapped(asgi: str, serve: Serve, connect: Connect) -> None:
+    """One warning, however many workers there are, says what does not work and how to wrap it. Probes get the
+    application's 404; the delay, the group's SIGTERM and the end of what is in flight are as with the wrapping."""
+    server = serve(UNWRAPPED, args=("-k", asgi, "-w", "2"), settings=HOLD)
+    before = wait_serving(server, 2)
+    server.wait_line(f"the worker class {asgi} runs ASGI applications, and this one is not wrapped: .*; wrap it: from")
+    works = "extension and quiet work, probes" if asgi == "asgi" else "sealing work, probes, extension, quiet"
+    assert len(grace_warnings(server)) == 1
+    assert works in grace_warnings(server)[0]
+    assert server.get("/readyz").status == 404
+    client, idle = connect(server), connect(server)
+    assert idle.get("/").status == 200
+    client.send("/slow?s=4")
+    server.wait_line("slow request begins")
+    counted = int(asgi == "asgi")
+    server.wait_for(lambda: requests(server, st.IN_FLIGHT) == counted, "the slow request alone, or nothing, in flight")
+    server.signal_group(signal.SIGTERM)
+    server.wait_phase(Phase.LAME_DUCK)
+    assert look(server.get("/look"))["phase"] == "LAME_DUCK"
+    assert set(server.worker_pids()) == before
+    server.signal(signal.SIGTERM)
+    # It ends later than connections that are known to be idle are closed: it must not be taken for one.
+    assert client.receive().body == b"slept 4 s\n"
+    client.close()
+    idle.close()
+    assert server.wait(20) == 0, server.output
+
+
+def test_an_application_of_tornados_own(serve: Serve, connect: Connect) -> None:
+    """It is served as it is, a warning says what does not work, and its coroutines in flight complete."""
+    pytest.importorskip("tornado")
+    server = serve("tornado_service:app", args=("-k", "tornado", "-w", "2"), settings=SHORT)
+    server.wait_booted(2)
+    server.wait_line("requests of an application of tornado's own cannot be counted: the delay, .* work; probes, .* do")
+    assert len(grace_warnings(server)) == 1
+    assert server.get("/").body == b"hello\n"
+    client, idle = connect(server), connect(server)
+    assert idle.get("/").status == 200
+    client.send("/slow?s=4")
+    server.wait_line("slow request begins")
+    server.signal(signal.SIGTERM)
+    assert client.receive().body == b"slept 4 s\n"
+    client.close()
+    assert server.wait(20) == 0, server.output
+    assert idle.at_end()
+
+
+def test_a_local_trigger_is_refused(other: str, serve: Serve) -> None:
+    """None of these classes shows the socket, so nothing proves who asks: 403, and the log tells the way out."""
+    server = start(serve, other, **HOLD)
+    assert server.get("/readyz?down=true").status == 403
+    server.wait_line("trigger refused, from REMOTE_ADDR 127.0.0.1: .*use `gunicorn-grace prestop`")
+    assert server.get("/readyz").status == 200
+
+
+def test_a_token_triggers(other: str, serve: Serve) -> None:
+    """`token` works without the socket: 503 at once, and LAME_DUCK."""
+    server = start(serve, other, **HOLD, trigger="token", trigger_token="swordfish")
+    assert server.get("/readyz?down=true", headers=[("X-Grace-Token", "perch")]).status == 403
+    assert server.get("/readyz?down=true", headers=[("X-Grace-Token", "swordfish")]).status == 503
+    server.wait_phase(Phase.LAME_DUCK)
+    assert server.get("/readyz").status == 503
+    assert server.get("/").status == 200
+
+
+HANDSHAKE = (
+    b"GET /ws HTTP/1.1\r\nHost: test\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+)
+
+
+def test_a_websocket_is_in_flight_while_it_is_open(serve: Serve, connect: Connect) -> None:
+    """It counts, and is left alone during the delay and the drain although nothing comes, until the client closes."""
+    skip_unless_there("asgi")
+    server = start(serve, "asgi", **HOLD)
+    silent = connect(server)
+    with socket.create_connection(server.address, timeout=20) as sock:
+        sock.sendall(HANDSHAKE)
+        assert sock.recv(4096).startswith(b"HTTP/1.1 101 ")
+        server.wait_line("websocket opens")
+        assert requests(server, st.IN_FLIGHT) == 1
+        sigterm(server)
+        server.wait_phase(Phase.LAME_DUCK)
+        server.signal(signal.SIGTERM)
+        assert silent.at_end()  # From here on, half a second with nothing to do would end a connection.
+        sock.settimeout(1)
+        with pytest.raises(TimeoutError):
+            sock.recv(1)
+        sock.sendall(masked_text(b"still there?"))
+        assert sock.recv(4096) == b"\x81\x0cstill there?"
+    assert server.wait(20) == 0, server.output
+
+
+def masked_text(payload: bytes) -> bytes:
+    """A client's frame, RFC 6455 section 5.2, masked with zeros."""
+    return bytes([0x81, 0x80 | len(payload)]) + bytes(4) + payload

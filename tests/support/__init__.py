@@ -1,0 +1,1 @@
+"""What the tests share: real servers and clients, results of rehearsals, paths. Imported as ``support.servers``."""
