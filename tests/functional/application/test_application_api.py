@@ -78,6 +78,7 @@ def holds(server: Server) -> int:
 # -- callbacks ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long(but="gthread")
 def test_callbacks_run_once_in_every_worker_in_their_order(kind: str, start: Serve) -> None:
     """on_lame_duck when LAME_DUCK begins, while requests are served; on_drain when DRAINING does; each in the order in
     which it was registered, once."""
@@ -97,6 +98,7 @@ def test_callbacks_run_once_in_every_worker_in_their_order(kind: str, start: Ser
     assert "0 cut off" in server.summary()
 
 
+@pytest.mark.long(but="gthread")
 def test_the_worker_stays_until_its_last_callback_has_ended(kind: str, start: Serve, switches: Path) -> None:
     """A worker with nothing in flight, dismissed, goes only when on_drain has ended, and by itself."""
     server = start("drain:last:wait", args=(*WORKERS[kind], "-w", "1", *PATIENT), settings=LONG)
@@ -111,6 +113,7 @@ def test_the_worker_stays_until_its_last_callback_has_ended(kind: str, start: Se
     assert "drained" in server.output
 
 
+@pytest.mark.long(but="gthread")
 def test_a_callback_that_fails_is_logged_and_the_next_one_runs(kind: str, start: Serve) -> None:
     """An error, SystemExit and KeyboardInterrupt end the callback alone, and are logged with their traceback; one that
     overran is named with file and line; what comes after them runs, and nothing else is harmed."""
@@ -141,6 +144,7 @@ def test_a_callback_that_fails_is_logged_and_the_next_one_runs(kind: str, start:
     assert server.wait(PATIENCE) == 0, server.output
 
 
+@pytest.mark.long(but="gthread")
 def test_a_callback_does_not_hold_the_exit_beyond_the_deadline(kind: str, start: Serve) -> None:
     """One that never ends: the log names it a second before the drain limit, and the process is gone by then."""
     server = start("drain:never:wait", kind=kind, settings=CUT)
@@ -152,6 +156,7 @@ def test_a_callback_does_not_hold_the_exit_beyond_the_deadline(kind: str, start:
     assert "0 cut off" in server.summary()
 
 
+@pytest.mark.long(but="gthread")
 def test_a_worker_that_boots_in_lame_duck_runs_them_as_well(kind: str, start: Serve) -> None:
     """A respawned worker runs on_lame_duck once it has booted."""
     server = start("lame_duck:first:say", kind=kind, settings=HOLD)
@@ -165,6 +170,7 @@ def test_a_worker_that_boots_in_lame_duck_runs_them_as_well(kind: str, start: Se
     assert [said(server, pid) for pid in (*before[1:], new)] == [["first in LAME_DUCK"]] * len(before)
 
 
+@pytest.mark.long
 def test_they_run_again_in_the_next_shutdown(kind: str, start: Serve) -> None:
     """Taken back by undrain, LAME_DUCK comes a second time: so do the callbacks."""
     server = start("lame_duck:first:say", "drain:last:say", kind=kind, settings=HOLD)
@@ -183,6 +189,7 @@ def test_they_run_again_in_the_next_shutdown(kind: str, start: Serve) -> None:
         assert [line.split()[0] for line in said(server, pid)] == ["first", "first", "last"]
 
 
+@pytest.mark.long
 def test_one_that_was_registered_while_serving_runs(kind: str, start: Serve) -> None:
     """By a request, say, that imported a module."""
     server = start(args=(*WORKERS[kind], "-w", "1"), settings=HOLD)
@@ -193,6 +200,7 @@ def test_one_that_was_registered_while_serving_runs(kind: str, start: Serve) -> 
     assert said(server, pid) == ["late in LAME_DUCK"]
 
 
+@pytest.mark.long
 def test_ones_that_were_registered_before_the_fork_run_in_the_workers(kind: str, start: Serve) -> None:
     """With preload_app the arbiter imports the application; it runs none of its callbacks itself."""
     server = start("lame_duck:first:say", "drain:last:say", kind=kind, args=("--preload",), settings=LONG)
@@ -203,6 +211,7 @@ def test_ones_that_were_registered_before_the_fork_run_in_the_workers(kind: str,
     assert [[line.split()[0] for line in said(server, pid)] for pid in pids] == [["first", "last"]] * len(pids)
 
 
+@pytest.mark.long(but="gthread")
 def test_a_second_sigterm_skips_no_callback(kind: str, start: Serve) -> None:
     """Draining at once: on_lame_duck still comes first, and on_drain after it."""
     server = start("lame_duck:first:say", "drain:last:say", kind=kind, settings=HOLD)
@@ -212,6 +221,7 @@ def test_a_second_sigterm_skips_no_callback(kind: str, start: Serve) -> None:
     assert [[line.split()[0] for line in said(server, pid)] for pid in pids] == [["first", "last"]] * len(pids)
 
 
+@pytest.mark.long(but="gthread-SIGINT")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGQUIT], ids=["SIGINT", "SIGQUIT"])
 def test_ctrl_c_waits_for_nothing(number: signal.Signals, kind: str, start: Serve) -> None:
     """No callback runs, and what is held is named and cut off."""
@@ -227,6 +237,7 @@ def test_ctrl_c_waits_for_nothing(number: signal.Signals, kind: str, start: Serv
     )
 
 
+@pytest.mark.long
 def test_an_arbiter_that_was_replaced_drains_without_a_lame_duck(start: Serve, tmp_path: Path) -> None:
     """SIGUSR2, then SIGTERM to the old one: on_drain runs in its workers, on_lame_duck in none, because the address
     goes on being served."""
@@ -244,6 +255,7 @@ def test_an_arbiter_that_was_replaced_drains_without_a_lame_duck(start: Serve, t
     server.wait_for(lambda: not server.processes(), "the end of the new one", PATIENCE)
 
 
+@pytest.mark.long
 def test_without_callbacks_there_is_no_thread(start: Serve) -> None:
     """A worker of an application that registers nothing is as it was: one thread; and one more with a callback."""
     for callbacks, threads in (((), 1), (("drain:last:say",), 2)):
@@ -256,6 +268,7 @@ def test_without_callbacks_there_is_no_thread(start: Serve) -> None:
 # -- holds -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long(but="gthread")
 def test_a_hold_keeps_its_worker_until_it_is_given_back(kind: str, start: Serve, switches: Path) -> None:
     """All workers are dismissed and the others gone; the one with the hold stays, and goes when the work is done."""
     server = start(kind=kind, args=PATIENT, settings=LONG)
@@ -273,6 +286,7 @@ def test_a_hold_keeps_its_worker_until_it_is_given_back(kind: str, start: Serve,
     assert "0 cut off" in server.summary()
 
 
+@pytest.mark.long(but="gthread")
 def test_a_hold_that_is_left_at_the_deadline_is_named(kind: str, start: Serve) -> None:
     """The process is gone before it; the hold is no request that was cut off."""
     server = start(kind=kind, settings=CUT)
@@ -285,6 +299,7 @@ def test_a_hold_that_is_left_at_the_deadline_is_named(kind: str, start: Serve) -
     assert "0 cut off" in server.summary()
 
 
+@pytest.mark.long
 def test_a_killed_worker_takes_its_holds_with_it(kind: str, start: Serve) -> None:
     """Its slot is free again, the count is 0, and nothing waits for it."""
     server = start(kind=kind, settings=LONG)
@@ -305,6 +320,7 @@ def heartbeat(pid: int) -> float:
     return 0.0
 
 
+@pytest.mark.long(but="gthread")
 def test_a_reload_waits_for_a_hold_and_its_heart_beats(kind: str, start: Serve, switches: Path) -> None:
     """SIGHUP: new workers serve, the old one with the hold stays, and tells gunicorn that it lives, which would abort
     it otherwise."""
@@ -323,6 +339,7 @@ def test_a_reload_waits_for_a_hold_and_its_heart_beats(kind: str, start: Serve, 
     assert "WORKER TIMEOUT" not in server.output
 
 
+@pytest.mark.long
 def test_a_connection_that_was_kept_alive_does_not_hang(start: Serve, connect: Connect, switches: Path) -> None:
     """gthread 22 and 23 leave it open until the process ends, and 27 closes it; 24 to 26 serve it, and stay for it."""
     args = (*WORKERS["gthread"], "-w", "1", "--keep-alive", "70", *PATIENT)
@@ -341,6 +358,7 @@ def test_a_connection_that_was_kept_alive_does_not_hang(start: Serve, connect: C
     server.wait_for(lambda: pid not in server.worker_pids(), "the end of the old worker", PATIENCE)
 
 
+@pytest.mark.long
 def test_a_reload_waits_no_longer_than_graceful_timeout(kind: str, start: Serve) -> None:
     """Then the old worker goes, and names what it leaves."""
     server = start(args=(*WORKERS[kind], "-w", "1", "--graceful-timeout", "2"), settings=HOLD)
@@ -351,6 +369,7 @@ def test_a_reload_waits_no_longer_than_graceful_timeout(kind: str, start: Serve)
     assert server.get("/").status == 200
 
 
+@pytest.mark.long
 def test_a_worker_that_has_served_max_requests_waits_for_its_hold(kind: str, start: Serve, switches: Path) -> None:
     """It goes when the work is done; its successor comes then, as after any worker."""
     server = start(args=(*WORKERS[kind], "-w", "2", "--max-requests", "1", *PATIENT), settings=HOLD, ready=False)
@@ -370,6 +389,7 @@ def listening(port: int) -> int:
     return sum(row[3] == "0A" and int(row[1].split(":")[1], 16) == port for row in rows)
 
 
+@pytest.mark.long
 def test_with_reuse_port_no_connection_waits_for_a_worker_that_stays(kind: str, start: Serve, switches: Path) -> None:
     """It closes the listeners that are its own: the kernel would go on giving it connections, which nobody accepts."""
     with socket.socket() as sock:
@@ -390,6 +410,7 @@ def test_with_reuse_port_no_connection_waits_for_a_worker_that_stays(kind: str, 
 # -- streams -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long(but="gthread")
 def test_a_stream_ends_when_the_shutdown_begins(kind: str, start: Serve, connect: Connect) -> None:
     """The client gets a complete response, chunked to its end, while the instance goes on serving; the application's
     generator is closed in its request's context."""
@@ -439,6 +460,7 @@ gunicorn_grace.install(globals())
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("worker_class", OTHERS)
 def test_callbacks_and_holds_of_threads_work_in_every_worker_class(
     worker_class: str, serve: Serve, tmp_path: Path, switches: Path

@@ -86,6 +86,7 @@ def test_the_environment_wins_over_the_file(way: str, tmp_path: Path) -> None:
     assert "= 4.5" in next(line for line in shown.stdout.splitlines() if line.startswith("grace_shutdown_delay"))
 
 
+@pytest.mark.long(but="module")
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize(
     ("line", "words"),
@@ -110,6 +111,7 @@ def test_gunicorn_refuses_to_start_with_one_line(way: str, line: str, words: tup
     assert all(word in errors[0] for word in words), errors[0]
 
 
+@pytest.mark.long(but="module")
 @pytest.mark.parametrize("way", WAYS)
 def test_a_bad_environment_is_refused_as_well(way: str, tmp_path: Path) -> None:
     """The line names the environment variable, because that is where the value is."""
@@ -177,6 +179,7 @@ def test_sighup_reads_the_users_file_again(way: str, serve: Serve, tmp_path: Pat
     assert "user: on_exit" in server.output
 
 
+@pytest.mark.long(but="grace_shutdown_delay = -1\n-install")
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("body", ["grace_shutdown_delay = -1\n", "this is no python\n"])
 def test_a_broken_file_at_sighup_leaves_the_service_running(way: str, body: str, serve: Serve, tmp_path: Path) -> None:

@@ -104,6 +104,7 @@ def test_the_readme_has_two_one_line_commands_and_ci_runs_the_second() -> None:
     assert "README.md" in (ROOT / ".ci" / "run").read_text()
 
 
+@pytest.mark.long
 def test_the_readmes_main_job(tmp_path: Path) -> None:
     """The rehearsal of the README: the example app, plain beside plugin; plain loses requests, the plugin none."""
     command = re.search(r"gunicorn-grace (rehearse [^)]*)\)", readme_commands()[0])

@@ -10,6 +10,7 @@ from gunicorn_grace.phase import Phase
 from support.servers import HOLD, LONG_DRAIN, Connect, Serve, begin_a_request, hold_a_request
 
 
+@pytest.mark.long(but="gthread")
 def test_a_third_sigterm_changes_nothing(kind: str, serve: Serve, connect: Connect) -> None:
     """The second SIGTERM drains; a third one cuts off nothing of what is in flight."""
     server = serve(kind=kind, settings=HOLD)
@@ -26,6 +27,7 @@ def test_a_third_sigterm_changes_nothing(kind: str, serve: Serve, connect: Conne
     assert "0 cut off" in server.summary()
 
 
+@pytest.mark.long(but=("SIGINT-sync", "SIGQUIT-gevent"))
 @pytest.mark.parametrize(
     ("name", "kind"), [("SIGINT", "sync"), ("SIGQUIT", "gthread"), ("SIGINT", "gthread"), ("SIGQUIT", "gevent")]
 )
@@ -39,6 +41,7 @@ def test_ctrl_c_names_what_it_cuts_off(name: str, kind: str, serve: Serve, conne
     assert "shutdown_initiated" not in server.output
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("where", ["before", "behind"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGQUIT], ids=["SIGINT", "SIGQUIT"])
 def test_ctrl_c_ends_a_gthread_worker_that_is_submitting_a_request(

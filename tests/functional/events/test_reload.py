@@ -5,11 +5,14 @@ from __future__ import annotations
 import signal
 from pathlib import Path
 
+import pytest
+
 from gunicorn_grace import state as st
 from gunicorn_grace.phase import Phase
 from support.servers import HOLD, Connect, Serve, booted_in, hold_a_request, load_on, looks, nothing_lost, workers_of
 
 
+@pytest.mark.long(but="gthread")
 def test_a_reload_under_load_loses_nothing_and_reads_the_settings_again(
     kind: str, serve: Serve, tmp_path: Path
 ) -> None:

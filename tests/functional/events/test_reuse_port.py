@@ -41,6 +41,7 @@ def server(kind: str, serve: Callable[..., Server]) -> Server:
     )
 
 
+@pytest.mark.long(but="gthread")
 def test_each_worker_seals_and_empties_its_own_listener(server: Server, connect: Connect) -> None:
     """What waits in the accept queue when the drain begins is served to its end, and no new connection gets in."""
     busy = connect(server)
@@ -58,6 +59,7 @@ def test_each_worker_seals_and_empties_its_own_listener(server: Server, connect:
     assert ", 0 cut off" in server.summary()
 
 
+@pytest.mark.long
 def test_idle_connections_do_not_hold_the_exit(server: Server, connect: Connect) -> None:
     """A worker that leaves closes its own listeners first; idle connections are looked after all the same."""
     clients = [connect(server) for _ in range(2)]

@@ -33,6 +33,7 @@ while True:
 """
 
 
+@pytest.mark.long(but="gthread-activate-127.0.0.1:0")
 @pytest.mark.parametrize(
     ("kind", "how", "bind"),
     [*((kind, "activate", "127.0.0.1:0") for kind in sorted(WORKERS)), ("gthread", "inherit", "fd://3")],
@@ -66,6 +67,7 @@ def test_a_socket_that_was_handed_to_us_is_never_sealed(
     assert "sealed" not in server.output
 
 
+@pytest.mark.long(but="tcp+tcp+unix")
 @pytest.mark.parametrize("kinds", [("unix",), ("tcp", "tcp", "unix")], ids="+".join)
 def test_every_listener_is_emptied(
     kinds: tuple[str, ...], serve: Serve, tmp_path: Path, request: pytest.FixtureRequest
@@ -102,6 +104,7 @@ def test_every_listener_is_emptied(
         assert (address if isinstance(address, str) else f":{address[1]}") in sealed
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("how", ["SIGINT", "SIGQUIT", "no time to drain"])
 def test_a_unix_socket_whose_queue_is_not_served_to_its_end(
     how: str, serve: Serve, connect: Connect, tmp_path: Path

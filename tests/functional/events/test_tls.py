@@ -28,6 +28,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.long(but="gthread")
 def test_tls(kind: str, serve: Serve, certificate: Path, request: pytest.FixtureRequest) -> None:
     """Over TLS: readiness flips, a request in flight completes and says close, and connections that waited in the
     accept queue when the drain began, before their handshake, are served."""

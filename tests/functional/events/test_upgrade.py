@@ -8,6 +8,8 @@ import re
 import signal
 from pathlib import Path
 
+import pytest
+
 from gunicorn_grace import state as st
 from gunicorn_grace.phase import Phase
 from gunicorn_grace.rehearsal import procfs
@@ -15,6 +17,7 @@ from gunicorn_grace.rehearsal.wire import fetch
 from support.servers import HOLD, LONG_DRAIN, SHORT, Serve, booted_in, load_on, memory_of, nothing_lost, workers_of
 
 
+@pytest.mark.long
 def test_a_successor_that_cannot_be_executed_changes_nothing(serve: Serve, tmp_path: Path) -> None:
     """gunicorn's child ends in the loop that it has inherited, and stops none of the workers: the instance is ready as
     before, and a SIGTERM has a delay and an end."""
@@ -34,6 +37,7 @@ def test_a_successor_that_cannot_be_executed_changes_nothing(serve: Serve, tmp_p
     assert "lame_duck_ended" in server.output
 
 
+@pytest.mark.long(but="gthread")
 def test_a_binary_upgrade_under_load_loses_nothing(kind: str, serve: Serve, tmp_path: Path) -> None:
     """SIGUSR2, then SIGTERM to the old arbiter: no request is lost, none refused, readiness is never 503, the shared
     listener is never sealed, the old one goes without a lame duck phase, and the new one has one of its own."""
@@ -68,6 +72,7 @@ def test_a_binary_upgrade_under_load_loses_nothing(kind: str, serve: Serve, tmp_
     server.wait_line("gunicorn-grace: stopped")
 
 
+@pytest.mark.long
 def test_sigterm_to_the_new_one_as_soon_as_the_old_one_is_gone(serve: Serve) -> None:
     """The new arbiter notices only at its next look that it is alone: the signal is not lost for that, and the delay
     runs from it."""

@@ -100,6 +100,7 @@ def test_it_works_however_it_is_run(way: str, serve: Serve, connect: Connect, tm
     assert list(folder.iterdir()) == []
 
 
+@pytest.mark.long(but="gthread")
 def test_workers_that_are_recycled_under_load(kind: str, tmp_path: Path) -> None:
     """With max_requests and jitter workers come and go in every phase: a deletion loses nothing."""
     # No kept-alive connections, because of gunicorn itself. A gthread worker that has reached max_requests closes those

@@ -13,6 +13,7 @@ from gunicorn_grace.phase import Phase
 from support.servers import HOLD, WORKERS, Serve, look, looks, workers_of
 
 
+@pytest.mark.long(but="LAME_DUCK-gthread")
 @pytest.mark.parametrize(
     ("phase", "kind"), [(Phase.SERVING, "gthread"), *((Phase.LAME_DUCK, kind) for kind in sorted(WORKERS))], ids=str
 )

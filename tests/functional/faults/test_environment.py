@@ -47,6 +47,7 @@ OUTPUT = {
 }
 
 
+@pytest.mark.long(but="closed-gthread")
 @pytest.mark.parametrize(
     ("output", "kind"),
     [*((output, "gthread") for output in OUTPUT), ("closed", "sync"), ("closed", "gevent"), ("full", "gevent")],
@@ -74,6 +75,7 @@ def test_nothing_hangs_on_the_output(
     assert (told["origin"], told["cut_off"]) == ("sigterm", 0)
 
 
+@pytest.mark.long
 def test_the_memory_is_never_the_standard_output(serve: Serve, tmp_path_factory: pytest.TempPathFactory) -> None:
     """With 1 and 2 closed the next file that is opened gets those numbers, and what C code prints would land in it."""
     mute = interpreter(tmp_path_factory.mktemp("bin") / "python", f"{OUTPUT['closed']}\n{BECOME}")
@@ -102,6 +104,7 @@ def mounting(path: Path, commands: str) -> str:
     )
 
 
+@pytest.mark.long
 @can_mount
 def test_without_proc_it_shuts_down(
     kind: str, serve: Serve, connect: Connect, tmp_path_factory: pytest.TempPathFactory
@@ -129,6 +132,7 @@ def test_without_proc_it_shuts_down(
     assert "0 cut off" in server.summary()
 
 
+@pytest.mark.long
 @can_mount
 def test_a_read_only_root_changes_nothing(serve: Serve, connect: Connect, tmp_path: Path) -> None:
     """A container without one writable file system but /dev/shm: it boots and shuts down, and the report is missed."""
@@ -204,6 +208,7 @@ def grace(*args: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("content", ["truncated", "garbage"])
 def test_a_damaged_memory_is_told_from_the_good_one_beside_it(content: str, serve: Serve) -> None:
     """Asked for the damaged one, the command says so in one line and fails; the instance beside it is found."""
@@ -221,6 +226,7 @@ def test_a_damaged_memory_is_told_from_the_good_one_beside_it(content: str, serv
     server.assert_gone()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("content", DAMAGED)
 def test_a_damaged_memory_is_never_taken_for_the_only_one(content: str) -> None:
     """Without --pid it is no instance: alone it gives one line and exit code 1, beside a good one it is passed over."""
@@ -281,6 +287,7 @@ def shift(tmp_path_factory: pytest.TempPathFactory) -> Shift:
     return Shift(tmp_path_factory.mktemp("shift") / "seconds")
 
 
+@pytest.mark.long
 def test_a_clock_that_runs_ahead_ends_neither_delay_nor_drain(
     kind: str, serve: Serve, connect: Connect, shifted_clock: Path, shift: Shift
 ) -> None:
@@ -309,6 +316,7 @@ def test_a_clock_that_runs_ahead_ends_neither_delay_nor_drain(
     assert "0 cut off" in server.summary()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["gthread", "gevent"])
 def test_a_clock_that_runs_back_does_not_postpone_the_deadline(
     kind: str, serve: Serve, connect: Connect, shifted_clock: Path, shift: Shift

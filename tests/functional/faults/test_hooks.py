@@ -62,6 +62,7 @@ def answer(client: Client, path: str) -> int:
         return 0
 
 
+@pytest.mark.long(but="gthread-post_request-raises-status1")
 @pytest.mark.parametrize(
     ("hook", "deed", "status"),
     [
@@ -90,6 +91,7 @@ def test_a_request_hook_that_fails_costs_that_request_at_most(
     server.assert_gone()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("hook", "lost", "kind"),
     [("pre_request", 1, "sync"), ("pre_request", 1, "gthread"), ("post_request", 0, "gthread")],
@@ -108,6 +110,7 @@ def test_a_request_hook_that_hangs_does_not_pass_the_deadline(
     assert f"{lost} cut off" in server.summary()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("deed", ["raises", "exits", "is slow", "hangs"])
 def test_a_worker_exit_hook_that_fails_does_not_hold_the_exit(deed: str, serve: Serve, tmp_path: Path) -> None:
     """The worker has finished its work by then; one that hangs in it is ended at the deadline."""
@@ -118,6 +121,7 @@ def test_a_worker_exit_hook_that_fails_does_not_hold_the_exit(deed: str, serve: 
     assert "0 cut off" in server.summary()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("deed", ["raises", "is slow"])
 def test_a_child_exit_hook_that_fails_costs_no_other_worker_its_request(
     deed: str, serve: Serve, connect: Connect, tmp_path: Path
@@ -134,6 +138,7 @@ def test_a_child_exit_hook_that_fails_costs_no_other_worker_its_request(
     server.assert_gone(None, patience=10)
 
 
+@pytest.mark.long
 def test_a_child_exit_hook_that_exits_leaves_no_orphan(serve: Serve, connect: Connect, tmp_path: Path) -> None:
     """sys.exit ends the arbiter at once, as in plain gunicorn; its workers, already dismissed, finish and go."""
     server = start("child_exit", "exits", serve, tmp_path)
@@ -146,6 +151,7 @@ def test_a_child_exit_hook_that_exits_leaves_no_orphan(serve: Serve, connect: Co
     server.assert_gone(7, patience=10)
 
 
+@pytest.mark.long
 def test_a_child_exit_hook_that_raises_in_lame_duck_cuts_nothing_off(
     serve: Serve, connect: Connect, tmp_path: Path
 ) -> None:
@@ -166,6 +172,7 @@ def test_a_child_exit_hook_that_raises_in_lame_duck_cuts_nothing_off(
     server.assert_gone(None)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("deed", "code"), [("raises", 1), ("exits", 7), ("is slow", 0)])
 def test_an_on_exit_hook_that_fails_comes_too_late_to_harm(
     deed: str, code: int, serve: Serve, connect: Connect, tmp_path: Path
@@ -185,6 +192,7 @@ def test_an_on_exit_hook_that_fails_comes_too_late_to_harm(
     assert json.loads(report.read_text())["cut_off"] == 0
 
 
+@pytest.mark.long
 def test_a_worker_that_hangs_while_it_boots_does_not_hold_the_exit(serve: Serve, tmp_path: Path) -> None:
     """SIGTERM reaches a worker in its post_worker_init too: that one goes at once, and nothing waits for it."""
     server = start("post_worker_init", "hangs", serve, tmp_path, ready=False)

@@ -29,6 +29,7 @@ SLOWER = {**QUICK, "shutdown_delay": 1}
 # -- peers -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_a_storm_of_forged_triggers_harms_nothing(kind: str, serve: Serve) -> None:
     """300 forged ?down=true a second, from before T0 to the drain: none is obeyed, and no other request is lost."""
     server = serve(kind=kind, settings={**SLOWER, "termination_period": 9})
@@ -101,6 +102,7 @@ def many_files() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("many_files")
 def test_idle_and_slow_connections_do_not_hold_the_exit(kind: str, serve: Serve) -> None:
     """1,500 connections that say nothing, and 20 that send a byte of a header at a time: gone before the deadline."""
@@ -141,6 +143,7 @@ def test_idle_and_slow_connections_do_not_hold_the_exit(kind: str, serve: Serve)
 # -- the arbiter sleeps ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["sync", "gthread"])
 def test_an_arbiter_stopped_across_its_deadline_exits_when_it_goes_on(
     kind: str, serve: Serve, connect: Connect
@@ -166,6 +169,7 @@ def test_an_arbiter_stopped_across_its_deadline_exits_when_it_goes_on(
     assert "1 cut off" in server.summary()
 
 
+@pytest.mark.long
 def test_an_arbiter_stopped_before_sigterm_takes_it_up_when_it_goes_on(serve: Serve) -> None:
     """The signal waits for the process: T0 is when it runs again, and the whole delay is kept from there."""
     server = serve(kind="gthread", settings=QUICK)
@@ -180,6 +184,7 @@ def test_an_arbiter_stopped_before_sigterm_takes_it_up_when_it_goes_on(serve: Se
     server.assert_gone()
 
 
+@pytest.mark.long
 def test_the_command_gives_up_on_an_arbiter_that_does_not_run(serve: Serve) -> None:
     """With the arbiter stopped, prestop flips every worker all the same, and returns when the delay is over."""
     server = serve(kind="gthread", settings=SLOWER)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 from pathlib import Path
@@ -33,30 +34,36 @@ def broken(target: str, tmp_path: Path) -> tuple[str, ...]:
     return ("-c", "broken.py")
 
 
-@pytest.mark.parametrize(
-    "target",
-    [
-        "gunicorn_grace.arbiter.attach",
-        "gunicorn_grace.arbiter.tell_budget",
-        "gunicorn_grace.arbiter.Lifetime.claim",
-        "gunicorn_grace.arbiter.Lifetime.free",
-        "gunicorn_grace.arbiter.Lifetime.observe",
-        "gunicorn_grace.arbiter.Lifetime.finish",
-        "gunicorn_grace.arbiter.Lifetime._enter_lame_duck",
-        "gunicorn_grace.arbiter.Lifetime._enter_draining",
-        "gunicorn_grace.arbiter.Lifetime._seal",
-        "gunicorn_grace.arbiter.Lifetime.before_stop",
-        "gunicorn_grace.worker.take_seat",
-        "gunicorn_grace.worker.Seat.booted",
-        "gunicorn_grace.worker.Seat.shed_from_the_parser",
-        "gunicorn_grace.worker._hot_path",
-        "gunicorn_grace.worker.Seat._note_longest",
-        "gunicorn_grace.worker.Seat.watch_drain",
-    ],
+TARGETS = (
+    "gunicorn_grace.arbiter.attach",
+    "gunicorn_grace.arbiter.tell_budget",
+    "gunicorn_grace.arbiter.Lifetime.claim",
+    "gunicorn_grace.arbiter.Lifetime.free",
+    "gunicorn_grace.arbiter.Lifetime.observe",
+    "gunicorn_grace.arbiter.Lifetime.finish",
+    "gunicorn_grace.arbiter.Lifetime._enter_lame_duck",
+    "gunicorn_grace.arbiter.Lifetime._enter_draining",
+    "gunicorn_grace.arbiter.Lifetime._seal",
+    "gunicorn_grace.arbiter.Lifetime.before_stop",
+    "gunicorn_grace.worker.take_seat",
+    "gunicorn_grace.worker.Seat.booted",
+    "gunicorn_grace.worker.Seat.shed_from_the_parser",
+    "gunicorn_grace.worker._hot_path",
+    "gunicorn_grace.worker.Seat._note_longest",
+    "gunicorn_grace.worker.Seat.watch_drain",
 )
-def test_a_failure_of_ours_leaves_gunicorn_as_it_is(target: str, serve: Serve, tmp_path: Path) -> None:
+ESSENTIAL = ("gunicorn_grace.arbiter.Lifetime.observe", "gunicorn_grace.worker._hot_path")
+"""A failure of the whole part of the arbiter, and one of the whole part of a worker."""
+
+
+@pytest.mark.long(but=ESSENTIAL)
+@pytest.mark.parametrize(
+    ("target", "kind"),
+    [*((target, "gthread") for target in TARGETS), *itertools.product(ESSENTIAL, ("sync", "gevent"))],
+)
+def test_a_failure_of_ours_leaves_gunicorn_as_it_is(target: str, kind: str, serve: Serve, tmp_path: Path) -> None:
     """Whatever raises in a hook or in the loop: logged with its traceback, requests are served, SIGTERM ends it."""
-    server = serve(kind="gthread", config=broken(target, tmp_path), settings=SHORT, ready=False)
+    server = serve(kind=kind, config=broken(target, tmp_path), settings=SHORT, ready=False)
     server.wait_ready()
     assert {server.get("/").status for _ in range(20)} == {200}
     server.terminate()
@@ -81,6 +88,7 @@ def test_after_a_failure_of_ours_nothing_waits_for_us(serve: Serve, tmp_path: Pa
     server.assert_gone()
 
 
+@pytest.mark.long
 def test_a_worker_that_asked_before_a_failure_of_ours_is_answered(serve: Serve, tmp_path: Path) -> None:
     """A SIGTERM by hand waits for the arbiter's word; a loop that fails meanwhile gives it as its last one."""
     flag = tmp_path / "flag"
@@ -105,6 +113,7 @@ def test_a_worker_that_asked_before_a_failure_of_ours_is_answered(serve: Serve, 
     server.assert_gone()
 
 
+@pytest.mark.long
 def test_a_dismissed_worker_whose_application_catches_everything_goes_when_it_has_booted(
     serve: Serve, tmp_path: Path
 ) -> None:
@@ -129,6 +138,7 @@ def test_a_dismissed_worker_whose_application_catches_everything_goes_when_it_ha
     assert "deadline_reached" not in server.output
 
 
+@pytest.mark.long
 def test_without_memfd_an_anonymous_mapping_serves(serve: Serve, tmp_path: Path) -> None:
     """One warning at boot; readiness flips in every worker all the same."""
     (tmp_path / "conf.py").write_text("import os\ndel os.memfd_create\nfrom gunicorn_grace.conf import *\n")
@@ -155,6 +165,7 @@ def test_where_the_seal_is_refused_the_listener_closes_as_ever(serve: Serve, tmp
     server.assert_gone()
 
 
+@pytest.mark.long
 def test_more_workers_than_slots_are_served_uncounted(serve: Serve, tmp_path: Path) -> None:
     """Running out of slots costs counting, never serving, and the shutdown is as ever."""
     (tmp_path / "conf.py").write_text(
@@ -171,6 +182,7 @@ def test_more_workers_than_slots_are_served_uncounted(serve: Serve, tmp_path: Pa
     server.assert_gone()
 
 
+@pytest.mark.long
 def test_a_worker_class_that_cannot_be_tracked_is_named_at_boot(serve: Serve, tmp_path: Path) -> None:
     """One warning says what does not work for it and what does; the delay and the exit work."""
     (tmp_path / "strange.py").write_text(
@@ -202,6 +214,7 @@ def lost(client: Client) -> bool:
     return False
 
 
+@pytest.mark.long(but="LAME_DUCK")
 @pytest.mark.parametrize("phase", [Phase.SERVING, Phase.LAME_DUCK], ids=str)
 def test_a_killed_worker_is_replaced_and_costs_its_own_request_only(
     phase: Phase, serve: Serve, connect: Connect
@@ -226,6 +239,7 @@ def test_a_killed_worker_is_replaced_and_costs_its_own_request_only(
     assert f"{int(phase is Phase.LAME_DUCK)} cut off" in server.summary()
 
 
+@pytest.mark.long
 def test_a_worker_killed_after_its_dismissal_is_not_replaced(serve: Serve, connect: Connect) -> None:
     """SIGKILL while draining: its request counts as cut off, that of the other worker completes, none is forked."""
     server = serve(args=("-k", "sync", "-w", "2"), settings=QUICK)
@@ -247,6 +261,7 @@ def test_a_worker_killed_after_its_dismissal_is_not_replaced(serve: Serve, conne
     assert not any("Booting worker" in line for _, line in server.lines[mark:])
 
 
+@pytest.mark.long
 def test_a_worker_killed_while_the_queue_is_served_is_replaced(serve: Serve, connect: Connect) -> None:
     """While connections still wait in the accept queue, a dead worker is replaced, and they are served."""
     server = serve(args=("-k", "sync", "-w", "1"), settings=QUICK)
@@ -267,6 +282,7 @@ def test_a_worker_killed_while_the_queue_is_served_is_replaced(serve: Serve, con
     assert "1 cut off" in server.summary()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("phase", [Phase.SERVING, Phase.LAME_DUCK], ids=str)
 def test_all_workers_killed_are_all_replaced(phase: Phase, serve: Serve) -> None:
     """SIGKILL of every worker at once: each is forked anew, in the phase that the instance is in."""
@@ -288,6 +304,7 @@ def test_all_workers_killed_are_all_replaced(phase: Phase, serve: Serve) -> None
     server.assert_gone()
 
 
+@pytest.mark.long
 def test_all_workers_killed_while_draining_end_it(serve: Serve, connect: Connect) -> None:
     """With no worker left after the dismissal nothing is waited for; every request that was lost is counted."""
     server = serve(args=("-k", "sync", "-w", "2"), settings={**HOLD, "termination_period": 60})
@@ -306,6 +323,7 @@ def test_all_workers_killed_while_draining_end_it(serve: Serve, connect: Connect
     server.wait_line("drained in")
 
 
+@pytest.mark.long(but="gthread-LAME_DUCK")
 @pytest.mark.parametrize("phase", [Phase.SERVING, Phase.LAME_DUCK, Phase.DRAINING], ids=str)
 def test_workers_do_not_outlive_their_arbiter(phase: Phase, kind: str, serve: Serve, connect: Connect) -> None:
     """SIGKILL of the arbiter: each worker notices that its parent is another, and goes, in every phase."""
@@ -322,6 +340,7 @@ def test_workers_do_not_outlive_their_arbiter(phase: Phase, kind: str, serve: Se
 # -- a worker hangs, or has no memory left -----------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_a_worker_hung_in_c_code_is_replaced_in_lame_duck(serve: Serve, connect: Connect) -> None:
     """No Python runs in it any more, not even a signal handler: `timeout` ends it all the same, and it is replaced."""
     server = serve(args=("-k", "gthread", "-w", "2", "--timeout", "2"), settings=HOLD)
@@ -339,6 +358,7 @@ def test_a_worker_hung_in_c_code_is_replaced_in_lame_duck(serve: Serve, connect:
     assert "1 cut off" in server.summary()
 
 
+@pytest.mark.long(but="gthread")
 def test_a_worker_hung_in_c_code_does_not_pass_the_deadline(kind: str, serve: Serve, connect: Connect) -> None:
     """Dismissed, it does not even see its SIGTERM; it is ended at the deadline, and its request is counted."""
     server = serve(kind=kind, settings=QUICK)
@@ -351,6 +371,7 @@ def test_a_worker_hung_in_c_code_does_not_pass_the_deadline(kind: str, serve: Se
     assert "1 cut off" in server.summary()
 
 
+@pytest.mark.long
 def test_a_stopped_worker_does_not_pass_the_deadline(serve: Serve, connect: Connect) -> None:
     """SIGSTOP of a worker: no signal reaches it but SIGKILL, which comes at the deadline; the other one finishes."""
     server = serve(args=("-k", "sync", "-w", "2"), settings=QUICK)
@@ -368,6 +389,7 @@ def test_a_stopped_worker_does_not_pass_the_deadline(serve: Serve, connect: Conn
     assert "1 cut off" in server.summary()
 
 
+@pytest.mark.long
 def test_a_worker_out_of_memory_serves_on(kind: str, serve: Serve) -> None:
     """MemoryError costs the request that asked for too much, with 500; the others are served, and it ends in time."""
     server = serve(kind=kind, settings=HOLD)
@@ -380,6 +402,7 @@ def test_a_worker_out_of_memory_serves_on(kind: str, serve: Serve) -> None:
     assert "0 cut off" in server.summary()
 
 
+@pytest.mark.long
 def test_a_worker_that_dies_for_want_of_memory_is_replaced(serve: Serve, connect: Connect) -> None:
     """Code that aborts where it gets no memory takes its worker along: replaced in LAME_DUCK, its request counted."""
     server = serve(args=("-k", "gthread", "-w", "2"), settings=HOLD)
@@ -395,6 +418,7 @@ def test_a_worker_that_dies_for_want_of_memory_is_replaced(serve: Serve, connect
     assert "1 cut off" in server.summary()
 
 
+@pytest.mark.long
 def test_a_worker_without_memory_for_a_thread_still_goes(kind: str, serve: Serve) -> None:
     """Where not even the thread can start that watches the drain, the worker leaves as gunicorn's own."""
     server = serve(args=("-k", kind, "-w", "1"), settings=QUICK)

@@ -64,6 +64,7 @@ def start_irreplaceable(how: str, serve: Serve, tmp_path: Path, **settings: obje
     return server, flag
 
 
+@pytest.mark.long(but="application raises")
 @pytest.mark.parametrize("how", IRREPLACEABLE)
 def test_a_worker_that_cannot_be_replaced_in_lame_duck_halts_nothing(
     how: str, serve: Serve, connect: Connect, tmp_path: Path
@@ -89,6 +90,7 @@ def test_a_worker_that_cannot_be_replaced_in_lame_duck_halts_nothing(
     assert "0 cut off" in server.summary()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("how", IRREPLACEABLE)
 def test_a_worker_that_cannot_be_replaced_while_serving_halts_gunicorn_as_ever(
     how: str, serve: Serve, tmp_path: Path
@@ -104,6 +106,7 @@ def test_a_worker_that_cannot_be_replaced_while_serving_halts_gunicorn_as_ever(
     server.assert_gone(code)
 
 
+@pytest.mark.long
 def test_workers_are_replaced_again_after_an_undrain(serve: Serve, tmp_path: Path) -> None:
     """A fork that failed during an operator's drain is no reason to fork none once the instance serves again."""
     server, flag = start_irreplaceable("fork fails", serve, tmp_path)
@@ -122,6 +125,7 @@ def test_workers_are_replaced_again_after_an_undrain(serve: Serve, tmp_path: Pat
     server.assert_gone()
 
 
+@pytest.mark.long
 def test_with_no_worker_left_and_none_to_be_had_it_ends(serve: Serve, tmp_path: Path) -> None:
     """Nobody could serve to the end of the delay: gunicorn halts, as it does outside a shutdown."""
     server, flag = start_irreplaceable("fork fails", serve, tmp_path)

@@ -56,6 +56,7 @@ def lines(server: Server, log: Path, *wanted: str) -> list[str]:
     )
 
 
+@pytest.mark.long(but="gunicorn's")
 @pytest.mark.parametrize("logger", LOGGERS)
 def test_probes_that_succeed_stay_out_of_any_access_log(
     logger: str, serve: Serve, connect: Connect, tmp_path: Path, switches: Path
@@ -80,6 +81,7 @@ def test_probes_that_succeed_stay_out_of_any_access_log(
     assert [line.lower() for line in found] == [line.lower() for line in wanted]
 
 
+@pytest.mark.long
 def test_probes_stay_out_for_every_worker_class(kind: str, serve: Serve, tmp_path: Path, switches: Path) -> None:
     """With gunicorn's own logger: also those that come after T0, where liveness is 200 and readiness 503."""
     log = tmp_path / "access.log"
@@ -105,6 +107,7 @@ def test_with_grace_log_probes_all_are_written(serve: Serve, tmp_path: Path, swi
     assert lines(server, log, *wanted) == wanted
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("worker_class", ["asgi", "uvicorn_worker.UvicornWorker"])
 def test_probes_stay_out_for_asgi_workers_too(worker_class: str, serve: Serve, tmp_path: Path) -> None:
     """gunicorn's own writes by gunicorn's logger, uvicorn by one of its own; the application is wrapped."""
@@ -131,6 +134,7 @@ def test_probes_stay_out_for_asgi_workers_too(worker_class: str, serve: Serve, t
     assert not any(line for line in text.splitlines() if '"GET /readyz ' in line and " 503 " not in f"{line} ")
 
 
+@pytest.mark.long
 def test_a_logger_in_front_of_which_nothing_can_stand_changes_nothing_else(serve: Serve) -> None:
     """What keeps probes out of its access log fails, which is logged; the instance is ready, and has its delay."""
     server = serve("service:app", args=("-w", "1", "--logger-class", "access_loggers.Delegating"), settings=SHORT)

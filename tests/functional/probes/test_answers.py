@@ -89,6 +89,7 @@ def ask(server: Server, way: str, path: str, **options: Any) -> Response:
     return server.get(path, headers=headers, timeout=40.0, **options)
 
 
+@pytest.mark.long(but="overlay")
 @pytest.mark.parametrize("ways", [("overlay",), ("blueprint", "init_app", "middleware")], ids=["overlay", "others"])
 def test_the_table(kind: str, ways: tuple[str, ...], serve: Serve, switches: Switches) -> None:
     """Every phase, endpoint and alias, by every way in, with all checks passing and with all failing: a check decides
@@ -149,6 +150,7 @@ def test_formats(ways: tuple[str, ...], serve: Serve, switches: Switches) -> Non
         assert 0 < told["seconds_left"] <= HOLD["termination_period"]
 
 
+@pytest.mark.long
 def test_a_hanging_check_costs_one_timeout_and_one_thread(
     kind: str, serve: Serve, connect: Connect, switches: Switches
 ) -> None:
@@ -184,6 +186,7 @@ def probes(server: Server, connect: Connect, kind: str, count: int) -> None:
         assert (response.status, response.body.decode()) == (503, WITHHELD.format("database"))
 
 
+@pytest.mark.long(but="gthread")
 def test_with_preload_app_checks_work_in_every_worker(kind: str, serve: Serve, switches: Switches) -> None:
     """Registered once, in the arbiter, and after a reload too; the reason is in the log, once a worker and change, and
     not on the wire."""

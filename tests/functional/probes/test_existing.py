@@ -53,6 +53,7 @@ def test_existing_probes_keep_their_meaning_and_gain_the_flip(server: Server, no
         assert (alive.status, alive.body, alive.headers["x-mine"]) == (200, b"theirs: alive", "1"), name
 
 
+@pytest.mark.long(but="gthread")
 def test_applications_that_refuse_strangers_are_probed_by_the_pods_address(server: Server) -> None:
     """A host that is not trusted, a login, a redirect to one, host matching, no such route: none of them is in the way
     of a probe, before T0 and after it."""
@@ -67,6 +68,7 @@ def test_applications_that_refuse_strangers_are_probed_by_the_pods_address(serve
         assert ask(server, name, "/livez").status == 200, name
 
 
+@pytest.mark.long(but="gthread")
 def test_behind_a_catch_all_route_readiness_flips(server: Server) -> None:
     """Its 200 is an answer, and stays one while it serves; from T0 on readiness is ours."""
     assert ask(server, "catch-all", "/readyz").body == b"theirs: everything"
@@ -75,6 +77,7 @@ def test_behind_a_catch_all_route_readiness_flips(server: Server) -> None:
     assert ask(server, "catch-all", "/livez").status == 200
 
 
+@pytest.mark.long(but="gthread")
 def test_behind_a_prefix_probes_are_below_it(kind: str, serve: Serve, tmp_path: Path) -> None:
     """With SCRIPT_NAME ``/api`` the probe is ``/api/readyz``: answered, flipped, not counted, not in the access log."""
     log = tmp_path / "access.log"

@@ -120,6 +120,7 @@ def test_readiness_turns_red_with_the_signal_itself(serve: Serve) -> None:
     server.assert_gone()
 
 
+@pytest.mark.long
 def test_nothing_but_probes_is_answered(serve: Serve) -> None:
     """Other paths are 404 and other methods 405, and neither reaches the application."""
     server = serve(args=("-w", "1"), settings=BIND)
@@ -137,6 +138,7 @@ def test_nothing_but_probes_is_answered(serve: Serve) -> None:
     assert "Content-Length: 3" in done.stdout
 
 
+@pytest.mark.long
 def test_not_ready_before_a_worker_has_booted(serve: Serve, tmp_path: Path) -> None:
     """While the application is imported it is live, and neither ready nor started."""
     (tmp_path / "late.py").write_text(
@@ -154,6 +156,7 @@ def test_not_ready_before_a_worker_has_booted(serve: Serve, tmp_path: Path) -> N
     assert (probe(server).status, probe(server, "/startupz").status) == (200, 200)
 
 
+@pytest.mark.long
 def test_not_ready_while_no_worker_is_left(serve: Serve, tmp_path: Path) -> None:
     """A worker that crashed and whose successor still loads serves nobody; the start-up is past all the same."""
     (tmp_path / "once.py").write_text(
@@ -175,6 +178,7 @@ def test_not_ready_while_no_worker_is_left(serve: Serve, tmp_path: Path) -> None
     assert probe(server).status == 200
 
 
+@pytest.mark.long
 def test_a_stale_heartbeat_is_not_ready(serve: Serve) -> None:
     """No worker has told gunicorn for longer than ``timeout`` that it lives: 503. That the arbiter is stopped is none
     of a router's business as long as workers serve."""
@@ -199,6 +203,7 @@ def test_a_stale_heartbeat_is_not_ready(serve: Serve) -> None:
         os.kill(server.arbiter_pid, signal.SIGCONT)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("bind", ["[::1]:0", "unix"])
 def test_every_kind_of_address(bind: str, serve: Serve, tmp_path: Path) -> None:
     """IPv6, and a UNIX socket, whose path is gone at the end."""
@@ -212,6 +217,7 @@ def test_every_kind_of_address(bind: str, serve: Serve, tmp_path: Path) -> None:
     assert not path.exists()
 
 
+@pytest.mark.long
 def test_slow_senders_and_garbage_do_not_stop_it(serve: Serve) -> None:
     """Hundreds of connections that send a byte or nothing, and what is no HTTP: each probe in between is answered."""
     server = serve(args=("-k", "sync", "-w", "1"), settings=BIND)
@@ -249,6 +255,7 @@ def alive():
 """
 
 
+@pytest.mark.long(but="gthread")
 @pytest.mark.parametrize("kind", ["sync", "gthread", "gevent"])
 def test_a_check_of_the_application_counts_there(kind: str, serve: Serve, tmp_path: Path, block: Block) -> None:
     """The workers run it and show its result, also while they are busy; reasons stay withheld."""
@@ -281,6 +288,7 @@ def test_a_check_of_the_application_counts_there(kind: str, serve: Serve, tmp_pa
     server.wait(20)
 
 
+@pytest.mark.long
 def test_a_check_that_has_not_run_yet_has_not_passed(serve: Serve, tmp_path: Path) -> None:
     """From the moment the worker counts as booted until the first result, readiness is red; so it is when the check
     hangs."""
@@ -318,6 +326,7 @@ def test_curl_triggers_there_while_every_worker_is_busy(serve: Serve, block: Blo
     server.wait_phase(Phase.LAME_DUCK)
 
 
+@pytest.mark.long
 def test_a_forged_trigger_is_refused_and_logged(serve: Serve) -> None:
     """What a proxy forwards is 403 and changes nothing; the arbiter's log says who it was."""
     server = serve(args=("-w", "1"), settings=BIND)
@@ -328,6 +337,7 @@ def test_a_forged_trigger_is_refused_and_logged(serve: Serve) -> None:
     assert probe(server).status == 200
 
 
+@pytest.mark.long
 def test_a_token_triggers_there(serve: Serve) -> None:
     """With ``grace_trigger = "token"`` the header decides, and a wrong one is 403."""
     server = serve(
@@ -344,6 +354,7 @@ def test_a_token_triggers_there(serve: Serve) -> None:
 # -- what the process is -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_a_killed_responder_is_replaced(serve: Serve) -> None:
     """SIGTERM does not end it, SIGKILL does; what connects meanwhile is answered by the next, and gunicorn, which
     counts no such worker, does not even mention it."""
@@ -361,6 +372,7 @@ def test_a_killed_responder_is_replaced(serve: Serve) -> None:
     assert len(server.worker_pids()) == 1
 
 
+@pytest.mark.long
 def test_it_replaces_one_that_dies_in_every_phase(serve: Serve, block: Block) -> None:
     """Also while the workers finish what is in flight."""
     server = serve(args=("-k", "gthread", "-w", "1"), settings={**HOLD, **BIND})
@@ -376,6 +388,7 @@ def test_it_replaces_one_that_dies_in_every_phase(serve: Serve, block: Block) ->
     server.assert_gone()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("way", ["SIGTERM", "SIGINT", "SIGQUIT", "group", "SIGKILL"])
 def test_it_ends_with_the_arbiter(way: str, serve: Serve) -> None:
     """Whatever ends the arbiter: no orphan, and the port is free."""
@@ -392,6 +405,7 @@ def test_it_ends_with_the_arbiter(way: str, serve: Serve) -> None:
     assert is_refused(address)
 
 
+@pytest.mark.long
 def test_it_is_the_last_to_go(serve: Serve, block: Block) -> None:
     """It answers "not ready" as long as a worker finishes a request."""
     server = serve(args=("-k", "gthread", "-w", "1"), settings={**SHORT, **BIND})
@@ -404,6 +418,7 @@ def test_it_is_the_last_to_go(serve: Serve, block: Block) -> None:
     server.assert_gone()
 
 
+@pytest.mark.long
 def test_it_holds_nothing_of_the_application_or_of_gunicorn(serve: Serve) -> None:
     """Not with ``preload_app`` either, and not the one that replaces the first: no module of the application, and one
     socket that listens, its own. gunicorn's would keep the service's port open after the drain."""
@@ -418,6 +433,7 @@ def test_it_holds_nothing_of_the_application_or_of_gunicorn(serve: Serve) -> Non
         assert probe(server).status == 200
 
 
+@pytest.mark.long
 def test_no_worker_keeps_its_listener(serve: Serve) -> None:
     """One that outlives the arbiter must not keep the port."""
     server = serve(args=("-w", "1"), settings=BIND)
@@ -426,6 +442,7 @@ def test_no_worker_keeps_its_listener(serve: Serve) -> None:
     assert "{}:{}".format(*port(server)) not in procfs.listening(worker)
 
 
+@pytest.mark.long
 def test_it_runs_as_the_user_of_the_workers(serve: Serve, tmp_path: Path) -> None:
     """``user`` and ``group`` count for it as well, and it keeps no other group."""
     if os.getuid():
@@ -451,6 +468,7 @@ def test_it_runs_as_the_user_of_the_workers(serve: Serve, tmp_path: Path) -> Non
 # -- beginnings and changes --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_gunicorns_own_address_is_refused(serve: Serve) -> None:
     """Bound first, it would leave gunicorn to try five times for what it has taken itself."""
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -477,6 +495,7 @@ def test_a_port_in_use_is_one_clear_line(kind: str, serve: Serve, tmp_path: Path
     assert not server.processes()
 
 
+@pytest.mark.long
 def test_a_socket_that_was_left_behind_is_taken(serve: Serve, tmp_path: Path) -> None:
     """An arbiter that got SIGKILL leaves the path; the next one binds it all the same."""
     path = tmp_path / "probe.sock"
@@ -489,6 +508,7 @@ def test_a_socket_that_was_left_behind_is_taken(serve: Serve, tmp_path: Path) ->
     assert not path.exists()
 
 
+@pytest.mark.long
 def test_sighup_brings_new_settings(serve: Serve, tmp_path: Path) -> None:
     """The file is read again: other paths are answered at the same port, and another port is said to take a restart."""
     conf = tmp_path / "conf.py"
@@ -507,6 +527,7 @@ def test_sighup_brings_new_settings(serve: Serve, tmp_path: Path) -> None:
     assert "another one is started" not in server.output
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["tcp", "unix"])
 def test_an_upgrade_passes_the_port_on(kind: str, serve: Serve, tmp_path: Path) -> None:
     """SIGUSR2, then SIGTERM to the old arbiter: each probe is answered 200, before, between and after, and the path of
@@ -540,6 +561,7 @@ def test_an_upgrade_passes_the_port_on(kind: str, serve: Serve, tmp_path: Path) 
     assert is_refused(address)
 
 
+@pytest.mark.long
 def test_without_it_there_is_none(serve: Serve) -> None:
     """Unset, the default: no process, no board."""
     server = serve(args=("-w", "1"))

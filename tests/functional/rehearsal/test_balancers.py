@@ -28,7 +28,7 @@ from gunicorn_grace.rehearsal.wire import fetch
 from support.paths import APPS
 from support.servers import HOLD, Serve, Server, look, plan, told
 
-pytestmark = pytest.mark.once
+pytestmark = [pytest.mark.once, pytest.mark.long]
 
 Balance = Callable[..., Balancer]
 

@@ -24,7 +24,7 @@ from gunicorn_grace.rehearsal.rollout import Rollout
 from gunicorn_grace.rehearsal.scene import GRACE, PLAIN, Plan, play
 from gunicorn_grace.rehearsal.wire import show_address
 
-pytestmark = pytest.mark.once
+pytestmark = [pytest.mark.once, pytest.mark.long]
 
 APP = """
 def app(environ, start_response):

@@ -104,6 +104,7 @@ def test_plain_gunicorn_loses_what_is_routed_to_it_late(folder: Path) -> None:
     assert max(map(len, text.splitlines())) <= WIDTH
 
 
+@pytest.mark.long
 def test_without_a_lag_an_idle_fleet_loses_next_to_nothing(folder: Path) -> None:
     """The losses come from the lag: with routing that forgets at once, hardly a request is lost.
 
@@ -119,6 +120,7 @@ def test_a_path_that_fails_anyway_is_told_before_the_load(folder: Path) -> None:
         play(Plan("app:app", instances=2, paths=["/", "/gone"], cwd=str(folder)), PLAIN)
 
 
+@pytest.mark.long
 def test_losses_before_the_deletion_are_no_result(folder: Path) -> None:
     """A service that loses requests without any deletion is not one to rehearse with: said, not counted."""
     (folder / "crash.py").write_text(
@@ -129,6 +131,7 @@ def test_losses_before_the_deletion_are_no_result(folder: Path) -> None:
         play(plan, Contender("crash", ("-c", "crash.py")))
 
 
+@pytest.mark.long
 def test_of_the_users_file_all_but_the_plugin_stays(folder: Path) -> None:
     """The plain contender runs with the user's file; the plugin in it is silent, whichever way it is used."""
     file = folder / "gunicorn.conf.py"
@@ -168,6 +171,7 @@ def test_every_process_is_gone_after_an_exception(folder: Path) -> None:
     assert not any(instance.runtime_dir.exists() for instance in fleet)
 
 
+@pytest.mark.long
 def test_one_that_fails_to_start_takes_the_others_along(folder: Path) -> None:
     """The second one's application does not exist: the error says why in a line, and all are ended."""
     fleet = Fleet([Instance("app:app", cwd=folder), Instance("nowhere:app", cwd=folder, name="second")])
@@ -181,6 +185,7 @@ def test_one_that_fails_to_start_takes_the_others_along(folder: Path) -> None:
         assert procfs.marked(MARK, str(instance.runtime_dir)) == []
 
 
+@pytest.mark.long
 def test_a_daemon_does_not_escape(folder: Path) -> None:
     """``--daemon`` forks into another session and the first process ends: told, and found by its mark."""
     instance = Instance("app:app", cwd=folder, args=["--daemon"])
@@ -189,6 +194,7 @@ def test_a_daemon_does_not_escape(folder: Path) -> None:
     assert procfs.marked(MARK, str(instance.runtime_dir)) == []
 
 
+@pytest.mark.long
 def test_a_prefix_that_changes_the_session_does_not_escape(folder: Path) -> None:
     """Behind a command such as dumb-init, the arbiter is found by its log line and ended with the rest."""
     init = "import os, signal, subprocess, sys; sys.exit(subprocess.call(sys.argv[1:], start_new_session=True))"
@@ -201,6 +207,7 @@ def test_a_prefix_that_changes_the_session_does_not_escape(folder: Path) -> None
     assert all(map(gone, [instance.pid, arbiter, worker]))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("after", ["starting", "to warm up", "deleting"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_command_leaves_nothing(folder: Path, after: str, number: int) -> None:
@@ -229,6 +236,7 @@ def test_an_interrupted_command_leaves_nothing(folder: Path, after: str, number:
 # -- an instance ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_a_line_that_does_not_come_shows_the_whole_output(plain: Instance) -> None:
     """The error carries what gunicorn said; lines before the mark are not looked at."""
     assert "Booting worker" in plain.wait_line(r"Booting worker with pid: \d+")
@@ -238,6 +246,7 @@ def test_a_line_that_does_not_come_shows_the_whole_output(plain: Instance) -> No
         plain.wait_line("Booting worker", timeout=0.05, after=plain.mark())
 
 
+@pytest.mark.long
 def test_a_wait_ends_with_the_output(plain: Instance) -> None:
     """After the end nothing more can come, so that a wait for it fails at once, and the exit is stamped."""
     before = time.monotonic()
@@ -249,6 +258,7 @@ def test_a_wait_ends_with_the_output(plain: Instance) -> None:
         plain.wait_line("no such line", timeout=60)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("bind", ["[::1]:0", "unix:{folder}/socket", "0.0.0.0:0"])
 def test_it_is_found_wherever_it_listens(folder: Path, bind: str) -> None:
     """IPv6, a UNIX socket and the wildcard address are read from the log."""
@@ -257,6 +267,7 @@ def test_it_is_found_wherever_it_listens(folder: Path, bind: str) -> None:
         assert fetch(instance.address).body == b"ok"
 
 
+@pytest.mark.long
 def test_it_is_found_when_its_log_goes_elsewhere(folder: Path) -> None:
     """Nothing on the terminal: the listening socket is read from /proc."""
     with Instance("app:app", cwd=folder, args=["--error-logfile", "log"]) as instance:
@@ -265,6 +276,7 @@ def test_it_is_found_when_its_log_goes_elsewhere(folder: Path) -> None:
         assert len(instance.wait_workers(1)) == 1
 
 
+@pytest.mark.long
 def test_instances_do_not_share_a_control_socket(folder: Path) -> None:
     """gunicorn 25.1+ has one in XDG_RUNTIME_DIR: each instance has a folder of its own for it."""
     with Fleet([Instance("app:app", cwd=folder), Instance("app:app", cwd=folder)]) as fleet:
@@ -273,6 +285,7 @@ def test_instances_do_not_share_a_control_socket(folder: Path) -> None:
         assert one.env["XDG_RUNTIME_DIR"] == str(one.runtime_dir)
 
 
+@pytest.mark.long
 def test_the_group_can_be_signalled(plain: Instance) -> None:
     """SIGTERM to the process group reaches arbiter and worker, and not us."""
     workers = plain.wait_workers(1)
@@ -284,6 +297,7 @@ def test_the_group_can_be_signalled(plain: Instance) -> None:
 # -- a deletion ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_the_hook_runs_before_sigterm_and_counts_in_the_period(plain: Instance, folder: Path) -> None:
     """A preStop hook gets the port and the pid, and SIGTERM comes when it has ended, not before."""
     script = "import sys, time; open('hook', 'w').write(' '.join(sys.argv[1:])); time.sleep(0.3)"
@@ -299,6 +313,7 @@ def test_the_hook_runs_before_sigterm_and_counts_in_the_period(plain: Instance, 
     assert (deletion.exit_code, deletion.killed) == (0, False)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("hook", "period", "problem"),
     [
@@ -317,6 +332,7 @@ def test_a_hook_that_fails_does_not_hold_up_sigterm(
     assert procfs.marked(MARK, str(plain.runtime_dir)) == []  # the sleeping hook went with its container
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("hook", [[], ["sleep", "60"]], ids=["no hook", "hook takes it all"])
 def test_what_overruns_the_period_is_killed(plain: Instance, hook: list[str]) -> None:
     """A request that hangs holds plain gunicorn for 30 s; SIGKILL comes at the period's end or 2 s after.
@@ -343,6 +359,7 @@ def hanging_request(instance: Instance) -> Any:
     return connection
 
 
+@pytest.mark.long
 def test_a_deletion_waits_for_the_routing_too(plain: Instance) -> None:
     """The process is gone at once, but the deletion is over only when the routing has learned of it."""
     table = routed(plain)
@@ -364,6 +381,7 @@ def rehearse(folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*REHEARSE, *args], cwd=folder, capture_output=True, text=True, timeout=120)
 
 
+@pytest.mark.long
 def test_the_command_exits_1_when_requests_were_lost(folder: Path) -> None:
     """Plain gunicorn alone, judged: a table on stdout, exit code 1; the JSON file holds the same numbers."""
     run = rehearse(folder, "app:app", "--only", "plain", "--instances", "2", "--lag", "1", "--json", "out.json")
@@ -374,6 +392,7 @@ def test_the_command_exits_1_when_requests_were_lost(folder: Path) -> None:
     assert len(result["lost_requests"]) == result["lost"] > 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("args", "said"),
     [
@@ -400,6 +419,7 @@ def test_the_command_exits_2_with_one_line_when_it_cannot_be_run(folder: Path, a
     assert run.stdout == ""
 
 
+@pytest.mark.long
 def test_a_file_without_the_plugin_is_not_taken_for_it(folder: Path) -> None:
     """A configuration that does not load the plugin would be judged in its name: exit code 2 says so."""
     (folder / "mine.py").write_text(textwrap.dedent("workers = 1\n"))
@@ -417,6 +437,7 @@ def test_the_plugin_loses_nothing_where_plain_gunicorn_does(folder: Path) -> Non
     assert "shutdown_initiated" in run.stdout
 
 
+@pytest.mark.long
 def test_a_result_is_judged_by_losses_and_by_the_period() -> None:
     """An instance that had to be killed is a failure even when nothing was lost."""
     from gunicorn_grace.rehearsal.report import verdict

@@ -29,7 +29,7 @@ from gunicorn_grace.rehearsal.page import page
 from support.paths import DOCS
 from support.rehearsed import plain, result
 
-pytestmark = pytest.mark.once
+pytestmark = [pytest.mark.once, pytest.mark.long]
 
 pytest_plugins = "pytester"
 

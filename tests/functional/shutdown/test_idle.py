@@ -51,6 +51,7 @@ def test_idle_and_silent_connections_are_gone_soon_after_the_drain_began(
     assert server.wait(10) == 0, server.output
 
 
+@pytest.mark.long(but="gthread")
 @pytest.mark.parametrize("kind", ["gthread", "gevent"])
 def test_a_request_that_is_half_sent_is_served(kind: str, serve: Serve, connect: Connect) -> None:
     """Its beginning was read before SIGTERM; the rest comes when an idle connection would have been closed."""

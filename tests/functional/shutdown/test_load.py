@@ -26,6 +26,7 @@ def test_nothing_is_lost_when_the_lag_is_shorter_than_the_delay(kind: str, tmp_p
     assert result.killed == 0
 
 
+@pytest.mark.long(but="gthread")
 def test_nothing_is_lost_when_the_lag_is_longer_than_the_delay(kind: str, tmp_path: Path) -> None:
     """The delay is extended while requests still arrive, so a lag of three times the delay loses none."""
     scene = plan(kind, tmp_path, lag=3.0, settings={"shutdown_delay": 1, "min_delay": 0})
@@ -49,6 +50,7 @@ def test_plain_gunicorn_loses_requests(tmp_path: Path) -> None:
     assert not result.plugin_spoke
 
 
+@pytest.mark.long(but="sync")
 def test_prestop_then_sigterm_is_one_clock_and_loses_nothing(kind: str, tmp_path: Path) -> None:
     """`gunicorn-grace prestop` waits out the delay; the SIGTERM after it drains at once, and nothing is lost."""
     scene = plan(
@@ -70,6 +72,7 @@ def test_prestop_then_sigterm_is_one_clock_and_loses_nothing(kind: str, tmp_path
     assert began[0] < gone.sigterm <= ended[0], "the clock ran from the trigger, and the drain waited for SIGTERM"
 
 
+@pytest.mark.long(but="plain")
 @pytest.mark.parametrize("extra", [(), ("--preload",)], ids=["plain", "preload"])
 def test_sigterm_to_the_whole_process_group_loses_nothing(kind: str, extra: tuple[str, ...], tmp_path: Path) -> None:
     """dumb-init and `tini -g` send SIGTERM to the workers as well: they stay until the arbiter dismisses them."""

@@ -80,6 +80,7 @@ def test_a_request_in_flight_completes(kind: str, serve: Serve, connect: Connect
     assert "0 cut off" in server.summary()
 
 
+@pytest.mark.long(but="gevent")
 def test_a_stream_in_flight_completes(kind: str, serve: Serve, connect: Connect) -> None:
     """A response that is being streamed at SIGTERM is sent to its end."""
     server = serve(kind=kind, settings=SHORT)
@@ -127,6 +128,7 @@ def test_a_second_sigterm_ends_the_delay(kind: str, serve: Serve, connect: Conne
     server.wait_line("lame_duck_ended .*: second signal")
 
 
+@pytest.mark.long(but="SIGINT")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGQUIT], ids=["SIGINT", "SIGQUIT"])
 @pytest.mark.parametrize("phase", [Phase.SERVING, Phase.LAME_DUCK, Phase.DRAINING], ids=str)
 def test_ctrl_c_ends_it_at_once_in_every_phase(
@@ -151,6 +153,7 @@ def test_ctrl_c_ends_it_at_once_in_every_phase(
         assert "1 cut off" in server.summary()
 
 
+@pytest.mark.long(but="gthread-SIGINT")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGQUIT], ids=["SIGINT", "SIGQUIT"])
 def test_ctrl_c_while_it_boots_ends_it_at_once(number: signal.Signals, kind: str, serve: Serve) -> None:
     """In STARTING nothing was ever served: it ends with 0, without the delay and without graceful_timeout."""
@@ -161,6 +164,7 @@ def test_ctrl_c_while_it_boots_ends_it_at_once(number: signal.Signals, kind: str
     assert "shutdown_initiated" not in server.output
 
 
+@pytest.mark.long(but="gthread")
 def test_a_crashed_worker_is_replaced_in_lame_duck(kind: str, serve: Serve) -> None:
     """A worker that dies during the delay is forked again, and the new one knows the phase from the start."""
     server = serve(kind=kind, settings=HOLD)
@@ -216,6 +220,7 @@ def test_a_response_promised_to_stay_keeps_its_word(serve: Serve, connect: Conne
         assert client.get("/").headers["connection"] == "close"
 
 
+@pytest.mark.long
 def test_idle_and_silent_connections_do_not_hold_the_exit(kind: str, serve: Serve, connect: Connect) -> None:
     """With graceful_timeout 30, idle kept-alive connections and ones that never sent a byte are closed by the drain."""
     settings = {**SHORT, "termination_period": 60}
@@ -259,6 +264,7 @@ def test_no_new_connection_is_taken_while_draining(serve: Serve, connect: Connec
     assert client.receive().status == 200
 
 
+@pytest.mark.long(but="gthread")
 def test_sigterm_to_one_worker_by_hand_replaces_it(kind: str, serve: Serve) -> None:
     """`kill <worker>` still lets that worker go and forks another, as in plain gunicorn."""
     server = serve(kind=kind)
@@ -279,6 +285,7 @@ def test_sigterm_before_any_worker_has_booted_exits_at_once(serve: Serve) -> Non
     assert "shutdown_initiated" not in server.output
 
 
+@pytest.mark.long
 def test_a_sigterm_that_goes_unnoticed_in_an_import_is_sent_again(serve: Serve) -> None:
     """One that comes just before a system call that waits is not handled until that returns: here it is taken away."""
     args = ("--graceful-timeout", "50")
@@ -313,6 +320,7 @@ def test_the_phase_is_serving_again_after_an_undrain(serve: Serve) -> None:
     server.wait_for(lambda: server.get("/readyz").status == 200, "ready again")
 
 
+@pytest.mark.long(but="gthread")
 def test_a_late_request_names_its_source_once(kind: str, serve: Serve, connect: Connect) -> None:
     """Past 80 % of the delay a new request is logged with where it came from, without its query, once an instance."""
     server = serve(kind=kind, settings={"shutdown_delay": 1, "min_delay": 0})
@@ -334,6 +342,7 @@ def test_a_late_request_names_its_source_once(kind: str, serve: Serve, connect: 
     assert server.output.count("late_request") == 1
 
 
+@pytest.mark.long
 def test_an_operators_drain_makes_no_request_late(serve: Serve) -> None:
     """What comes during it says nothing of a router; after an undrain the next shutdown names its late request."""
     server = serve(kind="gthread", settings={"shutdown_delay": 1, "min_delay": 0})

@@ -28,6 +28,7 @@ def load(server: Server, rate: float, **options: object) -> Load:
     return Load(table, rate=rate, **options)  # type: ignore[arg-type]
 
 
+@pytest.mark.long(but="gthread-auto")
 @pytest.mark.parametrize(("kind", "period"), [("sync", "2"), ("gthread", "auto"), ("gevent", "auto")])
 def test_when_the_traffic_stops_the_delay_ends_as_quiet(kind: str, period: str, serve: Serve) -> None:
     """LAME_DUCK goes on while requests come, and ends as quiet once they have stopped, long before the delay is over.
@@ -54,6 +55,7 @@ def test_when_the_traffic_stops_the_delay_ends_as_quiet(kind: str, period: str, 
     assert tally.lost == 0, tally.lost_records
 
 
+@pytest.mark.long
 def test_the_least_delay_is_kept_without_any_request(serve: Serve) -> None:
     """No request comes after T0: the end is quiet all the same, but not before ``grace_min_delay``."""
     server = serve(kind="gthread", settings={**SETTINGS, "quiet_period": 0.5, "min_delay": 3})
@@ -64,6 +66,7 @@ def test_the_least_delay_is_kept_without_any_request(serve: Serve) -> None:
     assert memory.cells[st.DRAIN] - memory.cells[st.T0] >= 3 * st.NS
 
 
+@pytest.mark.long
 def test_a_trickle_at_the_smallest_share_keeps_the_delay_running(serve: Serve) -> None:
     """A twentieth of the traffic still comes: LAME_DUCK does not end as quiet; when that stops as well, it does."""
     share, rate = 0.05, 120.0

@@ -56,6 +56,7 @@ def pages(server: Server, workers: set[int]) -> list[dict[str, float]]:
     return found
 
 
+@pytest.mark.long(but="gthread-plain")
 @pytest.mark.parametrize("multiprocess", [False, True], ids=["plain", "multiprocess"])
 def test_every_worker_tells_of_all_of_them(
     multiprocess: bool, kind: str, serve: Serve, connect: Connect, tmp_path: Path
@@ -100,6 +101,7 @@ def test_every_worker_tells_of_all_of_them(
     assert {path.suffix for path in files.iterdir()} == ({".db"} if multiprocess else set())
 
 
+@pytest.mark.long
 def test_no_counter_goes_back_while_workers_die(serve: Serve) -> None:
     """Scraped all the time under load while one worker after the other gets SIGKILL: no total ever shrinks, and at the
     end it is the number of requests that were begun."""
@@ -163,6 +165,7 @@ def test_a_shutdown_shows_in_the_metrics(serve: Serve) -> None:
     assert "shutdown_start_time_seconds" not in page
 
 
+@pytest.mark.long
 @pytest.mark.once
 def test_the_example_of_the_docs(serve: Serve, tmp_path: Path) -> None:
     """What docs/metrics.md shows is a page of metrics, also with preload_app."""
@@ -214,6 +217,7 @@ def agent() -> Iterator[Callable[[Server | None], Agent]]:
         yield start
 
 
+@pytest.mark.long(but="gthread")
 def test_statsd_gets_the_gauges(
     kind: str, serve: Serve, connect: Connect, agent: Callable[..., Agent], tmp_path: Path
 ) -> None:
@@ -245,6 +249,7 @@ def test_statsd_gets_the_gauges(
     assert "Error sending" not in server.output
 
 
+@pytest.mark.long
 def test_without_statsd_no_gauge_is_logged(serve: Serve) -> None:
     """Not even at level debug: a gauge is no line of the log."""
     server = serve(kind="sync", args=("--log-level", "debug"), settings=SHORT)
@@ -256,6 +261,7 @@ def test_without_statsd_no_gauge_is_logged(serve: Serve) -> None:
     assert not re.search(r"\[DEBUG\] *$", server.output, re.M)
 
 
+@pytest.mark.long
 def test_a_statsd_agent_that_hangs_does_not_hold_the_shutdown(serve: Serve, tmp_path: Path) -> None:
     """It has a UNIX socket and reads no more from it: a blocking sender waits for ever, and the arbiter does not."""
     path = str(tmp_path / "statsd")
@@ -339,6 +345,7 @@ def manager(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Manager]
 by_path = pytest.mark.parametrize("manager", ["path"], indirect=True)
 
 
+@pytest.mark.long(but="path")
 def test_systemd_is_told_of_the_shutdown(manager: Manager, serve: Serve, connect: Connect, tmp_path: Path) -> None:
     """READY=1 is gunicorn's word; then a status for each phase, STOPPING=1 once, with SIGTERM, and the time to the
     deadline and beyond. Nobody but the arbiter speaks."""
@@ -366,6 +373,7 @@ def test_systemd_is_told_of_the_shutdown(manager: Manager, serve: Serve, connect
     assert manager.extensions(Phase.DRAINING)
 
 
+@pytest.mark.long
 @by_path
 def test_systemd_is_asked_again_where_no_end_is_known(manager: Manager, serve: Serve) -> None:
     """With grace_termination_period 0 the time is asked for piece by piece, as long as the arbiter runs."""
@@ -378,6 +386,7 @@ def test_systemd_is_asked_again_where_no_end_is_known(manager: Manager, serve: S
     assert server.wait(20) == 0, server.output
 
 
+@pytest.mark.long
 @by_path
 def test_systemd_is_told_nothing_final_of_a_trigger(manager: Manager, serve: Serve) -> None:
     """A drain that is taken back: the status says so, and neither STOPPING=1 nor more time was asked for."""
@@ -394,6 +403,7 @@ def test_systemd_is_told_nothing_final_of_a_trigger(manager: Manager, serve: Ser
     server.wait_for(lambda: manager.count("STOPPING=1") == 1, "STOPPING=1")
 
 
+@pytest.mark.long
 @by_path
 def test_systemd_is_not_told_that_an_upgraded_server_stops(manager: Manager, serve: Serve) -> None:
     """After SIGUSR2 the service goes on in the new arbiter: the old one's end is no end of the service."""
@@ -415,6 +425,7 @@ def test_systemd_is_not_told_that_an_upgraded_server_stops(manager: Manager, ser
     server.wait_for(lambda: not server.processes(), "the end of the new one")
 
 
+@pytest.mark.long
 def test_a_service_manager_that_is_gone_costs_one_warning(serve: Serve, tmp_path: Path) -> None:
     """However often there is something to say; the shutdown takes its course."""
     server = serve(kind="sync", env={"NOTIFY_SOCKET": str(tmp_path / "nobody")}, settings=SHORT)

@@ -46,6 +46,7 @@ def told(path: Path) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.long(but="sync")
 def test_a_shutdown_that_cuts_nothing_off(
     kind: str, serve: Serve, connect: Connect, report: Path, tmp_path: Path
 ) -> None:
@@ -81,6 +82,7 @@ def test_a_shutdown_that_cuts_nothing_off(
     assert found["verdict"] in server.summary()
 
 
+@pytest.mark.long(but="gevent")
 def test_the_deadline_cuts(kind: str, serve: Serve, connect: Connect, report: Path) -> None:
     """What was cut off is counted, and the report says in which workers it was."""
     settings = {**QUICK, "termination_period": 5, "exit_margin": 2, "report": report}
@@ -95,6 +97,7 @@ def test_the_deadline_cuts(kind: str, serve: Serve, connect: Connect, report: Pa
     assert found["cut_off_by_worker"] == [{"pid": busy, "requests": 1}]
 
 
+@pytest.mark.long
 def test_a_worker_that_dies_in_the_delay_is_named(serve: Serve, connect: Connect, report: Path) -> None:
     """The one that was lost before T0 is not: it is none of the shutdown's."""
     server = serve(kind="sync", settings={**HOLD, "report": report})
@@ -115,6 +118,7 @@ def test_a_worker_that_dies_in_the_delay_is_named(serve: Serve, connect: Connect
     assert found["cut_off_by_worker"] == [{"pid": victim, "requests": 1}]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGQUIT], ids=["SIGINT", "SIGQUIT"])
 @pytest.mark.parametrize("phase", [Phase.LAME_DUCK, Phase.DRAINING], ids=str)
 def test_ctrl_c_in_the_middle(
@@ -134,6 +138,7 @@ def test_ctrl_c_in_the_middle(
     assert (found["lame_duck_ended"] is None) == (phase is Phase.LAME_DUCK)
 
 
+@pytest.mark.long
 def test_gunicorn_halts_in_the_middle(serve: Serve, report: Path, tmp_path: Path) -> None:
     """No worker is left and none boots any more: the report has gunicorn's own reason."""
     flag = tmp_path / "flag"
@@ -162,6 +167,7 @@ gunicorn_grace.install(globals())
 """
 
 
+@pytest.mark.long
 def test_a_hook_ends_the_arbiter(serve: Serve, connect: Connect, report: Path, tmp_path: Path) -> None:
     """A SystemExit in the arbiter passes every hook of gunicorn's end, and the report is written all the same."""
     (tmp_path / "conf.py").write_text(EXITS)
@@ -179,6 +185,7 @@ def test_a_hook_ends_the_arbiter(serve: Serve, connect: Connect, report: Path, t
     server.assert_gone(7, patience=10)
 
 
+@pytest.mark.long
 def test_the_platform_does_not_wait(serve: Serve, connect: Connect, report: Path) -> None:
     """SIGKILL of the arbiter while it drains: there is a report, and it says that this was not the end."""
     server = serve(kind="gthread", settings={**HOLD, "report": report})
@@ -198,6 +205,7 @@ def test_the_platform_does_not_wait(serve: Serve, connect: Connect, report: Path
         os.kill(pid, signal.SIGKILL)
 
 
+@pytest.mark.long
 def test_a_failure_of_ours(serve: Serve, report: Path, tmp_path: Path) -> None:
     """The plugin's part in the loop has failed, and gunicorn goes on alone: the report says so."""
     (tmp_path / "conf.py").write_text(
@@ -225,6 +233,7 @@ def nothing(path: Path) -> None:
     """What cannot be written to: it is not there, and cannot be made."""
 
 
+@pytest.mark.long(but="missing")
 @pytest.mark.once
 @pytest.mark.parametrize(
     ("make", "error"),
@@ -249,6 +258,7 @@ def test_a_report_that_cannot_be_written_is_one_warning(
     assert len(re.findall(f"grace_report .* cannot be written: .*{error}", server.output)) == 1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
 def test_without_a_shutdown_of_ours_there_is_none(
     number: signal.Signals, serve: Serve, report: Path, tmp_path: Path
@@ -266,6 +276,7 @@ def test_without_a_shutdown_of_ours_there_is_none(
     assert report.read_text() == "from before"
 
 
+@pytest.mark.long
 def test_a_drain_that_was_taken_back_leaves_none(serve: Serve, report: Path) -> None:
     """Nor does it in the report of the shutdown that follows: its requests are not counted in."""
     server = serve(kind="gthread", settings={**HOLD, "report": report})
@@ -282,6 +293,7 @@ def test_a_drain_that_was_taken_back_leaves_none(serve: Serve, report: Path) -> 
     assert (found["origin"], found["requests_since_t0"]) == ("sigterm", 0)
 
 
+@pytest.mark.long
 def test_many_workers_cut_off_still_fit(serve: Serve, connect: Connect, report: Path) -> None:
     """Each of a dozen workers had a request that was cut off: all of them are in the list."""
     settings = {**QUICK, "termination_period": 6, "exit_margin": 3, "report": report}

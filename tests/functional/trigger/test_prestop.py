@@ -38,6 +38,7 @@ def untouched(server: Server) -> bool:
     return server.get("/readyz").status == 200 and not server.memory.is_terminating()
 
 
+@pytest.mark.long(but="gthread")
 def test_a_real_curl_flips_every_worker(kind: str, serve: Serve) -> None:
     """`curl localhost:port/readyz?down=true` gets 503, and from then on every worker is not ready, and serves."""
     server = serve(kind=kind, settings=HOLD)
@@ -56,6 +57,7 @@ def test_the_hook_of_the_documentation_works_through_a_shell(serve: Serve) -> No
     assert server.get("/readyz").status == 503
 
 
+@pytest.mark.long
 def test_our_own_long_lived_process_may_not(kind: str, serve: Serve) -> None:
     """A client that has lived longer than 10 s, as every proxy has, gets 403, and nothing flips."""
     server = serve(kind=kind)
@@ -65,6 +67,7 @@ def test_our_own_long_lived_process_may_not(kind: str, serve: Serve) -> None:
     server.wait_line("trigger refused")
 
 
+@pytest.mark.long
 def test_a_proxy_that_adds_no_header_may_not(serve: Serve) -> None:
     """Through a reverse proxy on the same host, which shows no forwarding header, the trigger is refused."""
     server = serve(kind="gthread")
@@ -74,6 +77,7 @@ def test_a_proxy_that_adds_no_header_may_not(serve: Serve) -> None:
     assert untouched(server)
 
 
+@pytest.mark.long(but="gthread")
 def test_the_application_may_not_be_made_to(kind: str, serve: Serve) -> None:
     """A request forged through the application, whose workers are our own processes, is refused (SSRF)."""
     server = serve(kind=kind)

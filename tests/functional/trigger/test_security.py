@@ -93,6 +93,7 @@ def proxy(product: type[Balancer], upstream: Address, namespace: str = "same", *
         yield balancer
 
 
+@pytest.mark.long
 @namespaces
 @pytest.mark.parametrize("forwarded", [True, False], ids=["with headers", "without headers"])
 @pytest.mark.parametrize("over", ["tcp", "unix"])
@@ -114,6 +115,7 @@ def test_no_proxy_may_trigger(
         assert f"({product.product}) has another socket (" in refusal(server)
 
 
+@pytest.mark.long
 @needs_namespaces
 @pytest.mark.parametrize("over", ["tcp", "unix"])
 def test_a_proxy_outside_our_container_may_not(
@@ -130,6 +132,7 @@ def test_a_proxy_outside_our_container_may_not(
     assert reason in refusal(server)
 
 
+@pytest.mark.long
 def test_a_worker_of_a_proxy_is_young_after_a_reload(serve: Serve) -> None:
     """nginx that was told anew has workers of an age at which a hook is believed; they are not."""
     nginx = PRODUCTS["nginx"]
@@ -143,6 +146,7 @@ def test_a_worker_of_a_proxy_is_young_after_a_reload(serve: Serve) -> None:
     assert "(nginx) has another socket (tcp)" in refusal(server)
 
 
+@pytest.mark.long
 def test_a_relay_for_one_client_may_not(serve: Serve) -> None:
     """socat forks a child for each connection: as young as a hook, and it listens nowhere. Its client gives it away."""
     if shutil.which("socat") is None:
@@ -169,6 +173,7 @@ def _status(address: Address, path: str) -> int:
     return 0
 
 
+@pytest.mark.long
 def test_a_token_opens_through_a_proxy(product: type[Balancer], serve: Serve) -> None:
     """With grace_trigger = "token" the right token is as good from behind a proxy, and a wrong one as bad."""
     server = serve(args=ONE, settings={**HOLD, "trigger": "token", "trigger_token": TOKEN})
@@ -182,6 +187,7 @@ def test_a_token_opens_through_a_proxy(product: type[Balancer], serve: Serve) ->
 # -- the application itself --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("way", ["/fetch", "/fetch-here"])
 @pytest.mark.parametrize("through", ["directly", "through a proxy"])
 def test_the_application_may_not_be_made_to(way: str, through: str, serve: Serve) -> None:
@@ -250,6 +256,7 @@ class Flood:
         self.seconds = time.monotonic() - began
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mode", ["local", "forwarded", "token"])
 def test_a_thousand_forged_triggers_a_second_harm_nothing(mode: str, serve: Serve) -> None:
     """6,000 of them, 1,000 a second, beside a steady load: each gets 403, no request of the load is lost, nothing
@@ -310,6 +317,7 @@ def test_a_token_is_nowhere_to_be_read(serve: Serve, tmp_path: Path) -> None:
         assert TOKEN[:-1] not in said
 
 
+@pytest.mark.long
 def test_a_token_may_be_any_bytes(serve: Serve) -> None:
     """A token from the environment that is no UTF-8 opens with the same bytes, and with no others."""
     token = b"t\xffken"
@@ -374,6 +382,7 @@ def target() -> Iterator[Server]:
         yield server  # type: ignore[misc]
 
 
+@pytest.mark.long
 @settings(trials(300), suppress_health_check=[HealthCheck.too_slow])
 @given(methods, targets, fields)
 def test_garbage_gets_an_answer_and_nothing_else(
@@ -389,6 +398,7 @@ def test_garbage_gets_an_answer_and_nothing_else(
     assert not target.memory.is_terminating()
 
 
+@pytest.mark.long
 def test_after_the_garbage(target: Server) -> None:
     """The worker that got it all is the one that began, it is ready, and the log holds neither token nor traceback."""
     assert look(target.get("/look"))["pid"] == target.wait_booted(1)[0]

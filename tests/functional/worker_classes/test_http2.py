@@ -25,6 +25,8 @@ h2_connection = pytest.importorskip("h2.connection")
 from h2.config import H2Configuration  # noqa: E402
 from h2.events import ConnectionTerminated, DataReceived, Event, PingAckReceived, ResponseReceived, StreamEnded  # noqa: E402
 
+pytestmark = pytest.mark.long
+
 if importlib.util.find_spec("gunicorn.http2") is None or importlib.util.find_spec("gunicorn.http2.h2conn") is None:
     pytest.skip("this gunicorn has no HTTP/2 that can end gracefully", allow_module_level=True)
 

@@ -100,6 +100,7 @@ def requests(server: Server, cell: int) -> int:
     return sum(server.memory.cells[slot + cell] for _, slot, _ in server.memory.slots())
 
 
+@pytest.mark.long
 def test_sigterm_to_the_whole_group_dismisses_no_worker(other: str, serve: Serve) -> None:
     """With dumb-init or tini -g: the workers that got SIGTERM serve on, and leave when the arbiter says so."""
     server = start(serve, other, "-w", "2", **HOLD)
@@ -117,6 +118,7 @@ def test_sigterm_to_the_whole_group_dismisses_no_worker(other: str, serve: Serve
     assert "0 cut off" in server.summary()
 
 
+@pytest.mark.long
 def test_what_is_in_flight_completes(other: str, serve: Serve, connect: Connect) -> None:
     """A stream that is being sent at SIGTERM, and goes on for longer than a worker with nothing to do would stay,
     is sent to its end, and so is a slow response, which says Connection: close."""
@@ -144,6 +146,7 @@ def test_what_is_in_flight_completes(other: str, serve: Serve, connect: Connect)
         server.wait_line("lifespan ends")
 
 
+@pytest.mark.long
 def test_connections_in_the_accept_queue_are_served(other: str, serve: Serve, connect: Connect) -> None:
     """With the only worker busy, connections that wait in the accept queue at the drain are answered, none is reset,
     and no new one is established."""
@@ -163,6 +166,7 @@ def test_connections_in_the_accept_queue_are_served(other: str, serve: Serve, co
     assert "0 cut off" in server.summary()
 
 
+@pytest.mark.long
 def test_a_kept_alive_connection_is_told_to_close(other: str, serve: Serve, connect: Connect) -> None:
     """Before SIGTERM it stays; the first response after it says close, that to a probe too, and the server closes."""
     server = start(serve, other, "--keep-alive", "30", **HOLD)
@@ -179,6 +183,7 @@ def test_a_kept_alive_connection_is_told_to_close(other: str, serve: Serve, conn
         assert prober.at_end()
 
 
+@pytest.mark.long
 def test_idle_and_silent_connections_do_not_hold_the_exit(other: str, serve: Serve, connect: Connect) -> None:
     """With graceful_timeout 30, idle kept-alive connections and ones that never sent a byte are closed by the drain."""
     server = serve(
@@ -196,6 +201,7 @@ def test_idle_and_silent_connections_do_not_hold_the_exit(other: str, serve: Ser
         assert client.at_end()
 
 
+@pytest.mark.long
 def test_a_request_longer_than_the_budget_is_cut_off_and_counted(other: str, serve: Serve, connect: Connect) -> None:
     """At the deadline the process ends all the same; the log names the request and the place, the summary counts."""
     server = start(serve, other, **SHORT, termination_period=4, exit_margin=1, drain_reserve=1)
@@ -211,6 +217,7 @@ def test_a_request_longer_than_the_budget_is_cut_off_and_counted(other: str, ser
     assert " in sleep" in dump or " in slow" in dump, dump
 
 
+@pytest.mark.long
 def test_sigterm_to_one_worker_by_hand_replaces_it(other: str, serve: Serve) -> None:
     """`kill <worker>` lets that worker go and forks another, while the instance stays ready."""
     server = start(serve, other, "-w", "2")
@@ -221,6 +228,7 @@ def test_sigterm_to_one_worker_by_hand_replaces_it(other: str, serve: Serve) -> 
     assert server.get("/readyz").status == 200
 
 
+@pytest.mark.long
 def test_sigterm_while_the_application_is_imported_exits_at_once(other: str, serve: Serve) -> None:
     """Neither the delay nor graceful_timeout is waited for, nor the import."""
     server = serve("slow_import:app", args=("-k", other, "--graceful-timeout", "50"), settings=HOLD, ready=False)
@@ -237,6 +245,7 @@ def grace_warnings(server: Server) -> list[str]:
     return [text for _, text in server.lines if "[WARNING] gunicorn-grace" in text]
 
 
+@pytest.mark.long
 def test_nothing_is_said_where_all_works(other: str, serve: Serve) -> None:
     """Both workers of each class boot without a warning of ours, and the ASGI application is wrapped."""
     server = start(serve, other, "-w", "2")
@@ -244,6 +253,7 @@ def test_nothing_is_said_where_all_works(other: str, serve: Serve) -> None:
     assert grace_warnings(server) == []
 
 
+@pytest.mark.long(but="asgi")
 def test_an_asgi_application_that_is_not_wrapped(asgi: str, serve: Serve, connect: Connect) -> None:
     """One warning, however many workers there are, says what does not work and how to wrap it. Probes get the
     application's 404; the delay, the group's SIGTERM and the end of what is in flight are as with the wrapping."""
@@ -272,6 +282,7 @@ def test_an_asgi_application_that_is_not_wrapped(asgi: str, serve: Serve, connec
     assert server.wait(20) == 0, server.output
 
 
+@pytest.mark.long
 def test_an_application_of_tornados_own(serve: Serve, connect: Connect) -> None:
     """It is served as it is, a warning says what does not work, and its coroutines in flight complete."""
     pytest.importorskip("tornado")
@@ -291,6 +302,7 @@ def test_an_application_of_tornados_own(serve: Serve, connect: Connect) -> None:
     assert idle.at_end()
 
 
+@pytest.mark.long
 def test_a_local_trigger_is_refused(other: str, serve: Serve) -> None:
     """None of these classes shows the socket, so nothing proves who asks: 403, and the log tells the way out."""
     server = start(serve, other, **HOLD)
@@ -299,6 +311,7 @@ def test_a_local_trigger_is_refused(other: str, serve: Serve) -> None:
     assert server.get("/readyz").status == 200
 
 
+@pytest.mark.long
 def test_a_token_triggers(other: str, serve: Serve) -> None:
     """`token` works without the socket: 503 at once, and LAME_DUCK."""
     server = start(serve, other, **HOLD, trigger="token", trigger_token="swordfish")
@@ -315,6 +328,7 @@ HANDSHAKE = (
 )
 
 
+@pytest.mark.long
 def test_a_websocket_is_in_flight_while_it_is_open(serve: Serve, connect: Connect) -> None:
     """It counts, and is left alone during the delay and the drain although nothing comes, until the client closes."""
     skip_unless_there("asgi")

@@ -27,7 +27,7 @@ from gunicorn_grace.rehearsal.generator import Generator
 from gunicorn_grace.rehearsal.load import Load
 from gunicorn_grace.rehearsal.platform import EndpointTable
 from gunicorn_grace.rehearsal.requests import Request
-from gunicorn_grace.rehearsal.tally import Kind, Outcome, Record
+from gunicorn_grace.rehearsal.tally import Kind, Outcome, Record, Tally
 from gunicorn_grace.rehearsal.wire import Address, IncompleteResponse, fetch, parse_address, show_address
 
 pytestmark = pytest.mark.once
@@ -242,8 +242,13 @@ def test_no_endpoint_is_refused() -> None:
     assert {(record.outcome, record.endpoint) for record in tally.records} == {(Outcome.REFUSED, "")}
 
 
+def busy(tally: Tally, record: Record) -> bool:
+    """Whether another request was under way when this one began."""
+    return any(other.started < record.started < other.ended for other in tally.records)
+
+
 def test_kept_connections_are_reused_and_fresh_ones_say_close(peer: Callable[..., Peer]) -> None:
-    """One client alone needs one connection for all its kept-alive requests; a fresh one says close."""
+    """One client alone opens a kept-alive connection only when none of its own is idle; a fresh one says close."""
     heads: list[bytes] = []
 
     def handle(conn: socket.socket) -> None:
@@ -253,11 +258,13 @@ def test_kept_connections_are_reused_and_fresh_ones_say_close(peer: Callable[...
 
     server = peer(handle)
     with Load(table_of(server.address), rate=50, keepalive_share=1.0, clients=1) as load:
-        load.wait_completed(5)
+        load.wait_completed(10)
         tally = load.stop()
     assert tally.lost == 0
-    assert server.connections == 1
-    assert [record.reused for record in tally.records] == [False] + [True] * (tally.total - 1)
+    # A busy machine may take longer for one than the next one waits: then the pool has none to offer.
+    opened = [record for record in tally.records if not record.reused]
+    assert server.connections == len(opened) < tally.total
+    assert [record for record in opened if not busy(tally, record)] == [min(opened, key=lambda record: record.started)]
     assert not any(b"close" in head for head in heads)
     heads.clear()
     with Load(table_of(server.address), rate=50, keepalive_share=0.0) as load:
@@ -308,9 +315,14 @@ def test_an_open_connection_stays_where_it_is(peer: Callable[..., Peer]) -> None
         load.wait_completed(20)
         tally = load.stop()
     later = [record for record in tally.records if record.started > changed]
+    stayed = [record for record in later if record.endpoint == show_address(one.address)]
     assert tally.lost == 0
-    assert {r.endpoint for r in later if r.kind is Kind.KEPT} == {show_address(one.address)}
-    assert {r.endpoint for r in later if r.kind is Kind.FRESH} == {show_address(two.address)}
+    assert stayed
+    assert all(record.kind is Kind.KEPT and record.reused for record in stayed)
+    # A second kept-alive connection, opened on a busy machine while the first was in use, is a new one as well.
+    moved = [record for record in later if record not in stayed]
+    assert {record.endpoint for record in moved} == {show_address(two.address)}
+    assert all(record.kind is Kind.FRESH or record.reused or busy(tally, record) for record in moved)
 
 
 def test_stop_lets_requests_under_way_finish(peer: Callable[..., Peer]) -> None:
