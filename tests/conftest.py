@@ -66,7 +66,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     """The last line: what was not run, and how it is."""
     reporter = config.pluginmanager.get_plugin("terminalreporter")
     if reporter is not None and not hasattr(config, "workerinput") and config.option.markexpr == NO_LONG:
-        reporter.write_line("Left out: what is marked long. With every gunicorn and Python: tox. Here: pytest -m '' tests")
+        reporter.write_line("Left out: what is marked long. Here: pytest -m '' tests. Everywhere: tox.")
 
 
 @pytest.fixture(autouse=True)

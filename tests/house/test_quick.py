@@ -16,7 +16,7 @@ pytestmark = pytest.mark.once
 
 def collected(*args: str) -> subprocess.CompletedProcess[str]:
     """What pytest would run in a process of its own."""
-    command = [sys.executable, "-P", "-m", "pytest", "--collect-only", "-q", "-n", "0", "-p", "no:cacheprovider", *args]
+    command = [sys.executable, "-I", "-m", "pytest", "--collect-only", "-q", "-n", "0", "-p", "no:cacheprovider", *args]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
 
 
