@@ -100,7 +100,7 @@ def test_the_readme_has_two_one_line_commands_and_ci_runs_the_second() -> None:
     """One command rehearses the example, one passes the tests; .ci/run takes the second from the README itself."""
     main, tests = readme_commands()
     assert main.endswith("gunicorn-grace rehearse app:app --config gunicorn_grace.conf --delay 5 --period 90)")
-    assert tests.endswith("/tox")
+    assert tests.endswith("/pytest")
     assert "README.md" in (ROOT / ".ci" / "run").read_text()
 
 
