@@ -19,7 +19,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
@@ -70,6 +70,18 @@ sock, _ = listener.accept()
 print(json.dumps(asdict(Gate("local", None, arbiter).admit({"gunicorn.socket": sock}))), flush=True)
 sock.sendall(b"HTTP/1.0 503 \\r\\n\\r\\n"); sock.close()
 if child: child.wait()
+"""
+
+# A worker of another user, to whom an accepted socket is handed: prints the verdict on who asks. It changes its user
+# after it has imported what that user may not be able to read.
+NOBODYS = """
+import json, os, socket, sys
+from dataclasses import asdict
+from gunicorn_grace.trigger import Gate
+arbiter, accepted, user, environ = eval(sys.argv[1])
+os.setgroups([]); os.setresgid(user, user, user); os.setresuid(user, user, user)
+environ["gunicorn.socket"] = socket.socket(fileno=accepted)
+print(json.dumps(asdict(Gate("local", None, arbiter).admit(environ))), flush=True)
 """
 
 
@@ -653,23 +665,12 @@ def test_a_proc_of_another_namespace_is_not_read() -> None:
     assert "/proc is that of another PID namespace (we are pid 1, there " in verdict.reason
 
 
-def as_nobody(ask: Callable[[], Verdict]) -> Verdict:
-    """The verdict of a worker that gave up its privileges."""
-    receive, send = os.pipe()
-    pid = os.fork()
-    if not pid:
-        try:
-            os.setgroups([])
-            os.setresgid(NOBODY, NOBODY, NOBODY)
-            os.setresuid(NOBODY, NOBODY, NOBODY)
-            os.write(send, json.dumps(vars(ask())).encode())
-        finally:
-            os._exit(0)
-    os.close(send)
-    with open(receive) as answer:
-        text = answer.read()
-    os.waitpid(pid, 0)
-    return Verdict(**json.loads(text))
+def verdict_of_nobody(environ: dict[str, Any], arbiter: int) -> Verdict:
+    """The verdict of a worker that gave up its privileges. It is no fork of the test, in which threads of xdist run."""
+    sock = environ["gunicorn.socket"]
+    rest = {name: value for name, value in environ.items() if name != "gunicorn.socket"}
+    with python(NOBODYS, repr((arbiter, sock.fileno(), NOBODY, rest)), cwd=ROOT, pass_fds=[sock.fileno()]) as worker:
+        return verdict_from(worker)
 
 
 @needs_root
@@ -677,7 +678,7 @@ def test_a_hook_of_another_user_is_refused_with_the_way_out(listener: socket.soc
     """A worker that may not look into the asking process refuses, and its reason names `prestop` and
     `token`."""
     with client_of(listener.family, listener.getsockname()), accepted(listener) as environ:
-        verdict = as_nobody(lambda: Gate("local", None, stranger).admit(environ))
+        verdict = verdict_of_nobody(environ, stranger)
     assert not verdict.allowed
     assert f"uid {NOBODY}" in verdict.reason
     assert "`gunicorn-grace prestop`" in verdict.reason
