@@ -55,7 +55,7 @@ PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 CERTIFICATES = ("PIP_CERT", "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 PROXIES = ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
-PASSED_ON = {*CERTIFICATES, *PROXIES, "CI", "COLUMNS", "RERUNS", "TERM", "XDIST"}
+PASSED_ON = {*CERTIFICATES, *PROXIES, "CI", "COLUMNS", "RERUNS", "TERM"}
 PIP_FOLDERS = {"PIP_CACHE_DIR", "PIP_LOG", "PIP_PREFIX", "PIP_ROOT", "PIP_SRC", "PIP_TARGET", "PIP_USER"}
 """Where pip would write. Inside it writes into the virtual environment alone."""
 
