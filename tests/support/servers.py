@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import ssl
@@ -50,6 +51,8 @@ QUICK = {
     "drain_reserve": 1,
 }
 """A whole shutdown that is over 3 s after T0 at the latest, and must be over within 6."""
+
+needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 
 GRACE = ("-c", "python:gunicorn_grace.conf")
 

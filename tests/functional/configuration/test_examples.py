@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from support.paths import EXAMPLES, ROOT
-from support.servers import Serve
+from support.servers import Serve, needs_curl
 
 pytestmark = pytest.mark.once
 
@@ -77,6 +77,7 @@ def test_the_manifests_say_what_the_plugin_needs(name: str) -> None:
     )
 
 
+@needs_curl
 @pytest.mark.parametrize("name", ["deployment-curl.yaml", "deployment-prestop.yaml"])
 def test_the_manifests_hooks_work(name: str, serve: Serve) -> None:
     """The preStop command of the manifest, run as it stands but for the port, turns readiness red and exits with 0."""

@@ -20,7 +20,7 @@ from gunicorn_grace import state as st
 from gunicorn_grace.phase import Phase
 from gunicorn_grace.rehearsal import procfs
 from gunicorn_grace.rehearsal.wire import Response, fetch, parse_address
-from support.servers import HOLD, SHORT, Connect, Serve, Server, booted_in, memory_of
+from support.servers import HOLD, SHORT, Connect, Serve, Server, booted_in, memory_of, needs_curl
 
 pytestmark = pytest.mark.ends
 
@@ -120,6 +120,7 @@ def test_readiness_turns_red_with_the_signal_itself(serve: Serve) -> None:
     server.assert_gone()
 
 
+@needs_curl
 @pytest.mark.long
 def test_nothing_but_probes_is_answered(serve: Serve) -> None:
     """Other paths are 404 and other methods 405, and neither reaches the application."""
@@ -307,6 +308,7 @@ def test_a_check_that_has_not_run_yet_has_not_passed(serve: Serve, tmp_path: Pat
 # -- the trigger -------------------------------------------------------------------------------------------------------
 
 
+@needs_curl
 def test_curl_triggers_there_while_every_worker_is_busy(serve: Serve, block: Block) -> None:
     """The preStop hook's ``curl`` may use the probe port: the proof is the same, and nobody has to be free for it."""
     server = serve(args=("-k", "sync", "-w", "1"), settings={**HOLD, **BIND})

@@ -17,9 +17,9 @@ import pytest
 
 from gunicorn_grace import state as st
 from gunicorn_grace.phase import Phase
-from support.servers import HOLD, Serve, Server, look, looks
+from support.servers import HOLD, Serve, Server, look, looks, needs_curl
 
-pytestmark = pytest.mark.ends
+pytestmark = [pytest.mark.ends, needs_curl]
 
 
 def curl(url: str, *options: str) -> int:

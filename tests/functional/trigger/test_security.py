@@ -28,7 +28,7 @@ from gunicorn_grace.rehearsal.platform import EndpointTable
 from gunicorn_grace.rehearsal.tally import Tally
 from gunicorn_grace.rehearsal.wire import Address, fetch
 from support.paths import APPS
-from support.servers import HOLD, SHORT, Serve, Server, look
+from support.servers import HOLD, SHORT, Serve, Server, look, needs_curl
 from support.trials import trials
 
 pytestmark = pytest.mark.once
@@ -187,6 +187,7 @@ def test_a_token_opens_through_a_proxy(product: type[Balancer], serve: Serve) ->
 # -- the application itself --------------------------------------------------------------------------------------------
 
 
+@needs_curl
 @pytest.mark.long
 @pytest.mark.parametrize("way", ["/fetch", "/fetch-here"])
 @pytest.mark.parametrize("through", ["directly", "through a proxy"])
