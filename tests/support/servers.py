@@ -11,7 +11,7 @@ import signal
 import socket
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -281,6 +281,35 @@ def looks(server: Server, burst: int = 8) -> list[dict[str, Any]]:
     finally:
         for client in clients:
             client.close()
+
+
+def look_at_each(server: Server, pids: Collection[int]) -> Iterator[dict[str, Any]]:
+    """The answer of ``/look`` in each of these workers, one after the other. One that has answered is stopped until all
+    have, so what is asked next is answered by another, or by the one that has answered last."""
+    with stopped() as stop:
+        left = set(pids)
+        while left:
+            answer = look(server.get("/look", headers=(("Connection", "close"),)))
+            left.remove(answer["pid"])
+            yield answer
+            stop(answer["pid"])
+
+
+@contextlib.contextmanager
+def stopped() -> Iterator[Callable[[int], None]]:
+    """Stop processes by SIGSTOP; they go on when this ends."""
+    pids: list[int] = []
+
+    def stop(pid: int) -> None:
+        pids.append(pid)
+        os.kill(pid, signal.SIGSTOP)
+
+    try:
+        yield stop
+    finally:
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
 
 
 def look(response: Response) -> dict[str, Any]:

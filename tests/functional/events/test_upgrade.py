@@ -76,7 +76,8 @@ def test_a_binary_upgrade_under_load_loses_nothing(kind: str, serve: Serve, tmp_
 def test_sigterm_to_the_new_one_as_soon_as_the_old_one_is_gone(serve: Serve) -> None:
     """The new arbiter notices only at its next look that it is alone: the signal is not lost for that, and the delay
     runs from it."""
-    server = serve(kind="sync", settings=HOLD, script=True)
+    # A sync worker of the old one looks every half of its timeout whether its arbiter is there.
+    server = serve(kind="sync", args=("--timeout", "4"), settings=HOLD, script=True)
     server.wait_booted(workers_of("sync"))
     server.signal(signal.SIGUSR2)
     new = int(server.wait_for(lambda: re.findall(r"Listening at: .*\((\d+)\)", server.output)[1:], "its successor")[0])

@@ -10,7 +10,7 @@ import pytest
 
 from gunicorn_grace import state as st
 from gunicorn_grace.phase import Phase
-from support.servers import HOLD, WORKERS, Serve, look, looks, workers_of
+from support.servers import HOLD, WORKERS, Serve, look, look_at_each, workers_of
 
 
 @pytest.mark.long(but="LAME_DUCK-gthread")
@@ -52,12 +52,8 @@ def test_log_files_are_reopened_in_lame_duck(serve: Serve, tmp_path: Path) -> No
     log.rename(tmp_path / "access.log.1")
     server.signal(signal.SIGUSR1)
     server.wait_for(log.exists, "the new log file")
-
-    def written_by_both() -> bool:
-        pids = {answer["pid"] for answer in looks(server)}
-        return len(pids) == 2 and "GET /look" in log.read_text()
-
-    server.wait_for(written_by_both, "requests in the new log file")
+    for number, _ in enumerate(look_at_each(server, before), 1):
+        server.wait_for(lambda n=number: log.read_text().count("GET /look") == n, "its line in the new log file")
     assert sorted(server.wait_booted(2)) == before
     assert server.get("/readyz").status == 503
     assert (server.memory.cells[st.PHASE], server.memory.cells[st.T0]) == (Phase.LAME_DUCK, t0)

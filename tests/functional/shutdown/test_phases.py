@@ -12,7 +12,21 @@ import pytest
 from gunicorn_grace import state as st
 from gunicorn_grace.lifecycle import Origin
 from gunicorn_grace.phase import Phase
-from support.servers import HOLD, SHORT, WORKERS, Client, Connect, Serve, Server, all_answered, look, looks
+from support.servers import (
+    HOLD,
+    SHORT,
+    WORKERS,
+    Client,
+    Connect,
+    Serve,
+    Server,
+    all_answered,
+    booted_in,
+    look,
+    look_at_each,
+    stopped,
+    workers_of,
+)
 
 
 def sigterm(server: Server) -> None:
@@ -24,15 +38,15 @@ def sigterm(server: Server) -> None:
 def test_readiness_is_red_in_every_worker_at_once(serve: Serve, connect: Connect) -> None:
     """Of 8 workers, asked one by one after SIGTERM, each answers 503 to readiness, 200 to liveness, and serves."""
     server = serve(args=("-k", "gthread", "-w", "8", "--threads", "2", "--keep-alive", "60"), settings=HOLD)
-    server.wait_workers(8)
+    server.wait_booted(8)
     clients: dict[int, Client] = {}
-
-    def met_all() -> bool:
-        client = connect(server)
-        clients.setdefault(look(client.get("/look"))["pid"], client)
-        return len(clients) == 8
-
-    server.wait_for(met_all, "a connection to each worker", 60)
+    with stopped() as stop:  # Those that have a connection, so that the next one is another's.
+        while len(clients) < 8:
+            client = connect(server)
+            pid = look(client.get("/look"))["pid"]
+            assert pid not in clients
+            clients[pid] = client
+            stop(pid)
     for client in clients.values():
         assert client.get("/readyz").status == 200
     sigterm(server)
@@ -49,20 +63,12 @@ def test_readiness_is_red_in_every_worker_at_once(serve: Serve, connect: Connect
 def test_every_worker_of_each_class_sees_the_shutdown_and_serves_on(kind: str, serve: Serve) -> None:
     """After SIGTERM the application sees LAME_DUCK in every worker, and no worker ever answers ready again."""
     server = serve(kind=kind, settings=HOLD)
-    count = int(WORKERS[kind][WORKERS[kind].index("-w") + 1])
-    server.wait_workers(count)
+    pids = server.wait_booted(workers_of(kind))
     sigterm(server)
-    seen: dict[int, str] = {}
-
-    def met_all() -> bool:
+    for answer in look_at_each(server, pids):
+        assert (answer["phase"], answer["terminating"]) == ("LAME_DUCK", True)
         assert server.get("/readyz").status == 503
-        for answer in looks(server):
-            seen[answer["pid"]] = answer["phase"]
-            assert answer["terminating"]
-        return len(seen) == count
-
-    server.wait_for(met_all, "an answer of each worker", 60)
-    assert set(seen.values()) == {"LAME_DUCK"}
+    assert {server.get("/readyz").status for _ in range(8)} == {503}
 
 
 def test_a_request_in_flight_completes(kind: str, serve: Serve, connect: Connect) -> None:
@@ -168,20 +174,15 @@ def test_ctrl_c_while_it_boots_ends_it_at_once(number: signal.Signals, kind: str
 def test_a_crashed_worker_is_replaced_in_lame_duck(kind: str, serve: Serve) -> None:
     """A worker that dies during the delay is forked again, and the new one knows the phase from the start."""
     server = serve(kind=kind, settings=HOLD)
-    before = set(server.worker_pids())
+    before = server.wait_booted(workers_of(kind))
     sigterm(server)
     server.wait_phase(Phase.LAME_DUCK)
-    victim = server.worker_pids()[0]
-    os.kill(victim, signal.SIGKILL)
-    new = server.wait_for(lambda: set(server.worker_pids()) - before, "a new worker")
-
-    def met_new() -> bool:
-        answers = looks(server)
-        assert {answer["phase"] for answer in answers} == {"LAME_DUCK"}
+    os.kill(before[0], signal.SIGKILL)
+    server.wait_for(lambda: before[0] not in booted_in(server.memory), "the end of the worker")
+    after = server.wait_booted(workers_of(kind))
+    for answer in look_at_each(server, after):
+        assert answer["phase"] == "LAME_DUCK"
         assert server.get("/readyz").status == 503
-        return bool({answer["pid"] for answer in answers} & new)
-
-    server.wait_for(met_new, "an answer of the new worker", 60)
 
 
 def test_a_hung_worker_is_killed_in_lame_duck(serve: Serve, connect: Connect) -> None:

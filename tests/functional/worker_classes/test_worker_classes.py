@@ -16,7 +16,7 @@ import pytest
 
 from gunicorn_grace import state as st
 from gunicorn_grace.phase import Phase
-from support.servers import HOLD, SHORT, Connect, Serve, Server, all_answered, look, looks
+from support.servers import HOLD, SHORT, Connect, Serve, Server, all_answered, look, look_at_each, looks
 
 UVICORN = "uvicorn_worker.UvicornWorker"
 WSGI, ASGI = ("gevent_pywsgi", "tornado"), ("asgi", UVICORN)
@@ -64,35 +64,22 @@ def sigterm(server: Server) -> None:
 
 def wait_serving(server: Server, count: int) -> set[int]:
     """Wait until so many workers have answered: uvicorn takes SIGTERM for itself only once it serves. Their pids."""
-    seen: set[int] = set()
-
-    def all_met() -> bool:
-        seen.update(answer["pid"] for answer in looks(server))
-        return len(seen) == count
-
-    server.wait_for(all_met, "an answer of each worker", 60)
-    return seen
+    return {answer["pid"] for answer in look_at_each(server, server.wait_booted(count))}
 
 
 def test_the_delay_and_the_flip(other: str, serve: Serve) -> None:
     """From SIGTERM on both workers answer not ready, serve, and see LAME_DUCK; the memory counts what they serve."""
     server = start(serve, other, "-w", "2", **HOLD)
-    server.wait_booted(2)
+    pids = server.wait_booted(2)
     assert server.get("/readyz").status == 200
     sigterm(server)
     server.wait_phase(Phase.LAME_DUCK)
     before = requests(server, st.SINCE_T0)
-    seen: dict[int, str] = {}
-
-    def met_both() -> bool:
+    for answer in look_at_each(server, pids):
+        assert answer["phase"] == "LAME_DUCK"
         assert server.get("/readyz").status == 503
         assert server.get("/livez").status == server.get("/startupz").status == 200
-        seen.update({answer["pid"]: answer["phase"] for answer in looks(server)})
-        return len(seen) == 2
-
-    server.wait_for(met_both, "an answer of each worker", 60)
-    assert set(seen.values()) == {"LAME_DUCK"}
-    assert requests(server, st.SINCE_T0) - before >= 8
+    assert requests(server, st.SINCE_T0) - before == 2
     server.wait_for(lambda: requests(server, st.IN_FLIGHT) == 0, "the end of all requests")
 
 
