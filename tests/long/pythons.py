@@ -9,8 +9,6 @@ The project and the virtual environments go with the run.
 Everything runs in mount and PID namespaces of its own. The kernel undoes the mounts and ends the processes with them,
 however the run ends, even if this script is killed. The network is the machine's.
 
-A free-threaded Python (``--python 3.15t``) is no package of Debian's. It is built from Debian's source package, once.
-
 What pip on this machine is told by its configuration files and by PIP_* in the environment holds inside as well. The
 files and folders that they name can be read there under the same path.
 
@@ -44,8 +42,6 @@ LIMIT = 1500.0
 
 TOOLS = ("procps", "curl", "ca-certificates")
 """What the tests use and a minimal Debian lacks."""
-BUILD = ("build-essential", "zlib1g-dev", "libssl-dev", "libffi-dev", "libbz2-dev", "liblzma-dev", "libsqlite3-dev")
-"""What a Python is built with."""
 NEEDED = ("debootstrap", "git", "setpriv", "unshare", "mount", "chroot")
 
 MARK = "etc/made-by-pythons.py"
@@ -348,37 +344,11 @@ class Root:
             raise NotToBeHadError(f"apt-get install failed: {reason_in(output)}")
 
     def python(self, version: str) -> str:
-        """The interpreter, which is installed or built where it is not there yet."""
-        if version.endswith("t"):
-            prefix = Path(f"/opt/python{version}")
-            python = prefix / f"bin/python{version}"
-            if not self.inside(python).exists():
-                self.build(version.removesuffix("t"), prefix)
-        else:
-            python = Path(f"/usr/bin/python{version}")
-            if not self.inside(python).exists():
-                self.install(f"python{version}", f"python{version}-venv")
+        """The interpreter, which is installed where it is not there yet."""
+        python = Path(f"/usr/bin/python{version}")
+        if not self.inside(python).exists():
+            self.install(f"python{version}", f"python{version}-venv")
         return str(python)
-
-    def build(self, version: str, prefix: Path) -> None:
-        """Build a free-threaded Python from Debian's source package."""
-        print(f"python{version}t: it is built, which takes some minutes", flush=True)
-        binary = self.inside(Path("/etc/apt/sources.list")).read_text()
-        source = self.inside(Path("/etc/apt/sources.list.d/source.list"))
-        source.write_text(re.sub(r"^deb ", "deb-src ", binary, flags=re.MULTILINE))
-        self.install(*BUILD)
-        self.inside(WORK).mkdir(parents=True, exist_ok=True)
-        steps = (
-            ("apt-get", "-q", *apt_options(), "source", f"python{version}"),
-            ("sh", "-c", f"cd python{version}-*/ && ./configure -q --prefix={prefix}.part --disable-gil"),
-            ("sh", "-c", f"make -s -C python{version}-*/ -j {len(os.sched_getaffinity(0))}"),
-            ("sh", "-c", f"make -s -C python{version}-*/ install DESTDIR={WORK}/made"),
-        )
-        for step in steps:
-            code, output = self.run(*step, folder=WORK)
-            if code:
-                raise NotToBeHadError(f"it cannot be built: {reason_in(output)}")
-        self.inside(Path(f"{WORK}/made{prefix}.part")).rename(self.inside(prefix))
 
 
 # -- the tests ---------------------------------------------------------------------------------------------------------
@@ -442,8 +412,7 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
         "--python",
         action="append",
         metavar="VERSION",
-        help='such as "3.15", or "3.15t" for a free-threaded one, which is built; may be given again '
-        "(default: 3.14 and 3.15)",
+        help="such as 3.15, a package of Debian's; may be given again (default: 3.14 and 3.15)",
     )
     parser.add_argument(
         "--root",
@@ -460,7 +429,7 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     options.python = list(dict.fromkeys(options.python or ["3.14", "3.15"]))
     for version in options.python:
         if not re.fullmatch(r"3\.\d+t?", version):
-            parser.error(f'--python: "{version}" is no version such as 3.15 or 3.15t')
+            parser.error(f'--python: "{version}" is no version such as 3.15')
     if options.limit <= 0:
         parser.error("--limit: must be more than 0")
     options.root = options.root.absolute()
