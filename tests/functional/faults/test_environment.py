@@ -10,6 +10,7 @@ import itertools
 import json
 import os
 import select
+import shlex
 import shutil
 import struct
 import subprocess
@@ -136,7 +137,10 @@ def test_without_proc_it_shuts_down(
 @can_mount
 def test_a_read_only_root_changes_nothing(serve: Serve, connect: Connect, tmp_path: Path) -> None:
     """A container without one writable file system but /dev/shm: it boots and shuts down, and the report is missed."""
-    read_only = mounting(tmp_path / "python", "mount -o remount,bind,ro /")
+    # /tmp may be a file system of its own.
+    mounted = {Path("/"), next(path for path in tmp_path.resolve().parents if path.is_mount())}
+    remounts = " && ".join(f"mount -o remount,bind,ro {shlex.quote(str(path))}" for path in sorted(mounted))
+    read_only = mounting(tmp_path / "python", remounts)
     server = serve(
         kind="gthread",
         python=read_only,
