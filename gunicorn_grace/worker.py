@@ -117,6 +117,8 @@ class Seat:
         self.duties = application.Duties(state, self.cells_own, self.slot + st.HOLDS, log)
         self.owns_listeners = False
         """Whether this worker bound its listeners itself (``reuse_port``, gunicorn 24.1 and later)."""
+        self._listeners: list[Any] = []
+        self._late_ones_wait = False
         self._own_listeners: list[Any] = []
         self._addresses: frozenset[Any] = frozenset()
 
@@ -194,6 +196,7 @@ class Seat:
         self.state.is_booted_worker = True
         self.cells_own[self.slot + st.BOOTED] = 1  # First: whatever fails below, the worker is ready.
         self._addresses = frozenset(bare(sock.getsockname()) for sock in worker.sockets)
+        self._listeners = list(worker.sockets)
         if self.owns_listeners:
             self._own_listeners = list(worker.sockets)
         self._speaks_http2 = "h2" in getattr(worker.cfg, "http_protocols", ())
@@ -253,7 +256,9 @@ class Seat:
             while True:
                 now = time.monotonic_ns()
                 self._watch_own(now)
-                if now >= self.cells[st.DRAIN] + LINGER * st.NS:
+                if now < self.cells[st.DRAIN] + LINGER * st.NS:
+                    self._admit_late_ones()
+                else:
                     idle_since = self._close_idle(idle_since)
                 self._dump_before("the end of the drain", self.cells[st.DRAIN_LIMIT], now)
                 time.sleep(TICK)
@@ -269,6 +274,16 @@ class Seat:
                 self.log.warning(
                     "gunicorn-grace: %s cannot be sealed (%s): it closes with its queue, as without us", sock, error
                 )
+
+    def _admit_late_ones(self) -> None:
+        """Let the data in of connections whose handshake was under way when their listener was sealed."""
+        tcp = filter(listener.can_seal, filter(_is_open, self._listeners))
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # One is just being closed.
+            self._late_ones_wait |= any(map(listener.is_sealed_by_hop_limit, tcp))
+        if self._late_ones_wait:
+            for conn, _ in accepted_at(self._addresses):
+                with contextlib.suppress(OSError):
+                    listener.admit(conn)
 
     def _watch_own(self, now: int) -> None:
         """Tell the arbiter, which has no descriptor of them, how long this worker's own accept queues are empty."""

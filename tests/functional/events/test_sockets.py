@@ -122,3 +122,51 @@ def test_a_unix_socket_whose_queue_is_not_served_to_its_end(
         server.signal(getattr(signal, how))
     server.assert_gone()
     assert server.summary()
+
+
+WITHOUT_A_FILTER = """
+import socket
+from gunicorn_grace import listener
+from gunicorn_grace.conf import *
+
+def refuse(sock):
+    raise PermissionError(1, "Operation not permitted")
+
+listener.seal_by_filter = refuse
+
+def when_ready(server):
+    # A handshake ends when data comes: tcp(7).
+    server.LISTENERS[0].sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 20)
+"""
+
+
+@pytest.mark.long(but="sync")
+def test_without_the_capability_for_a_filter_it_is_sealed_all_the_same(
+    kind: str, serve: Serve, connect: Connect, tmp_path: Path
+) -> None:
+    """By the least hop limit. What waits in the queue is served; so is a request whose connection is established after
+    that, of which the kernel drops all but the first segment until the worker has admitted it; and no new one comes."""
+    (tmp_path / "conf.py").write_text(WITHOUT_A_FILTER)
+    args = ("-w", "1", "--threads", "1", "--worker-connections", "1")  # It accepts one at a time.
+    server = serve(kind=kind, args=args, config=("-c", "conf.py"), settings=SHORT)
+    server.wait_booted(1)
+    busy = connect(server)
+    release = hold_a_request(server, busy)
+    waiting, late = connect(server), connect(server)
+    waiting.send("/", headers=(("Connection", "close"),))
+    server.terminate()
+    server.wait_line("sealed")
+    request = b"GET / HTTP/1.1\r\nHost: test\r\n\r\n"
+    late.sock.sendall(request[:10])
+    late.sock.sendall(request[10:])
+    with pytest.raises(OSError):
+        connect(server, timeout=0.3)
+    release()
+    for client in (busy, waiting):
+        assert client.receive().status == 200
+        client.close()
+    assert late.sock.recv(15) == b"HTTP/1.1 200 OK"
+    late.close()
+    assert server.wait(20) == 0, server.output
+    assert "cannot be sealed" not in server.output
+    assert "0 cut off" in server.summary()

@@ -152,7 +152,7 @@ def test_without_memfd_an_anonymous_mapping_serves(serve: Serve, tmp_path: Path)
 
 
 def test_where_the_seal_is_refused_the_listener_closes_as_ever(serve: Serve, tmp_path: Path) -> None:
-    """No BPF: a warning, and the shutdown of plain gunicorn after the delay."""
+    """Neither filter nor hop limit: a warning, and the shutdown of plain gunicorn after the delay."""
     (tmp_path / "conf.py").write_text(
         "import gunicorn_grace.listener\n"
         "def refuse(sock):\n    raise PermissionError(1, 'no filter here')\n"
