@@ -12,7 +12,7 @@ from gunicorn_grace.rehearsal.load import Load
 from gunicorn_grace.rehearsal.platform import EndpointTable
 from gunicorn_grace.rehearsal.scene import GRACE, PLAIN, play
 from gunicorn_grace.rehearsal.tally import Outcome
-from support.servers import plan, told
+from support.servers import WORKERS, plan, told
 
 
 def test_nothing_is_lost_when_the_lag_is_shorter_than_the_delay(kind: str, tmp_path: Path) -> None:
@@ -73,11 +73,15 @@ def test_prestop_then_sigterm_is_one_clock_and_loses_nothing(kind: str, tmp_path
 
 
 @pytest.mark.long(but="plain")
-@pytest.mark.parametrize("extra", [(), ("--preload",)], ids=["plain", "preload"])
+@pytest.mark.parametrize(
+    ("kind", "extra"),
+    [
+        *(pytest.param(kind, (), id=f"{kind}-plain") for kind in sorted(WORKERS)),
+        pytest.param("gthread", ("--preload",), id="gthread-preload"),
+    ],
+)
 def test_sigterm_to_the_whole_process_group_loses_nothing(kind: str, extra: tuple[str, ...], tmp_path: Path) -> None:
     """dumb-init and `tini -g` send SIGTERM to the workers as well: they stay until the arbiter dismisses them."""
-    if extra and kind != "gthread":
-        pytest.skip("preload is tried with one worker class")
     scene = plan(kind, tmp_path, lag=1.0, settings={"shutdown_delay": 2, "min_delay": 0})
     stay, goes = (
         Instance("service:app", args=(*GRACE.args, *scene.args, *extra), env=scene.env, cwd=tmp_path) for _ in range(2)
