@@ -386,7 +386,7 @@ class Preempted:
 
 @pytest.mark.parametrize("number", [5, None], ids=["slot", "no-slot"])
 def test_threads_of_a_worker_count_exactly(memory: State, number: int | None) -> None:
-    """8 threads begin and end 300 requests each: none is lost or counted twice, and none is left in flight."""
+    """8 threads begin and end 50 requests each: none is lost or counted twice, and none is left in flight."""
 
     memory.claim(5, age=1)
     seat = Seat(memory, number, Settings(), log=None)
@@ -397,7 +397,7 @@ def test_threads_of_a_worker_count_exactly(memory: State, number: int | None) ->
 
     def serve() -> None:
         start.wait(PATIENCE)
-        for _ in range(300):
+        for _ in range(50):
             request = Bare()
             seat.begin(request)
             seat.end(request)
@@ -413,7 +413,7 @@ def test_threads_of_a_worker_count_exactly(memory: State, number: int | None) ->
     finally:
         sys.setswitchinterval(interval)
     own, slot = seat.cells_own, seat.slot
-    assert [own[slot + cell] for cell in (st.IN_FLIGHT, st.REQUESTS, st.SINCE_T0)] == [0, 2400, 2400]
+    assert [own[slot + cell] for cell in (st.IN_FLIGHT, st.REQUESTS, st.SINCE_T0)] == [0, 400, 400]
     assert seat.in_flight == {}
     if number is None:
         assert memory.cells[memory.slot(5) + st.REQUESTS] == 0
