@@ -147,13 +147,15 @@ def test_without_the_capability_for_a_filter_it_is_sealed_all_the_same(
     """By the least hop limit. What waits in the queue is served; so is a request whose connection is established after
     that, of which the kernel drops all but the first segment until the worker has admitted it; and no new one comes."""
     (tmp_path / "conf.py").write_text(WITHOUT_A_FILTER)
-    args = ("-w", "1", "--threads", "1", "--worker-connections", "1")  # It accepts one at a time.
+    # It accepts two at a time at most, so that the queue is not empty until the first is let go.
+    args = ("-w", "1", "--threads", "1", "--worker-connections", "2")
     server = serve(kind=kind, args=args, config=("-c", "conf.py"), settings=SHORT)
     server.wait_booted(1)
     busy = connect(server)
     release = hold_a_request(server, busy)
-    waiting, late = connect(server), connect(server)
-    waiting.send("/", headers=(("Connection", "close"),))
+    waiting, late = [connect(server) for _ in range(3)], connect(server)
+    for client in waiting:
+        client.send("/", headers=(("Connection", "close"),))
     server.terminate()
     server.wait_line("sealed")
     request = b"GET / HTTP/1.1\r\nHost: test\r\n\r\n"
@@ -162,9 +164,7 @@ def test_without_the_capability_for_a_filter_it_is_sealed_all_the_same(
     with pytest.raises(OSError):
         connect(server, timeout=0.3)
     release()
-    for client in (busy, waiting):
-        assert client.receive().status == 200
-        client.close()
+    all_answered(busy, *waiting)
     assert late.sock.recv(15) == b"HTTP/1.1 200 OK"
     late.close()
     assert server.wait(20) == 0, server.output
