@@ -61,6 +61,13 @@ def _is_spared(item: pytest.Item, marker: pytest.Mark) -> bool:
     return not names.isdisjoint({spared} if isinstance(spared, str) else spared)
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What a test said that was then tried again: its second try must not hide the first."""
+    for report in terminalreporter.stats.get("rerun", ()):
+        terminalreporter.section(f"first try of {report.nodeid}", sep="_")
+        terminalreporter.line(report.longreprtext)
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_unconfigure(config: pytest.Config) -> None:
     """The last line: what was not run, and how it is."""

@@ -31,6 +31,7 @@ def test_the_control_socket_in_lame_duck(serve: Serve) -> None:
     changes the number of workers; a second shutdown drains."""
     server = serve(kind="gthread", settings=HOLD)
     server.wait_booted(2)
+    server.wait_line("Control socket listening")  # A thread of the arbiter's begins to, later than the workers.
     gunicornc(server, "shutdown")
     server.wait_phase(Phase.LAME_DUCK)
     assert server.get("/readyz").status == 503
