@@ -119,6 +119,7 @@ class Seat:
         """Whether this worker bound its listeners itself (``reuse_port``, gunicorn 24.1 and later)."""
         self._listeners: list[Any] = []
         self._late_ones_wait = False
+        """Whether a listener is sealed by hop limit, which what is accepted from it inherits."""
         self._own_listeners: list[Any] = []
         self._addresses: frozenset[Any] = frozenset()
 
