@@ -38,15 +38,15 @@ def pytest_report_header() -> str:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Settle which variants are long, and run what takes longest first.
 
-    Functional tests that fail are tried again as often as ``RERUNS`` says: not at all, but for tox.
+    Tests that fail are tried again as often as ``RERUNS`` says: not at all, but for tox. That holds for unit tests as
+    well: many use real sockets and processes, and Hypothesis repeats a failure that it has found.
     """
     again = pytest.mark.flaky(reruns=int(os.environ.get("RERUNS", "0")))
     for item in items:
         folder = item.path.relative_to(TESTS).parts[0]
         if folder == "long":
             item.add_marker(pytest.mark.long)
-        if folder == "functional":
-            item.add_marker(again)
+        item.add_marker(again)
         marker = item.get_closest_marker("long")
         if marker is not None and _is_spared(item, marker):
             item.own_markers.remove(marker)
