@@ -263,7 +263,7 @@ class _Container:
                         ready = verdict
                         self.tell(kind, ready)
                 elif verdict is False or (verdict and kind is Kind.STARTUP):
-                    self.begun = verdict
+                    self.begun |= verdict  # A failed liveness probe ends itself, and not the one for readiness.
                     self.tell(kind, verdict)
                     return
             # A ticker: a slow answer does not move the next one, and what was missed is not made up for.

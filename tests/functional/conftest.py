@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from gunicorn_grace.rehearsal.balancers import PRODUCTS, Balancer
 from gunicorn_grace.rehearsal.fleet import Instance
 from support.servers import WORKERS, Client, Server
 
@@ -18,6 +19,15 @@ from support.servers import WORKERS, Client, Server
 def kind(request: pytest.FixtureRequest) -> str:
     """A worker class, each in turn."""
     return str(request.param)
+
+
+@pytest.fixture(params=PRODUCTS)
+def product(request: pytest.FixtureRequest) -> type[Balancer]:
+    """Each balancer that is installed. Envoy comes with the extra ``test``."""
+    made = PRODUCTS[request.param]
+    if made.find() is None:
+        pytest.skip(f"{made.product} is not installed: {made.install}")
+    return made
 
 
 @pytest.fixture

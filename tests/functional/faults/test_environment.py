@@ -23,7 +23,7 @@ import pytest
 from gunicorn_grace import state as st
 from gunicorn_grace.phase import Phase
 from support.paths import TESTS
-from support.servers import QUICK, Connect, Serve
+from support.servers import QUICK, Client, Connect, Serve, Server
 
 CLOCK = TESTS / "support" / "shifted_clock.c"
 SLOWER = {**QUICK, "shutdown_delay": 1}
@@ -37,6 +37,19 @@ def interpreter(path: Path, lines: str) -> str:
 
 
 BECOME = "os.execv(python, [python, *sys.argv[1:]])"
+
+
+def assert_shuts_down_as_ever(server: Server, client: Client) -> None:
+    """Readiness flips, what is in flight is finished, nothing is cut off."""
+    client.send("/slow?s=2")
+    server.wait_line("slow request begins")
+    server.terminate()
+    server.wait_phase(Phase.LAME_DUCK)
+    assert server.get("/readyz").status == 503
+    assert client.receive().status == 200
+    client.close()
+    server.assert_gone()
+    assert "0 cut off" in server.summary()
 
 
 # -- output ------------------------------------------------------------------------------------------------------------
@@ -121,16 +134,7 @@ def test_without_proc_it_shuts_down(
     idle = connect(server)
     if kind != "sync":
         assert idle.get("/").status == 200
-    client = connect(server)
-    client.send("/slow?s=2")
-    server.wait_line("slow request begins")
-    server.terminate()
-    server.wait_phase(Phase.LAME_DUCK)
-    assert server.get("/readyz").status == 503
-    assert client.receive().status == 200
-    client.close()
-    server.assert_gone()
-    assert "0 cut off" in server.summary()
+    assert_shuts_down_as_ever(server, connect(server))
 
 
 @pytest.mark.long
@@ -148,16 +152,7 @@ def test_a_read_only_root_changes_nothing(serve: Serve, connect: Connect, tmp_pa
         settings={**SLOWER, "report": tmp_path / "report.json"},
         env={"PYTHONDONTWRITEBYTECODE": "1"},
     )
-    client = connect(server)
-    client.send("/slow?s=2")
-    server.wait_line("slow request begins")
-    server.terminate()
-    server.wait_phase(Phase.LAME_DUCK)
-    assert server.get("/readyz").status == 503
-    assert client.receive().status == 200
-    client.close()
-    server.assert_gone()
-    assert "0 cut off" in server.summary()
+    assert_shuts_down_as_ever(server, connect(server))
     server.wait_line("grace_report .* cannot be written: .*Read-only file system")
 
 

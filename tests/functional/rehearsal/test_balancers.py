@@ -47,15 +47,6 @@ def processes_of(leader: int) -> list[str]:
     return found
 
 
-@pytest.fixture(params=PRODUCTS)
-def product(request: pytest.FixtureRequest) -> type[Balancer]:
-    """Each of them that is installed. Envoy comes with the extra ``test``."""
-    made = PRODUCTS[request.param]
-    if made.find() is None:
-        pytest.skip(f"{made.product} is not installed: {made.install}")
-    return made
-
-
 @pytest.fixture
 def balance(product: type[Balancer]) -> Iterator[Balance]:
     """Start balancers; they end with the test, and leave no process."""

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import gunicorn_grace
 from gunicorn_grace.rehearsal.errors import RehearsalError
 from gunicorn_grace.rehearsal.fleet import Fleet, Instance
 from gunicorn_grace.rehearsal.platform import EndpointTable, Hook, HttpGet, Lag, Sleep, delete
@@ -31,15 +30,6 @@ def app(environ, start_response):
     start_response("200 OK", [("Content-Length", "2")])
     return [b"ok"]
 """
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with an application ``app:app``, where this package is found, installed or not."""
-    package = str(Path(gunicorn_grace.__file__).parents[1])
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")])))
-    (tmp_path / "app.py").write_text(APP)
-    return tmp_path
 
 
 def test_every_instance_has_its_life_recorded(folder: Path) -> None:
@@ -217,6 +207,18 @@ def test_a_pod_being_deleted_is_not_restarted(watched: Callable[..., Watched]) -
     deletion.join(20)
     assert one.restarts == []
     assert (deletion.exit_code, deletion.killed, deletion.pre_stop_problem) == (0, False, "")
+
+
+def test_readiness_is_asked_until_the_container_has_ended(watched: Callable[..., Watched]) -> None:
+    """Liveness failed, and the container is being ended: readiness turns red all the same, by its own threshold."""
+    probes = {Kind.READINESS: replace(READY, failure_threshold=10), Kind.LIVENESS: Probe("/alive", 0.1, 1.0, 1)}
+    fleet = watched(1, probes, pre_stop=("sh", "-c", "while [ ! -e go ]; do sleep 0.05; done"), period=60.0)
+    (pod,) = fleet.pods
+    pod.wait_ready(20)
+    fleet.sick.touch()
+    fleet.wait_for(lambda: pod.restarting, "restart")
+    fleet.wait_for(lambda: not pod.ready, "red readiness")
+    assert pod.restarting
 
 
 @pytest.mark.parametrize(

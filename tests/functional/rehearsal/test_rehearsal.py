@@ -17,7 +17,6 @@ from typing import Any
 
 import pytest
 
-import gunicorn_grace
 from gunicorn_grace.rehearsal import procfs
 from gunicorn_grace.rehearsal.errors import InstanceFailed, LineMissing, PlanFailed
 from gunicorn_grace.rehearsal.fleet import MARK, Fleet, Instance
@@ -40,15 +39,6 @@ def app(environ, start_response):
     start_response("404 Not Found" if path == "/gone" else "200 OK", [("Content-Length", "2")])
     return [b"ok"]
 """
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with an application ``app:app``, where this package is found, installed or not."""
-    package = str(Path(gunicorn_grace.__file__).parents[1])
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")])))
-    (tmp_path / "app.py").write_text(APP)
-    return tmp_path
 
 
 @pytest.fixture

@@ -22,7 +22,6 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-import gunicorn_grace
 from gunicorn_grace.rehearsal import procfs, report, schema
 from gunicorn_grace.rehearsal.cast import contender
 from gunicorn_grace.rehearsal.page import page
@@ -63,14 +62,11 @@ SETTINGS = {"GRACE_MIN_DELAY": "0"}
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with an application ``app:app``, where this package is found, installed or not."""
-    package = str(Path(gunicorn_grace.__file__).parents[1])
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")])))
+def folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder that the others have, with ``SETTINGS``."""
     for name, value in SETTINGS.items():
         monkeypatch.setenv(name, value)
-    (tmp_path / "app.py").write_text(APP)
-    return tmp_path
+    return folder
 
 
 def rehearse(folder: Path, *args: str, **options: object) -> subprocess.CompletedProcess[str]:

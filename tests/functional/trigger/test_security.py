@@ -76,15 +76,6 @@ needs_namespaces = pytest.mark.skipif(not _may_unshare(), reason="no PID namespa
 namespaces = pytest.mark.parametrize("namespace", ["same", pytest.param("other", marks=needs_namespaces)])
 
 
-@pytest.fixture(params=PRODUCTS)
-def product(request: pytest.FixtureRequest) -> type[Balancer]:
-    """Each that is installed."""
-    made = PRODUCTS[request.param]
-    if made.find() is None:
-        pytest.skip(f"{made.product} is not installed: {made.install}")
-    return made
-
-
 @contextlib.contextmanager
 def proxy(product: type[Balancer], upstream: Address, namespace: str = "same", **setup: object) -> Iterator[Balancer]:
     """A proxy in front of an instance, a moment old."""
