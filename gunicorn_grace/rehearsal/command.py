@@ -20,6 +20,9 @@ from .options import platform_options, resolve
 
 LOST, COULD_NOT_RUN, INTERRUPTED = 1, 2, 130
 
+RAISED_AGAIN_AFTER = 0.01
+"""Seconds until an interrupt that Python dropped is raised again."""
+
 _COLOURS: dict[str, dict[str, Any]] = {
     "good": {"fg": "green"},
     "bad": {"fg": "red", "bold": True},
@@ -207,14 +210,28 @@ def _explicit(context: click.Context) -> Callable[[str], bool]:
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """SIGTERM and SIGHUP end a rehearsal as Ctrl-C does, by an exception that ends the instances too."""
+    """SIGTERM and SIGHUP end a rehearsal as Ctrl-C does, by an exception that ends the instances too.
+
+    Python drops what is raised in a weak reference's callback or in ``__del__``, and signal handlers run there as well.
+    An interrupt that was dropped is raised again a moment later.
+    """
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    def raise_again(dropped: sys.UnraisableHookArgs) -> None:
+        if issubclass(dropped.exc_type, KeyboardInterrupt):
+            signal.setitimer(signal.ITIMER_REAL, RAISED_AGAIN_AFTER)
+        else:
+            say(dropped)
+
+    numbers = (signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)
+    before = {number: signal.signal(number, interrupt) for number in numbers}
+    say, sys.unraisablehook = sys.unraisablehook, raise_again
     try:
         yield
     finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        sys.unraisablehook = say
         for number, handler in before.items():
             signal.signal(number, handler)
