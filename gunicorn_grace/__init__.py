@@ -1,7 +1,7 @@
 """gunicorn-grace: a gunicorn service shuts down without losing a request.
 
-Importing this package imports neither gunicorn nor flask, so an application can ask it anything anywhere; outside
-gunicorn every answer is that of an instance that serves.
+Importing this package imports neither gunicorn nor flask, so an application can ask it anything
+anywhere; outside gunicorn every answer is that of an instance that serves.
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ __all__ = [
 
 
 def install(namespace: Any) -> None:
-    """Switch gunicorn-grace on, from a gunicorn configuration file: ``gunicorn_grace.install(globals())``.
+    """Switch gunicorn-grace on, from a gunicorn configuration file:
+    ``gunicorn_grace.install(globals())``.
 
     See :func:`gunicorn_grace.conf.install`.
     """
@@ -71,13 +72,14 @@ def check(
         def database():
             engine.connect().close()
 
-    It takes no parameters, and runs in a thread of a worker, never twice at once. Call this wherever the application is
-    built; outside gunicorn it registers all the same.
+    It takes no parameters, and runs in a thread of a worker, never twice at once. Call this
+    wherever the application is built; outside gunicorn it registers all the same.
 
     :param name: what probes call it: letters, digits, dots, underscores and hyphens.
     :param kind: which probe it belongs to: ``"readiness"``, ``"liveness"`` or ``"startup"``.
-    :param timeout: seconds after which it has failed, whatever it still returns. The default is below the 1 s that a
-        Kubernetes probe waits by default (``timeoutSeconds``), so that the probe gets an answer that names the check.
+    :param timeout: seconds after which it has failed, whatever it still returns. The default is
+        below the 1 s that a Kubernetes probe waits by default (``timeoutSeconds``), so that the
+        probe gets an answer that names the check.
     :param ttl: seconds that its result is kept, a failure too.
     :raises CheckError: one of these cannot be, or another function has the name.
     """
@@ -91,7 +93,8 @@ def check(
 
 
 def phase() -> Phase:
-    """The phase of the instance that this process belongs to. Arbiter, worker, or outside: then ``SERVING``."""
+    """The phase of the instance that this process belongs to. Arbiter, worker, or outside: then
+    ``SERVING``."""
     return _state.current.phase() if _state.current else Phase.SERVING
 
 
@@ -101,5 +104,6 @@ def is_terminating() -> bool:
 
 
 def seconds_left() -> float | None:
-    """Seconds until this process has to be gone; ``None`` while no shutdown has begun or no deadline is known."""
+    """Seconds until this process has to be gone; ``None`` while no shutdown has begun or no
+    deadline is known."""
     return _state.current.seconds_left() if _state.current else None

@@ -1,17 +1,20 @@
-"""What an application does about the shutdown: callbacks, work that is no request, streams that end.
+"""What an application does about the shutdown: callbacks, work that is no request, streams that
+end.
 
-Without it every application would poll ``is_terminating()`` in a thread of its own, and what it does in such a thread
-would be cut off in the middle, because gunicorn knows of requests alone.
+Without it every application would poll ``is_terminating()`` in a thread of its own, and what it
+does in such a thread would be cut off in the middle, because gunicorn knows of requests alone.
 
-Everything here belongs to one process, and only a worker does anything: callbacks are registered anywhere (with
-``preload_app`` in the arbiter, and inherited by fork), but run in workers; a hold counts in the worker that takes it.
-In any other process a hold does nothing and a stream ends with its iterable, as in an instance that serves.
+Everything here belongs to one process, and only a worker does anything: callbacks are registered
+anywhere (with ``preload_app`` in the arbiter, and inherited by fork), but run in workers; a hold
+counts in the worker that takes it. In any other process a hold does nothing and a stream ends with
+its iterable, as in an instance that serves.
 
-How a worker learns of T0: a thread looks at the shared memory, :data:`LOOK_EVERY` seconds apart (a greenlet in a gevent
-worker, which has patched ``_thread`` by then). It exists only where a callback is registered. A signal from the arbiter
-would need a main thread that is free to run its handler, interrupt system calls of C code that does not retry them, and
-be lost between the fork and gunicorn's ``init_signals``; memory is none of that, and workers that boot during the
-shutdown need no case of their own.
+How a worker learns of T0: a thread looks at the shared memory, :data:`LOOK_EVERY` seconds apart (a
+greenlet in a gevent worker, which has patched ``_thread`` by then). It exists only where a callback
+is registered. A signal from the arbiter would need a main thread that is free to run its handler,
+interrupt system calls of C code that does not retry them, and be lost between the fork and
+gunicorn's ``init_signals``; memory is none of that, and workers that boot during the shutdown need
+no case of their own.
 """
 
 from __future__ import annotations
@@ -31,7 +34,8 @@ from .errors import UsageError
 from .phase import Phase
 
 LOOK_EVERY = 0.25
-"""Seconds between two looks for a shutdown while there is none. They were measured to cost a worker 0.02 % of a CPU."""
+"""Seconds between two looks for a shutdown while there is none. They were measured to cost a worker
+0.02 % of a CPU."""
 
 LOOK_EVERY_WHILE_TERMINATING = 0.05
 
@@ -63,7 +67,11 @@ class Callback:
             inner = inner.func
         name = getattr(inner, "__qualname__", type(inner).__qualname__)
         code = getattr(inner, "__code__", None)
-        where = f"{code.co_filename}:{code.co_firstlineno}" if code else f"of {inner.__class__.__module__}"
+        where = (
+            f"{code.co_filename}:{code.co_firstlineno}"
+            if code
+            else f"of {inner.__class__.__module__}"
+        )
         return f"{DECORATORS[self.phase]} callback {name} ({where})"
 
 
@@ -74,7 +82,8 @@ callbacks: dict[Phase, list[Callback]] = {phase: [] for phase in DECORATORS}
 
 
 class Duties:
-    """What a worker has to do before it may go, beside its requests: callbacks that are due, and holds.
+    """What a worker has to do before it may go, beside its requests: callbacks that are due, and
+    holds.
 
     :param cells: where its slot is; a private scrap for a worker that has none.
     :param holds_cell: of these, the one that counts the holds.
@@ -84,7 +93,8 @@ class Duties:
         self.state = state
         self.log = log
         self.pid = os.getpid()
-        """A child that the application forks inherits this object, and must not write into its parent's slot."""
+        """A child that the application forks inherits this object, and must not write into its
+        parent's slot."""
         self._cells, self._cell = cells, holds_cell
         # Re-entrant: a signal handler of the application may take a hold.
         self._lock = threading.RLock()
@@ -92,7 +102,7 @@ class Duties:
         self._ended: set[tuple[int, Callback]] = set()
         self._leaving = self._booted = self._watching = False
 
-    # -- holds -----------------------------------------------------------------------------------------------------
+    # -- holds ----
 
     def take(self, name: str) -> object:
         """Count a hold; what is returned gives it back."""
@@ -114,20 +124,24 @@ class Duties:
         with self._lock:
             return list(self._held.values())
 
-    # -- callbacks ---------------------------------------------------------------------------------------------------
+    # -- callbacks ----
 
     def due(self) -> list[Callback]:
-        """The callbacks that the phase asks for and that have not ended yet, in the order in which they are to run.
+        """The callbacks that the phase asks for and that have not ended yet, in the order in which
+        they are to run.
 
-        Each runs once a shutdown. One that was taken back, or whose trigger expired, is over: the next is another.
+        Each runs once a shutdown. One that was taken back, or whose trigger expired, is over: the
+        next is another.
         """
         cells = self.state.cells
-        if not self.state.is_terminating() or (cells[st.PHASE] == Phase.STOPPED and not self._leaving):
+        if not self.state.is_terminating() or (
+            cells[st.PHASE] == Phase.STOPPED and not self._leaving
+        ):
             return []
         wanted = []
         if not cells[st.UPGRADED]:
-            # Another arbiter serves the same sockets: then there is no lame duck, and whoever takes the address out of
-            # a directory would take the new one out.
+            # Another arbiter serves the same sockets: then there is no lame duck, and whoever takes
+            # the address out of a directory would take the new one out.
             wanted += callbacks[Phase.LAME_DUCK]
         if cells[st.PHASE] >= Phase.DRAINING or self._leaving:
             wanted += callbacks[Phase.DRAINING]
@@ -137,8 +151,8 @@ class Duties:
     def run(self, callback: Callback) -> BaseException | None:
         """Run a callback in a thread of its own, for as long as it may take.
 
-        :returns: what it raised, ``SystemExit`` and the like included; a ``TimeoutError`` if it did not end in time:
-            then its thread goes on.
+        :returns: what it raised, ``SystemExit`` and the like included; a ``TimeoutError`` if it did
+            not end in time: then its thread goes on.
         """
         shutdown = self.state.cells[st.CONSUMED]
         raised: list[BaseException] = []
@@ -168,14 +182,21 @@ class Duties:
     def watch(self) -> None:
         """Look out for the shutdown, if there is a callback and nobody does yet."""
         with self._lock:
-            if not self._booted or self._watching or os.getpid() != self.pid or not any(callbacks.values()):
+            if (
+                not self._booted
+                or self._watching
+                or os.getpid() != self.pid
+                or not any(callbacks.values())
+            ):
                 return
             self._watching = True
         try:
             _thread.start_new_thread(self._watch, ())
         except RuntimeError:
             self._watching = False
-            self.log.exception("gunicorn-grace: callbacks will not run: there is no thread to be had")
+            self.log.exception(
+                "gunicorn-grace: callbacks will not run: there is no thread to be had"
+            )
 
     def _watch(self) -> None:
         try:
@@ -183,7 +204,9 @@ class Duties:
                 for callback in self.due()[:1]:
                     self._run_and_tell(callback)
                 if not self.due():
-                    time.sleep(LOOK_EVERY_WHILE_TERMINATING if self.state.is_terminating() else LOOK_EVERY)
+                    time.sleep(
+                        LOOK_EVERY_WHILE_TERMINATING if self.state.is_terminating() else LOOK_EVERY
+                    )
         except BaseException:
             self._watching = False
             self.log.exception("gunicorn-grace: callbacks run no more in this worker")
@@ -195,10 +218,11 @@ class Duties:
         elif error is not None:
             self.log.error("gunicorn-grace: %s failed", callback, exc_info=error)
 
-    # -- the end -----------------------------------------------------------------------------------------------------
+    # -- the end ----
 
     def leave(self) -> None:
-        """The worker has served its last request. In a shutdown, whatever the phase, its callbacks run now."""
+        """The worker has served its last request. In a shutdown, whatever the phase, its callbacks
+        run now."""
         self._leaving = True
 
     def left(self) -> list[str]:
@@ -229,7 +253,7 @@ current: Duties | None = None
 """The duties of this worker; ``None`` in every other process."""
 
 
-# -- what the application calls ----------------------------------------------------------------------------------------
+# -- what the application calls ----
 
 
 @overload
@@ -237,14 +261,17 @@ def on_lame_duck(function: _F, /) -> _F: ...
 @overload
 def on_lame_duck(*, timeout: float = CALLBACK_TIMEOUT) -> Callable[[_F], _F]: ...
 def on_lame_duck(function: Any = None, /, *, timeout: float = CALLBACK_TIMEOUT) -> Any:
-    """Call a function in every worker when the shutdown begins: ``@on_lame_duck``, or ``@on_lame_duck(timeout=20)``.
+    """Call a function in every worker when the shutdown begins: ``@on_lame_duck``, or
+    ``@on_lame_duck(timeout=20)``.
 
-    It takes no arguments and runs beside the requests, in a thread (in a gevent worker, a greenlet) of its own: after
-    those registered before it, once a shutdown, at most half a second after T0. A worker that boots later runs it then.
-    What it raises is logged. It does not run after SIGINT or SIGQUIT, nor in an arbiter that was replaced by SIGUSR2.
+    It takes no arguments and runs beside the requests, in a thread (in a gevent worker, a greenlet)
+    of its own: after those registered before it, once a shutdown, at most half a second after T0. A
+    worker that boots later runs it then. What it raises is logged. It does not run after SIGINT or
+    SIGQUIT, nor in an arbiter that was replaced by SIGUSR2.
 
     :param timeout: seconds; then the log names it, and the next one begins.
-    :raises UsageError: it is a coroutine function, or no function; or the timeout is no positive number.
+    :raises UsageError: it is a coroutine function, or no function; or the timeout is no positive
+        number.
     """
     return _register(Phase.LAME_DUCK, function, timeout)
 
@@ -254,25 +281,31 @@ def on_drain(function: _F, /) -> _F: ...
 @overload
 def on_drain(*, timeout: float = CALLBACK_TIMEOUT) -> Callable[[_F], _F]: ...
 def on_drain(function: Any = None, /, *, timeout: float = CALLBACK_TIMEOUT) -> Any:
-    """Call a function in every worker when draining begins: no more connections come, and what is in flight is
-    finished. As :func:`on_lame_duck`, whose callbacks all come first.
+    """Call a function in every worker when draining begins: no more connections come, and what is
+    in flight is finished. As :func:`on_lame_duck`, whose callbacks all come first.
 
-    The worker does not go before it has ended, or the drain limit has come. A worker that goes during LAME_DUCK, by
-    ``max_requests`` say, runs it before it goes.
+    The worker does not go before it has ended, or the drain limit has come. A worker that goes
+    during LAME_DUCK, by ``max_requests`` say, runs it before it goes.
     """
     return _register(Phase.DRAINING, function, timeout)
 
 
 def _register(phase: Phase, function: Any, timeout: Any) -> Any:
     name = f"@{DECORATORS[phase]}"
-    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not 0 < timeout < math.inf:
+    if (
+        isinstance(timeout, bool)
+        or not isinstance(timeout, (int, float))
+        or not 0 < timeout < math.inf
+    ):
         raise UsageError(
             f"{name}(timeout={timeout!r}) must be a number of seconds > 0: try timeout={CALLBACK_TIMEOUT:g}"
         )
     if function is None:
         return lambda function: _register(phase, function, timeout)
     if not callable(function):
-        raise UsageError(f"{name} got {function!r}, which cannot be called: put it above a function without parameters")
+        raise UsageError(
+            f"{name} got {function!r}, which cannot be called: put it above a function without parameters"
+        )
     import inspect  # Half of what importing this package would cost.
 
     if inspect.iscoroutinefunction(function):
@@ -290,10 +323,11 @@ def _register(phase: Phase, function: Any, timeout: Any) -> Any:
 def hold(name: str) -> Iterator[None]:
     """Keep this worker alive for work that is no request: ``with hold("upload 42"):``.
 
-    A worker that was told to go waits for its holds, as it does for requests in flight: up to the drain limit in a
-    shutdown, else (SIGHUP, SIGTTOU, ``max_requests``) up to ``graceful_timeout``. Then the log names those that are
-    left. SIGINT and SIGQUIT do not wait. The work itself is not stopped. Any thread or greenlet may take a hold, and
-    another one give it back (``contextlib.ExitStack``). Outside a worker it does nothing.
+    A worker that was told to go waits for its holds, as it does for requests in flight: up to the
+    drain limit in a shutdown, else (SIGHUP, SIGTTOU, ``max_requests``) up to ``graceful_timeout``.
+    Then the log names those that are left. SIGINT and SIGQUIT do not wait. The work itself is not
+    stopped. Any thread or greenlet may take a hold, and another one give it back
+    (``contextlib.ExitStack``). Outside a worker it does nothing.
 
     :param name: what the log calls it.
     """
@@ -309,7 +343,8 @@ def hold(name: str) -> Iterator[None]:
 
 
 class _UntilTerminating(Generic[_T]):
-    """An iterator, and not a generator, whose ``close`` would close nothing before its first item."""
+    """An iterator, and not a generator, whose ``close`` would close nothing before its first
+    item."""
 
     def __init__(self, iterable: Iterable[_T], at: Phase) -> None:
         self._iterable: Iterable[_T] | None = iterable
@@ -321,7 +356,9 @@ class _UntilTerminating(Generic[_T]):
 
     def __next__(self) -> _T:
         now = st.current
-        if self._iterable is None or (now is not None and now.is_terminating() and now.phase() >= self._at):
+        if self._iterable is None or (
+            now is not None and now.is_terminating() and now.phase() >= self._at
+        ):
             self.close()
             raise StopIteration
         return self._next()
@@ -334,16 +371,19 @@ class _UntilTerminating(Generic[_T]):
 
 
 def until_terminating(iterable: Iterable[_T], at: Phase = Phase.LAME_DUCK) -> Iterator[_T]:
-    """The items of ``iterable`` until the shutdown begins: so that an endless response ends, and its client comes back
-    elsewhere. Where no shutdown begins, all of them.
+    """The items of ``iterable`` until the shutdown begins: so that an endless response ends, and
+    its client comes back elsewhere. Where no shutdown begins, all of them.
 
-    No item is lost: the shutdown is looked for before each one is asked for. What waits for its next item is not
-    interrupted, so give it something to say every few seconds (server-sent events: a line ``: \\n\\n``). Closing it, as
-    servers do at the end of a response, closes ``iterable``, and so does the end of the stream.
+    No item is lost: the shutdown is looked for before each one is asked for. What waits for its
+    next item is not interrupted, so give it something to say every few seconds (server-sent events:
+    a line ``: \\n\\n``). Closing it, as servers do at the end of a response, closes ``iterable``,
+    and so does the end of the stream.
 
     :param at: the phase that ends it; ``DRAINING`` for a stream that shall go on through the delay.
     :raises UsageError: that phase is no part of a shutdown.
     """
     if at not in DECORATORS:
-        raise UsageError(f"until_terminating(at={at!s}) must be LAME_DUCK or DRAINING: until then it is served")
+        raise UsageError(
+            f"until_terminating(at={at!s}) must be LAME_DUCK or DRAINING: until then it is served"
+        )
     return _UntilTerminating(iterable, at)

@@ -1,15 +1,18 @@
-"""The shutdown as the arbiter runs it: the only module that touches gunicorn's Arbiter and knows its versions.
+"""The shutdown as the arbiter runs it: the only module that touches gunicorn's Arbiter and knows
+its versions.
 
-:func:`attach` mixes :class:`GraceArbiter` over the class of the running arbiter, in ``on_starting``, which is before
-its signal handlers are installed. The mixed-in methods are thin; what they mean is in :class:`Lifetime`, which owns the
-shared memory, asks :func:`~gunicorn_grace.lifecycle.decide` once a pass of gunicorn's own main loop, and acts.
+:func:`attach` mixes :class:`GraceArbiter` over the class of the running arbiter, in
+``on_starting``, which is before its signal handlers are installed. The mixed-in methods are thin;
+what they mean is in :class:`Lifetime`, which owns the shared memory, asks
+:func:`~gunicorn_grace.lifecycle.decide` once a pass of gunicorn's own main loop, and acts.
 
-The drain runs inside that loop as well, and ``stop`` comes only after it. So in every phase crashed workers are
-reaped, hung ones are noticed, and SIGINT ends it at once, on every version; gunicorn's own ``stop`` would block
-(22.0 to 24.1 ignore SIGINT there), and measures its limit with the wall clock, for which our timer keeps it as well.
+The drain runs inside that loop as well, and ``stop`` comes only after it. So in every phase crashed
+workers are reaped, hung ones are noticed, and SIGINT ends it at once, on every version; gunicorn's
+own ``stop`` would block (22.0 to 24.1 ignore SIGINT there), and measures its limit with the wall
+clock, for which our timer keeps it as well.
 
-When anything in here fails, the error is logged with its traceback, and the arbiter behaves as plain gunicorn from
-then on: a SIGTERM that had come is carried out at once.
+When anything in here fails, the error is logged with its traceback, and the arbiter behaves as
+plain gunicorn from then on: a SIGTERM that had come is carried out at once.
 """
 
 from __future__ import annotations
@@ -45,28 +48,34 @@ else:
     _Base = object
 
 EMPTY_FOR = 0.25
-"""Seconds without a connection in the accept queue after which it counts as served: longer than the round trip of a
-handshake that was under way when the listener was sealed."""
+"""Seconds without a connection in the accept queue after which it counts as served: longer than the
+round trip of a handshake that was under way when the listener was sealed."""
 
 LAME_DUCK_TICK = 0.1
 DRAINING_TICK = 0.05
-"""Seconds between two looks, by a timer that wakes gunicorn's loop; that loop alone looks once a second."""
+"""Seconds between two looks, by a timer that wakes gunicorn's loop; that loop alone looks once a
+second."""
 
 STOPPING_TICK = 0.1
-"""Seconds between two looks of that timer at the limit of gunicorn's ``stop()``, as long as its own looks."""
+"""Seconds between two looks of that timer at the limit of gunicorn's ``stop()``, as long as its own
+looks."""
 
 REMIND_EVERY = 1.0
-"""Seconds after which a worker that loads the application and has not handled its SIGTERM gets it again."""
+"""Seconds after which a worker that loads the application and has not handled its SIGTERM gets it
+again."""
 
 EMPTYING_MARGIN = 1.0
-"""Seconds before the drain limit at which the workers are dismissed even though connections still wait."""
+"""Seconds before the drain limit at which the workers are dismissed even though connections still
+wait."""
 
 QUICK_STOP = 2.0
-"""Seconds that workers have after SIGINT or SIGQUIT. gunicorn 25.1 to 27.0 allow as much when one comes while they
-drain; otherwise a gthread worker, whose threads are joined at its exit, would take up to graceful_timeout."""
+"""Seconds that workers have after SIGINT or SIGQUIT. gunicorn 25.1 to 27.0 allow as much when one
+comes while they drain; otherwise a gthread worker, whose threads are joined at its exit, would take
+up to graceful_timeout."""
 
 TERM_GRACE_NS = st.NS // 2
-"""A worker that got a SIGTERM not from us waits this long for the arbiter's own: the group gets them all at once."""
+"""A worker that got a SIGTERM not from us waits this long for the arbiter's own: the group gets
+them all at once."""
 
 RATE_WINDOW = 60.0
 SILENCE_WINDOW = 300.0
@@ -76,7 +85,8 @@ CONF_MODULE = "gunicorn_grace.conf"
 
 
 class Lifetime:
-    """The life of one instance, from the arbiter's side. Everything here runs in the arbiter's main thread."""
+    """The life of one instance, from the arbiter's side. Everything here runs in the arbiter's main
+    thread."""
 
     def __init__(self, arbiter: Any, state: st.State, settings: Settings) -> None:
         self.arbiter = arbiter
@@ -130,17 +140,18 @@ class Lifetime:
     def phase(self) -> Phase:
         return Phase(self.cells[st.PHASE])
 
-    # -- signals ---------------------------------------------------------------------------------------------------
+    # -- signals ----
 
     def on_sigterm(self) -> None:
-        """In the real signal handler: no log, no lock. Readiness is 503 from the store on, in every worker."""
+        """In the real signal handler: no log, no lock. Readiness is 503 from the store on, in every
+        worker."""
         self.terms += 1
         if not self.cells[st.SIGTERM] and not self.is_upgraded():
             self.cells[st.SIGTERM] = time.monotonic_ns()
 
     def let_go(self) -> None:
-        """Leave the instance as it would be without us: nobody takes up triggers any more, nor answers a worker that
-        asks for its dismissal."""
+        """Leave the instance as it would be without us: nobody takes up triggers any more, nor
+        answers a worker that asks for its dismissal."""
         cells = self.cells
         cells[st.FAILED] = 1
         if not self.terms:
@@ -149,22 +160,29 @@ class Lifetime:
             cells[st.PHASE] = min(cells[st.PHASE], Phase.SERVING)
         # A worker asks first and looks at FAILED then, so that one of the two sees the other.
         for number, worker in list(self._claimed.items()):
-            if cells[self.state.meter(number) + st.TERM_SEEN] and worker.pid in self.arbiter.WORKERS:
+            if (
+                cells[self.state.meter(number) + st.TERM_SEEN]
+                and worker.pid in self.arbiter.WORKERS
+            ):
                 self.arbiter.kill_worker(worker.pid, signal.SIGTERM)
 
     def is_upgraded(self) -> bool:
-        """Whether another arbiter serves the same sockets, after SIGUSR2: then nobody has to be turned away."""
+        """Whether another arbiter serves the same sockets, after SIGUSR2: then nobody has to be
+        turned away."""
         return bool(self.arbiter.reexec_pid or self.arbiter.master_pid)
 
-    # -- slots -----------------------------------------------------------------------------------------------------
+    # -- slots ----
 
     def claim(self, worker: Any) -> None:
-        """Give a worker that is about to be forked its slot. With none left it is served by, but not counted."""
+        """Give a worker that is about to be forked its slot. With none left it is served by, but
+        not counted."""
         number = self._free_slot()
         worker.grace_slot = number
         if number is None:
             self.log.warning(
-                "gunicorn-grace: all %d slots are taken: worker of age %d is not counted", st.SLOTS, worker.age
+                "gunicorn-grace: all %d slots are taken: worker of age %d is not counted",
+                st.SLOTS,
+                worker.age,
             )
             return
         self._claimed[number] = worker
@@ -174,7 +192,8 @@ class Lifetime:
         for number in range(self.cells[st.SLOT_COUNT]):
             if number not in self._claimed:
                 return number
-        # A fork that failed, and a worker that gunicorn forgot in kill_worker (ESRCH), never reach child_exit.
+        # A fork that failed, and a worker that gunicorn forgot in kill_worker (ESRCH), never reach
+        # child_exit.
         alive = set(map(id, self.arbiter.WORKERS.values()))
         for number, worker in list(self._claimed.items()):
             if id(worker) not in alive:
@@ -183,7 +202,8 @@ class Lifetime:
         return None
 
     def free(self, worker: Any) -> None:
-        """Take the slot of a worker back that is dead. In gunicorn 22 and 23 this runs in a signal handler: no log."""
+        """Take the slot of a worker back that is dead. In gunicorn 22 and 23 this runs in a signal
+        handler: no log."""
         number = getattr(worker, "grace_slot", None)
         if number is not None and self._claimed.get(number) is worker:
             self._free(number)
@@ -207,10 +227,14 @@ class Lifetime:
     def last_arrival(self) -> int:
         """When the last request that is no probe came, in nanoseconds; 0 when none ever did."""
         slots = [self.state.slot(number) for number in list(self._claimed)]
-        return max([self.cells[slot + st.LAST_ARRIVAL] for slot in slots] + [self.cells[st.GONE_LAST_ARRIVAL]])
+        return max(
+            [self.cells[slot + st.LAST_ARRIVAL] for slot in slots]
+            + [self.cells[st.GONE_LAST_ARRIVAL]]
+        )
 
     def _cut_off(self) -> int:
-        # In gunicorn 22 and 23 a signal handler frees slots: what it moves meanwhile would be counted twice.
+        # In gunicorn 22 and 23 a signal handler frees slots: what it moves meanwhile would be
+        # counted twice.
         while True:
             gone = self.cells[st.GONE_CUT_OFF]
             alive = sum(map(self.state.cut_off, list(self._claimed)))
@@ -220,46 +244,62 @@ class Lifetime:
     def _cut_off_by_worker(self) -> list[dict[str, int]]:
         # The living first: whoever is freed in between is in both, and counts once.
         found = {
-            self.cells[self.state.slot(number) + st.PID]: self.state.cut_off(number) for number in [*self._claimed]
+            self.cells[self.state.slot(number) + st.PID]: self.state.cut_off(number)
+            for number in [*self._claimed]
         }
         found.update(self._lost)
         most_first = sorted(found.items(), key=lambda entry: -entry[1])
         return [{"pid": pid, "requests": count} for pid, count in most_first if count]
 
     def workers_own_listeners(self) -> bool:
-        """Whether each worker binds its own listeners, and nobody else has them (gunicorn 24.1 to 27.0)."""
+        """Whether each worker binds its own listeners, and nobody else has them (gunicorn 24.1 to
+        27.0)."""
         arbiter = self.arbiter
-        return bool(arbiter.cfg.reuse_port and not arbiter.LISTENERS and not self._are_handed_to_us())
+        return bool(
+            arbiter.cfg.reuse_port and not arbiter.LISTENERS and not self._are_handed_to_us()
+        )
 
     def _are_handed_to_us(self) -> bool:
-        return bool(self.arbiter.systemd or any(isinstance(address, int) for address in self.arbiter.cfg.address))
+        return bool(
+            self.arbiter.systemd
+            or any(isinstance(address, int) for address in self.arbiter.cfg.address)
+        )
 
     def give_up_forking(self, why: object) -> None:
-        """Serve with the workers that are left: what cannot be replaced now is no reason to lose the others' work.
+        """Serve with the workers that are left: what cannot be replaced now is no reason to lose
+        the others' work.
 
         In gunicorn 22 and 23 this runs in a signal handler, so the next pass logs it."""
         self.gave_up_forking = self.gave_up_forking or str(why) or "the fork failed"
 
     def tell_later(self, error: Exception) -> None:
-        """Log an error at the next pass: where it came, in a signal handler of gunicorn 22 and 23, nothing may be."""
+        """Log an error at the next pass: where it came, in a signal handler of gunicorn 22 and 23,
+        nothing may be."""
         self._untold.append(error)
 
     def _tell(self) -> None:
         while self._untold:
             error = self._untold.pop(0)
-            self.log.error("gunicorn-grace: a hook failed for a worker; the shutdown goes on", exc_info=error)
+            self.log.error(
+                "gunicorn-grace: a hook failed for a worker; the shutdown goes on", exc_info=error
+            )
         if self.gave_up_forking and not self._told_of_forking:
             self._told_of_forking = True
-            self.log.error("gunicorn-grace: no more workers are forked in this shutdown: %s", self.gave_up_forking)
+            self.log.error(
+                "gunicorn-grace: no more workers are forked in this shutdown: %s",
+                self.gave_up_forking,
+            )
 
-    # -- looking ---------------------------------------------------------------------------------------------------
+    # -- looking ----
 
     def observe(self, now: int) -> Observation:
         """What :func:`~gunicorn_grace.lifecycle.decide` needs to know."""
         cells, phase = self.cells, self.phase
         origin, t0 = self._origin_and_t0()
         sigterm = cells[st.SIGTERM]
-        if self.terms and not sigterm:  # Upgraded: no store in the handler, so that readiness stays as it is.
+        if (
+            self.terms and not sigterm
+        ):  # Upgraded: no store in the handler, so that readiness stays as it is.
             sigterm = cells[st.DRAIN] or now
         last = self.last_arrival()
         return Observation(
@@ -277,7 +317,8 @@ class Lifetime:
             longest_silence=max((gap for _, gap in self._silences), default=0.0),
             longest_request=self._longest_request(now) / st.NS,
             drain_started=cells[st.DRAIN] / st.NS if cells[st.DRAIN] else None,
-            # Until they are dismissed, workers that died are replaced: none left is then a moment, not the end.
+            # Until they are dismissed, workers that died are replaced: none left is then a moment,
+            # not the end.
             workers=len(self.arbiter.WORKERS) or int(not self.dismissed),
         )
 
@@ -306,8 +347,9 @@ class Lifetime:
         return longest
 
     def _sample(self, now: int) -> None:
-        """Keep the rate and the silences of the time before T0. Between two samples the true gap is not known; what is
-        kept is its upper bound, which makes the quiet test wait rather longer."""
+        """Keep the rate and the silences of the time before T0. Between two samples the true gap is
+        not known; what is kept is its upper bound, which makes the quiet test wait rather
+        longer."""
         seconds = now / st.NS
         if self._samples and seconds - self._samples[-1][0] < SAMPLE_EVERY:
             return
@@ -323,14 +365,21 @@ class Lifetime:
         while self._silences and seconds - self._silences[0][0] > SILENCE_WINDOW:
             self._silences.popleft()
         (then, before), (_, after) = self._samples[0], self._samples[-1]
-        self.cells[st.RATE] = round(1000 * (after - before) / (seconds - then)) if seconds > then else 0
+        self.cells[st.RATE] = (
+            round(1000 * (after - before) / (seconds - then)) if seconds > then else 0
+        )
 
-    # -- acting ----------------------------------------------------------------------------------------------------
+    # -- acting ----
 
     def step(self) -> None:
         """One pass: look, decide, act. Raises ``StopIteration`` when gunicorn's loop is to end."""
         now = time.monotonic_ns()
-        if self.terms and not self.cells[st.SIGTERM] and self.phase < Phase.DRAINING and not self.is_upgraded():
+        if (
+            self.terms
+            and not self.cells[st.SIGTERM]
+            and self.phase < Phase.DRAINING
+            and not self.is_upgraded()
+        ):
             # The other arbiter was gone when the signal came, and gunicorn notices only now.
             self.cells[st.SIGTERM] = now
         if not self.state.is_terminating():
@@ -357,12 +406,18 @@ class Lifetime:
         self._tell_others()
 
     def _answer_asked(self, now: int) -> None:
-        # A SIGTERM to one worker by hand: gunicorn lets it go and forks another. Had the group got it, we had as well.
+        # A SIGTERM to one worker by hand: gunicorn lets it go and forks another. Had the group got
+        # it, we had as well.
         for number, worker in list(self._claimed.items()):
             meter = self.state.meter(number)
             asked = self.cells[meter + st.TERM_SEEN]
             lives = worker.pid in self.arbiter.WORKERS
-            if lives and asked and now - asked > TERM_GRACE_NS and not self.cells[meter + st.DISMISSED]:
+            if (
+                lives
+                and asked
+                and now - asked > TERM_GRACE_NS
+                and not self.cells[meter + st.DISMISSED]
+            ):
                 self.arbiter.kill_worker(worker.pid, signal.SIGTERM)
 
     def _enter_serving(self, seen: Observation, reason: Reason) -> None:
@@ -429,11 +484,14 @@ class Lifetime:
         self._report()
 
     def _seal(self) -> None:
-        """Let no new connection in. What cannot be sealed is closed when the workers are dismissed, as ever."""
+        """Let no new connection in. What cannot be sealed is closed when the workers are dismissed,
+        as ever."""
         if self._are_handed_to_us():
             return  # By systemd, or bind = "fd://3"; so they are not ours alone, and what waits stays there.
         if self.workers_own_listeners():
-            self.log.info("gunicorn-grace: sealed by each worker, which has its own listeners (reuse_port)")
+            self.log.info(
+                "gunicorn-grace: sealed by each worker, which has its own listeners (reuse_port)"
+            )
         for sock in self.arbiter.LISTENERS:
             if isinstance(sock.getsockname(), (str, bytes)):
                 self._unlink(sock)
@@ -443,7 +501,9 @@ class Lifetime:
                     listener.seal(sock)
                 except OSError as error:
                     self.log.warning(
-                        "gunicorn-grace: %s cannot be sealed (%s): it closes with its queue, as without us", sock, error
+                        "gunicorn-grace: %s cannot be sealed (%s): it closes with its queue, as without us",
+                        sock,
+                        error,
                     )
                 else:
                     self._sealed.append(sock)
@@ -459,13 +519,18 @@ class Lifetime:
                 os.unlink(path)
 
     def _empty_queue(self, now: int) -> None:
-        """Dismiss the workers once nothing waits in the accept queues, or when the time to wait is over."""
+        """Dismiss the workers once nothing waits in the accept queues, or when the time to wait is
+        over."""
         if now < self.cells[st.DRAIN_LIMIT] - EMPTYING_MARGIN * st.NS:
             if self.cells[st.UPGRADED]:
-                # There was no delay in which kept-alive connections were told to close. They are now.
+                # There was no delay in which kept-alive connections were told to close. They are
+                # now.
                 ready = now - self.cells[st.DRAIN] >= LINGER * st.NS
             else:
-                ready = all(began and now - began >= EMPTY_FOR * st.NS for began in self._empty_queues_since(now))
+                ready = all(
+                    began and now - began >= EMPTY_FOR * st.NS
+                    for began in self._empty_queues_since(now)
+                )
             if not ready:
                 return
         self.dismissed = True
@@ -473,7 +538,8 @@ class Lifetime:
         self.arbiter.kill_workers(signal.SIGTERM)
 
     def _empty_queues_since(self, now: int) -> list[int]:
-        """For each place where connections may wait: since when none does, in nanoseconds; 0 while some do."""
+        """For each place where connections may wait: since when none does, in nanoseconds; 0 while
+        some do."""
         found = []
         if self._waiting:
             if listener.are_waiting(self._waiting):
@@ -491,25 +557,32 @@ class Lifetime:
         return found
 
     def close_sealed(self) -> None:
-        """Close what the drain has sealed, if it came no further: of a UNIX socket gunicorn would unlink the path,
-        which is gone, and fail."""
+        """Close what the drain has sealed, if it came no further: of a UNIX socket gunicorn would
+        unlink the path, which is gone, and fail."""
         if self._waiting and self.arbiter.LISTENERS:
             self._close_listeners()
 
     def _close_listeners(self) -> None:
-        # Here, and not in stop(), which would unlink the path of a UNIX socket a second time and fail.
+        # Here, and not in stop(), which would unlink the path of a UNIX socket a second time and
+        # fail.
         from gunicorn import sock
 
         keep_path = {id(s) for s in self._waiting}
         arbiter = self.arbiter
-        unlink = arbiter.reexec_pid == arbiter.master_pid == 0 and not arbiter.systemd and not arbiter.cfg.reuse_port
+        unlink = (
+            arbiter.reexec_pid == arbiter.master_pid == 0
+            and not arbiter.systemd
+            and not arbiter.cfg.reuse_port
+        )
         listeners, arbiter.LISTENERS = arbiter.LISTENERS, []
         sock.close_sockets([s for s in listeners if id(s) in keep_path], False)
         sock.close_sockets([s for s in listeners if id(s) not in keep_path], unlink)
 
     def _enter_stopped(self, seen: Observation, reason: Reason) -> None:
         if reason is Reason.DRAINED:
-            self.log.info("gunicorn-grace: drained in %.1f s", seen.now - (seen.drain_started or seen.now))
+            self.log.info(
+                "gunicorn-grace: drained in %.1f s", seen.now - (seen.drain_started or seen.now)
+            )
         elif reason is Reason.DEADLINE:
             self.log.error(
                 "gunicorn-grace: deadline_reached after %.1f s of draining: requests cut off: %d, workers left: %d",
@@ -517,8 +590,8 @@ class Lifetime:
                 self.in_flight_at[Phase.STOPPED],
                 seen.workers,
             )
-        # stop() would wait for all of graceful_timeout: for a worker that hangs while it boots; and once more, after a
-        # drain, for the dirty arbiter (25.1 to 27.0).
+        # stop() would wait for all of graceful_timeout: for a worker that hangs while it boots; and
+        # once more, after a drain, for the dirty arbiter (25.1 to 27.0).
         gone_by = deadline(seen.origin, seen.t0, seen.sigterm, self.settings)
         ends = self.cells[st.DRAIN_LIMIT] / st.NS or gone_by
         allowed = self.arbiter.cfg.settings["graceful_timeout"]
@@ -537,12 +610,13 @@ class Lifetime:
         signal.setitimer(signal.ITIMER_REAL, interval, interval)
 
     def tick(self) -> None:
-        """The timer: let gunicorn's loop come round, or in ``stop()`` keep its limit. Runs in the signal handler."""
+        """The timer: let gunicorn's loop come round, or in ``stop()`` keep its limit. Runs in the
+        signal handler."""
         now = time.monotonic()
         if self.dismissed:
             self._remind_the_loading(now)
-        # stop() of 22.0 to 27.0 measures its limit with the wall clock: set back meanwhile, it would wait for a worker
-        # that hangs by as much longer.
+        # stop() of 22.0 to 27.0 measures its limit with the wall clock: set back meanwhile, it
+        # would wait for a worker that hangs by as much longer.
         if self._kill_at == float("inf"):
             self.arbiter.wakeup()
         elif now >= self._kill_at:
@@ -554,8 +628,9 @@ class Lifetime:
     def _remind_the_loading(self, now: float) -> None:
         """Send SIGTERM again to workers that load the application and have not noticed it.
 
-        A signal that comes between the last look for signals and the system call that waits is handled when that call
-        returns: gevent 26.9, and Python's own ``sleep``. Once booted, no worker waits long without a look.
+        A signal that comes between the last look for signals and the system call that waits is
+        handled when that call returns: gevent 26.9, and Python's own ``sleep``. Once booted, no
+        worker waits long without a look.
         """
         if not self._remind_at:
             self._remind_at = now + REMIND_EVERY
@@ -563,7 +638,10 @@ class Lifetime:
             self._remind_at = now + REMIND_EVERY
             cells = self.cells
             for number, worker in list(self._claimed.items()):
-                meter, loads = self.state.meter(number), not cells[self.state.slot(number) + st.BOOTED]
+                meter, loads = (
+                    self.state.meter(number),
+                    not cells[self.state.slot(number) + st.BOOTED],
+                )
                 has_missed = cells[meter + st.TERM_SEEN] < cells[meter + st.DISMISSED]
                 if loads and has_missed and worker.pid in self.arbiter.WORKERS:
                     with contextlib.suppress(OSError):
@@ -593,10 +671,11 @@ class Lifetime:
         self._tell_others()
         self._report()
 
-    # -- the end ---------------------------------------------------------------------------------------------------
+    # -- the end ----
 
     def summary(self) -> Report | None:
-        """What happened, for the last line and the report; ``None`` when no shutdown of ours took place."""
+        """What happened, for the last line and the report; ``None`` when no shutdown of ours took
+        place."""
         cells = self.cells
         t0 = cells[st.T0]
         if not t0 or self.is_upgraded():
@@ -642,7 +721,8 @@ class Lifetime:
         return "exited" if self._is_exiting else None
 
     def finish(self) -> None:
-        """Write the summary, the last thing that an instance says, and close the probe port. Runs in ``on_exit``."""
+        """Write the summary, the last thing that an instance says, and close the probe port. Runs
+        in ``on_exit``."""
         self._attempt("StatsD cannot be told", self._send_gauges)
         try:
             self._tell_the_end()
@@ -670,14 +750,17 @@ class Lifetime:
         )
         self._report(last=True)
 
-    # -- telling others --------------------------------------------------------------------------------------------
+    # -- telling others ----
 
     def _report(self, *, last: bool = False) -> None:
-        """Write the report as far as it is known. More than once: the process may be ended before its last word."""
+        """Write the report as far as it is known. More than once: the process may be ended before
+        its last word."""
         path = self.settings.report
         told = self.summary() if path else None
         if path and told is not None:
-            self._attempt(f"grace_report {path} cannot be written", reporting.write, path, told, last=last)
+            self._attempt(
+                f"grace_report {path} cannot be written", reporting.write, path, told, last=last
+            )
 
     def _tell_others(self) -> None:
         """Tell the service manager and StatsD what they do not know yet."""
@@ -709,7 +792,9 @@ class Lifetime:
         else:
             self._gauges.look(self.log, now, self.state)
 
-    def _attempt(self, failure: str, action: Callable[..., None], *args: Any, **options: Any) -> None:
+    def _attempt(
+        self, failure: str, action: Callable[..., None], *args: Any, **options: Any
+    ) -> None:
         """Do something that nothing else depends on; that it failed is logged once."""
         try:
             action(*args, **options)
@@ -724,13 +809,15 @@ class _ReloadCutShort(GraceError):
 
 
 class GraceArbiter(_Base):
-    """Mixed over the class of the running arbiter. Every method works as gunicorn's once ``grace.failed`` is set."""
+    """Mixed over the class of the running arbiter. Every method works as gunicorn's once
+    ``grace.failed`` is set."""
 
     grace: Lifetime
     log: Any
 
     def _guarded(self, action: Callable[..., Any], *args: Any) -> Any:
-        """Do something of ours. Whatever fails in it ends our part of the work, and nothing else."""
+        """Do something of ours. Whatever fails in it ends our part of the work, and nothing
+        else."""
         if self.grace.failed:
             return None
         try:
@@ -750,7 +837,9 @@ class GraceArbiter(_Base):
 
     def grace_wake(self, sig: int, frame: Any) -> None:
         """SIGALRM of our timer."""
-        with contextlib.suppress(Exception):  # It would come up in the loop, and gunicorn would cut off what is served.
+        with contextlib.suppress(
+            Exception
+        ):  # It would come up in the loop, and gunicorn would cut off what is served.
             self.grace.tick()
 
     def signal(self, sig: int, frame: Any) -> None:
@@ -786,30 +875,41 @@ class GraceArbiter(_Base):
         if not self.grace.failed and self.grace.terms:
             self.log.warning("gunicorn-grace: SIGUSR2 is refused: the shutdown has begun")
             return
-        with self.grace.probe_port.handing_over() if self.grace.probe_port is not None else contextlib.nullcontext():
+        with (
+            self.grace.probe_port.handing_over()
+            if self.grace.probe_port is not None
+            else contextlib.nullcontext()
+        ):
             super().handle_usr2()
 
     def setup(self, app: Any) -> None:
         if self.grace.adopt is not None:
-            # A configuration module that gunicorn has cached (python:my.conf) did not run again on SIGHUP.
+            # A configuration module that gunicorn has cached (python:my.conf) did not run again on
+            # SIGHUP.
             self._guarded(self.grace.adopt, app.cfg)
         super().setup(app)
 
     def reload(self) -> None:
-        # Python would hand gunicorn the module of the first load, and the user's file would not be read again.
+        # Python would hand gunicorn the module of the first load, and the user's file would not be
+        # read again.
         sys.modules.pop(CONF_MODULE, None)
         self.grace.reloading = True
         try:
             super().reload()
         except _ReloadCutShort:
-            self.log.info("gunicorn-grace: the reload no longer waits for the old workers: the shutdown has begun")
+            self.log.info(
+                "gunicorn-grace: the reload no longer waits for the old workers: the shutdown has begun"
+            )
         except SystemExit:
-            # A configuration that cannot be loaded: gunicorn 22.0 to 27.0 would end here and orphan its workers.
+            # A configuration that cannot be loaded: gunicorn 22.0 to 27.0 would end here and orphan
+            # its workers.
             if self.app.cfg is self.cfg:
                 raise
             self.app.cfg = self.cfg
             os.environ.update(self.cfg.env)
-            self.log.error("gunicorn-grace: SIGHUP: the configuration cannot be loaded, and stays as it was")
+            self.log.error(
+                "gunicorn-grace: SIGHUP: the configuration cannot be loaded, and stays as it was"
+            )
         finally:
             self.grace.reloading = False
 
@@ -821,25 +921,30 @@ class GraceArbiter(_Base):
                 super().reap_workers()
                 break
             except HaltServer as halt:
-                # A worker that was replaced during the shutdown does not boot; gunicorn would halt, and cut off what
-                # the others serve.
-                if self.grace.failed or not self.grace.state.is_terminating() or not self._forget_the_dead():
+                # A worker that was replaced during the shutdown does not boot; gunicorn would halt,
+                # and cut off what the others serve.
+                if (
+                    self.grace.failed
+                    or not self.grace.state.is_terminating()
+                    or not self._forget_the_dead()
+                ):
                     raise
                 self.grace.give_up_forking(halt.reason)
             except Exception as error:
-                # A user's child_exit. In the loop it would make gunicorn cut off what the other workers serve; the dead
-                # one has left WORKERS by then (22.0 to 27.0).
+                # A user's child_exit. In the loop it would make gunicorn cut off what the other
+                # workers serve; the dead one has left WORKERS by then (22.0 to 27.0).
                 if self.grace.failed or not self.grace.state.is_terminating():
                     raise
                 self.grace.tell_later(error)
-        # From 24.1 on reload() waits here, up to graceful_timeout. 22 and 23 reap inside the signal handler, where
-        # nothing may be raised, and do not wait.
+        # From 24.1 on reload() waits here, up to graceful_timeout. 22 and 23 reap inside the signal
+        # handler, where nothing may be raised, and do not wait.
         waits = self.grace.reloading and not self.grace.failed and hasattr(self, "signal_chld")
         if waits and self.grace.state.is_terminating():
             raise _ReloadCutShort("SIGTERM during reload")
 
     def _forget_the_dead(self) -> bool:
-        """Finish what gunicorn 22.0 to 25.3 left undone for a worker that did not boot; whether any lives on."""
+        """Finish what gunicorn 22.0 to 25.3 left undone for a worker that did not boot; whether any
+        lives on."""
         for pid, worker in list(self.WORKERS.items()):
             try:
                 os.kill(pid, 0)
@@ -856,9 +961,13 @@ class GraceArbiter(_Base):
         try:
             return super().spawn_worker()
         except Exception as error:
-            # A fork that failed, or a user's pre_fork. In the loop it would make gunicorn cut off what the other
-            # workers serve.
-            ours = os.getpid() == self.pid and not self.grace.failed and self.grace.state.is_terminating()
+            # A fork that failed, or a user's pre_fork. In the loop it would make gunicorn cut off
+            # what the other workers serve.
+            ours = (
+                os.getpid() == self.pid
+                and not self.grace.failed
+                and self.grace.state.is_terminating()
+            )
             if not ours or not self.WORKERS:
                 raise
             self.grace.give_up_forking(f"{type(error).__name__}: {error}")
@@ -870,7 +979,9 @@ class GraceArbiter(_Base):
             super().murder_workers()
 
     def manage_workers(self) -> None:
-        if self.grace.failed or not (self.grace.dismissed or (self.grace.gave_up_forking and self.WORKERS)):
+        if self.grace.failed or not (
+            self.grace.dismissed or (self.grace.gave_up_forking and self.WORKERS)
+        ):
             super().manage_workers()
 
     def kill_worker(self, pid: int, sig: int) -> None:
@@ -885,8 +996,9 @@ class GraceArbiter(_Base):
 
     def stop(self, graceful: bool = True) -> None:
         if os.getpid() != self.pid:
-            # The child that SIGUSR2 forks, when it cannot execute its successor: it ends in the loop that it inherited
-            # (22.0 to 27.0), and workers, sockets, pid file and memory are those of the arbiter, which goes on.
+            # The child that SIGUSR2 forks, when it cannot execute its successor: it ends in the
+            # loop that it inherited (22.0 to 27.0), and workers, sockets, pid file and memory are
+            # those of the arbiter, which goes on.
             os._exit(1)
         with contextlib.suppress(StopIteration):
             self._guarded(self.grace.before_stop, graceful)
@@ -906,8 +1018,8 @@ def attach(arbiter: Any, settings: Settings, adopt: Callable[[Any], None]) -> Li
     st.current = state
     lifetime = Lifetime(arbiter, state, settings)
     lifetime.adopt = adopt
-    # A SystemExit, by a user's hook say, passes gunicorn's loop. At its end Python takes signal handlers off (3.10 to
-    # 3.13), and an alarm of ours would then be the exit code.
+    # A SystemExit, by a user's hook say, passes gunicorn's loop. At its end Python takes signal
+    # handlers off (3.10 to 3.13), and an alarm of ours would then be the exit code.
     atexit.register(lifetime.stop_timer_at_exit, os.getpid())
     cls = type(arbiter)
     arbiter.__class__ = type(cls.__name__, (GraceArbiter, cls), {"__module__": cls.__module__})

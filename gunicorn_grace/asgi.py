@@ -1,14 +1,14 @@
 """The probes in front of an ASGI application, and the counting of its requests.
 
-An ASGI worker neither calls ``worker.wsgi``, where the overlay sits, nor, if it is uvicorn's, any request hook. So the
-application is wrapped by its author, around everything else::
+An ASGI worker neither calls ``worker.wsgi``, where the overlay sits, nor, if it is uvicorn's, any
+request hook. So the application is wrapped by its author, around everything else::
 
     from gunicorn_grace.asgi import Probes
 
     app = Probes(app)
 
-Answers come from the same core as in :mod:`gunicorn_grace.wsgi`. Runs in worker processes; outside gunicorn every
-answer is that of a serving instance.
+Answers come from the same core as in :mod:`gunicorn_grace.wsgi`. Runs in worker processes; outside
+gunicorn every answer is that of a serving instance.
 """
 
 from __future__ import annotations
@@ -29,17 +29,18 @@ Send = Callable[[Message], Awaitable[None]]
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 LOOK_INTERVAL = 0.01
-"""Seconds between two looks at a check that runs. Waiting for it in the loop's own pool of threads would make probes
-wait for whatever the application has put into that."""
+"""Seconds between two looks at a check that runs. Waiting for it in the loop's own pool of threads
+would make probes wait for whatever the application has put into that."""
 
 CLOSE = (b"connection", b"close")
 
 
 class Probes:
-    """ASGI middleware that answers the probe paths, and counts all other requests while their application runs.
+    """ASGI middleware that answers the probe paths, and counts all other requests while their
+    application runs.
 
-    Once the shutdown has begun, HTTP/1.1 responses say ``Connection: close``. WebSockets count as requests in flight
-    for as long as they are open, and are nothing that a probe could ask for.
+    Once the shutdown has begun, HTTP/1.1 responses say ``Connection: close``. WebSockets count as
+    requests in flight for as long as they are open, and are nothing that a probe could ask for.
 
     :param app: the ASGI application that gets everything else, the lifespan included.
     """
@@ -51,7 +52,8 @@ class Probes:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         responder = self._responder
         if responder is None or responder.seat is not worker.current:
-            # Made in the worker, and not where the application is built: with preload_app that is the arbiter.
+            # Made in the worker, and not where the application is built: with preload_app that is
+            # the arbiter.
             responder = self._responder = Responder(worker.current)
         seat = responder.seat
         if seat is not None:
@@ -69,7 +71,9 @@ class Probes:
             headers = [(name.lower().encode(), value.encode()) for name, value in answer.headers]
             headers.append((b"content-length", str(len(body)).encode()))
             await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-            await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+            await send(
+                {"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body}
+            )
         elif seat is None or (is_http and seat.tracking == ASGI_HOOKS):
             await self.app(scope, receive, send)  # Counted by gunicorn's hooks, or by nobody.
         else:
@@ -93,14 +97,20 @@ async def _answer(responder: Responder, target: Target, environ: dict[str, Any])
 
 
 def _shedding(send: Send, seat: worker.Seat) -> Send:
-    """``send``, but a response that begins after T0 says ``Connection: close``. One that began before keeps its word.
+    """``send``, but a response that begins after T0 says ``Connection: close``. One that began
+    before keeps its word.
 
-    gunicorn's worker closes by itself from 27 on, uvicorn's always; otherwise the client does (RFC 9112, section 9.6).
+    gunicorn's worker closes by itself from 27 on, uvicorn's always; otherwise the client does (RFC
+    9112, section 9.6).
     """
 
     async def shedding(message: Message) -> None:
         if message["type"] == "http.response.start" and seat.state.is_terminating():
-            kept = [(name, value) for name, value in message.get("headers", ()) if name.lower() != b"connection"]
+            kept = [
+                (name, value)
+                for name, value in message.get("headers", ())
+                if name.lower() != b"connection"
+            ]
             message = {**message, "headers": [*kept, CLOSE]}
         await send(message)
 
@@ -114,7 +124,8 @@ def _path(scope: Scope) -> str:
 
 
 def _environ(scope: Scope) -> dict[str, Any]:
-    """What the trigger's gate looks at. There is no socket to prove who asks: ``local`` refuses, and says the way out.
+    """What the trigger's gate looks at. There is no socket to prove who asks: ``local`` refuses,
+    and says the way out.
 
     Names as in CGI (RFC 3875, section 4.1.18), so that a forwarding header is one here as well.
     """
@@ -125,5 +136,7 @@ def _environ(scope: Scope) -> dict[str, Any]:
         "REMOTE_ADDR": client[0],
     }
     for name, value in scope.get("headers", ()):
-        environ["HTTP_" + name.decode("latin-1").upper().replace("-", "_")] = value.decode("latin-1")
+        environ["HTTP_" + name.decode("latin-1").upper().replace("-", "_")] = value.decode(
+            "latin-1"
+        )
     return environ

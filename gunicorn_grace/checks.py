@@ -1,13 +1,15 @@
 """Named conditions of the application that decide over liveness, readiness and start-up.
 
-A check is a function of the user's, which may hang, raise, or take its time just when a probe asks. Run in the request
-itself, one that hangs would take a worker with it; in a thread for each probe, a thousand probes a thousand threads. So
-each runs in a thread of its own, one at a time; whoever asks waits at most until its deadline, and the result is kept
-for a while. No SIGALRM: it interrupts the main thread alone, and gunicorn's arbiter and many libraries use it.
+A check is a function of the user's, which may hang, raise, or take its time just when a probe asks.
+Run in the request itself, one that hangs would take a worker with it; in a thread for each probe, a
+thousand probes a thousand threads. So each runs in a thread of its own, one at a time; whoever asks
+waits at most until its deadline, and the result is kept for a while. No SIGALRM: it interrupts the
+main thread alone, and gunicorn's arbiter and many libraries use it.
 
-Checks are registered where the application is imported: in each worker, or with ``preload_app`` in the arbiter, whose
-children inherit the registrations and nothing else (no result, no thread, no lock that was held at the fork). They run
-in workers only. Under gevent the threads are greenlets, as everything that is patched.
+Checks are registered where the application is imported: in each worker, or with ``preload_app`` in
+the arbiter, whose children inherit the registrations and nothing else (no result, no thread, no
+lock that was held at the fork). They run in workers only. Under gevent the threads are greenlets,
+as everything that is patched.
 
 Why a check failed goes to the log, once for each change, and never into a response.
 """
@@ -35,8 +37,8 @@ LONGEST_TIMEOUT = 3600.0
 """Seconds; beyond it a deadline is none."""
 
 REASON_INTERVAL = 60.0
-"""Seconds between two log lines about a check that goes on failing, for other reasons each time: a reason may hold a
-port or a time, and is then never the same twice."""
+"""Seconds between two log lines about a check that goes on failing, for other reasons each time: a
+reason may hold a port or a time, and is then never the same twice."""
 
 LONGEST_REASON = 300
 
@@ -89,7 +91,8 @@ class Run:
         self.deadline = deadline
         self.done = threading.Event()
         self.result: Outcome | None = None
-        """Once there is one it stays: whatever the function returns after its deadline is no result any more."""
+        """Once there is one it stays: whatever the function returns after its deadline is no result
+        any more."""
 
     def is_known(self) -> bool:
         """Whether :meth:`outcome` returns without waiting."""
@@ -104,8 +107,8 @@ class Run:
 class Runner:
     """A check in this process: its last result, and the run that may be under way.
 
-    The lock is held for a few assignments, never while anything waits. So no greenlet switches inside, whether gevent
-    has patched it or not, and probes that find a result only read.
+    The lock is held for a few assignments, never while anything waits. So no greenlet switches
+    inside, whether gevent has patched it or not, and probes that find a result only read.
     """
 
     def __init__(self, check: Check, registry: Registry) -> None:
@@ -116,14 +119,16 @@ class Runner:
         self.forget()
 
     def forget(self) -> None:
-        """Start anew: after a fork, which copies neither the thread of a run nor whoever would release the lock."""
+        """Start anew: after a fork, which copies neither the thread of a run nor whoever would
+        release the lock."""
         self._lock = threading.Lock()
         self._run: Run | None = None
         self._kept: Outcome | None = None
         self._fresh_until = -math.inf
 
     def begin(self) -> Outcome | Run:
-        """The last result, if it is fresh; else the run under way, or a new one. Does not wait for it."""
+        """The last result, if it is fresh; else the run under way, or a new one. Does not wait for
+        it."""
         kept = self._kept
         if kept is not None and self.clock() < self._fresh_until:
             return kept
@@ -132,12 +137,15 @@ class Runner:
             if kept is not None and now < self._fresh_until:
                 return kept
             if self._run is not None:
-                # Still hanging after its deadline: it has failed, and another one would hang beside it.
+                # Still hanging after its deadline: it has failed, and another one would hang beside
+                # it.
                 return self._run.result or self._run
             run = self._run = Run(self, now + self.check.timeout)
         try:
             # A daemon: one that hangs must not hold the exit of the worker.
-            threading.Thread(target=self._execute, args=(run,), name=f"check {self.check.name}", daemon=True).start()
+            threading.Thread(
+                target=self._execute, args=(run,), name=f"check {self.check.name}", daemon=True
+            ).start()
         except BaseException as error:  # No more threads; or a signal that ends the worker.
             self._end(run, False, f"it could not be run: {_one_line(error)}")
             if not isinstance(error, Exception):
@@ -166,7 +174,8 @@ class Runner:
         run.done.set()
 
     def _settle(self, run: Run, passed: bool, reason: str) -> None:
-        """Give a run its result, keep it, and log the change if it is one. The first to come decides."""
+        """Give a run its result, keep it, and log the change if it is one. The first to come
+        decides."""
         with self._lock:
             if run.result is not None:
                 return
@@ -200,13 +209,19 @@ class Registry:
         # Replaced as a whole, so that whoever iterates sees either state.
         self._of: dict[Kind, tuple[Runner, ...]] = dict.fromkeys(Kind, ())
 
-    def register(self, name: str, function: Function, *, kind: Kind | str, timeout: float, ttl: float) -> None:
-        """Add a check. The same function again, as when its module is reloaded, replaces the former.
+    def register(
+        self, name: str, function: Function, *, kind: Kind | str, timeout: float, ttl: float
+    ) -> None:
+        """Add a check. The same function again, as when its module is reloaded, replaces the
+        former.
 
         :param kind: also as a word: ``"readiness"``, ``"liveness"``, ``"startup"``.
-        :raises CheckError: the name, a number or the function cannot be, or another function has the name.
+        :raises CheckError: the name, a number or the function cannot be, or another function has
+            the name.
         """
-        check = Check(_name(name), _function(name, function), _kind(name, kind), *_seconds(name, timeout, ttl))
+        check = Check(
+            _name(name), _function(name, function), _kind(name, kind), *_seconds(name, timeout, ttl)
+        )
         others = []
         for runner in self._of[check.kind]:
             if runner.check.name != name:
@@ -233,8 +248,9 @@ class Registry:
     def begin(
         self, kind: Kind, *, exclude: Collection[str] = frozenset(), only: str | None = None
     ) -> list[Outcome | Run]:
-        """The results of the checks of one kind that are fresh, and the runs that will give the others. They run all at
-        once, so that a probe waits for the slowest and not for the sum. Does not wait.
+        """The results of the checks of one kind that are fresh, and the runs that will give the
+        others. They run all at once, so that a probe waits for the slowest and not for the sum.
+        Does not wait.
 
         :param exclude: names to leave out.
         :param only: the one check to run.
@@ -244,13 +260,18 @@ class Registry:
             return []
         if exclude or only is not None:
             checks = tuple(
-                runner for runner in checks if runner.check.name not in exclude and only in (None, runner.check.name)
+                runner
+                for runner in checks
+                if runner.check.name not in exclude and only in (None, runner.check.name)
             )
         return [runner.begin() for runner in checks]
 
-    def run(self, kind: Kind, *, exclude: Collection[str] = frozenset(), only: str | None = None) -> list[Outcome]:
-        """The results of the checks of one kind: kept ones while they are fresh, else new ones. Waits for those, at
-        most for the longest ``timeout`` among them. Parameters are those of :meth:`begin`."""
+    def run(
+        self, kind: Kind, *, exclude: Collection[str] = frozenset(), only: str | None = None
+    ) -> list[Outcome]:
+        """The results of the checks of one kind: kept ones while they are fresh, else new ones.
+        Waits for those, at most for the longest ``timeout`` among them. Parameters are those of
+        :meth:`begin`."""
         begun = self.begin(kind, exclude=exclude, only=only)
         return [one if isinstance(one, Outcome) else one.outcome() for one in begun]
 
@@ -263,7 +284,9 @@ class Registry:
 
 def _name(name: object) -> str:
     if not isinstance(name, str):
-        raise CheckError(f'check name {name!r} is no string: write @gunicorn_grace.check("database")')
+        raise CheckError(
+            f'check name {name!r} is no string: write @gunicorn_grace.check("database")'
+        )
     if not _NAME.fullmatch(name):
         raise CheckError(
             f"check name {name!r} is not 1 to 63 letters, digits, dots, underscores and hyphens, a letter or digit "
@@ -278,8 +301,12 @@ def _name(name: object) -> str:
 
 def _function(name: str, function: object) -> Function:
     if not callable(function):
-        raise CheckError(f"check {name}: {function!r} cannot be called: give a function without parameters")
-    if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__):
+        raise CheckError(
+            f"check {name}: {function!r} cannot be called: give a function without parameters"
+        )
+    if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
+        type(function).__call__
+    ):
         # Called in a thread it would return a coroutine, and so pass for ever.
         raise CheckError(
             f"check {name}: {_shown(function)} is a coroutine function: checks run in threads, give a plain one"
@@ -292,13 +319,21 @@ def _kind(name: str, kind: object) -> Kind:
         return Kind(kind)
     except ValueError:
         words = ", ".join(repr(known.value) for known in Kind)
-        raise CheckError(f"check {name}: kind {kind!r} is none of {words}: give one of them") from None
+        raise CheckError(
+            f"check {name}: kind {kind!r} is none of {words}: give one of them"
+        ) from None
 
 
 def _seconds(name: str, timeout: object, ttl: object) -> tuple[float, float]:
     for what, value in (("timeout", timeout), ("ttl", ttl)):
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-            raise CheckError(f"check {name}: {what} {value!r} is no number: give seconds, such as 1.0")
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, (int, float))
+            or not math.isfinite(value)
+        ):
+            raise CheckError(
+                f"check {name}: {what} {value!r} is no number: give seconds, such as 1.0"
+            )
     assert isinstance(timeout, (int, float))
     assert isinstance(ttl, (int, float))
     if not 0 < timeout <= LONGEST_TIMEOUT:
@@ -307,7 +342,9 @@ def _seconds(name: str, timeout: object, ttl: object) -> tuple[float, float]:
             "give less than the probe's own, 1 s by default in Kubernetes"
         )
     if ttl < 0:
-        raise CheckError(f"check {name}: ttl {ttl:g} s is less than 0 s: give 0 to run it for each probe, or more")
+        raise CheckError(
+            f"check {name}: ttl {ttl:g} s is less than 0 s: give 0 to run it for each probe, or more"
+        )
     return float(timeout), float(ttl)
 
 

@@ -1,6 +1,8 @@
-"""The ``gunicorn-grace`` command: what one does to an instance from outside, over its shared memory.
+"""The ``gunicorn-grace`` command: what one does to an instance from outside, over its shared
+memory.
 
-No HTTP and no free worker is needed. Runs as a process of its own, in the container of the instance.
+No HTTP and no free worker is needed. Runs as a process of its own, in the container of the
+instance.
 """
 
 from __future__ import annotations
@@ -39,7 +41,9 @@ def find(pid: int | None) -> st.State:
     :raises StateError: there is none, or more than one, or it is not readable.
     """
     if not sys.platform.startswith("linux"):
-        raise StateError(f"this command needs Linux (memfd), and this is {sys.platform}: use ?down=true or SIGTERM")
+        raise StateError(
+            f"this command needs Linux (memfd), and this is {sys.platform}: use ?down=true or SIGTERM"
+        )
     found: dict[int, st.State] = {}
     broken: list[str] = []
     for path in st.instances():
@@ -55,13 +59,19 @@ def find(pid: int | None) -> st.State:
             other.close()
         if chosen is None:
             known = ", ".join(map(str, sorted(found))) or "none"
-            raise StateError(f"no instance with arbiter {pid} that this user may open; found: {known}")
+            raise StateError(
+                f"no instance with arbiter {pid} that this user may open; found: {known}"
+            )
         return chosen
     if len(found) > 1:
-        raise StateError(f"{len(found)} instances, arbiters {', '.join(map(str, sorted(found)))}: choose with --pid")
+        raise StateError(
+            f"{len(found)} instances, arbiters {', '.join(map(str, sorted(found)))}: choose with --pid"
+        )
     if not found:
         why = f" ({broken[0]})" if broken else ""
-        raise StateError(f"no gunicorn with gunicorn-grace that this user may open{why}: run it as the arbiter's user")
+        raise StateError(
+            f"no gunicorn with gunicorn-grace that this user may open{why}: run it as the arbiter's user"
+        )
     return next(iter(found.values()))
 
 
@@ -80,7 +90,9 @@ def prestop(pid: int | None) -> None:
     began = state.trigger(Origin.PRESTOP)
     note = "" if began else " (it had begun before)"
     _say(f"not ready for {cells[st.DELAY] / st.NS:g} s, longer while requests still come{note}")
-    while state.is_terminating() and not cells[st.DELAY_OVER] and cells[st.PHASE] <= Phase.LAME_DUCK:
+    while (
+        state.is_terminating() and not cells[st.DELAY_OVER] and cells[st.PHASE] <= Phase.LAME_DUCK
+    ):
         # An arbiter that hangs takes nothing up: then the delay alone counts.
         hangs = not cells[st.T0] and time.monotonic_ns() > state.t0() + cells[st.DELAY]
         if hangs or not _lives(cells[st.ARBITER]) or state.seconds_left() == 0:
@@ -91,7 +103,8 @@ def prestop(pid: int | None) -> None:
 @cli.command()
 @click.option("--pid", type=int, help=PID_HELP)
 def drain(pid: int | None) -> None:
-    """Take the instance out of rotation: not ready, and served as ever, until `undrain` or a SIGTERM."""
+    """Take the instance out of rotation: not ready, and served as ever, until `undrain` or a
+    SIGTERM."""
     state = find(pid)
     began = state.trigger(Origin.DRAIN)
     _say("not ready until undrain" if began else "the shutdown had begun before: nothing to do")
@@ -118,7 +131,8 @@ def undrain(pid: int | None) -> None:
 
 
 def _say(line: str) -> None:
-    """Print what was done. Where that fails (a full disk) it is done all the same, and a preStop hook has to wait."""
+    """Print what was done. Where that fails (a full disk) it is done all the same, and a preStop
+    hook has to wait."""
     try:
         click.echo(line)
     except OSError:
@@ -137,9 +151,14 @@ cli.add_command(rehearse)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line. Exit codes: 0 done, 1 could not be done, 2 wrong usage (``rehearse`` has its own)."""
+    """Run the command line. Exit codes: 0 done, 1 could not be done, 2 wrong usage (``rehearse``
+    has its own)."""
     try:
-        result = cli.main(args=None if argv is None else list(argv), prog_name="gunicorn-grace", standalone_mode=False)
+        result = cli.main(
+            args=None if argv is None else list(argv),
+            prog_name="gunicorn-grace",
+            standalone_mode=False,
+        )
     except GraceError as error:
         click.echo(f"Error: {error}", err=True)
         return EXIT_FAILED

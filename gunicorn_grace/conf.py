@@ -1,15 +1,17 @@
 """The configuration module: ``gunicorn -c python:gunicorn_grace.conf app:app``.
 
-There are three ways in, and all of them come down to :func:`install`, which makes the gunicorn ``Config`` that is being
-loaded know our settings and call our hooks before the user's:
+There are three ways in, and all of them come down to :func:`install`, which makes the gunicorn
+``Config`` that is being loaded know our settings and call our hooks before the user's:
 
-- ``-c python:gunicorn_grace.conf``: this module, which also loads the ``gunicorn.conf.py`` of the working directory;
-  gunicorn reads one configuration file, and with ``-c`` would not look at that one.
-- a configuration file with ``from gunicorn_grace.conf import *``: importing is enough, and brings no names in.
+- ``-c python:gunicorn_grace.conf``: this module, which also loads the ``gunicorn.conf.py`` of the
+  working directory; gunicorn reads one configuration file, and with ``-c`` would not look at that
+  one.
+- a configuration file with ``from gunicorn_grace.conf import *``: importing is enough, and brings
+  no names in.
 - ``gunicorn_grace.install(globals())`` in a configuration file.
 
-gunicorn turns every global of a configuration module that is named like a setting into that setting, so this module
-must not have any by accident; a test looks.
+gunicorn turns every global of a configuration module that is named like a setting into that
+setting, so this module must not have any by accident; a test looks.
 """
 
 from __future__ import annotations
@@ -37,9 +39,9 @@ __all__: list[str] = []
 def install(namespace: Any = None) -> None:
     """Switch gunicorn-grace on for the gunicorn that is loading its configuration.
 
-    Call it from a configuration file, ``gunicorn_grace.install(globals())``, or with the ``Config`` of an embedded
-    gunicorn (``BaseApplication.load_config``: ``gunicorn_grace.install(self.cfg)``). Doing it twice changes nothing.
-    Runs in the arbiter.
+    Call it from a configuration file, ``gunicorn_grace.install(globals())``, or with the ``Config``
+    of an embedded gunicorn (``BaseApplication.load_config``: ``gunicorn_grace.install(self.cfg)``).
+    Doing it twice changes nothing. Runs in the arbiter.
 
     :param namespace: the file's ``globals()``, or a gunicorn ``Config``.
     :raises ConfigurationError: nothing is being loaded, and no ``Config`` was given.
@@ -55,16 +57,19 @@ def install(namespace: Any = None) -> None:
 
 
 def _end_by_sigterm_as_pid_1() -> None:
-    """Let SIGTERM end a boot that is under way. The kernel drops what the first process of a PID namespace has no
-    handler for (pid_namespaces(7)), and gunicorn sets its own only after ``preload_app`` has imported the application:
-    a SIGTERM meanwhile would be lost, and the server would serve on until SIGKILL (gunicorn 22.0 to 27.0)."""
+    """Let SIGTERM end a boot that is under way. The kernel drops what the first process of a PID
+    namespace has no handler for (pid_namespaces(7)), and gunicorn sets its own only after
+    ``preload_app`` has imported the application: a SIGTERM meanwhile would be lost, and the server
+    would serve on until SIGKILL (gunicorn 22.0 to 27.0)."""
     if os.getpid() == 1 and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         with contextlib.suppress(ValueError):  # Not the main thread: an embedded gunicorn.
             signal.signal(signal.SIGTERM, _end)
 
 
 def _end(sig: int, frame: FrameType | None) -> None:
-    os._exit(128 + sig)  # As the default action would: nothing was ever ready, and nothing is cleaned up.
+    os._exit(
+        128 + sig
+    )  # As the default action would: nothing was ever ready, and nothing is cleaned up.
 
 
 def _frames() -> Iterator[FrameType]:
@@ -75,7 +80,8 @@ def _frames() -> Iterator[FrameType]:
 
 
 def _loading_application() -> tuple[Any, FrameType] | None:
-    """The gunicorn application that is loading a configuration further up the stack, and the frame that does it."""
+    """The gunicorn application that is loading a configuration further up the stack, and the frame
+    that does it."""
     for frame in _frames():
         if frame.f_globals.get("__name__") == "gunicorn.app.base":
             app = frame.f_locals.get("self")
@@ -89,7 +95,7 @@ def _loading_config() -> Any:
     return found[0].cfg if found else None
 
 
-# -- hooks: each hands over to its module ------------------------------------------------------------------------------
+# -- hooks: each hands over to its module ----
 
 
 _told: set[str] = set()
@@ -104,7 +110,8 @@ def _tell_once(name: str, process: Any) -> None:
 
 
 def _guarded(hook: Callable[..., None]) -> Callable[..., None]:
-    """Let nothing out of a hook of ours: gunicorn would halt (``post_fork``), or answer 500 (``pre_request``)."""
+    """Let nothing out of a hook of ours: gunicorn would halt (``post_fork``), or answer 500
+    (``pre_request``)."""
 
     @functools.wraps(hook)
     def guarded(*args: Any) -> None:
@@ -161,7 +168,9 @@ def _on_reload(server: Any) -> None:
     if server.grace.probe_port is not None:
         server.grace.probe_port.reload(loaded)
     elif loaded.probe_bind is not None:
-        server.log.warning("gunicorn-grace: grace_probe_bind = %r takes a restart", loaded.probe_bind)
+        server.log.warning(
+            "gunicorn-grace: grace_probe_bind = %r takes a restart", loaded.probe_bind
+        )
 
 
 def _pre_fork(server: Any, worker: Any) -> None:
@@ -179,7 +188,9 @@ def _post_fork(server: Any, worker: Any) -> None:
         lifetime = server.grace
         if lifetime.probe_port is not None:
             lifetime.probe_port.leave()
-        seat = _worker.take_seat(worker, lifetime.state, getattr(worker, "grace_slot", None), lifetime.settings)
+        seat = _worker.take_seat(
+            worker, lifetime.state, getattr(worker, "grace_slot", None), lifetime.settings
+        )
         seat.owns_listeners = lifetime.workers_own_listeners()
 
 
@@ -191,7 +202,8 @@ def _post_worker_init(worker: Any) -> None:
         _stand_in_front(worker, seat)
     finally:  # The worker serves, whatever failed: if it did not say so, the instance would never be ready.
         seat.booted(worker)
-    # What refuses unknown names in a file costs a Python call for every look at a setting: 20 of them a request.
+    # What refuses unknown names in a file costs a Python call for every look at a setting: 20 of
+    # them a request.
     worker.cfg.settings = dict(worker.cfg.settings)
     _shorten(worker.cfg, seat)
 
@@ -210,8 +222,11 @@ def _stand_in_front(worker: Any, seat: _worker.Seat) -> None:
         if seat.tracking == _worker_classes.WSGI:
             worker.wsgi = wsgi.Counting(worker.wsgi, seat)
     elif seat.tracking is not None and worker.age == 1 and f"{__package__}.asgi" not in sys.modules:
-        # Said by the first worker: the arbiter has no application. What wraps it has been imported by now.
-        worker.log.warning(_UNWRAPPED, worker.cfg.worker_class_str, *_WITHOUT_WRAPPING[seat.tracking])
+        # Said by the first worker: the arbiter has no application. What wraps it has been imported
+        # by now.
+        worker.log.warning(
+            _UNWRAPPED, worker.cfg.worker_class_str, *_WITHOUT_WRAPPING[seat.tracking]
+        )
     if not seat.settings.log_probes:
         try:
             _worker.quieten_probes(worker.log, seat.probe_paths)
@@ -226,17 +241,24 @@ def _stand_in_front(worker: Any, seat: _worker.Seat) -> None:
 def _shorten(cfg: Any, seat: _worker.Seat) -> None:
     """Let the hooks of the hot path be reached in one step, in this worker.
 
-    ``HOOKS`` and what the user has chained to it are three calls; and before the first of them ``Config`` finds out
-    that it has no attribute of the hook's name, calls its ``__getattr__`` and looks among the settings, which costs
-    more than all that a hook of ours does. So it gets the attribute. A hook that is set later takes the user's place.
-    gunicorn's own does nothing but log for debugging, in three calls: whether it would is asked first.
+    ``HOOKS`` and what the user has chained to it are three calls; and before the first of them
+    ``Config`` finds out that it has no attribute of the hook's name, calls its ``__getattr__`` and
+    looks among the settings, which costs more than all that a hook of ours does. So it gets the
+    attribute. A hook that is set later takes the user's place. gunicorn's own does nothing but log
+    for debugging, in three calls: whether it would is asked first.
     """
     from gunicorn.config import PreRequest
     from gunicorn.glogging import Logger
 
     begin, end = seat.begin, seat.end
-    then_begin, then_end = (cfg.settings[name].value.__wrapped__ for name in ("pre_request", "post_request"))
-    would_log = seat.log.error_log.isEnabledFor if getattr(type(seat.log), "debug", None) is Logger.debug else _always
+    then_begin, then_end = (
+        cfg.settings[name].value.__wrapped__ for name in ("pre_request", "post_request")
+    )
+    would_log = (
+        seat.log.error_log.isEnabledFor
+        if getattr(type(seat.log), "debug", None) is Logger.debug
+        else _always
+    )
     is_wanted = would_log if then_begin is PreRequest.default else _always
 
     def pre_request(worker: Any, req: Any) -> None:
@@ -264,9 +286,16 @@ def _shorten(cfg: Any, seat: _worker.Seat) -> None:
         chain_post_request(value)
         then_end = cfg.settings["post_request"].value.__wrapped__
 
-    chain_pre_request, chain_post_request = cfg.settings["pre_request"].set, cfg.settings["post_request"].set
-    cfg.settings["pre_request"].set, cfg.settings["post_request"].set = set_pre_request, set_post_request
-    # Past Config.__setattr__, which refuses the names of settings; and past vars(cfg), see settings.adopt.
+    chain_pre_request, chain_post_request = (
+        cfg.settings["pre_request"].set,
+        cfg.settings["post_request"].set,
+    )
+    cfg.settings["pre_request"].set, cfg.settings["post_request"].set = (
+        set_pre_request,
+        set_post_request,
+    )
+    # Past Config.__setattr__, which refuses the names of settings; and past vars(cfg), see
+    # settings.adopt.
     object.__setattr__(cfg, "pre_request", pre_request)
     object.__setattr__(cfg, "post_request", post_request)
 
@@ -324,7 +353,7 @@ HOOKS: dict[str, Callable[..., None]] = {
 }
 
 
-# -- being executed by gunicorn ----------------------------------------------------------------------------------------
+# -- being executed by gunicorn ----
 
 
 def _load() -> None:
@@ -335,7 +364,8 @@ def _load() -> None:
     try:
         install(app.cfg)
     except GraceError as error:
-        # gunicorn would print a traceback for what is raised in a file (get_config_from_filename, 22.0 to 27.0).
+        # gunicorn would print a traceback for what is raised in a file (get_config_from_filename,
+        # 22.0 to 27.0).
         print(f"\nError: {error}", file=sys.stderr, flush=True)
         sys.exit(1)
     if frame.f_locals.get("module_name") == __name__:
@@ -344,7 +374,9 @@ def _load() -> None:
         path = get_default_config_file()
         if path is not None:
             values = app.get_config_from_filename(path)
-            globals().update({name: value for name, value in values.items() if _is_setting(app.cfg, name)})
+            globals().update(
+                {name: value for name, value in values.items() if _is_setting(app.cfg, name)}
+            )
 
 
 def _is_setting(cfg: Any, name: str) -> bool:

@@ -1,7 +1,8 @@
 """The connections that this process has accepted, whichever worker class holds them.
 
-No worker class lists its connections as another does, and some do not list them at all. The kernel does: they are
-among the descriptors of the process. Linux; elsewhere nothing is found, and idle connections are gunicorn's to close.
+No worker class lists its connections as another does, and some do not list them at all. The kernel
+does: they are among the descriptors of the process. Linux; elsewhere nothing is found, and idle
+connections are gunicorn's to close.
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ from typing import Any
 
 
 def accepted_at(addresses: frozenset[Any]) -> Iterator[tuple[_socket.socket, tuple[int, int]]]:
-    """Each connection that was accepted at one of these addresses, as a duplicate, with the identity of its socket.
+    """Each connection that was accepted at one of these addresses, as a duplicate, with the
+    identity of its socket.
 
-    A duplicate, because the worker may close its own descriptor at any moment, and the number may be another
-    connection's an instant later. Works for every worker class: none of them lists its connections the same way.
+    A duplicate, because the worker may close its own descriptor at any moment, and the number may
+    be another connection's an instant later. Works for every worker class: none of them lists its
+    connections the same way.
     """
     with contextlib.suppress(OSError):
         for name in os.listdir("/proc/self/fd"):
@@ -31,7 +34,9 @@ def accepted_at(addresses: frozenset[Any]) -> Iterator[tuple[_socket.socket, tup
                     continue
                 conn = _duplicate(int(name))
                 try:
-                    if conn.type != socket.SOCK_STREAM or conn.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                    if conn.type != socket.SOCK_STREAM or conn.getsockopt(
+                        socket.SOL_SOCKET, socket.SO_ACCEPTCONN
+                    ):
                         continue
                     if bare(conn.getsockname()) in addresses:
                         info = os.fstat(conn.fileno())
@@ -43,8 +48,9 @@ def accepted_at(addresses: frozenset[Any]) -> Iterator[tuple[_socket.socket, tup
 def _duplicate(fd: int) -> _socket.socket:
     """A socket object on a duplicate of ``fd`` that leaves the original as it is.
 
-    ``_socket`` and not ``socket``: gevent's patched class would make it non-blocking, and whether a socket blocks is a
-    property of both descriptors. It may be the application's connection to its database.
+    ``_socket`` and not ``socket``: gevent's patched class would make it non-blocking, and whether a
+    socket blocks is a property of both descriptors. It may be the application's connection to its
+    database.
     """
     blocking = os.get_blocking(fd)
     duplicate = os.dup(fd)
@@ -60,7 +66,8 @@ def _duplicate(fd: int) -> _socket.socket:
 
 def bare(name: Any) -> Any:
     """What the name of a listener and of a connection that it accepted have in common."""
-    # The local address of an accepted connection has the listener's port, but not its wildcard host.
+    # The local address of an accepted connection has the listener's port, but not its wildcard
+    # host.
     return name[1] if isinstance(name, tuple) else name
 
 
@@ -73,13 +80,14 @@ def unread(conn: _socket.socket) -> int:
 SENDING_FOR = 10.0
 """Seconds without a byte after which the rest of a request is no longer expected."""
 
-# struct tcp_info, <linux/tcp.h>. The first two are milliseconds ago; tcpi_bytes_received is there since Linux 4.1,
-# tcpi_data_segs_out since 4.6.
+# struct tcp_info, <linux/tcp.h>. The first two are milliseconds ago; tcpi_bytes_received is there
+# since Linux 4.1, tcpi_data_segs_out since 4.6.
 _LAST_DATA_SENT, _LAST_DATA_RECEIVED, _BYTES_RECEIVED, _DATA_SEGMENTS_SENT = 44, 52, 128, 156
 
 
 def never_sent(conn: _socket.socket) -> bool:
-    """Whether the peer has not sent a single byte. Unknown (a UNIX socket, an old kernel) counts as no."""
+    """Whether the peer has not sent a single byte. Unknown (a UNIX socket, an old kernel) counts as
+    no."""
     if conn.family not in (socket.AF_INET, socket.AF_INET6):
         return False
     info = conn.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_RECEIVED + 8)
@@ -89,10 +97,11 @@ def never_sent(conn: _socket.socket) -> bool:
 
 
 def is_sending(conn: _socket.socket) -> bool:
-    """Whether the peer is in the middle of a request: it has sent something since we last did, and not long ago.
+    """Whether the peer is in the middle of a request: it has sent something since we last did, and
+    not long ago.
 
-    For HTTP/1, where the server has the last word. Unknown (a UNIX socket, an old kernel) counts as no; so does what
-    came within the same tick of the kernel as our last word, some milliseconds.
+    For HTTP/1, where the server has the last word. Unknown (a UNIX socket, an old kernel) counts as
+    no; so does what came within the same tick of the kernel as our last word, some milliseconds.
     """
     if conn.family not in (socket.AF_INET, socket.AF_INET6):
         return False
@@ -100,6 +109,7 @@ def is_sending(conn: _socket.socket) -> bool:
     if len(info) < _DATA_SEGMENTS_SENT + 4:
         return False
     sent, received, segments = (
-        struct.unpack_from("I", info, at)[0] for at in (_LAST_DATA_SENT, _LAST_DATA_RECEIVED, _DATA_SEGMENTS_SENT)
+        struct.unpack_from("I", info, at)[0]
+        for at in (_LAST_DATA_SENT, _LAST_DATA_RECEIVED, _DATA_SEGMENTS_SENT)
     )
     return bool((not segments or received < sent) and received < 1000 * SENDING_FOR)

@@ -1,7 +1,8 @@
 """Every exception of this package, under one root.
 
-A caller can catch :class:`GraceError` and be sure to have caught all that is ours; each exception keeps its evidence
-as attributes, and its message holds the value, the limit and the way out, in one line.
+A caller can catch :class:`GraceError` and be sure to have caught all that is ours; each exception
+keeps its evidence as attributes, and its message holds the value, the limit and the way out, in one
+line.
 """
 
 from __future__ import annotations
@@ -31,11 +32,16 @@ class SettingError(GraceError, ValueError):
 class UnknownSetting(GraceError, AttributeError):
     """A configuration file assigns a ``grace_*`` name that no setting has.
 
-    An ``AttributeError`` as well, because gunicorn asks its configuration for names with ``hasattr``.
+    An ``AttributeError`` as well, because gunicorn asks its configuration for names with
+    ``hasattr``.
     """
 
     def __init__(self, name: str, nearest: str | None) -> None:
-        hint = f"did you mean {nearest}?" if nearest else "see docs/settings.md for the names there are"
+        hint = (
+            f"did you mean {nearest}?"
+            if nearest
+            else "see docs/settings.md for the names there are"
+        )
         super().__init__(f"unknown setting {name}: {hint}")
         self.name = name
         self.nearest = nearest
@@ -44,7 +50,8 @@ class UnknownSetting(GraceError, AttributeError):
 class ConfigurationError(GraceError, RuntimeError):
     """Settings that are fine one by one do not go together.
 
-    A ``RuntimeError`` as well: gunicorn prints those in one line and ends (``BaseApplication.run``, 22.0 to 27.0).
+    A ``RuntimeError`` as well: gunicorn prints those in one line and ends (``BaseApplication.run``,
+    22.0 to 27.0).
     """
 
 
@@ -66,4 +73,5 @@ class StateError(GraceError):
 
 
 class UsageError(GraceError, RuntimeError):
-    """An application or a test calls something of ours with what it cannot take, or where it cannot be."""
+    """An application or a test calls something of ours with what it cannot take, or where it cannot
+    be."""

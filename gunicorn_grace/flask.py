@@ -1,7 +1,8 @@
 """The probes as Flask routes: a blueprint, or ``init_app``.
 
-Both do the same: the routes appear in ``app.url_map`` and run through the application's own ``before_request``, error
-handlers and ``url_for``. An application that registers neither has the probes all the same, from the overlay.
+Both do the same: the routes appear in ``app.url_map`` and run through the application's own
+``before_request``, error handlers and ``url_for``. An application that registers neither has the
+probes all the same, from the overlay.
 """
 
 from __future__ import annotations
@@ -35,8 +36,11 @@ def _answer(kind: Kind, check: str | None = None, **host: str) -> Response:
     held: dict[str, Any] = current_app.extensions[EXTENSION]
     responder: Responder | None = held.get("responder")
     if responder is None or responder.seat is not worker.current:
-        # Made in the worker, and not where the application is built: with preload_app that is the arbiter.
-        responder = held["responder"] = Responder(worker.current, held["settings"] if worker.current is None else None)
+        # Made in the worker, and not where the application is built: with preload_app that is the
+        # arbiter.
+        responder = held["responder"] = Responder(
+            worker.current, held["settings"] if worker.current is None else None
+        )
     answer = responder.answer(Target(kind, check), request.environ)
     return Response(answer.body, status=answer.status, headers=list(answer.headers))
 
@@ -45,7 +49,8 @@ def _answer(kind: Kind, check: str | None = None, **host: str) -> Response:
 def _add_routes(setup: BlueprintSetupState) -> None:
     loaded = settings.loaded() or Settings()
     setup.app.extensions[EXTENSION] = {"settings": loaded}
-    # With host_matching a rule belongs to one host: whatever kubelet asks by, the pod's address, is to be found.
+    # With host_matching a rule belongs to one host: whatever kubelet asks by, the pod's address, is
+    # to be found.
     options = {"host": "<_grace_host>"} if setup.app.url_map.host_matching else {}
     for path, kind in Core(loaded).paths.items():
         for rule in (path, f"{path.rstrip('/')}/<check>"):
@@ -62,7 +67,8 @@ def _add_routes(setup: BlueprintSetupState) -> None:
 
 
 def _endpoint(path: str, kind: Kind) -> str:
-    """An alias has one of its own: routes that differ in nothing but the path would be redirected to the first."""
+    """An alias has one of its own: routes that differ in nothing but the path would be redirected
+    to the first."""
     if path == LIVENESS_ALIAS or path in DOCKERFLOW_PATHS:
         return path.strip("/_")
     return kind.value

@@ -1,8 +1,9 @@
 """What to do next: the shutdown as a pure function.
 
-:func:`decide` gets what the arbiter sees and the settings, and says which phase it should be in and why. It knows no
-clock, no process and no socket, so that every interleaving of signals, arrivals and time can be tried in a test.
-If this lived in the signal handlers instead, each race would have its own half of the rules.
+:func:`decide` gets what the arbiter sees and the settings, and says which phase it should be in and
+why. It knows no clock, no process and no socket, so that every interleaving of signals, arrivals
+and time can be tried in a test. If this lived in the signal handlers instead, each race would have
+its own half of the rules.
 
 All times are seconds on one monotonic clock; durations are seconds.
 """
@@ -18,15 +19,17 @@ from .phase import Phase
 from .settings import AUTO, Settings
 
 LATE_WINDOW = 2.0
-"""Seconds. A request that came this recently is "still arriving" when the delay is over; and so much silence ends an
-extension. Twice a typical interval between two health checks of a connection pool."""
+"""Seconds. A request that came this recently is "still arriving" when the delay is over; and so
+much silence ends an extension. Twice a typical interval between two health checks of a connection
+pool."""
 
 UNKNOWN_PERIOD_EXPIRY = 30.0
-"""Seconds after which a trigger expires where ``grace_termination_period`` is 0: Kubernetes' own default period."""
+"""Seconds after which a trigger expires where ``grace_termination_period`` is 0: Kubernetes' own
+default period."""
 
 QUIET_MISS = 1e-6
-"""The quiet test's error: the probability that traffic at the smallest share still routed is taken to be over, by a
-silence that came by chance, anywhere in LAME_DUCK."""
+"""The quiet test's error: the probability that traffic at the smallest share still routed is taken
+to be over, by a silence that came by chance, anywhere in LAME_DUCK."""
 
 
 class Origin(enum.IntEnum):
@@ -73,7 +76,8 @@ class Observation:
     :param booted: whether any worker has booted.
     :param origin: who began the shutdown, ``NONE`` while nobody did.
     :param t0: when it began; ``None`` while it did not.
-    :param sigterm: when the first SIGTERM came; ``None`` while none did. A trigger alone never drains.
+    :param sigterm: when the first SIGTERM came; ``None`` while none did. A trigger alone never
+        drains.
     :param terms: how many SIGTERMs came.
     :param undrain: whether an operator took the drain back.
     :param upgraded: whether another arbiter serves the same sockets (SIGUSR2).
@@ -103,11 +107,12 @@ class Observation:
 
 
 def deadline(origin: Origin, t0: float | None, sigterm: float | None, settings: Settings) -> float:
-    """When the process has to be gone; infinity where the platform's period is not known, or nothing has begun.
+    """When the process has to be gone; infinity where the platform's period is not known, or
+    nothing has begun.
 
-    Kubernetes counts the preStop hook in (pod lifecycle, "Termination of Pods", step 2: the grace period countdown
-    begins before preStop is executed), so the clock runs from T0. Only an operator's drain is no part of a
-    termination: then the period begins with the SIGTERM.
+    Kubernetes counts the preStop hook in (pod lifecycle, "Termination of Pods", step 2: the grace
+    period countdown begins before preStop is executed), so the clock runs from T0. Only an
+    operator's drain is no part of a termination: then the period begins with the SIGTERM.
     """
     if not settings.termination_period:
         return math.inf
@@ -118,7 +123,8 @@ def deadline(origin: Origin, t0: float | None, sigterm: float | None, settings: 
 
 
 def drain_limit(drain_started: float, gone_by: float, settings: Settings) -> float:
-    """When draining ends at the latest: ``graceful_timeout`` after it began, or the deadline if that is sooner."""
+    """When draining ends at the latest: ``graceful_timeout`` after it began, or the deadline if
+    that is sooner."""
     return min(drain_started + settings.graceful_timeout, gone_by)
 
 
@@ -130,18 +136,21 @@ def expiry(t0: float, settings: Settings) -> float:
 def quiet_after(settings: Settings, rate: float, longest_silence: float) -> float:
     """How much silence ends the delay early, in seconds; infinity when nothing can.
 
-    With ``grace_quiet_period = "auto"``: traffic of ``rate`` requests per second came before T0. Say a share ``s`` of
-    the routers has not yet heard of the shutdown. If arrivals are Poisson, requests still come at ``a = s * rate``, and
-    the silence after one of them lasts ``t`` seconds by chance with probability ``exp(-a * t)``. The arbiter looks all
-    the time, so each silence of LAME_DUCK is a chance to be wrong: the one after T0, and one after each of the
-    ``a * d`` requests to be expected if it lasts ``d`` seconds. By the union bound, one of them is that long with
-    probability ``(1 + a * d) * exp(-a * t)`` at most, which is :data:`QUIET_MISS` when
-    ``t = ln((1 + a * d) / QUIET_MISS) / a``. For ``d`` stands the longest that LAME_DUCK can last, extended.
+    With ``grace_quiet_period = "auto"``: traffic of ``rate`` requests per second came before T0.
+    Say a share ``s`` of the routers has not yet heard of the shutdown. If arrivals are Poisson,
+    requests still come at ``a = s * rate``, and the silence after one of them lasts ``t`` seconds
+    by chance with probability ``exp(-a * t)``. The arbiter looks all the time, so each silence of
+    LAME_DUCK is a chance to be wrong: the one after T0, and one after each of the ``a * d``
+    requests to be expected if it lasts ``d`` seconds. By the union bound, one of them is that long
+    with probability ``(1 + a * d) * exp(-a * t)`` at most, which is :data:`QUIET_MISS` when ``t =
+    ln((1 + a * d) / QUIET_MISS) / a``. For ``d`` stands the longest that LAME_DUCK can last,
+    extended.
 
-    It assumes that the share's requests know nothing of each other, that their rate is still the one of the minute
-    before T0, and that the share is no smaller than ``grace_quiet_share``. Real traffic has gaps that Poisson has not,
-    so the silence must also be twice the longest one seen. No traffic is no evidence: then the whole delay is waited
-    out. ``python tests/long/benchmarks quiet`` measures how often it is wrong.
+    It assumes that the share's requests know nothing of each other, that their rate is still the
+    one of the minute before T0, and that the share is no smaller than ``grace_quiet_share``. Real
+    traffic has gaps that Poisson has not, so the silence must also be twice the longest one seen.
+    No traffic is no evidence: then the whole delay is waited out. ``python tests/long/benchmarks
+    quiet`` measures how often it is wrong.
     """
     if settings.quiet_period != AUTO:
         return float(settings.quiet_period) or math.inf
@@ -155,8 +164,8 @@ def quiet_after(settings: Settings, rate: float, longest_silence: float) -> floa
 def decide(o: Observation, s: Settings) -> tuple[Phase, Reason | None]:
     """The phase to be in now, and why; ``(o.phase, None)`` when nothing changes.
 
-    Pure. Runs in the arbiter, once a pass of its loop, and anywhere in tests. Every phase that it returns is the
-    present one or one that the transition table allows to follow.
+    Pure. Runs in the arbiter, once a pass of its loop, and anywhere in tests. Every phase that it
+    returns is the present one or one that the transition table allows to follow.
     """
     if o.phase is Phase.STARTING:
         if o.booted:
@@ -183,7 +192,9 @@ def is_delay_over(o: Observation, s: Settings) -> bool:
     """Whether a SIGTERM that came now would drain at once: what a preStop hook waits for."""
     if o.phase is not Phase.LAME_DUCK:
         return o.phase > Phase.LAME_DUCK
-    signalled = dataclasses.replace(o, terms=max(1, o.terms), sigterm=o.now if o.sigterm is None else o.sigterm)
+    signalled = dataclasses.replace(
+        o, terms=max(1, o.terms), sigterm=o.now if o.sigterm is None else o.sigterm
+    )
     return decide(signalled, s)[0] is Phase.DRAINING
 
 
@@ -210,12 +221,12 @@ def _lame_duck(o: Observation, s: Settings) -> tuple[Phase, Reason | None]:
             asked = max(o.t0 + s.shutdown_delay, o.sigterm or o.t0)
             extended = s.extend_delay and late_until > asked
             return Phase.DRAINING, Reason.EXTENDED if extended else Reason.DELAY_ELAPSED
-        # Only an extension makes room for the longest request: were the delay itself cut for it, one slow request
-        # would cost every quick one that still arrives.
+        # Only an extension makes room for the longest request: were the delay itself cut for it,
+        # one slow request would cost every quick one that still arrives.
         latest = gone_by - max(s.drain_reserve, o.longest_request)
         if not s.termination_period:
-            # With no period there is no budget that could end an extension; without an end, a client that never
-            # looks at readiness could keep the process for ever.
+            # With no period there is no budget that could end an extension; without an end, a
+            # client that never looks at readiness could keep the process for ever.
             began = (o.sigterm if o.origin is Origin.DRAIN else None) or o.t0
             latest = began + 2 * s.shutdown_delay
     else:

@@ -1,20 +1,23 @@
 """The listening sockets: no new connection in, none of the accepted ones lost.
 
-A listener that is closed resets every connection in its accept queue, and the client, whose connection was
-established, cannot know whether its request was executed. So a listener is *sealed* first: the kernel drops whatever
-begins a connection. Handshakes under way complete, and no new one begins; a peer that gets no SYN-ACK tries again or
-elsewhere, which is safe for every method. Then the queue is served to its end.
+A listener that is closed resets every connection in its accept queue, and the client, whose
+connection was established, cannot know whether its request was executed. So a listener is *sealed*
+first: the kernel drops whatever begins a connection. Handshakes under way complete, and no new one
+begins; a peer that gets no SYN-ACK tries again or elsewhere, which is safe for every method. Then
+the queue is served to its end.
 
-There are two ways to seal. The first is a classic BPF filter on the socket, which drops what has SYN and not ACK. For
-TCP the kernel runs it with the packet beginning at the TCP header (``tcp_filter``, net/ipv4/tcp_ipv4.c), for IPv4 and
-IPv6 alike, so offset 13 holds the flags (RFC 9293, section 3.1). Accepted sockets inherit it (``sk_clone``), where it
-has nothing to do. It took no privilege until Linux commit 5d39580f68e6 (2026), which asks for CAP_NET_ADMIN; 6.18.44
-has that, and hardly a container has the capability.
+There are two ways to seal. The first is a classic BPF filter on the socket, which drops what has
+SYN and not ACK. For TCP the kernel runs it with the packet beginning at the TCP header
+(``tcp_filter``, net/ipv4/tcp_ipv4.c), for IPv4 and IPv6 alike, so offset 13 holds the flags (RFC
+9293, section 3.1). Accepted sockets inherit it (``sk_clone``), where it has nothing to do. It took
+no privilege until Linux commit 5d39580f68e6 (2026), which asks for CAP_NET_ADMIN; 6.18.44 has that,
+and hardly a container has the capability.
 
-So the other way is the least hop limit that the socket takes (``IP_MINTTL``, ip(7); RFC 5082): 255, which no packet has
-that passed a router, nor one of a system that begins with 64 or 128. It takes no privilege. The segment that completes
-a handshake is not measured by it (``tcp_v4_rcv``, label ``process``), but what the client sends after that is, because
-accepted sockets inherit this too: whoever accepts has to :func:`admit` them, and the client's next try gets in.
+So the other way is the least hop limit that the socket takes (``IP_MINTTL``, ip(7); RFC 5082): 255,
+which no packet has that passed a router, nor one of a system that begins with 64 or 128. It takes
+no privilege. The segment that completes a handshake is not measured by it (``tcp_v4_rcv``, label
+``process``), but what the client sends after that is, because accepted sockets inherit this too:
+whoever accepts has to :func:`admit` them, and the client's next try gets in.
 """
 
 from __future__ import annotations
@@ -27,11 +30,13 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-# <asm-generic/socket.h>; mips, parisc and sparc have other numbers, and the socket module names neither.
+# <asm-generic/socket.h>; mips, parisc and sparc have other numbers, and the socket module names
+# neither.
 _SO_ATTACH_FILTER = 26
 _SO_DETACH_FILTER = 27
 
-# Level, option: <linux/in.h>, <linux/in6.h>. A socket of IPv6 has both: the first counts for clients of IPv4.
+# Level, option: <linux/in.h>, <linux/in6.h>. A socket of IPv6 has both: the first counts for
+# clients of IPv4.
 _HOP_LIMITS = {
     socket.AF_INET: ((socket.IPPROTO_IP, 21),),
     socket.AF_INET6: ((socket.IPPROTO_IP, 21), (socket.IPPROTO_IPV6, 73)),
@@ -52,15 +57,17 @@ _PROGRAM = (
 
 
 def can_seal(sock: Any) -> bool:
-    """Whether ``sock`` (a socket, or gunicorn's wrapper of one) is of a kind that can be sealed: TCP, on Linux."""
+    """Whether ``sock`` (a socket, or gunicorn's wrapper of one) is of a kind that can be sealed:
+    TCP, on Linux."""
     return sys.platform == "linux" and sock.family in (socket.AF_INET, socket.AF_INET6)
 
 
 def seal(sock: Any) -> None:
     """Let no new connection begin on a listening TCP socket. Doing it twice changes nothing.
 
-    The seal belongs to the socket, which all processes share: one call in the arbiter seals it for every worker. They
-    have to :func:`admit` what they accept from then on, if it :func:`is_sealed_by_hop_limit`.
+    The seal belongs to the socket, which all processes share: one call in the arbiter seals it for
+    every worker. They have to :func:`admit` what they accept from then on, if it
+    :func:`is_sealed_by_hop_limit`.
 
     :raises OSError: the kernel refuses both ways (a seccomp profile).
     """
@@ -91,7 +98,10 @@ def seal_by_hop_limit(sock: Any) -> None:
 
 def is_sealed_by_hop_limit(sock: Any) -> bool:
     """Whether what is accepted from this listener has to be admitted."""
-    return any(sock.getsockopt(level, option) == _HIGHEST for level, option in _HOP_LIMITS.get(sock.family, ()))
+    return any(
+        sock.getsockopt(level, option) == _HIGHEST
+        for level, option in _HOP_LIMITS.get(sock.family, ())
+    )
 
 
 def admit(sock: Any) -> None:
@@ -115,7 +125,8 @@ def unseal(sock: Any) -> None:
 
 
 def are_waiting(socks: Iterable[Any]) -> bool:
-    """Whether a connection waits in the accept queue of any of these listening sockets. Does not block."""
+    """Whether a connection waits in the accept queue of any of these listening sockets. Does not
+    block."""
     poller = select.poll()
     count = 0
     for sock in socks:

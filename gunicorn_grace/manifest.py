@@ -1,8 +1,8 @@
 """Reads what a Kubernetes manifest says of one workload: pods, probes, hook, period, roll-out.
 
-Pure: text in, objects out, each with the line it came from, so that whoever finds fault with one can say where.
-Nothing is judged here: what is absent gets the default of Kubernetes where there is one, and None where there is
-not. PyYAML is needed (``gunicorn-grace[manifest]``).
+Pure: text in, objects out, each with the line it came from, so that whoever finds fault with one
+can say where. Nothing is judged here: what is absent gets the default of Kubernetes where there is
+one, and None where there is not. PyYAML is needed (``gunicorn-grace[manifest]``).
 """
 
 from __future__ import annotations
@@ -40,14 +40,9 @@ class ManifestError(GraceError):
 class Action:
     """What a probe or a hook does.
 
-    Attributes:
-        kind: one of ``ACTIONS``.
-        line: where it says so.
-        path: of ``httpGet``.
-        port: of ``httpGet`` and ``tcpSocket``, a named one looked up; None: not given, or no such name.
-        headers: of ``httpGet``.
-        https: whether ``httpGet`` speaks TLS.
-        command: of ``exec``.
+    Attributes: kind: one of ``ACTIONS``. line: where it says so. path: of ``httpGet``. port: of
+        ``httpGet`` and ``tcpSocket``, a named one looked up; None: not given, or no such name.
+        headers: of ``httpGet``. https: whether ``httpGet`` speaks TLS. command: of ``exec``.
         seconds: of ``sleep``.
     """
 
@@ -63,7 +58,8 @@ class Action:
 
 @dataclass(frozen=True)
 class Probe:
-    """A probe, with the defaults of pkg/apis/core/v1/defaults.go (SetDefaults_Probe). Times are seconds."""
+    """A probe, with the defaults of pkg/apis/core/v1/defaults.go (SetDefaults_Probe). Times are
+    seconds."""
 
     action: Action
     line: int
@@ -136,14 +132,16 @@ class Workload:
     main: str = ""
 
     def serving(self) -> Container:
-        """The container that gunicorn runs in: the one whose command says so, the annotated one, or the first."""
+        """The container that gunicorn runs in: the one whose command says so, the annotated one, or
+        the first."""
         gunicorn = [container for container in self.containers if container.runs_gunicorn]
         named = [container for container in self.containers if container.name == self.main]
         return [*gunicorn, *named, *self.containers][0]
 
 
 def read(text: str, source: str) -> list[Workload]:
-    """The workloads in a manifest of one or more documents, in their order; ``List`` objects are looked into.
+    """The workloads in a manifest of one or more documents, in their order; ``List`` objects are
+    looked into.
 
     Args:
         text: the manifest.
@@ -160,7 +158,8 @@ def read(text: str, source: str) -> list[Workload]:
 
 
 def choose(workloads: list[Workload], source: str, name: str | None = None) -> Workload:
-    """The workload with this name; without one the only one, or the only one whose command names gunicorn.
+    """The workload with this name; without one the only one, or the only one whose command names
+    gunicorn.
 
     Raises:
         ManifestError: there is none, or more than one.
@@ -169,7 +168,9 @@ def choose(workloads: list[Workload], source: str, name: str | None = None) -> W
         named = [workload for workload in workloads if workload.name == name]
         if len(named) != 1:
             there = ", ".join(workload.name for workload in workloads) or "none"
-            raise ManifestError(source, 0, f"{len(named)} workloads are called {name!r}; there are: {there}")
+            raise ManifestError(
+                source, 0, f"{len(named)} workloads are called {name!r}; there are: {there}"
+            )
         return named[0]
     if not workloads:
         raise ManifestError(source, 0, f"there is no {' or '.join(KINDS)} in it")
@@ -178,7 +179,9 @@ def choose(workloads: list[Workload], source: str, name: str | None = None) -> W
         if len(some) == 1:
             return some[0]
     names = ", ".join(workload.name for workload in workloads)
-    raise ManifestError(source, 0, f"there are {len(workloads)} workloads in it: say which one ({names})")
+    raise ManifestError(
+        source, 0, f"there are {len(workloads)} workloads in it: say which one ({names})"
+    )
 
 
 class _Table(dict[Any, Any]):
@@ -201,7 +204,9 @@ def _construct(loader: _Loader, node: yaml.MappingNode) -> Iterator[_Table]:
     for key_node, value_node in node.value:
         key = loader.construct_object(key_node, deep=True)
         if not isinstance(key, Hashable):
-            raise yaml.constructor.ConstructorError(None, None, "a key is no word", key_node.start_mark)
+            raise yaml.constructor.ConstructorError(
+                None, None, "a key is no word", key_node.start_mark
+            )
         found[key] = loader.construct_object(value_node, deep=True)
         found.lines[key] = key_node.start_mark.line + 1
 
@@ -215,10 +220,20 @@ def _documents(text: str, source: str) -> list[Any]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 0
-        hint = "; a Helm template has to be rendered first: helm template" if re.search(r"\{\{", text) else ""
-        raise ManifestError(source, line, f"no YAML: {error.problem or error.context}{hint}") from error
+        hint = (
+            "; a Helm template has to be rendered first: helm template"
+            if re.search(r"\{\{", text)
+            else ""
+        )
+        raise ManifestError(
+            source, line, f"no YAML: {error.problem or error.context}{hint}"
+        ) from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error).partition("\n")[0]
+        reason = (
+            "it is nested too deeply"
+            if isinstance(error, RecursionError)
+            else str(error).partition("\n")[0]
+        )
         raise ManifestError(source, 0, f"no YAML: {reason}") from error
 
 
@@ -227,14 +242,23 @@ def _objects(documents: list[Any], source: str) -> Iterator[_Table]:
         if document is None:
             continue
         if not isinstance(document, _Table):
-            raise ManifestError(source, 0, f"a document in it is {_called(document)}, no Kubernetes object")
+            raise ManifestError(
+                source, 0, f"a document in it is {_called(document)}, no Kubernetes object"
+            )
         if document.get("kind") == "List":
             yield from _objects(_get(document, "items", list, source, []), source)
         else:
             yield document
 
 
-_NAMES = {_Table: "a mapping", dict: "a mapping", list: "a list", str: "a text", int: "a number", bool: "true or false"}
+_NAMES = {
+    _Table: "a mapping",
+    dict: "a mapping",
+    list: "a list",
+    str: "a text",
+    int: "a number",
+    bool: "true or false",
+}
 
 
 def _called(value: object) -> str:
@@ -260,7 +284,9 @@ def _get(table: _Table, key: str, kind: type, source: str, default: Any = None) 
 def _number(table: _Table, key: str, source: str, default: int, least: int = 0) -> int:
     value = int(_get(table, key, int, source, default))
     if value < least:
-        raise ManifestError(source, table.lines.get(key, table.line), f"{key} {value} is less than {least}")
+        raise ManifestError(
+            source, table.lines.get(key, table.line), f"{key} {value} is less than {least}"
+        )
     return value
 
 
@@ -269,7 +295,9 @@ def _tables(table: _Table, key: str, source: str) -> list[_Table]:
     found = _get(table, key, list, source, [])
     for item in found:
         if not isinstance(item, _Table):
-            raise ManifestError(source, table.lines.get(key, table.line), f"{key} holds {_called(item)}, no mapping")
+            raise ManifestError(
+                source, table.lines.get(key, table.line), f"{key} holds {_called(item)}, no mapping"
+            )
     return list(found)
 
 
@@ -279,7 +307,9 @@ def _words(table: _Table, key: str, source: str) -> tuple[str, ...]:
     for item in found:
         if not isinstance(item, str):
             line = table.lines.get(key, table.line)
-            raise ManifestError(source, line, f"{key} holds {_called(item)} ({item!r}): put it in quotes")
+            raise ManifestError(
+                source, line, f"{key} holds {_called(item)} ({item!r}): put it in quotes"
+            )
     return tuple(found)
 
 
@@ -306,7 +336,9 @@ def _workload(document: _Table, source: str) -> Workload:
         containers=containers,
         strategy=str(_get(update, "type", str, source, "RollingUpdate")),
         max_surge=_amount(rolling, "maxSurge", source, "25%"),
-        max_unavailable=_amount(rolling, "maxUnavailable", source, "25%" if kind == "Deployment" else "1"),
+        max_unavailable=_amount(
+            rolling, "maxUnavailable", source, "25%" if kind == "Deployment" else "1"
+        ),
         min_ready=_number(spec, "minReadySeconds", source, 0),
         main=str(annotations.get("kubectl.kubernetes.io/default-container", "")),
     )
@@ -318,7 +350,9 @@ def _amount(table: _Table, key: str, source: str, default: str) -> str:
     text = default if value is None else str(value)
     if isinstance(value, bool) or not re.fullmatch(r"[0-9]+%?", text):
         raise ManifestError(
-            source, table.lines.get(key, table.line), f"{key} {value!r} is neither a number nor a percentage"
+            source,
+            table.lines.get(key, table.line),
+            f"{key} {value!r} is neither a number nor a percentage",
         )
     return text
 
@@ -328,7 +362,9 @@ def _container(table: _Table, source: str) -> Container:
     for item in _tables(table, "ports", source):
         number = _number(item, "containerPort", source, 0)
         if not 1 <= number <= 65535:
-            raise ManifestError(source, item.line, f"containerPort {number} is not between 1 and 65535")
+            raise ManifestError(
+                source, item.line, f"containerPort {number} is not between 1 and 65535"
+            )
         ports[str(_get(item, "name", str, source, str(number)))] = number
     env = {}
     for item in _tables(table, "env", source):
@@ -342,7 +378,11 @@ def _container(table: _Table, source: str) -> Container:
         if probe:
             action = _action(probe, ports, source)
             if action is None:
-                raise ManifestError(source, table.lines[key], f"{key} does nothing: it needs {', '.join(ACTIONS[:-1])}")
+                raise ManifestError(
+                    source,
+                    table.lines[key],
+                    f"{key} does nothing: it needs {', '.join(ACTIONS[:-1])}",
+                )
             probes[name] = _probe(probe, action, table.lines[key], source)
     hook = _get(_get(table, "lifecycle", _Table, source), "preStop", _Table, source)
     return Container(
@@ -385,11 +425,18 @@ def _action(table: _Table, ports: Mapping[str, int], source: str) -> Action | No
     number = ports.get(str(port), int(port) if str(port).isdecimal() else None)
     if port is not None and number is None:
         known = ", ".join(name for name in ports if not name.isdecimal()) or "none"
-        raise ManifestError(source, what.lines["port"], f"port {port!r} is no port of this container; named: {known}")
+        raise ManifestError(
+            source,
+            what.lines["port"],
+            f"port {port!r} is no port of this container; named: {known}",
+        )
     if kind != "httpGet":
         return Action(kind, line, port=number)
     path = str(_get(what, "path", str, source, "/"))
-    headers = tuple((str(h.get("name", "")), str(h.get("value", ""))) for h in _tables(what, "httpHeaders", source))
+    headers = tuple(
+        (str(h.get("name", "")), str(h.get("value", "")))
+        for h in _tables(what, "httpHeaders", source)
+    )
     return Action(
         kind,
         line,

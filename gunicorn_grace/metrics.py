@@ -1,7 +1,7 @@
 """What there is to be measured of an instance: one table for Prometheus, StatsD and the docs.
 
-Every number comes from the shared memory, so any process of the instance can give those of all, and there is nothing to
-collect from files that each worker leaves behind.
+Every number comes from the shared memory, so any process of the instance can give those of all, and
+there is nothing to collect from files that each worker leaves behind.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ from .state import State
 
 PREFIX = "gunicorn_grace_"
 STATSD_PREFIX = "gunicorn.grace."
-"""gunicorn's own gauges are called ``gunicorn.workers`` and the like; ``statsd_prefix`` comes before both."""
+"""gunicorn's own gauges are called ``gunicorn.workers`` and the like; ``statsd_prefix`` comes
+before both."""
 
 BOOTING, SERVING, LEAVING = "booting", "serving", "leaving"
-"""The states of a worker: its application is not loaded yet; it serves; it has been told to go, and finishes."""
+"""The states of a worker: its application is not loaded yet; it serves; it has been told to go, and
+finishes."""
 
 
 def _nobody() -> dict[str, int]:
@@ -27,7 +29,8 @@ def _nobody() -> dict[str, int]:
 
 @dataclass(frozen=True)
 class Reading:
-    """What the shared memory said at one moment. The defaults are what a process outside gunicorn is told."""
+    """What the shared memory said at one moment. The defaults are what a process outside gunicorn
+    is told."""
 
     phase: Phase = Phase.SERVING
     workers: Mapping[str, int] = field(default_factory=_nobody)
@@ -46,7 +49,13 @@ def read(state: State | None) -> Reading:
     in_flight = 0
     for _, slot, meter in state.slots():
         in_flight += cells[slot + st.IN_FLIGHT]
-        workers[LEAVING if cells[meter + st.DISMISSED] else SERVING if cells[slot + st.BOOTED] else BOOTING] += 1
+        workers[
+            LEAVING
+            if cells[meter + st.DISMISSED]
+            else SERVING
+            if cells[slot + st.BOOTED]
+            else BOOTING
+        ] += 1
     return Reading(
         phase=state.phase(),
         workers=workers,
@@ -59,7 +68,8 @@ def read(state: State | None) -> Reading:
 
 
 Samples = Mapping[str, float]
-"""The values of a metric by the value of its label; the only key is "" where it has none. Empty: nothing to tell."""
+"""The values of a metric by the value of its label; the only key is "" where it has none. Empty:
+nothing to tell."""
 
 
 @dataclass(frozen=True)
@@ -133,10 +143,20 @@ class Gauge:
 
 
 GAUGES = (
-    Gauge("phase", "0 STARTING, 1 SERVING, 2 LAME_DUCK, 3 DRAINING, 4 STOPPED", lambda seen: int(seen.phase)),
+    Gauge(
+        "phase",
+        "0 STARTING, 1 SERVING, 2 LAME_DUCK, 3 DRAINING, 4 STOPPED",
+        lambda seen: int(seen.phase),
+    ),
     Gauge("requests_in_flight", "requests being served now", lambda seen: seen.in_flight),
     Gauge(
-        "requests_during_shutdown", "requests that came after a shutdown had begun", lambda seen: seen.during_shutdown
+        "requests_during_shutdown",
+        "requests that came after a shutdown had begun",
+        lambda seen: seen.during_shutdown,
     ),
-    Gauge("requests_cut_off", "requests whose worker ended before they were answered", lambda seen: seen.cut_off),
+    Gauge(
+        "requests_cut_off",
+        "requests whose worker ended before they were answered",
+        lambda seen: seen.cut_off,
+    ),
 )

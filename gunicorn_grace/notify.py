@@ -1,8 +1,8 @@
 """What the arbiter tells others while it runs: the service manager (systemd), and StatsD.
 
-Without the first, ``TimeoutStopSec`` would end a delay that we still need, and ``systemctl status`` would show
-gunicorn's boot message for ever. Both are told from the arbiter's loop, so neither may block it, and whatever fails
-there is none of the shutdown's business.
+Without the first, ``TimeoutStopSec`` would end a delay that we still need, and ``systemctl status``
+would show gunicorn's boot message for ever. Both are told from the arbiter's loop, so neither may
+block it, and whatever fails there is none of the shutdown's business.
 """
 
 from __future__ import annotations
@@ -17,15 +17,17 @@ from .phase import Phase, is_terminating
 from .state import State
 
 STRETCH = 10.0
-"""Seconds of more time that the service manager is asked for where no deadline is known, and the least in any case."""
+"""Seconds of more time that the service manager is asked for where no deadline is known, and the
+least in any case."""
 
 RENEW_EVERY = 3.0
-"""Seconds between two requests for more time: three in each stretch, so that one may be late (sd_notify(3),
-EXTEND_TIMEOUT_USEC: the next has to come within the time that was asked for)."""
+"""Seconds between two requests for more time: three in each stretch, so that one may be late
+(sd_notify(3), EXTEND_TIMEOUT_USEC: the next has to come within the time that was asked for)."""
 
 GAUGE_EVERY = 1.0
 GAUGE_EVERY_SERVING = 10.0
-"""Seconds between two values of the StatsD gauges: from T0 on, and before. StatsD itself passes them on every 10 s."""
+"""Seconds between two values of the StatsD gauges: from T0 on, and before. StatsD itself passes
+them on every 10 s."""
 
 
 class ServiceManager:
@@ -39,12 +41,15 @@ class ServiceManager:
         self._is_stopping = False
         self._renew_at = 0.0
 
-    def look(self, now: float, phase: Phase, in_flight: int, *, stopping: bool, needed: float) -> None:
+    def look(
+        self, now: float, phase: Phase, in_flight: int, *, stopping: bool, needed: float
+    ) -> None:
         """Say what has to be said now, if anything has.
 
-        STOPPING=1 cannot be taken back, so it is said when SIGTERM has come, and not at a trigger. systemd then runs
-        ``TimeoutStopSec`` also where somebody else sent the signal; each request for more time only ever makes that
-        later (``service_extend_event_source_timeout`` in systemd's service.c).
+        STOPPING=1 cannot be taken back, so it is said when SIGTERM has come, and not at a trigger.
+        systemd then runs ``TimeoutStopSec`` also where somebody else sent the signal; each request
+        for more time only ever makes that later (``service_extend_event_source_timeout`` in
+        systemd's service.c).
 
         :param now: seconds on the monotonic clock.
         :param stopping: whether there is no way back.
@@ -72,7 +77,9 @@ def _send(message: str) -> None:
     address = os.environ["NOTIFY_SOCKET"]
     if address.startswith("@"):  # An abstract address: unix(7).
         address = "\0" + address[1:]
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK) as sock:
+    with socket.socket(
+        socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+    ) as sock:
         sock.sendto(message.encode(), address)
 
 
@@ -84,7 +91,8 @@ def status(phase: Phase, in_flight: int) -> str:
 
 
 class Gauges:
-    """The gauges that StatsD gets, over gunicorn's own logger: that is where its StatsD client lives."""
+    """The gauges that StatsD gets, over gunicorn's own logger: that is where its StatsD client
+    lives."""
 
     def __init__(self) -> None:
         self._told_phase: Phase | None = None
@@ -115,8 +123,8 @@ class Gauges:
 
 
 def _has_room(log: Any) -> bool:
-    """Whether a datagram can be sent without waiting. Only a UNIX socket ever makes one wait: for an agent that hangs
-    (unix(7)); gunicorn's is a blocking one."""
+    """Whether a datagram can be sent without waiting. Only a UNIX socket ever makes one wait: for
+    an agent that hangs (unix(7)); gunicorn's is a blocking one."""
     sock = getattr(log, "sock", None)
     if sock is None:
         return True

@@ -4,8 +4,9 @@
                     ▲            │
                     └────────────┘  undrained, or the trigger expired
 
-Everything that has to know "how far is the shutdown" compares with these; nothing keeps a flag of its own.
-The order of the values is the order in time, so ``phase >= Phase.LAME_DUCK`` reads "shutdown has begun".
+Everything that has to know "how far is the shutdown" compares with these; nothing keeps a flag of
+its own. The order of the values is the order in time, so ``phase >= Phase.LAME_DUCK`` reads
+"shutdown has begun".
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ TRANSITIONS: Mapping[Phase, frozenset[Phase]] = MappingProxyType(
     {
         # A server that was never ready has nobody to wait for.
         Phase.STARTING: frozenset({Phase.SERVING, Phase.STOPPED}),
-        # DRAINING without LAME_DUCK: another arbiter serves the same sockets (SIGUSR2). STOPPED: SIGINT, SIGQUIT.
+        # DRAINING without LAME_DUCK: another arbiter serves the same sockets (SIGUSR2). STOPPED:
+        # SIGINT, SIGQUIT.
         Phase.SERVING: frozenset({Phase.LAME_DUCK, Phase.DRAINING, Phase.STOPPED}),
         Phase.LAME_DUCK: frozenset({Phase.SERVING, Phase.DRAINING, Phase.STOPPED}),
         Phase.DRAINING: frozenset({Phase.STOPPED}),
@@ -49,13 +51,15 @@ TRANSITIONS: Mapping[Phase, frozenset[Phase]] = MappingProxyType(
 
 
 def check_transition(current: Phase, wanted: Phase) -> None:
-    """Raise :class:`~gunicorn_grace.errors.TransitionError` unless ``wanted`` may follow ``current``."""
+    """Raise :class:`~gunicorn_grace.errors.TransitionError` unless ``wanted`` may follow
+    ``current``."""
     if wanted not in TRANSITIONS[current]:
         raise TransitionError(current, wanted)
 
 
 def is_terminating(phase: Phase) -> bool:
-    """Whether the shutdown has begun: readiness is (or will be) 503 and connections are told to close."""
+    """Whether the shutdown has begun: readiness is (or will be) 503 and connections are told to
+    close."""
     return phase >= Phase.LAME_DUCK
 
 

@@ -1,13 +1,17 @@
-"""The probe port from the arbiter's and the workers' side: who binds it, who answers, and what it is answered from.
+"""The probe port from the arbiter's and the workers' side: who binds it, who answers, and what it
+is answered from.
 
 The arbiter binds the listener before the first worker is forked, and keeps it: when the responder
-(:mod:`gunicorn_grace.responder`) dies, what connects meanwhile waits in the accept queue for the next one. The
-responder is a new interpreter (``posix_spawn``) and no fork of the arbiter, which with ``preload_app`` holds the whole
-application, with its threads and locks, and gunicorn's listeners.
+(:mod:`gunicorn_grace.responder`) dies, what connects meanwhile waits in the accept queue for the
+next one. The responder is a new interpreter (``posix_spawn``) and no fork of the arbiter, which
+with ``preload_app`` holds the whole application, with its threads and locks, and gunicorn's
+listeners.
 
-It is no worker: gunicorn does not know of it. Its ``waitpid(-1)`` would take it for one all the same and log its end
-as a worker's (22.0 to 25.3; code 3 or 4 would halt the server, so the responder never ends with those); so
-:meth:`ProbePort.reap` comes first, and where it comes too late the end is noticed by ``waitpid`` knowing no such child.
+It is no worker: gunicorn does not know of it. Its ``waitpid(-1)`` would take it for one all the
+same and log its end as a worker's (22.0 to 25.3; code 3 or 4 would halt the server, so the
+responder never ends with those); so
+:meth:`ProbePort.reap` comes first, and where it comes too late the end is noticed by ``waitpid``
+    knowing no such child.
 
 A failure in here costs the probe port and nothing else.
 """
@@ -47,29 +51,35 @@ LAST_ANSWERS = 0.5
 """Seconds that the responder has at the end of all for what it has in hand."""
 
 HANDED_OVER = "GUNICORN_GRACE_PROBE_FD"
-"""In the environment of an arbiter that another one has executed (SIGUSR2): the descriptor of the listener."""
+"""In the environment of an arbiter that another one has executed (SIGUSR2): the descriptor of the
+listener."""
 
 _STARTS = (
     "import sys; sys.modules.update(ssl=None, _hashlib=None); sys.path += sys.argv[1:]; "
     "from gunicorn_grace.responder import main; main()"
 )
-"""Isolated and without ``site`` (-I -S), so that no file in the working directory or in site-packages stands in for the
-standard library's; and without OpenSSL, for which ``http.client`` and ``hmac`` would reach: 4 of 18 MiB (3.11)."""
+"""Isolated and without ``site`` (-I -S), so that no file in the working directory or in
+site-packages stands in for the standard library's; and without OpenSSL, for which ``http.client``
+and ``hmac`` would reach: 4 of 18 MiB (3.11)."""
 
 RUN_EVERY = 1.0
-"""Seconds between two runs of a check with a ``ttl`` of less: here nobody waits for it, so none is run for a probe."""
+"""Seconds between two runs of a check with a ``ttl`` of less: here nobody waits for it, so none is
+run for a probe."""
 
 SLACK = 10.0
-"""Seconds beyond ``ttl`` and ``timeout`` after which a check's result no longer counts: nobody looks after it."""
+"""Seconds beyond ``ttl`` and ``timeout`` after which a check's result no longer counts: nobody
+looks after it."""
 
 WATCH = 0.05
 
 _CHILD_FDS = 16
-"""Descriptors are copied to numbers from here on before they get the child's: none may overwrite another."""
+"""Descriptors are copied to numbers from here on before they get the child's: none may overwrite
+another."""
 
 
 class ProbePort:
-    """The listener of the probe port and its responder. Everything here runs in the arbiter's main thread.
+    """The listener of the probe port and its responder. Everything here runs in the arbiter's main
+    thread.
 
     :raises SystemExit: it cannot be bound; the log says why in one line.
     """
@@ -95,7 +105,7 @@ class ProbePort:
     def log(self) -> Any:
         return self.arbiter.log
 
-    # -- the listener ------------------------------------------------------------------------------------------------
+    # -- the listener ----
 
     def _listen(self) -> tuple[socket.socket, bool]:
         address = address_of(self.bind)
@@ -108,7 +118,11 @@ class ProbePort:
             made = self._listen_unix(address) if isinstance(address, str) else _listen_tcp(*address)
         except OSError as error:
             why = error.strerror or str(error)
-            self.log.error("gunicorn-grace: grace_probe_bind = %r cannot be bound: %s: give a free one", self.bind, why)
+            self.log.error(
+                "gunicorn-grace: grace_probe_bind = %r cannot be bound: %s: give a free one",
+                self.bind,
+                why,
+            )
             sys.exit(1)
         return made, False
 
@@ -169,26 +183,31 @@ class ProbePort:
             environ.pop(HANDED_OVER, None)
 
     def leave(self) -> None:
-        """Close what a worker has inherited: it would keep the port taken after the arbiter's end."""
+        """Close what a worker has inherited: it would keep the port taken after the arbiter's
+        end."""
         with contextlib.suppress(OSError):
             self.listener.close()
             self._close_log()
 
-    # -- the responder -----------------------------------------------------------------------------------------------
+    # -- the responder ----
 
     def start(self) -> None:
-        """Say where the port is, and start the responder. One whose listener another arbiter serves as well waits until
-        a worker has booted: it would answer "not ready" for an instance that is."""
+        """Say where the port is, and start the responder. One whose listener another arbiter serves
+        as well waits until a worker has booted: it would answer "not ready" for an instance that
+        is."""
         self.log.info("gunicorn-grace: probe port at %s", _shown(self.listener.getsockname()))
         self.look()
 
     def look(self) -> None:
-        """Once a pass of gunicorn's loop: read what the responder says, and replace it when it died. Never raises."""
+        """Once a pass of gunicorn's loop: read what the responder says, and replace it when it
+        died. Never raises."""
         try:
             self._read()
             self.reap()
             if self._ended:
-                self.log.warning("gunicorn-grace: the probe responder %s; another one is started", self._ended)
+                self.log.warning(
+                    "gunicorn-grace: the probe responder %s; another one is started", self._ended
+                )
                 self._ended = ""
             waits = self._inherited and self.state.phase() is Phase.STARTING
             if not self.pid and not waits and time.monotonic() >= self._next:
@@ -197,10 +216,13 @@ class ProbePort:
             self._next = time.monotonic() + LONGEST_PAUSE
             if not self._failed:
                 self._failed = True
-                self.log.exception("gunicorn-grace: the probe responder cannot be started; tried again")
+                self.log.exception(
+                    "gunicorn-grace: the probe responder cannot be started; tried again"
+                )
 
     def reap(self) -> None:
-        """Notice the end of the responder. Called before gunicorn reaps, in 22 and 23 in a signal handler: no log."""
+        """Notice the end of the responder. Called before gunicorn reaps, in 22 and 23 in a signal
+        handler: no log."""
         for pid in list(self._retired):
             if _status(pid) is not None:
                 with contextlib.suppress(ValueError):
@@ -211,15 +233,22 @@ class ProbePort:
             return
         self.pid = 0
         now = time.monotonic()
-        self._pause = 0.0 if now - self._began > STEADY else min(max(SHORTEST_PAUSE, 2 * self._pause), LONGEST_PAUSE)
+        self._pause = (
+            0.0
+            if now - self._began > STEADY
+            else min(max(SHORTEST_PAUSE, 2 * self._pause), LONGEST_PAUSE)
+        )
         self._next = now + self._pause
         self._ended = f"(pid {pid}) {status}"
 
     def reload(self, settings: Settings) -> None:
-        """Take new settings, after SIGHUP. A responder with the old ones answers what it has in hand, and ends."""
+        """Take new settings, after SIGHUP. A responder with the old ones answers what it has in
+        hand, and ends."""
         if settings.probe_bind != self.bind:
             self.log.warning(
-                "gunicorn-grace: grace_probe_bind stays %r: %r takes a restart", self.bind, settings.probe_bind
+                "gunicorn-grace: grace_probe_bind stays %r: %r takes a restart",
+                self.bind,
+                settings.probe_bind,
             )
         orders = self._orders_of(settings)
         if orders == self._orders:
@@ -233,7 +262,8 @@ class ProbePort:
         self.look()
 
     def end(self) -> None:
-        """End the responder and close the port. The last that an arbiter does; a second time nothing."""
+        """End the responder and close the port. The last that an arbiter does; a second time
+        nothing."""
         if os.getpid() != self._owner or self.listener.fileno() < 0:
             return
         with contextlib.suppress(Exception):
@@ -288,7 +318,9 @@ class ProbePort:
             orders, give_orders = pipe()
             os.set_blocking(give_orders, False)
             if os.write(give_orders, self._orders) < len(self._orders):
-                raise ValueError(f"the settings are longer than a pipe holds: {len(self._orders)} bytes")
+                raise ValueError(
+                    f"the settings are longer than a pipe holds: {len(self._orders)} bytes"
+                )
             log, write_log = pipe()
             os.set_blocking(log, False)
             os.set_blocking(write_log, False)
@@ -300,7 +332,15 @@ class ProbePort:
                 actions.append((os.POSIX_SPAWN_DUP2, copy, number))
             pid = os.posix_spawn(
                 sys.executable,
-                [sys.executable, "-I", "-S", "-c", _STARTS, str(Path(__file__).parents[1]), *filter(None, sys.path)],
+                [
+                    sys.executable,
+                    "-I",
+                    "-S",
+                    "-c",
+                    _STARTS,
+                    str(Path(__file__).parents[1]),
+                    *filter(None, sys.path),
+                ],
                 os.environ,
                 file_actions=actions,
                 # SIGTERM may come to the whole group before it is there to ignore it.
@@ -320,18 +360,27 @@ class ProbePort:
             self._unread += os.read(self._log_pipe, 65536)
         *lines, self._unread = self._unread.split(b"\n")
         for line in lines:
-            self.log.warning("gunicorn-grace: probe port: %s", line.decode("utf-8", "backslashreplace"))
+            self.log.warning(
+                "gunicorn-grace: probe port: %s", line.decode("utf-8", "backslashreplace")
+            )
 
 
 class Publisher:
-    """Runs a worker's checks one after its ``ttl``, and shows the results on its board. In a thread of the worker, or a
-    greenlet where gevent has patched those; it reads and writes nothing that the worker's requests do.
+    """Runs a worker's checks one after its ``ttl``, and shows the results on its board. In a thread
+    of the worker, or a greenlet where gevent has patched those; it reads and writes nothing that
+    the worker's requests do.
 
-    :param readiness_delay: seconds after T0 in which the checks still decide; later nobody needs them.
+    :param readiness_delay: seconds after T0 in which the checks still decide; later nobody needs
+        them.
     """
 
     def __init__(
-        self, state: st.State, number: int, log: Any, readiness_delay: float, checks: Registry = registry
+        self,
+        state: st.State,
+        number: int,
+        log: Any,
+        readiness_delay: float,
+        checks: Registry = registry,
     ) -> None:
         self._state = state
         self._number = number
@@ -347,7 +396,9 @@ class Publisher:
             if key in self._shown:
                 continue
             good_for = round((max(check.ttl, RUN_EVERY) + check.timeout + SLACK) * st.NS)
-            cell = self._state.show(self._number, check.name, responder.KINDS.index(check.kind), good_for)
+            cell = self._state.show(
+                self._number, check.name, responder.KINDS.index(check.kind), good_for
+            )
             self._shown[key] = _Place(cell)
             if cell is None:
                 self._log.warning(
@@ -358,7 +409,8 @@ class Publisher:
                 )
 
     def step(self) -> float:
-        """Begin what is due and show what has come out; returns after how many seconds to look again."""
+        """Begin what is due and show what has come out; returns after how many seconds to look
+        again."""
         self.add()
         t0 = self._state.t0()
         if t0 and time.monotonic_ns() - t0 >= self._readiness_delay:
@@ -395,13 +447,16 @@ class Publisher:
             except Exception:
                 if not failed:
                     failed = True
-                    self._log.exception("gunicorn-grace: a check cannot be shown to the probe port; tried again")
+                    self._log.exception(
+                        "gunicorn-grace: a check cannot be shown to the probe port; tried again"
+                    )
             time.sleep(pause)
 
 
 @dataclasses.dataclass
 class _Place:
-    """Where the results of a check go, the run under way, and when (registry's clock) the next one is due."""
+    """Where the results of a check go, the run under way, and when (registry's clock) the next one
+    is due."""
 
     cell: int | None
     run: Run | None = None
@@ -409,8 +464,9 @@ class _Place:
 
 
 def publish(worker: Any, state: st.State, number: int | None, settings: Settings) -> None:
-    """Let the probe responder see this worker's heartbeat and checks. Runs in the worker, just before it counts as
-    booted, so that nobody takes checks for passed that have not run yet. Without a probe port it does nothing."""
+    """Let the probe responder see this worker's heartbeat and checks. Runs in the worker, just
+    before it counts as booted, so that nobody takes checks for passed that have not run yet.
+    Without a probe port it does nothing."""
     board = None if number is None else state.board(number)
     if number is None or board is None:
         return
@@ -433,7 +489,9 @@ def _listen_tcp(host: str, port: int) -> socket.socket:
     )[0]
     made = socket.socket(family, kind, protocol)
     try:
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # As gunicorn: what is in TIME_WAIT is no one's.
+        made.setsockopt(
+            socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
+        )  # As gunicorn: what is in TIME_WAIT is no one's.
         made.bind(address)
         made.listen(BACKLOG)
     except OSError:
@@ -454,7 +512,9 @@ def _is_at(sock: socket.socket, address: str | tuple[str, int]) -> bool:
     if isinstance(address, str) or isinstance(name, str):
         return bool(name == address)
     found = socket.getaddrinfo(*address, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    return name[:2] in [(meant[4][0], meant[4][1] or name[1]) for meant in found]  # Port 0 took any.
+    return name[:2] in [
+        (meant[4][0], meant[4][1] or name[1]) for meant in found
+    ]  # Port 0 took any.
 
 
 def _status(pid: int) -> str | None:

@@ -1,8 +1,9 @@
 """The answers to the platform's probes, for every way in.
 
-Path, query, phase and the outcomes of checks go in; status, headers and body come out. No framework, no socket, no
-clock, and no check is run in here: the overlay, the middleware, the blueprint and the probe port are thin adapters over
-this, so that one question has one answer. Nothing that a caller sent comes back to it.
+Path, query, phase and the outcomes of checks go in; status, headers and body come out. No
+framework, no socket, no clock, and no check is run in here: the overlay, the middleware, the
+blueprint and the probe port are thin adapters over this, so that one question has one answer.
+Nothing that a caller sent comes back to it.
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ _REASONS = {
 
 OK = Answer(200, "ok\n")
 TRIGGERED = Answer(503, "[-]shutdown failed: reason withheld\n")
-"""To whoever triggers. With ``grace_readiness_delay`` readiness is still 200, but a hook is told that it worked."""
+"""To whoever triggers. With ``grace_readiness_delay`` readiness is still 200, but a hook is told
+that it worked."""
 FORBIDDEN = Answer(403, "forbidden\n")
 NOT_FOUND = Answer(404, "no such check\n")
 NOT_ALLOWED = Answer(405, "method not allowed\n", (*HEADERS, ("Allow", "GET, HEAD")))
@@ -68,8 +70,10 @@ class Situation:
 
     :param phase: the phase, as this process sees it now.
     :param since_t0: seconds since the shutdown began; 0 before it.
-    :param upgraded: whether another arbiter serves the same sockets: then this one's end is nobody's business.
-    :param seconds_left: seconds until the process has to be gone; ``None`` while no deadline is known.
+    :param upgraded: whether another arbiter serves the same sockets: then this one's end is
+        nobody's business.
+    :param seconds_left: seconds until the process has to be gone; ``None`` while no deadline is
+        known.
     """
 
     phase: Phase
@@ -103,7 +107,8 @@ class Query:
 
     @classmethod
     def of(cls, query_string: str, accept: str = "") -> Query:
-        """Read a query and an ``Accept`` header. What it does not know, or cannot read, is as if it were not there."""
+        """Read a query and an ``Accept`` header. What it does not know, or cannot read, is as if it
+        were not there."""
         accept = accept.lower()
         if not query_string and "application/" not in accept:
             return PLAIN
@@ -115,14 +120,19 @@ PLAIN = Query()
 
 
 def _prefers_json(accept: str) -> bool:
-    """Whether JSON is named, and at least as welcome as text. ``*/*`` names nothing: kubelet and browsers get text."""
+    """Whether JSON is named, and at least as welcome as text. ``*/*`` names nothing: kubelet and
+    browsers get text."""
     if "application/" not in accept:
         return False
     from werkzeug.datastructures import MIMEAccept
     from werkzeug.http import parse_accept_header
 
     accepted = parse_accept_header(accept, MIMEAccept)
-    named = [quality for value, quality in accepted if value.partition(";")[0] in ("application/json", "application/*")]
+    named = [
+        quality
+        for value, quality in accepted
+        if value.partition(";")[0] in ("application/json", "application/*")
+    ]
     return bool(named) and max(named) > 0 and max(named) >= accepted.quality("text/plain")
 
 
@@ -149,7 +159,11 @@ def booted_check(situation: Situation) -> bool:
 PASSED, FAILED, EXCLUDED = "ok", "failed", "excluded"
 """What JSON says of a check."""
 
-_LINES = {PASSED: "[+]{} ok\n", FAILED: "[-]{} failed: reason withheld\n", EXCLUDED: "[ ]{} excluded\n"}
+_LINES = {
+    PASSED: "[+]{} ok\n",
+    FAILED: "[-]{} failed: reason withheld\n",
+    EXCLUDED: "[ ]{} excluded\n",
+}
 
 
 @dataclass(frozen=True)
@@ -157,9 +171,11 @@ class Probes:
     """The probes of one instance.
 
     :param settings: paths and ``grace_readiness_delay``.
-    :param more: checks of readiness that whoever answers has beside, or instead of, those that every worker has.
+    :param more: checks of readiness that whoever answers has beside, or instead of, those that
+        every worker has.
     :param checks: for each kind, the plugin's own checks by name. No query excludes them.
-    :param paths: each path of its own, and what it asks. Below each of them are its checks, one by one.
+    :param paths: each path of its own, and what it asks. Below each of them are its checks, one by
+        one.
     """
 
     settings: Settings
@@ -191,7 +207,8 @@ class Probes:
         )
 
     def target(self, path: str) -> Target | None:
-        """What a path asks, or ``None`` when it is none of ours. A check that it names need not be one."""
+        """What a path asks, or ``None`` when it is none of ours. A check that it names need not be
+        one."""
         kind = self.paths.get(path)
         if kind is not None:
             return Target(kind)
@@ -205,8 +222,9 @@ class Probes:
     def asks_checks(self, kind: Kind, situation: Situation) -> bool:
         """Whether the application's checks decide now, so that somebody has to run them.
 
-        From T0 on readiness is 503 whatever they would say, and an instance that is going is neither restarted for a
-        check nor told that it never started; before a worker has booted there is nothing that they could look at.
+        From T0 on readiness is 503 whatever they would say, and an instance that is going is
+        neither restarted for a check nor told that it never started; before a worker has booted
+        there is nothing that they could look at.
         """
         return self._asks_checks(kind, situation, self.failed(kind, situation))
 
@@ -230,12 +248,13 @@ class Probes:
     ) -> Answer:
         """The response to a probe. Reasons stay out of it: they are for the log.
 
-        :param outcomes: of the application's checks of this kind. Ignored where :meth:`asks_checks` says that they do
-            not decide, so that nobody need run them then; so are those that the query excludes.
-        :param check: the one check that is asked for; the plugin's own that fail count all the same, so that such a
-            path turns red with readiness.
-        :param known: the names of all the application's checks of this kind. One that would decide and has no outcome
-            has not passed.
+        :param outcomes: of the application's checks of this kind. Ignored where :meth:`asks_checks`
+            says that they do not decide, so that nobody need run them then; so are those that the
+            query excludes.
+        :param check: the one check that is asked for; the plugin's own that fail count all the
+            same, so that such a path turns red with readiness.
+        :param known: the names of all the application's checks of this kind. One that would decide
+            and has no outcome has not passed.
         """
         failed = self.failed(kind, situation)
         if not failed and check is None and query is PLAIN and _all_passed(outcomes, known):
@@ -273,9 +292,13 @@ def _said(found: Mapping[str, str], situation: Situation, query: Query, unknown:
             "checks": found,
         }
         return Answer(status, json.dumps(told) + "\n", JSON_HEADERS)
-    shown = found.items() if query.verbose else [item for item in found.items() if item[1] == FAILED]
+    shown = (
+        found.items() if query.verbose else [item for item in found.items() if item[1] == FAILED]
+    )
     lines = [_LINES[said].format(name) for name, said in shown]
     if query.verbose and unknown:
         # Kubernetes' API server lists them here. What was sent does not come back from us.
-        lines.append(f"warn: not excluded: {unknown} given as exclude, no check by that name or the plugin's own\n")
+        lines.append(
+            f"warn: not excluded: {unknown} given as exclude, no check by that name or the plugin's own\n"
+        )
     return Answer(status, "".join(lines)) if lines else OK

@@ -1,7 +1,8 @@
-"""Fixtures for the tests of an application, which pytest finds by itself where this package is installed.
+"""Fixtures for the tests of an application, which pytest finds by itself where this package is
+installed.
 
-Apart from :mod:`gunicorn_grace.testing`, because every run of pytest in that environment imports this module: it does
-nothing else, and imports nothing more until a test asks for a fixture.
+Apart from :mod:`gunicorn_grace.testing`, because every run of pytest in that environment imports
+this module: it does nothing else, and imports nothing more until a test asks for a fixture.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def grace_instance() -> Iterator[Instance]:
-    """The test's process pretends to be the worker of an instance that serves: lead it through its phases.
+    """The test's process pretends to be the worker of an instance that serves: lead it through its
+    phases.
 
-    ``grace_instance.enter(Phase.LAME_DUCK, seconds_left=8)``; see :class:`gunicorn_grace.testing.Instance`.
+    ``grace_instance.enter(Phase.LAME_DUCK, seconds_left=8)``; see
+    :class:`gunicorn_grace.testing.Instance`.
     """
     from .phase import Phase
     from .testing import in_phase

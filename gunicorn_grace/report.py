@@ -1,7 +1,9 @@
-"""What an instance says of its own shutdown when it is over: the summary's numbers, and the file ``grace_report``.
+"""What an instance says of its own shutdown when it is over: the summary's numbers, and the file
+``grace_report``.
 
-In Kubernetes that file is the container's termination message, which is left to read when the container's log is
-gone; so it is kept within the size that the kubelet reads, and is there before anything could prevent it.
+In Kubernetes that file is the container's termination message, which is left to read when the
+container's log is gone; so it is kept within the size that the kubelet reads, and is there before
+anything could prevent it.
 """
 
 from __future__ import annotations
@@ -16,11 +18,12 @@ from dataclasses import dataclass
 from typing import Any
 
 LIMIT = 4096
-"""Bytes. The kubelet reads so many of a termination message (``terminationMessagePath``, Kubernetes' "Determine the
-Reason for Pod Failure")."""
+"""Bytes. The kubelet reads so many of a termination message (``terminationMessagePath``,
+Kubernetes' "Determine the Reason for Pod Failure")."""
 
 LONGEST_REASON = 200
-"""Characters of a reason that is not ours. The rest of a report without its list is less than 1 KiB."""
+"""Characters of a reason that is not ours. The rest of a report without its list is less than 1
+KiB."""
 
 
 def _key(meaning: str) -> Any:
@@ -34,20 +37,30 @@ class Report:
     version: str = _key("version of gunicorn-grace")
     origin: str = _key("who began it: `sigterm`, `http` (`?down=true`), `prestop`, `drain`")
     t0_unix_seconds: float = _key("when it began (T0), as a Unix time")
-    phase: str = _key("the phase in which this was written: `DRAINING` if nothing could be written after it began")
+    phase: str = _key(
+        "the phase in which this was written: `DRAINING` if nothing could be written after it began"
+    )
     ended: str | None = _key(
         "why the instance ended: `drained`, `deadline`, `SIGINT`, `SIGQUIT`, `halted` (by gunicorn, with its reason), "
         "`exited` (by a hook), `failed` (the plugin); `null` while it had not"
     )
     lame_duck_seconds: float = _key("how long the delay really was")
-    lame_duck_ended: str | None = _key("why it ended, in the words of the log; `null` when it was cut short")
+    lame_duck_ended: str | None = _key(
+        "why it ended, in the words of the log; `null` when it was cut short"
+    )
     draining_seconds: float = _key("how long draining was")
     requests_since_t0: int = _key("requests that came after T0")
-    last_request_after_t0_seconds: float | None = _key("when the last of them came; `null` when none did")
+    last_request_after_t0_seconds: float | None = _key(
+        "when the last of them came; `null` when none did"
+    )
     in_flight_at_t0: int = _key("requests in flight when the shutdown began")
     in_flight_at_drain: int = _key("the same when draining began")
-    in_flight_at_stop: int | None = _key("the same when draining, or all, was over; `null` while it was not")
-    cut_off: int = _key("requests that got no complete response; in an unfinished report, with those in flight")
+    in_flight_at_stop: int | None = _key(
+        "the same when draining, or all, was over; `null` while it was not"
+    )
+    cut_off: int = _key(
+        "requests that got no complete response; in an unfinished report, with those in flight"
+    )
     cut_off_by_worker: Sequence[dict[str, int]] = _key(
         "`pid` and `requests` of each worker that they were in, the most first; left out from the end where the report "
         "would be too long"
@@ -88,13 +101,15 @@ def verdict(last_after: float | None, delay: float) -> str:
 
 
 def write(path: str, report: Report, *, last: bool) -> None:
-    """Write a report, over one that was written before. Runs in the arbiter, which never waits here for a reader.
+    """Write a report, over one that was written before. Runs in the arbiter, which never waits here
+    for a reader.
 
-    Whenever the process is killed, what stands in the file is a whole report, the old one or the new one, with white
-    space after it perhaps. Renaming a new file over the old one would do that too, but a termination message is a mount
-    of its own.
+    Whenever the process is killed, what stands in the file is a whole report, the old one or the
+    new one, with white space after it perhaps. Renaming a new file over the old one would do that
+    too, but a termination message is a mount of its own.
 
-    :param last: whether no other follows: anything but a file (a FIFO, a terminal) gets that one alone.
+    :param last: whether no other follows: anything but a file (a FIFO, a terminal) gets that one
+        alone.
     :raises OSError: it cannot be written.
     """
     data = report.to_json()

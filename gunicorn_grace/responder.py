@@ -1,20 +1,24 @@
 """The probe responder: a small process that answers the probes while every worker is busy.
 
-A sync worker answers one request at a time, so a readiness probe waits behind slow requests just when the instance is
-loaded, and a load balancer takes it out for being slow. This process has nothing else to do. It is started anew, not
-forked (:mod:`gunicorn_grace.probe_port` says how), so it holds no module of the application, no lock and no descriptor
-but these: 0 what it has to know, 1 and 2 a pipe into the arbiter's log, 3 the listener, 4 the shared memory.
+A sync worker answers one request at a time, so a readiness probe waits behind slow requests just
+when the instance is loaded, and a load balancer takes it out for being slow. This process has
+nothing else to do. It is started anew, not forked (:mod:`gunicorn_grace.probe_port` says how), so
+it holds no module of the application, no lock and no descriptor but these: 0 what it has to know, 1
+and 2 a pipe into the arbiter's log, 3 the listener, 4 the shared memory.
 
-It answers from that memory alone, and writes to it only a trigger. What the application's checks say comes from the
-workers, which show it there (:class:`gunicorn_grace.probe_port.Publisher`); of each check the newest result counts.
+It answers from that memory alone, and writes to it only a trigger. What the application's checks
+say comes from the workers, which show it there (:class:`gunicorn_grace.probe_port.Publisher`); of
+each check the newest result counts.
 
-One thread, one loop, no blocking call; a connection gets one answer and is closed. Reading stops at the blank line
-after the headers, and what came is parsed by ``http.server``. Whoever sends slowly, or nothing, is dropped after
-:data:`PATIENCE`, and earlier when there are more than :data:`CONNECTIONS` of them: the oldest goes first, so that a new
-one, which sends at once, is always heard.
+One thread, one loop, no blocking call; a connection gets one answer and is closed. Reading stops at
+the blank line after the headers, and what came is parsed by ``http.server``. Whoever sends slowly,
+or nothing, is dropped after
+:data:`PATIENCE`, and earlier when there are more than :data:`CONNECTIONS` of them: the oldest goes
+first, so that a new one, which sends at once, is always heard.
 
-All signals are blocked but RETIRE, so that a SIGTERM to the whole process group does not end it before the others.
-When its arbiter is gone it goes as well: the kernel sees to it (PR_SET_PDEATHSIG), or its own look once a second.
+All signals are blocked but RETIRE, so that a SIGTERM to the whole process group does not end it
+before the others. When its arbiter is gone it goes as well: the kernel sees to it
+(PR_SET_PDEATHSIG), or its own look once a second.
 """
 
 from __future__ import annotations
@@ -56,11 +60,13 @@ PATIENCE = 5.0
 """Seconds in which a request has to be complete. The kubelet gives up after 1 by default."""
 
 LINGER = 1.0
-"""Seconds that a connection is kept after its answer, so that what the client still sends does not reset it."""
+"""Seconds that a connection is kept after its answer, so that what the client still sends does not
+reset it."""
 
 CONNECTIONS = 256
 HEAD = 8192
-"""Bytes of a request line and its headers; gunicorn takes 4094 for the line alone, and a probe sends a tenth."""
+"""Bytes of a request line and its headers; gunicorn takes 4094 for the line alone, and a probe
+sends a tenth."""
 
 KINDS = tuple(Kind)
 """By the number that a board has for each."""
@@ -121,7 +127,8 @@ def parse(head: bytes, sock: Any = None) -> Request | int:
 class Probe:
     """Answers the probes of an instance from its shared memory.
 
-    :param timeout: gunicorn's, seconds: without a heartbeat for so long a worker counts as hung; 0 never.
+    :param timeout: gunicorn's, seconds: without a heartbeat for so long a worker counts as hung; 0
+        never.
     :param say: where it tells what its log has to know.
     """
 
@@ -142,7 +149,11 @@ class Probe:
         self._say = say
         self._clock = clock
         self._trigger = Trigger(
-            state, settings, lambda: state.trigger(Origin.HTTP), say, clock=lambda: self._clock() / st.NS
+            state,
+            settings,
+            lambda: state.trigger(Origin.HTTP),
+            say,
+            clock=lambda: self._clock() / st.NS,
         )
 
     def answer(self, request: Request) -> Answer:
@@ -156,45 +167,61 @@ class Probe:
         if kind is Kind.READINESS and check is None and self._trigger.is_pulled(request.query):
             return TRIGGERED if self._trigger.pull(request.environ) else FORBIDDEN
         cells = self.state.cells
-        self._workers = [number for number, slot, _ in self.state.slots() if cells[slot + st.BOOTED]]
+        self._workers = [
+            number for number, slot, _ in self.state.slots() if cells[slot + st.BOOTED]
+        ]
         outcomes, known = self._outcomes(kind)
         try:
             query = Query.of(request.query, request.environ.get("HTTP_ACCEPT", ""))
-        except ImportError:  # What reads Accept, where only root may import: then it is answered as text.
+        except (
+            ImportError
+        ):  # What reads Accept, where only root may import: then it is answered as text.
             query = Query.of(request.query)
         return self.probes.answer(kind, self.situation(), outcomes, query, check=check, known=known)
 
     def _is_booted(self, situation: Situation) -> bool:
-        """A worker serves now: unlike one of them, who would say so of itself, this process sees that none is left."""
+        """A worker serves now: unlike one of them, who would say so of itself, this process sees
+        that none is left."""
         return situation.upgraded or (situation.phase is not Phase.STARTING and bool(self._workers))
 
     def _is_alive(self, situation: Situation) -> bool:
-        """One of the workers has told gunicorn within its ``timeout`` that it lives. With none of them there is nothing
-        to say; and when another arbiter serves the same sockets, this one's workers are on their way out."""
+        """One of the workers has told gunicorn within its ``timeout`` that it lives. With none of
+        them there is nothing to say; and when another arbiter serves the same sockets, this one's
+        workers are on their way out."""
         if not self._timeout or not self._workers or situation.upgraded:
             return True
         boards = [self.state.board(number) or 0 for number in self._workers]
         silent = self._clock() - max(self.state.cells[board + st.HEARTBEAT] for board in boards)
-        self._tell("heartbeat", silent > self._timeout, f"no worker gave a sign of life for {silent / st.NS:.0f} s")
+        self._tell(
+            "heartbeat",
+            silent > self._timeout,
+            f"no worker gave a sign of life for {silent / st.NS:.0f} s",
+        )
         return silent <= self._timeout
 
     def _outcomes(self, kind: Kind) -> tuple[list[Outcome], list[str]]:
         """How the application's checks of a kind came out, and the names of all of them.
 
-        A result that nobody has brought up to date for too long, or that was never there, fails readiness. For
-        liveness it does not: a restart is no answer to not knowing, and gunicorn's ``timeout`` ends workers that hang.
-        Start-up happens once: a result stays, none is none.
+        A result that nobody has brought up to date for too long, or that was never there, fails
+        readiness. For liveness it does not: a restart is no answer to not knowing, and gunicorn's
+        ``timeout`` ends workers that hang. Start-up happens once: a result stays, none is none.
         """
         newest: dict[str, st.Shown] = {}
         for shown in [shown for number in self._workers for shown in self.state.shown(number)]:
-            if KINDS[shown.kind] is kind and (shown.name not in newest or shown.known > newest[shown.name].known):
+            if KINDS[shown.kind] is kind and (
+                shown.name not in newest or shown.known > newest[shown.name].known
+            ):
                 newest[shown.name] = shown
         now, outcomes = self._clock(), []
         for name, shown in newest.items():
             is_stale = now - shown.known > shown.good_for
             if kind is Kind.READINESS and shown.known:
                 age = (now - shown.known) / st.NS
-                self._tell(f"check {name}", is_stale, f"no worker brought its result up to date for {age:.0f} s")
+                self._tell(
+                    f"check {name}",
+                    is_stale,
+                    f"no worker brought its result up to date for {age:.0f} s",
+                )
             if kind is Kind.READINESS and is_stale:
                 outcomes.append(Outcome(name, False))
             elif shown.known:
@@ -288,7 +315,9 @@ class Server:
                     self._accept(now)
                 elif key.fileobj is self._wake:
                     self._wake.recv(64)
-                elif key.fd in self._open:  # Otherwise it was dropped for one that was just accepted.
+                elif (
+                    key.fd in self._open
+                ):  # Otherwise it was dropped for one that was just accepted.
                     self._read(self._open[key.fd], now)
             self._expire(now)
 
@@ -347,7 +376,9 @@ class Server:
         except Exception as error:
             if not self._failed:
                 self._failed = True
-                self._say(f"failed to answer a request, and goes on: {type(error).__name__}: {error}")
+                self._say(
+                    f"failed to answer a request, and goes on: {type(error).__name__}: {error}"
+                )
             return Answer(HTTPStatus.SERVICE_UNAVAILABLE, "unknown\n"), False
 
     def _reply(self, connection: _Connection, answer: Answer, head_only: bool, now: float) -> None:
@@ -381,13 +412,17 @@ def encode(answer: Answer, *, head_only: bool = False) -> bytes:
     """An answer as HTTP/1.1 has it."""
     body = answer.body.encode()
     headers = (*answer.headers, ("Content-Length", str(len(body))), ("Connection", "close"))
-    lines = [f"HTTP/1.1 {int(answer.status)} {HTTPStatus(answer.status).phrase}", f"Date: {formatdate(usegmt=True)}"]
+    lines = [
+        f"HTTP/1.1 {int(answer.status)} {HTTPStatus(answer.status).phrase}",
+        f"Date: {formatdate(usegmt=True)}",
+    ]
     lines += [f"{name}: {value}" for name, value in headers]
     return "\r\n".join([*lines, "", ""]).encode("latin-1") + (b"" if head_only else body)
 
 
 def say(line: str) -> None:
-    """Tell the arbiter a line for its log. What it does not read in time is lost: nothing waits here."""
+    """Tell the arbiter a line for its log. What it does not read in time is lost: nothing waits
+    here."""
     with contextlib.suppress(OSError):
         os.write(2, line.replace("\n", " ").encode("utf-8", "backslashreplace") + b"\n")
 
@@ -405,7 +440,9 @@ def main() -> None:
         return os.getppid() != arbiter
 
     token = orders["settings"].pop("trigger_token")
-    settings = Settings(**orders["settings"], trigger_token=None if token is None else Secret(token))
+    settings = Settings(
+        **orders["settings"], trigger_token=None if token is None else Secret(token)
+    )
     probe = Probe(st.State.mapped(MEMORY, "the shared memory"), settings, orders["timeout"], say)
     server = Server(socket.socket(fileno=LISTENER), probe.answer, say, is_orphan)
     signal.signal(RETIRE, server.retire)
@@ -415,8 +452,8 @@ def main() -> None:
 
 
 def _leave_all_else() -> None:
-    """Close what came along: gunicorn's listeners are inheritable (``gunicorn/sock.py``, 22.0 to 27.0), and held here
-    they would go on taking connections after the arbiter has closed them."""
+    """Close what came along: gunicorn's listeners are inheritable (``gunicorn/sock.py``, 22.0 to
+    27.0), and held here they would go on taking connections after the arbiter has closed them."""
     for folder in ("/proc/self/fd", "/dev/fd"):
         with contextlib.suppress(OSError):
             for fd in [int(name) for name in os.listdir(folder)]:
@@ -428,7 +465,8 @@ def _leave_all_else() -> None:
 
 
 def _become(uid: int, gid: int) -> None:
-    """Give up what the arbiter may and a worker may not. Unlike a worker it keeps no other group either."""
+    """Give up what the arbiter may and a worker may not. Unlike a worker it keeps no other group
+    either."""
     if (uid, gid) == (os.geteuid(), os.getegid()):
         return
     with contextlib.suppress(PermissionError):
@@ -438,11 +476,14 @@ def _become(uid: int, gid: int) -> None:
 
 
 def _death_signal() -> Callable[[], object]:
-    """What asks the kernel to end this process with its parent: to be called after the change of user, which would take
-    it back (prctl(2)), and loaded before it, since the interpreter may be root's alone."""
+    """What asks the kernel to end this process with its parent: to be called after the change of
+    user, which would take it back (prctl(2)), and loaded before it, since the interpreter may be
+    root's alone."""
     with contextlib.suppress(ImportError, OSError, AttributeError):
         if sys.platform == "linux":
             import ctypes
 
-            return functools.partial(ctypes.CDLL(None).prctl, _PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+            return functools.partial(
+                ctypes.CDLL(None).prctl, _PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0
+            )
     return bool

@@ -1,10 +1,12 @@
-"""The settings: one table for the code, gunicorn's ``Setting`` classes, ``--print-config`` and the docs.
+"""The settings: one table for the code, gunicorn's ``Setting`` classes, ``--print-config`` and the
+docs.
 
-Each row is a field of :class:`Settings`; the name that users write is ``grace_`` and the field's name, and in the
-environment the same in capitals. :func:`adopt` puts the rows into the gunicorn ``Config`` that is loading a
-configuration file, so that they behave as gunicorn's own: assigned in a file, checked as they are assigned, printed
-by ``--print-config``, read again on SIGHUP. Without that, gunicorn would silently ignore every one of them
-(``load_config_from_module_name_or_filename`` skips names it does not know, 22.0 to 27.0).
+Each row is a field of :class:`Settings`; the name that users write is ``grace_`` and the field's
+name, and in the environment the same in capitals. :func:`adopt` puts the rows into the gunicorn
+``Config`` that is loading a configuration file, so that they behave as gunicorn's own: assigned in
+a file, checked as they are assigned, printed by ``--print-config``, read again on SIGHUP. Without
+that, gunicorn would silently ignore every one of them (``load_config_from_module_name_or_filename``
+skips names it does not know, 22.0 to 27.0).
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ TERMINATION_LOG = "/dev/termination-log"
 
 
 class Secret(str):
-    """A value that is never shown: ``--print-config`` and gunicorn's debug log print every setting."""
+    """A value that is never shown: ``--print-config`` and gunicorn's debug log print every
+    setting."""
 
     def __str__(self) -> str:
         return "********"
@@ -45,7 +48,8 @@ class Secret(str):
         return format(str(self), spec)
 
     def reveal(self) -> bytes:
-        """The secret itself, to compare with; a variable of the environment may hold any bytes (PEP 383)."""
+        """The secret itself, to compare with; a variable of the environment may hold any bytes (PEP
+        383)."""
         return self.encode("utf-8", "surrogateescape")
 
 
@@ -62,7 +66,12 @@ def _seconds(name: str, value: Any) -> float:
     if number < 0:
         raise SettingError(name, value, "is less than 0 s", fix)
     if number > A_YEAR:
-        raise SettingError(name, value, f"is more than {A_YEAR} s, a year", "give less: the shared memory counts ns")
+        raise SettingError(
+            name,
+            value,
+            f"is more than {A_YEAR} s, a year",
+            "give less: the shared memory counts ns",
+        )
     return int(number) if number.is_integer() else number
 
 
@@ -72,7 +81,9 @@ def _seconds_or_auto(name: str, value: Any) -> float | str:
     try:
         return _seconds(name, value)
     except SettingError:
-        raise SettingError(name, value, "is no number of seconds, 0 or more", 'give one, or "auto"') from None
+        raise SettingError(
+            name, value, "is no number of seconds, 0 or more", 'give one, or "auto"'
+        ) from None
 
 
 def _share(name: str, value: Any) -> float:
@@ -99,10 +110,16 @@ def _flag(name: str, value: Any) -> bool:
 
 def _path(name: str, value: Any) -> str:
     if not isinstance(value, str) or not value.startswith("/"):
-        shown = value if isinstance(value, str) and value.isascii() and value.isalnum() else "readyz"
-        raise SettingError(name, value, "does not begin with a slash", f'give a path such as "/{shown}"')
+        shown = (
+            value if isinstance(value, str) and value.isascii() and value.isalnum() else "readyz"
+        )
+        raise SettingError(
+            name, value, "does not begin with a slash", f'give a path such as "/{shown}"'
+        )
     if any(c in value for c in "?# \t\r\n"):
-        raise SettingError(name, value, "is no bare path", "leave out query, fragment and white space")
+        raise SettingError(
+            name, value, "is no bare path", "leave out query, fragment and white space"
+        )
     return value
 
 
@@ -117,7 +134,9 @@ def _paths(name: str, value: Any) -> list[str]:
 def _choice(*words: str) -> Callable[[str, Any], str]:
     def parse(name: str, value: Any) -> str:
         if value not in words:
-            raise SettingError(name, value, "is none of the choices", "give " + ", ".join(map(repr, words)))
+            raise SettingError(
+                name, value, "is none of the choices", "give " + ", ".join(map(repr, words))
+            )
         return str(value)
 
     return parse
@@ -135,7 +154,9 @@ def _secret(name: str, value: Any) -> Secret | None:
         with open(file, encoding="utf-8") as stream:
             content = stream.read().strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise SettingError(name, value, f"cannot be read ({error})", "give a file that the arbiter may read") from None
+        raise SettingError(
+            name, value, f"cannot be read ({error})", "give a file that the arbiter may read"
+        ) from None
     if not content:
         raise SettingError(name, value, "is an empty file", "put the token into it")
     return Secret(content)
@@ -164,7 +185,9 @@ def _optional_address(name: str, value: Any) -> str | None:
         if not path.startswith("/") or path.endswith("/") or not path.isprintable():
             raise SettingError(name, value, "has no absolute path of a file", fix)
         if len(os.fsencode(path)) > SUN_PATH:
-            raise SettingError(name, value, f"has a path of more than {SUN_PATH} bytes", "give a shorter one")
+            raise SettingError(
+                name, value, f"has a path of more than {SUN_PATH} bytes", "give a shorter one"
+            )
         return value
     host, colon, port = value.rpartition(":")
     if not colon or not host:
@@ -194,16 +217,21 @@ def address_of(bind: str) -> str | tuple[str, int]:
 def _row(default: Any, parse: Callable[[str, Any], Any], meaning: str) -> Any:
     metadata = {"parse": parse, "meaning": meaning, "default": default}
     if isinstance(default, list):
-        return dataclasses.field(default_factory=functools.partial(list, default), metadata=metadata)
+        return dataclasses.field(
+            default_factory=functools.partial(list, default), metadata=metadata
+        )
     return dataclasses.field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of one instance, checked, as the rest of the package reads them. Durations are seconds."""
+    """The settings of one instance, checked, as the rest of the package reads them. Durations are
+    seconds."""
 
     shutdown_delay: float = _row(
-        10, _seconds, "How long LAME_DUCK lasts, in seconds, unless quiet ends it early or late requests extend it."
+        10,
+        _seconds,
+        "How long LAME_DUCK lasts, in seconds, unless quiet ends it early or late requests extend it.",
     )
     min_delay: float = _row(5, _seconds, "LAME_DUCK never ends as quiet before this many seconds.")
     extend_delay: bool = _row(
@@ -229,7 +257,9 @@ class Settings:
     termination_period: float = _row(
         30, _seconds, "The platform's terminationGracePeriodSeconds; 0 when it is not known."
     )
-    exit_margin: float = _row(2, _seconds, "Be gone this many seconds before the platform's period is over.")
+    exit_margin: float = _row(
+        2, _seconds, "Be gone this many seconds before the platform's period is over."
+    )
     readiness_delay: float = _row(
         0,
         _seconds,
@@ -237,7 +267,9 @@ class Settings:
         "instance that is not ready.",
     )
     readiness_path: str = _row("/readyz", _path, "Where readiness is answered.")
-    liveness_path: str = _row("/livez", _path, "Where liveness is answered; /healthz is an alias of it.")
+    liveness_path: str = _row(
+        "/livez", _path, "Where liveness is answered; /healthz is an alias of it."
+    )
     startup_path: str = _row("/startupz", _path, "Where start-up is answered.")
     dockerflow: bool = _row(
         False,
@@ -249,7 +281,9 @@ class Settings:
         ["/metrics"], _paths, "Requests that count neither as traffic nor as late; probes never do."
     )
     trigger: str = _row(
-        LOCAL, _choice(OFF, LOCAL, TOKEN), 'Who may begin the shutdown with ?down=true: "off", "local" or "token".'
+        LOCAL,
+        _choice(OFF, LOCAL, TOKEN),
+        'Who may begin the shutdown with ?down=true: "off", "local" or "token".',
     )
     trigger_token: Secret | None = _row(
         None, _secret, 'The secret of the trigger "token"; "file:/path" reads it from a file.'
@@ -261,7 +295,9 @@ class Settings:
         "there, also while every worker is busy.",
     )
     log_probes: bool = _row(
-        False, _flag, "Whether probes that succeed are written to the access log; those that fail always are."
+        False,
+        _flag,
+        "Whether probes that succeed are written to the access log; those that fail always are.",
     )
     report: str | None = _row(
         TERMINATION_LOG if "KUBERNETES_SERVICE_HOST" in os.environ else None,
@@ -301,11 +337,14 @@ def check(settings: Settings) -> None:
     for name, path in paths.items():
         twins = [other for other, its in paths.items() if its == path and other != name]
         if twins:
-            raise ConfigurationError(f"{name} and {twins[0]} are both {path!r}: give each its own path")
+            raise ConfigurationError(
+                f"{name} and {twins[0]} are both {path!r}: give each its own path"
+            )
 
 
 def longest_delay(s: Settings) -> float:
-    """How long LAME_DUCK lasts at the most, unless late requests extend it: the delay, or what the budget leaves it."""
+    """How long LAME_DUCK lasts at the most, unless late requests extend it: the delay, or what the
+    budget leaves it."""
     if not s.termination_period:
         return s.shutdown_delay
     return min(s.shutdown_delay, max(0.0, s.termination_period - s.exit_margin - s.drain_reserve))
@@ -314,12 +353,16 @@ def longest_delay(s: Settings) -> float:
 def budget_line(s: Settings, *, graceful_timeout_given: bool) -> tuple[bool, str]:
     """What the timeline comes to, in one line, and whether that is a warning.
 
-    :param graceful_timeout_given: whether a person chose ``graceful_timeout``; a default that is cut is no news.
+    :param graceful_timeout_given: whether a person chose ``graceful_timeout``; a default that is
+        cut is no news.
     """
     lame_duck = s.shutdown_delay
     if not s.termination_period:
         drain = s.graceful_timeout
-        return False, f"lame duck {lame_duck:g} s, then up to {drain:g} s to drain; the platform's period is not known"
+        return (
+            False,
+            f"lame duck {lame_duck:g} s, then up to {drain:g} s to drain; the platform's period is not known",
+        )
     gone_by = max(0.0, s.termination_period - s.exit_margin)
     left = gone_by - lame_duck
     needed = lame_duck + s.graceful_timeout + s.exit_margin
@@ -348,9 +391,11 @@ def budget_line(s: Settings, *, graceful_timeout_given: bool) -> tuple[bool, str
 
 
 class AdoptedSettings(dict[str, Any]):
-    """The settings of a ``Config`` that knows ours, and that refuses a ``grace_*`` name which nobody knows.
+    """The settings of a ``Config`` that knows ours, and that refuses a ``grace_*`` name which
+    nobody knows.
 
-    gunicorn asks ``name in cfg.settings`` for each name of a configuration file and silently skips what is not there.
+    gunicorn asks ``name in cfg.settings`` for each name of a configuration file and silently skips
+    what is not there.
     """
 
     def __contains__(self, name: object) -> bool:
@@ -366,7 +411,8 @@ class AdoptedSettings(dict[str, Any]):
 def setting_classes() -> tuple[type, ...]:
     """gunicorn ``Setting`` classes for the rows, registered in ``KNOWN_SETTINGS`` once a process.
 
-    Made on demand, so that reading the table needs no gunicorn (the Flask blueprint also runs where gunicorn does not).
+    Made on demand, so that reading the table needs no gunicorn (the Flask blueprint also runs where
+    gunicorn does not).
     """
     from gunicorn.config import Setting
 
@@ -375,14 +421,16 @@ def setting_classes() -> tuple[type, ...]:
         parse = field.metadata["parse"]
 
         def set_value(self: Any, value: Any) -> None:
-            # The file's value is checked even where the environment wins: a typo must not wait for another Deployment.
+            # The file's value is checked even where the environment wins: a typo must not wait for
+            # another Deployment.
             self.value = parse(name, value)
             given = os.environ.get(name.upper())
             if given is not None:
                 self.value = parse(name.upper(), given)
 
         def initialise(self: Any) -> None:
-            # Setting.__init__ leaves a default of None alone (22.0 to 27.0); the environment must count there too.
+            # Setting.__init__ leaves a default of None alone (22.0 to 27.0); the environment must
+            # count there too.
             self.set(field.metadata["default"])
 
         meta: Any = type(Setting)
@@ -411,14 +459,17 @@ _adopted: Config | None = None
 
 
 def loaded() -> Settings | None:
-    """The settings of the configuration that this process loaded last; ``None`` where gunicorn loaded none."""
+    """The settings of the configuration that this process loaded last; ``None`` where gunicorn
+    loaded none."""
     return None if _adopted is None else Settings.of(_adopted)
 
 
 def adopt(cfg: Config, hooks: Mapping[str, Hook]) -> None:
-    """Make ``cfg`` know our settings, and call our hooks before the user's. Doing it twice changes nothing.
+    """Make ``cfg`` know our settings, and call our hooks before the user's. Doing it twice changes
+    nothing.
 
-    Runs in the arbiter while a configuration file is being executed, and again when SIGHUP has made a new ``Config``.
+    Runs in the arbiter while a configuration file is being executed, and again when SIGHUP has made
+    a new ``Config``.
 
     :raises SettingError: an environment variable has a value that its setting cannot have.
     """
@@ -439,7 +490,8 @@ def adopt(cfg: Config, hooks: Mapping[str, Hook]) -> None:
 
 
 def _check_after_loading(cfg: Config) -> None:
-    # Config.validate is gunicorn's own last step of loading (27.0; before it `check` runs at start alone).
+    # Config.validate is gunicorn's own last step of loading (27.0; before it `check` runs at start
+    # alone).
     theirs = getattr(type(cfg), "validate", None)
 
     def validate() -> None:
@@ -447,15 +499,18 @@ def _check_after_loading(cfg: Config) -> None:
             theirs(cfg)
         check(Settings.of(cfg))
 
-    configuration: Any = cfg  # setattr, and not vars(): a dict that was asked for is looked up the slow way.
+    configuration: Any = (
+        cfg  # setattr, and not vars(): a dict that was asked for is looked up the slow way.
+    )
     configuration.validate = validate
 
 
 def _chain(setting: Any, ours: Hook) -> None:
     """Let a hook's ``Setting`` hold our hook and the user's in one.
 
-    gunicorn's own ``set`` still sees the user's function, so arity and type are checked as ever; a file that defines
-    its hook after ours was installed goes through ``set`` and is chained all the same.
+    gunicorn's own ``set`` still sees the user's function, so arity and type are checked as ever; a
+    file that defines its hook after ours was installed goes through ``set`` and is chained all the
+    same.
     """
     cls_set = type(setting).set
 
@@ -468,7 +523,8 @@ def _chain(setting: Any, ours: Hook) -> None:
 
 
 def _note_when_set(setting: Any) -> None:
-    """Let ``setting.given`` say whether a person chose the value: one that equals the default looks no different."""
+    """Let ``setting.given`` say whether a person chose the value: one that equals the default looks
+    no different."""
     cls_set = type(setting).set
     setting.given = setting.value != setting.default
 

@@ -1,19 +1,22 @@
 """The memory that all processes of one instance share: who is where, and how far the shutdown is.
 
-Without it each worker would know of a shutdown only when its own SIGTERM came, which is when it stops serving.
+Without it each worker would know of a shutdown only when its own SIGTERM came, which is when it
+stops serving.
 
-Layout: signed 64-bit integers in the machine's byte order, each 8-byte aligned. Times are CLOCK_MONOTONIC nanoseconds
-(one clock for every process of a machine, and no administrator can set it); 0 means "never". A header of 64 cells,
-then a slot of 8 cells (64 bytes, a cache line) for each worker, then a meter of 8 cells for each worker; and with a
-probe port (``grace_probe_bind``), where ``BOARDS`` says, a board for each worker: what its own threads know and the
-probe responder, another process, cannot. ``LAYOUT`` counts when a cell changes its place or its meaning; what is
-appended leaves it as it is.
+Layout: signed 64-bit integers in the machine's byte order, each 8-byte aligned. Times are
+CLOCK_MONOTONIC nanoseconds (one clock for every process of a machine, and no administrator can set
+it); 0 means "never". A header of 64 cells, then a slot of 8 cells (64 bytes, a cache line) for each
+worker, then a meter of 8 cells for each worker; and with a probe port (``grace_probe_bind``), where
+``BOARDS`` says, a board for each worker: what its own threads know and the probe responder, another
+process, cannot. ``LAYOUT`` counts when a cell changes its place or its meaning; what is appended
+leaves it as it is.
 
-Atomicity: an item of a ``memoryview`` cast to ``"q"`` is loaded and stored by one ``memcpy`` of a constant 8 bytes
-(CPython, ``Objects/memoryobject.c``, ``unpack_single`` and ``pack_single``), which compilers turn into one aligned
-load or store; x86-64 and arm64 guarantee that those never tear. No lock spans processes, so a process that dies in
-between leaves every cell either as it was or as it should be. What needs more than one cell is written so that each
-order of reading is right: see ``TRIGGER``.
+Atomicity: an item of a ``memoryview`` cast to ``"q"`` is loaded and stored by one ``memcpy`` of a
+constant 8 bytes (CPython, ``Objects/memoryobject.c``, ``unpack_single`` and ``pack_single``), which
+compilers turn into one aligned load or store; x86-64 and arm64 guarantee that those never tear. No
+lock spans processes, so a process that dies in between leaves every cell either as it was or as it
+should be. What needs more than one cell is written so that each order of reading is right: see
+``TRIGGER``.
 
 Who writes what (one writer for each cell at each time):
 
@@ -34,10 +37,11 @@ cells                                  writer
 all else of a board                    the worker
 =====================================  ======================================================================
 
-The arbiter frees the slot of a dead worker from ``child_exit``. ``REQUESTS`` and ``SINCE_T0`` stay in it, and the next
-worker of the slot counts on from there. So each of them only ever grows, and a sum over all slots that were ever used
-never goes back, whoever reads it, whenever, and whichever process has just died. Were they moved into the header, a
-reader in another process could meet them there and in the slot, or in neither.
+The arbiter frees the slot of a dead worker from ``child_exit``. ``REQUESTS`` and ``SINCE_T0`` stay
+in it, and the next worker of the slot counts on from there. So each of them only ever grows, and a
+sum over all slots that were ever used never goes back, whoever reads it, whenever, and whichever
+process has just died. Were they moved into the header, a reader in another process could meet them
+there and in the slot, or in neither.
 """
 
 from __future__ import annotations
@@ -61,8 +65,8 @@ LINK = f"/memfd:{NAME}"
 MAGIC_NUMBER = int.from_bytes(b"ggrace\0\1", sys.byteorder)
 LAYOUT = 1
 SLOTS = 1024
-"""Workers that can be counted at a time. 128 KiB in all, with boards 3 MiB more, of which only what is used takes
-memory."""
+"""Workers that can be counted at a time. 128 KiB in all, with boards 3 MiB more, of which only what
+is used takes memory."""
 
 NS = 1_000_000_000
 
@@ -92,10 +96,10 @@ NS = 1_000_000_000
     FAILED,
     BOARDS,
 ) = range(24)
-"""Cells of the header. RATE is requests per 1000 seconds; DELAY is how long LAME_DUCK lasts at the most if no late
-request extends it (ns); DELAY_OVER is when a SIGTERM would first have drained at once: what ``prestop`` waits for;
-SLOTS_USED is one more than the highest number that a worker's slot ever had; BOARDS is where the boards begin, 0 where
-there are none."""
+"""Cells of the header. RATE is requests per 1000 seconds; DELAY is how long LAME_DUCK lasts at the
+most if no late request extends it (ns); DELAY_OVER is when a SIGTERM would first have drained at
+once: what ``prestop`` waits for; SLOTS_USED is one more than the highest number that a worker's
+slot ever had; BOARDS is where the boards begin, 0 where there are none."""
 
 HEADER_CELLS = 64
 SLOT_CELLS = METER_CELLS = 8
@@ -103,30 +107,40 @@ SLOT_CELLS = METER_CELLS = 8
 PID, AGE, BOOTED, IN_FLIGHT, REQUESTS, SINCE_T0, LAST_ARRIVAL, HOLDS = range(8)
 """Cells of a slot. REQUESTS and SINCE_T0 are of all workers that had it, one after another."""
 
-CLAIMED, DISMISSED, TERM_SEEN, CUT_OFF, LONGEST, LONGEST_BEFORE, WINDOW, EMPTY_SINCE = range(METER_CELLS)
-"""Cells of a meter. DISMISSED is when the arbiter first told the worker to go (ns), TERM_SEEN when the worker last
-handled a SIGTERM: before the other, it asks whether it is to go. LONGEST is the longest request (ns) since WINDOW
-began, LONGEST_BEFORE the one before. EMPTY_SINCE is when the accept queues of a worker that has its own
-(``reuse_port``) were last seen to become empty."""
+CLAIMED, DISMISSED, TERM_SEEN, CUT_OFF, LONGEST, LONGEST_BEFORE, WINDOW, EMPTY_SINCE = range(
+    METER_CELLS
+)
+"""Cells of a meter. DISMISSED is when the arbiter first told the worker to go (ns), TERM_SEEN when
+the worker last handled a SIGTERM: before the other, it asks whether it is to go. LONGEST is the
+longest request (ns) since WINDOW began, LONGEST_BEFORE the one before. EMPTY_SINCE is when the
+accept queues of a worker that has its own (``reuse_port``) were last seen to become empty."""
 
 HEARTBEAT, SHOWN = range(2)
-"""Cells of a board, before its entries: when the worker last told gunicorn that it lives, and how many entries count.
+"""Cells of a board, before its entries: when the worker last told gunicorn that it lives, and how
+many entries count.
 """
 
 ENTRIES = 32
 """Checks that a board has room for."""
 
 NAME_BYTES = 64
-ENTRY_NAME, ENTRY_KIND, ENTRY_GOOD_FOR, ENTRY_RESULT = 0, NAME_BYTES // 8, NAME_BYTES // 8 + 1, NAME_BYTES // 8 + 2
-"""Cells of an entry: the check's name in UTF-8, the kind of probe that asks for it, for how long a result
-of it counts (ns), and the result: the time, and in its lowest bit whether the check passed: one store tells both. The
-first three are written before SHOWN counts the entry and never again, so no reader sees them half written."""
+ENTRY_NAME, ENTRY_KIND, ENTRY_GOOD_FOR, ENTRY_RESULT = (
+    0,
+    NAME_BYTES // 8,
+    NAME_BYTES // 8 + 1,
+    NAME_BYTES // 8 + 2,
+)
+"""Cells of an entry: the check's name in UTF-8, the kind of probe that asks for it, for how long a
+result of it counts (ns), and the result: the time, and in its lowest bit whether the check passed:
+one store tells both. The first three are written before SHOWN counts the entry and never again, so
+no reader sees them half written."""
 
 BOARD_HEAD, ENTRY_CELLS = 8, NAME_BYTES // 8 + 4
 BOARD_CELLS = BOARD_HEAD + ENTRIES * ENTRY_CELLS
 
 ORIGIN_MASK = 0b111
-"""TRIGGER holds the time and, in its three lowest bits (8 ns), who triggered: one store tells both."""
+"""TRIGGER holds the time and, in its three lowest bits (8 ns), who triggered: one store tells
+both."""
 
 LONGEST_WINDOW = 300 * NS
 
@@ -148,7 +162,13 @@ class Shown(NamedTuple):
 
 def _terminating(cells: memoryview[int]) -> Callable[[], bool]:
     # A closure over local names: every request asks twice.
-    phase, lame_duck, sigterm, trigger, consumed = PHASE, int(Phase.LAME_DUCK), SIGTERM, TRIGGER, CONSUMED
+    phase, lame_duck, sigterm, trigger, consumed = (
+        PHASE,
+        int(Phase.LAME_DUCK),
+        SIGTERM,
+        TRIGGER,
+        CONSUMED,
+    )
 
     def is_terminating() -> bool:
         return cells[phase] >= lame_duck or cells[sigterm] != 0 or cells[trigger] > cells[consumed]
@@ -157,8 +177,9 @@ def _terminating(cells: memoryview[int]) -> Callable[[], bool]:
 
 
 def _occupy_standard_streams() -> None:
-    """Where the server was started with its standard streams closed, the memory (and the duplicate that ``mmap`` makes)
-    would take their descriptors, and what something prints would land in it."""
+    """Where the server was started with its standard streams closed, the memory (and the duplicate
+    that ``mmap`` makes) would take their descriptors, and what something prints would land in
+    it."""
     with contextlib.suppress(OSError):
         while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
             os.set_inheritable(fd, True)
@@ -176,18 +197,22 @@ class State:
         self.fd = fd
         self._map = map_
         if len(map_) < HEADER_CELLS * 8:
-            raise StateError(f"shared memory of {len(map_)} bytes < {HEADER_CELLS * 8} bytes of a header")
+            raise StateError(
+                f"shared memory of {len(map_)} bytes < {HEADER_CELLS * 8} bytes of a header"
+            )
         self.cells = memoryview(map_)[: len(map_) // 8 * 8].cast("q")
         self.is_booted_worker = False
         """Whether this process is a worker that has booted: it may have no slot to say so in."""
         self.is_terminating = _terminating(self.cells)
-        """Whether the shutdown has begun, seen from any process and at once: also before the arbiter's loop knows."""
+        """Whether the shutdown has begun, seen from any process and at once: also before the
+        arbiter's loop knows."""
 
     @classmethod
     def create(cls, slots: int = SLOTS, *, boards: bool = False) -> State:
         """Make the memory. Runs in the arbiter, before the first fork; workers inherit the mapping.
 
-        :param boards: whether workers have to tell a probe responder what they know: 3 KiB more for each that does.
+        :param boards: whether workers have to tell a probe responder what they know: 3 KiB more for
+            each that does.
         """
         places = HEADER_CELLS + slots * (SLOT_CELLS + METER_CELLS)
         size = (places + boards * slots * BOARD_CELLS) * 8
@@ -198,7 +223,9 @@ class State:
                 fd = os.memfd_create(NAME, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         if fd >= 0:
             os.ftruncate(fd, size)
-            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+            fcntl.fcntl(
+                fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+            )
         state = cls(fd, mmap.mmap(fd, size))
         cells = state.cells
         cells[VERSION], cells[SLOT_COUNT], cells[ARBITER] = LAYOUT, slots, os.getpid()
@@ -224,7 +251,9 @@ class State:
         size = os.fstat(fd).st_size
         if size < HEADER_CELLS * 8:
             os.close(fd)
-            raise StateError(f"{path}: {size} bytes < {HEADER_CELLS * 8} bytes of a header: not gunicorn-grace")
+            raise StateError(
+                f"{path}: {size} bytes < {HEADER_CELLS * 8} bytes of a header: not gunicorn-grace"
+            )
         state = cls(fd, mmap.mmap(fd, size))
         problem = state._problem(size)
         if problem:
@@ -249,7 +278,8 @@ class State:
         return None
 
     def close(self) -> None:
-        """Give the mapping back. Only for processes that opened it; an instance keeps it until it ends."""
+        """Give the mapping back. Only for processes that opened it; an instance keeps it until it
+        ends."""
         self.cells.release()
         self._map.close()
         if self.fd >= 0:
@@ -260,16 +290,17 @@ class State:
         """Whether other processes can find the memory: not where it is an anonymous mapping."""
         return self.fd >= 0
 
-    # -- reading: any process ------------------------------------------------------------------------------------
+    # -- reading: any process ----
 
     def is_triggered(self) -> bool:
-        """Whether a trigger is in force. One that came before ``CONSUMED`` was taken back or has expired."""
+        """Whether a trigger is in force. One that came before ``CONSUMED`` was taken back or has
+        expired."""
         cells = self.cells
         return cells[TRIGGER] > cells[CONSUMED]
 
     def phase(self) -> Phase:
-        """The phase. What the arbiter takes up only at its next look, up to a second later, already counts: that a
-        worker has booted, a signal, a trigger."""
+        """The phase. What the arbiter takes up only at its next look, up to a second later, already
+        counts: that a worker has booted, a signal, a trigger."""
         phase = Phase(self.cells[PHASE])
         if phase is Phase.STARTING and (
             self.is_booted_worker or any(self.cells[s + BOOTED] for _, s, _ in self.slots())
@@ -295,7 +326,8 @@ class State:
     def t0_unix(self) -> float | None:
         """When the shutdown began, as a Unix time in seconds; ``None`` while it has not.
 
-        Worked out anew from the monotonic clock: where the wall clock is set meanwhile, this moves with it."""
+        Worked out anew from the monotonic clock: where the wall clock is set meanwhile, this moves
+        with it."""
         t0 = self.t0()
         return round(time.time() - (time.monotonic_ns() - t0) / NS, 3) if t0 else None
 
@@ -304,21 +336,28 @@ class State:
         return sum(self.cells[slot + cell] for _, slot, _ in self.slots())
 
     def total_ever(self, cell: int) -> int:
-        """The sum of ``REQUESTS`` or ``SINCE_T0`` over all workers there ever were. It never goes back."""
+        """The sum of ``REQUESTS`` or ``SINCE_T0`` over all workers there ever were. It never goes
+        back."""
         used = min(self.cells[SLOTS_USED], self.cells[SLOT_COUNT])
         return sum(self.cells[self.slot(number) + cell] for number in range(used))
 
     def slots(self) -> Iterator[tuple[int, int, int]]:
         """For each claimed slot: its number, where its cells begin, and where its meter's begin."""
-        # One strided copy: 1024 looks in Python take 0.2 ms, and a probe responder makes them for each probe.
-        claimed = self.cells[self.meter(0) + CLAIMED : self.meter(self.cells[SLOT_COUNT]) : METER_CELLS].tolist()
+        # One strided copy: 1024 looks in Python take 0.2 ms, and a probe responder makes them for
+        # each probe.
+        claimed = self.cells[
+            self.meter(0) + CLAIMED : self.meter(self.cells[SLOT_COUNT]) : METER_CELLS
+        ].tolist()
         for number, is_claimed in enumerate(claimed):
             if is_claimed:
                 yield number, self.slot(number), self.meter(number)
 
     def cut_off(self, number: int) -> int:
-        """How many requests would be lost if the worker of a slot ended now, or were when it was interrupted."""
-        return max(self.cells[self.slot(number) + IN_FLIGHT], self.cells[self.meter(number) + CUT_OFF])
+        """How many requests would be lost if the worker of a slot ended now, or were when it was
+        interrupted."""
+        return max(
+            self.cells[self.slot(number) + IN_FLIGHT], self.cells[self.meter(number) + CUT_OFF]
+        )
 
     def slot(self, number: int) -> int:
         """Where the cells of slot ``number`` begin."""
@@ -350,7 +389,10 @@ class State:
 
     def _entry(self, entry: int) -> Shown:
         cells = self.cells
-        name = b"".join(cells[entry + cell].to_bytes(8, sys.byteorder, signed=True) for cell in range(ENTRY_KIND))
+        name = b"".join(
+            cells[entry + cell].to_bytes(8, sys.byteorder, signed=True)
+            for cell in range(ENTRY_KIND)
+        )
         result = cells[entry + ENTRY_RESULT]
         return Shown(
             name.rstrip(b"\0").decode("utf-8", "replace"),
@@ -360,12 +402,13 @@ class State:
             bool(result & 1),
         )
 
-    # -- writing ---------------------------------------------------------------------------------------------------
+    # -- writing ----
 
     def trigger(self, origin: int, now: int | None = None) -> bool:
         """Begin the shutdown. Runs in a worker or in the CLI.
 
-        The first trigger wins. Two that race may both store: both then mean "now", and the arbiter takes up one.
+        The first trigger wins. Two that race may both store: both then mean "now", and the arbiter
+        takes up one.
 
         :returns: whether this call began it; ``False`` when it had begun before.
         """
@@ -390,11 +433,12 @@ class State:
         cells[meter + CLAIMED] = 1
 
     def show(self, number: int, name: str, kind: int, good_for: int) -> int | None:
-        """Add a check to the board of slot ``number``, its result unknown. The worker, in one thread.
+        """Add a check to the board of slot ``number``, its result unknown. The worker, in one
+        thread.
 
         :param good_for: nanoseconds for which a result counts.
-        :returns: the cell that its results go to (see :data:`ENTRY_NAME`); ``None`` when there is no room for it, in
-            the board or for the name.
+        :returns: the cell that its results go to (see :data:`ENTRY_NAME`); ``None`` when there is
+            no room for it, in the board or for the name.
         """
         board, encoded, cells = self.board(number), name.encode(), self.cells
         if board is None or cells[board + SHOWN] >= ENTRIES or len(encoded) > NAME_BYTES:
@@ -402,15 +446,22 @@ class State:
         entry = board + BOARD_HEAD + cells[board + SHOWN] * ENTRY_CELLS
         padded = encoded.ljust(NAME_BYTES, b"\0")
         for cell in range(ENTRY_KIND):
-            cells[entry + cell] = int.from_bytes(padded[8 * cell : 8 * cell + 8], sys.byteorder, signed=True)
-        cells[entry + ENTRY_KIND], cells[entry + ENTRY_GOOD_FOR], cells[entry + ENTRY_RESULT] = kind, good_for, 0
+            cells[entry + cell] = int.from_bytes(
+                padded[8 * cell : 8 * cell + 8], sys.byteorder, signed=True
+            )
+        cells[entry + ENTRY_KIND], cells[entry + ENTRY_GOOD_FOR], cells[entry + ENTRY_RESULT] = (
+            kind,
+            good_for,
+            0,
+        )
         cells[board + SHOWN] += 1  # Last: who counts it sees the rest.
         return entry + ENTRY_RESULT
 
     def free(self, number: int) -> int:
         """Take a dead worker's slot back, its totals kept. Arbiter.
 
-        :returns: how many requests died with the worker: those in flight, or those that it counted as cut off itself.
+        :returns: how many requests died with the worker: those in flight, or those that it counted
+            as cut off itself.
         """
         cells, slot = self.cells, self.slot(number)
         cut_off = self.cut_off(number)
@@ -425,7 +476,8 @@ current: State | None = None
 
 
 def instances(proc: str = "/proc") -> list[str]:
-    """The memories of all instances that this user may open, one ``/proc/<pid>/fd/<n>`` each. Linux only."""
+    """The memories of all instances that this user may open, one ``/proc/<pid>/fd/<n>`` each. Linux
+    only."""
     found: dict[tuple[int, int], str] = {}
     for pid in filter(str.isdigit, os.listdir(proc)):
         with contextlib.suppress(OSError):

@@ -1,14 +1,16 @@
-"""A shutdown without gunicorn, for the tests of an application: this process pretends to be in a phase.
+"""A shutdown without gunicorn, for the tests of an application: this process pretends to be in a
+phase.
 
 Without it an application could try what it does in a shutdown only with real processes and real time::
 
     with in_phase(Phase.LAME_DUCK, seconds_left=8):
         assert client.get("/readyz").status_code == 503
 
-Everything then answers as in a worker of an instance in that phase: ``phase()``, ``is_terminating()`` and
-``seconds_left()``, the probes of the blueprint and of the middlewares, holds and ``until_terminating``. No process is
-started, no signal handler is set, no time passes: what would happen by itself is done when a test says so. The pytest
-fixture ``grace_instance`` is in :mod:`gunicorn_grace.pytest_plugin`; this module needs no pytest.
+Everything then answers as in a worker of an instance in that phase: ``phase()``,
+``is_terminating()`` and ``seconds_left()``, the probes of the blueprint and of the middlewares,
+holds and ``until_terminating``. No process is started, no signal handler is set, no time passes:
+what would happen by itself is done when a test says so. The pytest fixture ``grace_instance`` is in
+:mod:`gunicorn_grace.pytest_plugin`; this module needs no pytest.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ NUMBER = 0
 
 
 class _Pretended(st.State):
-    """A memory that no other process has, and that no command finds; and a clock that stands still."""
+    """A memory that no other process has, and that no command finds; and a clock that stands
+    still."""
 
     left: float | None = None
 
@@ -56,7 +59,8 @@ class Instance:
     def enter(self, phase: Phase, *, seconds_left: float | None = None) -> None:
         """Go to a phase, whichever it was in: a test may well go back.
 
-        Back to SERVING is what ``undrain`` does: the next shutdown is another, in which callbacks run again.
+        Back to SERVING is what ``undrain`` does: the next shutdown is another, in which callbacks
+        run again.
 
         :param seconds_left: what ``seconds_left()`` says from now on; it does not count down.
         :raises UsageError: there are seconds left where no shutdown has begun, or fewer than none.
@@ -77,12 +81,14 @@ class Instance:
         cells[st.PHASE] = phase
 
     def run_callbacks(self) -> None:
-        """Run the callbacks that the phase asks for and that have not run in this shutdown, in their order.
+        """Run the callbacks that the phase asks for and that have not run in this shutdown, in
+        their order.
 
-        As in a worker each runs in a thread of its own, where there is no application context, and has its timeout.
+        As in a worker each runs in a thread of its own, where there is no application context, and
+        has its timeout.
 
-        :raises BaseException: what a callback raised; a ``TimeoutError`` that names the one that did not end in time.
-            Those after it have not run then.
+        :raises BaseException: what a callback raised; a ``TimeoutError`` that names the one that
+            did not end in time. Those after it have not run then.
         """
         while due := self._duties.due():
             error = self._duties.run(due[0])
@@ -96,11 +102,14 @@ class Instance:
 
 
 @contextlib.contextmanager
-def in_phase(phase: Phase = Phase.LAME_DUCK, *, seconds_left: float | None = None) -> Iterator[Instance]:
-    """Let this process pretend to be a worker of an instance in a phase; at its end everything is as it was before.
+def in_phase(
+    phase: Phase = Phase.LAME_DUCK, *, seconds_left: float | None = None
+) -> Iterator[Instance]:
+    """Let this process pretend to be a worker of an instance in a phase; at its end everything is
+    as it was before.
 
-    A context manager and a decorator. One within another hides it. Every thread of the process sees the same phase.
-    Settings are the defaults, unless this process has loaded others.
+    A context manager and a decorator. One within another hides it. Every thread of the process sees
+    the same phase. Settings are the defaults, unless this process has loaded others.
 
     :param seconds_left: what ``seconds_left()`` says; ``None`` for an instance without a deadline.
     :raises UsageError: this is a process of a real gunicorn; or see :meth:`Instance.enter`.

@@ -1,7 +1,9 @@
-"""The probes in front of a WSGI application: the overlay that is always there, and a middleware for those who ask.
+"""The probes in front of a WSGI application: the overlay that is always there, and a middleware for
+those who ask.
 
-Thin adapters: :class:`Responder` turns an environ into an :class:`~gunicorn_grace.probes.Answer`, and everything else
-only puts it on the wire. Runs in worker processes; outside gunicorn every answer is that of a serving instance.
+Thin adapters: :class:`Responder` turns an environ into an :class:`~gunicorn_grace.probes.Answer`,
+and everything else only puts it on the wire. Runs in worker processes; outside gunicorn every
+answer is that of a serving instance.
 """
 
 from __future__ import annotations
@@ -26,8 +28,9 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 NO_ANSWER = frozenset({"301", "302", "303", "307", "308", "400", "401", "403", "404", "405", "421"})
-"""What an application says that has no probe there: no such route (404, 405), a host that it does not trust (400, 421),
-a login that it wants first (401, 403, a redirect). Any other answer is one, a 429 or a 503 among them."""
+"""What an application says that has no probe there: no such route (404, 405), a host that it does
+not trust (400, 421), a login that it wants first (401, 403, a redirect). Any other answer is one, a
+429 or a 503 among them."""
 
 ANSWERED = "gunicorn_grace.answered"
 """Put into the environ by whoever of ours has answered it, for an overlay that is further out."""
@@ -61,13 +64,16 @@ class Question:
     def answer(self, again: Callable[[], Situation]) -> Answer:
         """The answer. Waits for the checks, at most for the longest of their timeouts.
 
-        :param again: gives the situation anew, for when it had to wait: the shutdown may have begun meanwhile.
+        :param again: gives the situation anew, for when it had to wait: the shutdown may have begun
+            meanwhile.
         """
         outcomes = [one if isinstance(one, Outcome) else one.outcome() for one in self.begun]
         waited = any(isinstance(one, Run) for one in self.begun)
         situation = again() if waited else self.situation
         kind, check = self.target
-        return self.probes.answer(kind, situation, outcomes, self.query, check=check, known=self.known)
+        return self.probes.answer(
+            kind, situation, outcomes, self.query, check=check, known=self.known
+        )
 
 
 class Responder:
@@ -104,8 +110,8 @@ class Responder:
         )
 
     def answer(self, target: Target, environ: WSGIEnvironment) -> Answer:
-        """The complete answer to a request for a probe path. Waits for the application's checks, if they have to run,
-        at most for the longest of their timeouts."""
+        """The complete answer to a request for a probe path. Waits for the application's checks, if
+        they have to run, at most for the longest of their timeouts."""
         environ[ANSWERED] = True
         return self.refuse(target, environ) or self.ask(target, environ).answer(self.situation)
 
@@ -134,13 +140,19 @@ class Responder:
 
     def has_failed(self, target: Target, environ: WSGIEnvironment) -> Answer | None:
         """Our answer, if a check of the application's that is registered with us does not pass."""
-        if target.check is not None or environ["REQUEST_METHOD"] not in METHODS or not registry.names(target.kind):
+        if (
+            target.check is not None
+            or environ["REQUEST_METHOD"] not in METHODS
+            or not registry.names(target.kind)
+        ):
             return None
         answer = self.answer(target, environ)
         return None if answer.status == 200 else answer
 
 
-def send(answer: Answer, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+def send(
+    answer: Answer, environ: WSGIEnvironment, start_response: StartResponse
+) -> Iterable[bytes]:
     """Put an answer on the wire."""
     body = answer.body.encode()
     start_response(answer.status_line, [*answer.headers, ("Content-Length", str(len(body)))])
@@ -160,7 +172,8 @@ class Probes:
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         responder = self._responder
         if responder is None or responder.seat is not worker.current:
-            # Made in the worker, and not where the application is built: with preload_app that is the arbiter.
+            # Made in the worker, and not where the application is built: with preload_app that is
+            # the arbiter.
             responder = self._responder = Responder(worker.current)
         target = responder.probes.target(environ.get("PATH_INFO", ""))
         if target is None:
@@ -171,9 +184,10 @@ class Probes:
 class Overlay:
     """Serves the probes in front of an application that may have its own.
 
-    While the instance is not terminating the application is asked first, so an existing ``/readyz`` keeps its meaning;
-    once it is, readiness is ours. Some answers are none to a probe (:data:`NO_ANSWER`): then the core answers. Checks
-    that are registered with us count beside the application's own answer: it passes if both do.
+    While the instance is not terminating the application is asked first, so an existing ``/readyz``
+    keeps its meaning; once it is, readiness is ours. Some answers are none to a probe
+    (:data:`NO_ANSWER`): then the core answers. Checks that are registered with us count beside the
+    application's own answer: it passes if both do.
     """
 
     def __init__(self, app: WSGIApplication, responder: Responder) -> None:
@@ -181,7 +195,8 @@ class Overlay:
         self.responder = responder
         self._not_theirs: set[tuple[str, str]] = set()
         self.serve = self._as_function()
-        """The same as a function, which is called in fewer steps than an object: every request comes here."""
+        """The same as a function, which is called in fewer steps than an object: every request
+        comes here."""
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         return self.serve(environ, start_response)
@@ -200,7 +215,9 @@ class Overlay:
 
         return serve
 
-    def _probe(self, target: Target, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    def _probe(
+        self, target: Target, environ: WSGIEnvironment, start_response: StartResponse
+    ) -> Iterable[bytes]:
         responder = self.responder
         ours = self._is_ours(target) or responder.is_trigger(target, environ)
         # A route is one of a path at a host, for applications that look at it.
@@ -230,10 +247,12 @@ class Overlay:
 
 
 class Closing:
-    """A response's body, and what is called when the server closes it: each of these, in turn, also if one raises.
+    """A response's body, and what is called when the server closes it: each of these, in turn, also
+    if one raises.
 
-    It is werkzeug's ``ClosingIterator`` without werkzeug, of which no part can be imported without its HTTP server and
-    its test client: 36 ms and 1 MiB in each worker, also where the application is Django's.
+    It is werkzeug's ``ClosingIterator`` without werkzeug, of which no part can be imported without
+    its HTTP server and its test client: 36 ms and 1 MiB in each worker, also where the application
+    is Django's.
     """
 
     def __init__(self, body: Iterable[bytes], *closes: Callable[[], object]) -> None:
@@ -258,11 +277,15 @@ def _closes(body: Iterable[bytes]) -> list[Callable[[], object]]:
     return [body.close] if hasattr(body, "close") else []
 
 
-def _ask(app: WSGIApplication, environ: WSGIEnvironment) -> tuple[str, list[tuple[str, str]], Closing]:
-    """Run an application until its status is known. Closing the body that comes back closes the application's.
+def _ask(
+    app: WSGIApplication, environ: WSGIEnvironment
+) -> tuple[str, list[tuple[str, str]], Closing]:
+    """Run an application until its status is known. Closing the body that comes back closes the
+    application's.
 
-    werkzeug.test.run_wsgi_app would do, were it not that it drops what is written with ``write()`` when it buffers, and
-    raises when an error handler replaces the response, as PEP 3333 allows before anything was sent.
+    werkzeug.test.run_wsgi_app would do, were it not that it drops what is written with ``write()``
+    when it buffers, and raises when an error handler replaces the response, as PEP 3333 allows
+    before anything was sent.
     """
     answer: list[Any] = []
     written: list[bytes] = []
@@ -298,9 +321,10 @@ class Request:
 class Counting:
     """Counts requests around the application, for worker classes that call no request hooks.
 
-    A request is in flight until its iterable is closed (PEP 3333, "the server must call that method"). Once the
-    shutdown has begun its response says ``Connection: close``: tornado and pywsgi ask no ``should_close``, and send the
-    header as they get it. tornado leaves the closing to the client, and to the drain.
+    A request is in flight until its iterable is closed (PEP 3333, "the server must call that
+    method"). Once the shutdown has begun its response says ``Connection: close``: tornado and
+    pywsgi ask no ``should_close``, and send the header as they get it. tornado leaves the closing
+    to the client, and to the drain.
     """
 
     def __init__(self, app: WSGIApplication, seat: worker.Seat) -> None:

@@ -1,7 +1,7 @@
 """How the tests are chosen and spread, and a process that nothing of an earlier test is left in.
 
-One marker, ``long``, is on all that the README's command leaves out; ``tox`` runs that too. ``tests/README.md`` says
-what needs what.
+One marker, ``long``, is on all that the README's command leaves out; ``tox`` runs that too.
+``tests/README.md`` says what needs what.
 """
 
 from __future__ import annotations
@@ -25,12 +25,15 @@ pytest.register_assert_rewrite("support")
 
 def pytest_xdist_auto_num_workers() -> int:
     """Tests wait for servers most of their time: three for each core, up to twelve."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     return min(3 * cores, 12)
 
 
 def pytest_report_header() -> str:
-    """What is under test: the installed package, unless somebody has put the source in front of it."""
+    """What is under test: the installed package, unless somebody has put the source in front of
+    it."""
     return f"gunicorn-grace {Path(gunicorn_grace.__file__).parent}, gunicorn {gunicorn.__version__}"
 
 
@@ -38,8 +41,9 @@ def pytest_report_header() -> str:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Settle which variants are long, and run what takes longest first.
 
-    Tests that fail are tried again as often as ``RERUNS`` says: not at all, but for tox. That holds for unit tests as
-    well: many use real sockets and processes, and Hypothesis repeats a failure that it has found.
+    Tests that fail are tried again as often as ``RERUNS`` says: not at all, but for tox. That holds
+    for unit tests as well: many use real sockets and processes, and Hypothesis repeats a failure
+    that it has found.
     """
     again = pytest.mark.flaky(reruns=int(os.environ.get("RERUNS", "0")))
     for item in items:
@@ -54,7 +58,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def _is_spared(item: pytest.Item, marker: pytest.Mark) -> bool:
-    """Whether ``@pytest.mark.long(but="gthread")`` means all variants but this one: by its id, or a part of it."""
+    """Whether ``@pytest.mark.long(but="gthread")`` means all variants but this one: by its id, or a
+    part of it."""
     spared = marker.kwargs.get("but", ())
     variant = getattr(item, "callspec", None)
     names = {variant.id, *variant.id.split("-")} if variant is not None else set()
@@ -72,13 +77,20 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 def pytest_unconfigure(config: pytest.Config) -> None:
     """The last line: what was not run, and how it is."""
     reporter = config.pluginmanager.get_plugin("terminalreporter")
-    if reporter is not None and not hasattr(config, "workerinput") and config.option.markexpr == NO_LONG:
-        reporter.write_line("Left out: what is marked long. Here: pytest -m '' tests. Everywhere: tox.")
+    if (
+        reporter is not None
+        and not hasattr(config, "workerinput")
+        and config.option.markexpr == NO_LONG
+    ):
+        reporter.write_line(
+            "Left out: what is marked long. Here: pytest -m '' tests. Everywhere: tox."
+        )
 
 
 @pytest.fixture(autouse=True)
 def _outside_gunicorn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """This process is no part of an instance, has no checks, and no setting comes from its environment."""
+    """This process is no part of an instance, has no checks, and no setting comes from its
+    environment."""
     for name in [name for name in os.environ if name.startswith(("GRACE_", "GUNICORN_"))]:
         monkeypatch.delenv(name)
     monkeypatch.setattr(settings, "_adopted", None)

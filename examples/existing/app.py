@@ -1,4 +1,5 @@
-"""The application of ``gunicorn.conf.py`` beside it: any WSGI callable, which knows nothing of probes."""
+"""The application of ``gunicorn.conf.py`` beside it: any WSGI callable, which knows nothing of
+probes."""
 
 
 def app(environ, start_response):

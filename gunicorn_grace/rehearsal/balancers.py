@@ -1,13 +1,15 @@
 """A real balancer between the load and the instances: Envoy, HAProxy or nginx.
 
-``platform.EndpointTable`` plays kube-proxy, which sends a connection somewhere and knows nothing of HTTP. A balancer
-keeps connections of its own to the instances, asks them for their readiness, and tries a request elsewhere when it
-could not connect; each of that decides what a shutdown costs, and without the product itself it would be guesswork.
+``platform.EndpointTable`` plays kube-proxy, which sends a connection somewhere and knows nothing of
+HTTP. A balancer keeps connections of its own to the instances, asks them for their readiness, and
+tries a request elsewhere when it could not connect; each of that decides what a shutdown costs, and
+without the product itself it would be guesswork.
 
 What a balancer learns, it learns in two ways. By itself: Envoy and HAProxy ask each instance every
-``Setup.interval`` seconds; open-source nginx has no active checks, and learns from requests that fail. And from the
-platform: when the endpoint table forgets an instance, after its lag, the balancer is told, by the means that each
-product has for that (a file of endpoints, the runtime API, a reload).
+``Setup.interval`` seconds; open-source nginx has no active checks, and learns from requests that
+fail. And from the platform: when the endpoint table forgets an instance, after its lag, the
+balancer is told, by the means that each product has for that (a file of endpoints, the runtime API,
+a reload).
 """
 
 from __future__ import annotations
@@ -72,7 +74,8 @@ class Setup:
 
 
 class Balancer(Instance, ABC):
-    """One balancer process and whatever it starts, supervised as an instance is: marked, read, ended, reaped.
+    """One balancer process and whatever it starts, supervised as an instance is: marked, read,
+    ended, reaped.
 
     Args:
         endpoints: the instances; ``route`` replaces them.
@@ -107,12 +110,15 @@ class Balancer(Instance, ABC):
         self.front: Address = bind
         self._listener: socket.socket | None = None
 
-    # -- of the product --------------------------------------------------------------------------------------
+    # -- of the product ----
 
     @classmethod
     def find(cls) -> str | None:
-        """The executable, None where there is none. What this Python's environment holds comes first."""
-        path = os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath), "/usr/sbin"])
+        """The executable, None where there is none. What this Python's environment holds comes
+        first."""
+        path = os.pathsep.join(
+            [os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath), "/usr/sbin"]
+        )
         return shutil.which(cls.product, path=path)
 
     @classmethod
@@ -128,24 +134,28 @@ class Balancer(Instance, ABC):
 
     @classmethod
     @abstractmethod
-    def config(cls, front: Address, folder: str, endpoints: Sequence[Address], setup: Setup) -> dict[str, str]:
-        """The files that it runs with, by name, all of them in ``folder``. No process is started for it."""
+    def config(
+        cls, front: Address, folder: str, endpoints: Sequence[Address], setup: Setup
+    ) -> dict[str, str]:
+        """The files that it runs with, by name, all of them in ``folder``. No process is started
+        for it."""
 
     @abstractmethod
     def tell(self, endpoints: Sequence[Address]) -> None:
-        """Make the running process use ``endpoints`` from now on; ``self.endpoints`` are those of before."""
+        """Make the running process use ``endpoints`` from now on; ``self.endpoints`` are those of
+        before."""
 
     def unrouted(self) -> list[str]:
         """Which of the endpoints it does not send to yet, or no more; none where it cannot tell."""
         return []
 
-    # -- life ------------------------------------------------------------------------------------------------
+    # -- life ----
 
     def start(self, timeout: float = 20.0) -> Balancer:
         """Start it, and wait until it answers and sends to every endpoint.
 
-        Raises:
-            InstanceFailed: it ended, or was not so far within ``timeout`` seconds; it is stopped then.
+        Raises: InstanceFailed: it ended, or was not so far within ``timeout`` seconds; it is
+            stopped then.
         """
         deadline = time.monotonic() + timeout
         try:
@@ -165,8 +175,8 @@ class Balancer(Instance, ABC):
         return self
 
     def _prepare(self) -> None:
-        """Open the listening socket here and pass it on: whoever chose a free port first and bound it later could
-        find it taken."""
+        """Open the listening socket here and pass it on: whoever chose a free port first and bound
+        it later could find it taken."""
         path = isinstance(self.front, str)
         self._listener = socket.socket(socket.AF_UNIX if path else socket.AF_INET)
         if not path:
@@ -194,7 +204,8 @@ class Balancer(Instance, ABC):
         if self.exit_time is not None:
             self._join_output()
             raise InstanceFailed(
-                f"{self.name} ended with exit code {self.exit_code} before it could {what}", self.output
+                f"{self.name} ended with exit code {self.exit_code} before it could {what}",
+                self.output,
             )
         if time.monotonic() > deadline:
             raise InstanceFailed(f"{self.name} did not {what} within {timeout:g} s", self.output)
@@ -203,7 +214,9 @@ class Balancer(Instance, ABC):
 
     def _write(self, endpoints: Sequence[Address]) -> None:
         """Write the files, each replaced as a whole: Envoy and nginx may read at any moment."""
-        for name, text in self.config(self.front, str(self.runtime_dir), endpoints, self.setup).items():
+        for name, text in self.config(
+            self.front, str(self.runtime_dir), endpoints, self.setup
+        ).items():
             new = self.runtime_dir / f"{name}.new"
             new.write_text(text, encoding="utf-8")
             new.replace(self.runtime_dir / name)
@@ -215,7 +228,8 @@ class Balancer(Instance, ABC):
 
     @contextmanager
     def following(self, table: EndpointTable) -> Iterator[None]:
-        """While the block runs, the balancer is told of what ``table`` says, as a control plane does it.
+        """While the block runs, the balancer is told of what ``table`` says, as a control plane
+        does it.
 
         Raises:
             InstanceFailed: it could not be told, or ended, meanwhile.
@@ -240,9 +254,13 @@ class Balancer(Instance, ABC):
             thread.join()
         if self.exit_time is not None:
             self._join_output()
-            raise InstanceFailed(f"{self.name} ended with exit code {self.exit_code} under load", self.output)
+            raise InstanceFailed(
+                f"{self.name} ended with exit code {self.exit_code} under load", self.output
+            )
         if problems:
-            raise InstanceFailed(f"{self.name} could not be told its endpoints: {problems[0]}", self.output)
+            raise InstanceFailed(
+                f"{self.name} could not be told its endpoints: {problems[0]}", self.output
+            )
 
     def stop(self) -> None:
         """Ask it to end, then end every process of it, and reap."""
@@ -271,9 +289,12 @@ class Envoy(Balancer):
     main_file = "envoy.yaml"
 
     @classmethod
-    def config(cls, front: Address, folder: str, endpoints: Sequence[Address], setup: Setup) -> dict[str, str]:
+    def config(
+        cls, front: Address, folder: str, endpoints: Sequence[Address], setup: Setup
+    ) -> dict[str, str]:
         """Bootstrap and endpoints."""
-        # x-forwarded-proto and x-request-id are said in any case, so that they have to be taken away again.
+        # x-forwarded-proto and x-request-id are said in any case, so that they have to be taken
+        # away again.
         headers = (
             "          use_remote_address: true\n          route_config:\n"
             if setup.forwarded
@@ -350,7 +371,9 @@ static_resources:
         common_http_protocol_options: {{ idle_timeout: {setup.idle:g}s }}    # 1h unless set
         explicit_http_config: {{ http_protocol_options: {{}} }}
 """
-        hosts = ",\n    ".join(json.dumps({"endpoint": {"address": _envoy_endpoint(e)}}) for e in endpoints)
+        hosts = ",\n    ".join(
+            json.dumps({"endpoint": {"address": _envoy_endpoint(e)}}) for e in endpoints
+        )
         assignment = f"""\
 {{"resources": [{{
   "@type": "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment",
@@ -364,7 +387,8 @@ static_resources:
 
     @property
     def command(self) -> list[str]:
-        """Without hot restart, whose shared memory two Envoys on one machine would take from each other."""
+        """Without hot restart, whose shared memory two Envoys on one machine would take from each
+        other."""
         config = str(self.runtime_dir / self.main_file)
         quiet = ("--concurrency", "1", "--disable-hot-restart", "--log-level", "warning")
         return [*self._prefix, self.executable, "-c", config, *quiet]
@@ -373,7 +397,9 @@ static_resources:
         """Nothing: Envoy takes port 0, and its admin interface tells the one that it got."""
 
     def _ask(self, path: str) -> dict[str, object]:
-        answer: dict[str, object] = json.loads(fetch(str(self.runtime_dir / "admin.sock"), path, timeout=2.0).body)
+        answer: dict[str, object] = json.loads(
+            fetch(str(self.runtime_dir / "admin.sock"), path, timeout=2.0).body
+        )
         return answer
 
     def _listens(self) -> Address | None:
@@ -398,7 +424,11 @@ static_resources:
             if set(host["health_status"]) <= {"eds_health_status"}:
                 address = host["address"]
                 inner = address.get("socket_address") or {}
-                ready.add(address["pipe"]["path"] if "pipe" in address else (inner["address"], inner["port_value"]))
+                ready.add(
+                    address["pipe"]["path"]
+                    if "pipe" in address
+                    else (inner["address"], inner["port_value"])
+                )
         return [show_address(endpoint) for endpoint in self.endpoints if endpoint not in ready]
 
     def tell(self, endpoints: Sequence[Address]) -> None:
@@ -422,14 +452,17 @@ def _envoy_endpoint(address: Address) -> Mapping[str, object]:
 
 
 class HAProxy(Balancer):
-    """HAProxy: active checks; servers through the runtime API. Version 2.6 or later (``add server``)."""
+    """HAProxy: active checks; servers through the runtime API. Version 2.6 or later (``add
+    server``)."""
 
     product = "haproxy"
     install = "apt-get install haproxy, or your system's own package"
     main_file = "haproxy.cfg"
 
     @classmethod
-    def config(cls, front: Address, folder: str, endpoints: Sequence[Address], setup: Setup) -> dict[str, str]:
+    def config(
+        cls, front: Address, folder: str, endpoints: Sequence[Address], setup: Setup
+    ) -> dict[str, str]:
         """One file."""
         servers = "\n".join(f"    server {_server_name(e)} {_server_address(e)}" for e in endpoints)
         text = f"""\
@@ -473,7 +506,9 @@ backend instances
         assert self._listener is not None
         text = self.config(self.front, str(self.runtime_dir), endpoints, self.setup)[self.main_file]
         inherited = f"bind fd@{self._listener.fileno()}"
-        (self.runtime_dir / self.main_file).write_text(text.replace(f"bind {_server_address(self.front)}", inherited))
+        (self.runtime_dir / self.main_file).write_text(
+            text.replace(f"bind {_server_address(self.front)}", inherited)
+        )
 
     def _ask(self, command: str) -> str:
         with socket.socket(socket.AF_UNIX) as sock:
@@ -486,18 +521,30 @@ backend instances
         return answer.decode()
 
     def unrouted(self) -> list[str]:
-        """By its own account: servers whose last check did not pass, and those that were never checked."""
+        """By its own account: servers whose last check did not pass, and those that were never
+        checked."""
         rows = csv.DictReader(self._ask("show stat").lstrip("# ").splitlines())
-        passed = {row["svname"] for row in rows if row["pxname"] == "instances" and row["check_status"] == "L7OK"}
-        return [show_address(endpoint) for endpoint in self.endpoints if _server_name(endpoint) not in passed]
+        passed = {
+            row["svname"]
+            for row in rows
+            if row["pxname"] == "instances" and row["check_status"] == "L7OK"
+        }
+        return [
+            show_address(endpoint)
+            for endpoint in self.endpoints
+            if _server_name(endpoint) not in passed
+        ]
 
     def tell(self, endpoints: Sequence[Address]) -> None:
-        """By the runtime API. What is removed goes into maintenance: connections that it has are left alone."""
+        """By the runtime API. What is removed goes into maintenance: connections that it has are
+        left alone."""
         for endpoint in endpoints:
             if endpoint not in self.endpoints:
                 name = f"instances/{_server_name(endpoint)}"
                 address = _server_address(endpoint)
-                self._do(f"add server {name} {address} {_check(self.setup)}", "New server registered.")
+                self._do(
+                    f"add server {name} {address} {_check(self.setup)}", "New server registered."
+                )
                 self._do(f"enable health {name}; enable server {name}")
         for endpoint in self.endpoints:
             if endpoint not in endpoints:
@@ -516,7 +563,9 @@ def _check(setup: Setup) -> str:
 
 def _server_name(address: Address) -> str:
     """The address, as far as a name may hold it."""
-    return "".join(c if c.isalnum() or c in "._:-" else f"_{ord(c):x}_" for c in show_address(address))
+    return "".join(
+        c if c.isalnum() or c in "._:-" else f"_{ord(c):x}_" for c in show_address(address)
+    )
 
 
 def _server_address(address: Address) -> str:
@@ -536,14 +585,19 @@ class Nginx(Balancer):
     main_file = "nginx.conf"
 
     @classmethod
-    def config(cls, front: Address, folder: str, endpoints: Sequence[Address], setup: Setup) -> dict[str, str]:
+    def config(
+        cls, front: Address, folder: str, endpoints: Sequence[Address], setup: Setup
+    ) -> dict[str, str]:
         """One file."""
-        servers = "\n".join(f"        server {_nginx_server(e)} max_fails=1 fail_timeout=10s;" for e in endpoints)
+        servers = "\n".join(
+            f"        server {_nginx_server(e)} max_fails=1 fail_timeout=10s;" for e in endpoints
+        )
         forwarded = (
             "            proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;\n"
             "            proxy_set_header X-Forwarded-Proto $scheme;\n"
         )
-        # Started by root, workers would be those of another user, who cannot open a UNIX socket in our folder.
+        # Started by root, workers would be those of another user, who cannot open a UNIX socket in
+        # our folder.
         user = "user root root;\n" if os.geteuid() == 0 else ""
         text = f"""\
 daemon off;
@@ -584,18 +638,26 @@ http {{
     @property
     def command(self) -> list[str]:
         """With a log of its own from the first moment on, not the one that it was built for."""
-        options = ("-p", str(self.runtime_dir), "-e", "stderr", "-c", str(self.runtime_dir / self.main_file))
+        options = (
+            "-p",
+            str(self.runtime_dir),
+            "-e",
+            "stderr",
+            "-c",
+            str(self.runtime_dir / self.main_file),
+        )
         return [*self._prefix, self.executable, *options]
 
     def _prepare(self) -> None:
         super()._prepare()
         assert self._listener is not None
-        # What nginx says to its successor in a binary upgrade (ngx_add_inherited_sockets): it takes the descriptor
-        # that has the address of a "listen".
+        # What nginx says to its successor in a binary upgrade (ngx_add_inherited_sockets): it takes
+        # the descriptor that has the address of a "listen".
         self.env["NGINX"] = f"{self._listener.fileno()};"
 
     def tell(self, endpoints: Sequence[Address]) -> None:
-        """By a reload: new workers for new connections; the old ones finish what they have and go."""
+        """By a reload: new workers for new connections; the old ones finish what they have and
+        go."""
         self._write(endpoints)
         pid = int((self.runtime_dir / "nginx.pid").read_text()) if not self._prefix else 0
         if pid == 0:
@@ -607,14 +669,17 @@ def _nginx_server(address: Address) -> str:
     return f"unix:{address}" if isinstance(address, str) else show_address(address)
 
 
-PRODUCTS: Mapping[str, type[Balancer]] = {product.product: product for product in (Envoy, HAProxy, Nginx)}
+PRODUCTS: Mapping[str, type[Balancer]] = {
+    product.product: product for product in (Envoy, HAProxy, Nginx)
+}
 
 
 @contextmanager
 def in_front(
     balancer: Balancer | None, table: EndpointTable, tell: Callable[[str], None] = lambda line: None
 ) -> Iterator[EndpointTable]:
-    """Run ``balancer`` while the block runs; it follows ``table``. What the block gets is the way to it.
+    """Run ``balancer`` while the block runs; it follows ``table``. What the block gets is the way
+    to it.
 
     Without one, that is ``table`` itself.
 
@@ -633,7 +698,10 @@ def in_front(
 
 
 def show_config(product: str, instances: int, setup: Setup | None = None) -> str:
-    """The files of a product as they would be for so many instances, with addresses for an example."""
+    """The files of a product as they would be for so many instances, with addresses for an
+    example."""
     endpoints: list[Address] = [("127.0.0.1", 8001 + number) for number in range(instances)]
-    files = PRODUCTS[product].config(("127.0.0.1", 8080), f"/run/{product}", endpoints, setup or Setup())
+    files = PRODUCTS[product].config(
+        ("127.0.0.1", 8080), f"/run/{product}", endpoints, setup or Setup()
+    )
     return "\n".join(f"# {name}\n{text}" for name, text in files.items())

@@ -29,7 +29,8 @@ _NEEDED: dict[str, str] = {
     "print_config": "gunicorn would end at once",
     "check_config": "gunicorn would end at once",
 }
-"""gunicorn's options that a rehearsal needs for itself, by their names in gunicorn's parser, and why."""
+"""gunicorn's options that a rehearsal needs for itself, by their names in gunicorn's parser, and
+why."""
 
 
 def contender(name: str, config: str | None = None) -> Contender:
@@ -45,7 +46,9 @@ def contender(name: str, config: str | None = None) -> Contender:
     """
     kind, _, given = name.partition(":")
     if kind not in NAMES or (given and kind != "sleep"):
-        raise PlanFailed(f"contender {name!r} is unknown: choose {', '.join(NAMES)} or sleep:SECONDS")
+        raise PlanFailed(
+            f"contender {name!r} is unknown: choose {', '.join(NAMES)} or sleep:SECONDS"
+        )
     if config is not None and not config.startswith("python:"):
         file = Path(config.removeprefix("file:"))
         if not file.is_file():
@@ -75,7 +78,8 @@ def expect_plugin(result: Result, config: str | None = None) -> None:
 
 
 def refuse_clashes(args: Sequence[str]) -> None:
-    """Find arguments for gunicorn that a rehearsal cannot leave to the user. gunicorn's own parser reads them.
+    """Find arguments for gunicorn that a rehearsal cannot leave to the user. gunicorn's own parser
+    reads them.
 
     Those that gunicorn does not know, or whose value it refuses, are left for it to say.
 
@@ -84,7 +88,10 @@ def refuse_clashes(args: Sequence[str]) -> None:
     """
     from gunicorn.config import Config
 
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as said:
+    with (
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()) as said,
+    ):
         try:
             parsed, _ = Config(prog="gunicorn").parser().parse_known_args(list(args))
         except SystemExit as ended:

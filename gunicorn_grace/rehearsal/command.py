@@ -1,4 +1,5 @@
-"""The command ``gunicorn-grace rehearse``: a scale-down under load, with the plugin and without it."""
+"""The command ``gunicorn-grace rehearse``: a scale-down under load, with the plugin and without
+it."""
 
 from __future__ import annotations
 
@@ -37,9 +38,18 @@ _COLOURS: dict[str, dict[str, Any]] = {
 @click.option("--instances", default=3, help="How many there are before the scale-down.")
 @click.option("--to", type=int, help="How many remain.  [default: one fewer]")
 @click.option("--rate", default=100.0, help="Requests per second, to all instances together.")
-@click.option("--lag", default="3", help="Seconds for which a deleted instance is still routed to, or a range: 1..8.")
+@click.option(
+    "--lag",
+    default="3",
+    help="Seconds for which a deleted instance is still routed to, or a range: 1..8.",
+)
 @click.option("--period", default=30.0, help="terminationGracePeriodSeconds.")
-@click.option("--prestop", metavar="CMD", default="", help="preStop hook, with {host}, {port}, {pid}; or GET /path.")
+@click.option(
+    "--prestop",
+    metavar="CMD",
+    default="",
+    help="preStop hook, with {host}, {port}, {pid}; or GET /path.",
+)
 @platform_options
 @click.option("--worker-class", metavar="CLASS", help="As for gunicorn.")
 @click.option("--workers", type=int, help="As for gunicorn.")
@@ -52,13 +62,21 @@ _COLOURS: dict[str, dict[str, Any]] = {
     help="Path to request, or a line as in --requests; may be repeated.",
 )
 @click.option("--host", help="Host header.  [default: the instance's address]")
-@click.option("--keepalive-share", default=0.5, help="Share of requests on kept-alive connections, 0 to 1.")
+@click.option(
+    "--keepalive-share", default=0.5, help="Share of requests on kept-alive connections, 0 to 1."
+)
 @click.option("--slow-path", metavar="PATH", help="Path of slow requests.")
-@click.option("--slow-share", type=float, help="Share of slow requests.  [default: 0.02 with --slow-path]")
+@click.option(
+    "--slow-share", type=float, help="Share of slow requests.  [default: 0.02 with --slow-path]"
+)
 @click.option("--timeout", default=10.0, help="Seconds that a request may take.")
-@click.option("--config", metavar="FILE", help="Your gunicorn configuration, with the plugin in it.")
+@click.option(
+    "--config", metavar="FILE", help="Your gunicorn configuration, with the plugin in it."
+)
 @click.option("--delay", type=float, help="grace_shutdown_delay, in place of what is configured.")
-@click.option("--only", type=click.Choice(["plain", "sleep", "grace"]), help="Play with this one alone.")
+@click.option(
+    "--only", type=click.Choice(["plain", "sleep", "grace"]), help="Play with this one alone."
+)
 @click.option(
     "--beside",
     metavar="NAME",
@@ -66,10 +84,26 @@ _COLOURS: dict[str, dict[str, Any]] = {
     help="Play with another one before; `sleep:15` is plain gunicorn with a preStop hook that sleeps. May be repeated.",
 )
 @click.option("--max-lost", default=0, help="How many lost requests are still a success.")
-@click.option("--through", type=click.Choice(["envoy", "haproxy", "nginx"]), help="A real balancer in front of them.")
-@click.option("--show-config", is_flag=True, help="Print the balancer's configuration, and do nothing else.")
-@click.option("--json", "json_file", metavar="FILE", help="Write the result as JSON too; `-`: only that, to stdout.")
-@click.option("--html", "html_file", metavar="FILE", help="Write the result as a page too, with the timeline drawn.")
+@click.option(
+    "--through",
+    type=click.Choice(["envoy", "haproxy", "nginx"]),
+    help="A real balancer in front of them.",
+)
+@click.option(
+    "--show-config", is_flag=True, help="Print the balancer's configuration, and do nothing else."
+)
+@click.option(
+    "--json",
+    "json_file",
+    metavar="FILE",
+    help="Write the result as JSON too; `-`: only that, to stdout.",
+)
+@click.option(
+    "--html",
+    "html_file",
+    metavar="FILE",
+    help="Write the result as a page too, with the timeline drawn.",
+)
 @click.pass_context
 def rehearse(
     context: click.Context,
@@ -101,12 +135,12 @@ def rehearse(
 ) -> None:
     """Scale APP down under load, as Kubernetes would, and count the requests that it costs.
 
-    Boots real gunicorn on loopback, first plain, then with the plugin. Further arguments for gunicorn go
-    behind --.
+    Boots real gunicorn on loopback, first plain, then with the plugin. Further arguments for
+    gunicorn go behind --.
 
-    Exit code: 0 if nothing was lost, or no more than --max-lost; 1 if something was, or an instance had to be
-    killed (by the last contender: the plugin, where it took part); 2 if it could not be run; 130 after Ctrl-C,
-    with a report on what was played until then.
+    Exit code: 0 if nothing was lost, or no more than --max-lost; 1 if something was, or an instance
+    had to be killed (by the last contender: the plugin, where it took part); 2 if it could not be
+    run; 130 after Ctrl-C, with a report on what was played until then.
     """
     try:
         from . import balancers, cast, page, report, schema
@@ -144,7 +178,10 @@ def rehearse(
             host=host,
             through=through,
         )
-        plan = replace(plan, **resolve(context.params, _explicit(context), lambda line: click.echo(line, err=True)))
+        plan = replace(
+            plan,
+            **resolve(context.params, _explicit(context), lambda line: click.echo(line, err=True)),
+        )
         if max_lost < 0:
             raise PlanFailed(f"--max-lost {max_lost} is negative: 0 or more may be lost")
         *others, judged = [only] if only else ["plain", "grace"]
@@ -152,13 +189,18 @@ def rehearse(
         files = {"--json": json_file if json_file != "-" else None, "--html": html_file}
         results: list[Result] = []
         made = datetime.now(timezone.utc)
-        with _interruptible(), opened({option: path for option, path in files.items() if path}) as outputs:
+        with (
+            _interruptible(),
+            opened({option: path for option, path in files.items() if path}) as outputs,
+        ):
             interrupted = False
             try:
                 with Progress(sys.stderr) as progress:
                     for contender in contenders:
                         results.append(play(plan, contender, progress.tell, progress.watch))
-                        progress.done(f"{contender.name}: {results[-1].tally.lost} of {results[-1].tally.total} lost")
+                        progress.done(
+                            f"{contender.name}: {results[-1].tally.lost} of {results[-1].tally.total} lost"
+                        )
                 cast.expect_plugin(results[-1], config)
             except Interrupted as error:
                 results.append(error.result)
@@ -168,7 +210,9 @@ def rehearse(
             if interrupted:
                 click.echo("rehearse: interrupted; every instance has been ended", err=True)
             if results:
-                document = schema.document(results, made=made, max_lost=max_lost, interrupted=interrupted)
+                document = schema.document(
+                    results, made=made, max_lost=max_lost, interrupted=interrupted
+                )
                 as_json = json.dumps(document, indent=2) + "\n"
                 if json_file == "-":
                     click.echo(as_json, nl=False)
@@ -178,7 +222,9 @@ def rehearse(
                 if "--json" in outputs:
                     outputs["--json"].write(as_json)
                 if "--html" in outputs:
-                    outputs["--html"].write(page.page(results, made=made, max_lost=max_lost, interrupted=interrupted))
+                    outputs["--html"].write(
+                        page.page(results, made=made, max_lost=max_lost, interrupted=interrupted)
+                    )
     except KeyboardInterrupt:
         context.exit(INTERRUPTED)
     except RehearsalError as error:
@@ -210,10 +256,11 @@ def _explicit(context: click.Context) -> Callable[[str], bool]:
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """SIGTERM and SIGHUP end a rehearsal as Ctrl-C does, by an exception that ends the instances too.
+    """SIGTERM and SIGHUP end a rehearsal as Ctrl-C does, by an exception that ends the instances
+    too.
 
-    Python drops what is raised in a weak reference's callback or in ``__del__``, and signal handlers run there as well.
-    An interrupt that was dropped is raised again a moment later.
+    Python drops what is raised in a weak reference's callback or in ``__del__``, and signal
+    handlers run there as well. An interrupt that was dropped is raised again a moment later.
     """
 
     def interrupt(number: int, frame: FrameType | None) -> None:

@@ -1,7 +1,8 @@
-"""A Deployment's manifest as a rehearsal plays it: what it says, minus what only holds inside its own container.
+"""A Deployment's manifest as a rehearsal plays it: what it says, minus what only holds inside its
+own container.
 
-Several instances share this machine, so that addresses, ports and pids in a manifest mean something else here. What
-is changed for that is changed here, and what cannot be played is said.
+Several instances share this machine, so that addresses, ports and pids in a manifest mean something
+else here. What is changed for that is changed here, and what cannot be played is said.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from .platform import Exec, Hook, HttpGet, Sleep
 from .probing import Kind, Probe
 from .rollout import Rollout
 
-#: Variables that make gunicorn another one; the rest of an image's environment points into its cluster.
+#: Variables that make gunicorn another one; the rest of an image's environment points into its
+#: cluster.
 _ENVIRONMENT = re.compile(r"GRACE_[A-Z_]+|GUNICORN_CMD_ARGS|WEB_CONCURRENCY")
 #: A port and a file that each container has for itself, and instances on one machine cannot share.
 _NOT_HERE = ("GRACE_PROBE_BIND", "GRACE_REPORT")
@@ -48,8 +50,8 @@ def played(workload: Workload, *, rolled_out: bool) -> Played:
         workload: as the manifest has it.
         rolled_out: a roll-out is to be played, not a scale-down.
 
-    Raises:
-        PlanFailed: it has no readiness probe, or one that cannot be played; or it is never rolled out by itself.
+    Raises: PlanFailed: it has no readiness probe, or one that cannot be played; or it is never
+        rolled out by itself.
     """
     container = workload.serving()
     where = f"{workload.source}:{container.line}: {workload.kind} {workload.name}"
@@ -59,7 +61,9 @@ def played(workload: Workload, *, rolled_out: bool) -> Played:
         if probe.action.kind == "httpGet":
             probes[Kind(name)] = _probe(probe)
             if probe.action.https:
-                notes.append(f"{workload.source}:{probe.action.line}: {name} probe played as HTTP, not HTTPS")
+                notes.append(
+                    f"{workload.source}:{probe.action.line}: {name} probe played as HTTP, not HTTPS"
+                )
             port = _port(container)
             if port is not None and probe.action.port not in (None, port):
                 notes.append(
@@ -67,7 +71,9 @@ def played(workload: Workload, *, rolled_out: bool) -> Played:
                     f"is sent to gunicorn's own port, {port} in the manifest"
                 )
         elif name != "readiness":
-            notes.append(f"{workload.source}:{probe.line}: {name} probe left out: only httpGet is played")
+            notes.append(
+                f"{workload.source}:{probe.line}: {name} probe left out: only httpGet is played"
+            )
     if "readiness" not in container.probes:
         raise PlanFailed(
             f"{where} has no readinessProbe, so that nothing takes it out of the routing when it is not ready; add to "
@@ -83,7 +89,9 @@ def played(workload: Workload, *, rolled_out: bool) -> Played:
     env = {name: value for name, value in container.env.items() if _ENVIRONMENT.fullmatch(name)}
     for name in _NOT_HERE:
         if env.pop(name, None) is not None:
-            notes.append(f"{workload.source}:{container.line}: {name} left out: the instances share this machine")
+            notes.append(
+                f"{workload.source}:{container.line}: {name} left out: the instances share this machine"
+            )
     if rolled_out and workload.strategy != "RollingUpdate":
         raise PlanFailed(
             f"{workload.source}:{workload.line}: the strategy of {workload.kind} {workload.name} is "
@@ -93,10 +101,15 @@ def played(workload: Workload, *, rolled_out: bool) -> Played:
         instances=workload.replicas,
         period=float(workload.period),
         probes=probes,
-        pre_stop=() if container.pre_stop is None else _hook(container.pre_stop, container, workload, notes),
+        pre_stop=()
+        if container.pre_stop is None
+        else _hook(container.pre_stop, container, workload, notes),
         env=env,
         rollout=Rollout(
-            workload.max_surge, workload.max_unavailable, workload.min_ready, in_order=workload.kind == "StatefulSet"
+            workload.max_surge,
+            workload.max_unavailable,
+            workload.min_ready,
+            in_order=workload.kind == "StatefulSet",
         ),
         notes=tuple(notes),
     )
@@ -117,7 +130,9 @@ def _probe(written: Written) -> Probe:
         raise PlanFailed(str(error)) from error
 
 
-def _hook(action: Action, container: Container, workload: Workload, notes: list[str]) -> Hook | tuple[()]:
+def _hook(
+    action: Action, container: Container, workload: Workload, notes: list[str]
+) -> Hook | tuple[()]:
     if action.kind == "sleep":
         return Sleep(action.seconds)
     if action.kind == "httpGet":
@@ -125,23 +140,34 @@ def _hook(action: Action, container: Container, workload: Workload, notes: list[
     if action.kind == "exec":
         ports = {*container.ports.values(), _port(container)}
         return Exec(tuple(here(action.command, ports)))
-    notes.append(f"{workload.source}:{action.line}: preStop {action.kind} left out: Kubernetes does not run it either")
+    notes.append(
+        f"{workload.source}:{action.line}: preStop {action.kind} left out: Kubernetes does not run it either"
+    )
     return ()
 
 
 def here(command: tuple[str, ...], ports: set[int | None]) -> list[str]:
-    """A container's command as it is run on this machine, where each instance has a port of its own.
+    """A container's command as it is run on this machine, where each instance has a port of its
+    own.
 
-    ``localhost:8080`` becomes the instance's address, if 8080 is a port of the container; and what finds the only
-    gunicorn of its container is told which one it is.
+    ``localhost:8080`` becomes the instance's address, if 8080 is a port of the container; and what
+    finds the only gunicorn of its container is told which one it is.
     """
     known = "|".join(str(port) for port in ports if port is not None)
     parts = list(command)
     if known:
         local = re.compile(rf"(?:localhost|127\.0\.0\.1|0\.0\.0\.0|\[::1?\]):(?:{known})(?!\d)")
         parts = [local.sub("{host}:{port}", part) for part in parts]
-    parts = [re.sub(r"(gunicorn-grace (?:prestop|drain)\b)(?! --pid)", r"\1 --pid {pid}", part) for part in parts]
-    if len(parts) > 1 and parts[0].endswith("gunicorn-grace") and "--pid" not in parts and parts[1] in _COMMANDS:
+    parts = [
+        re.sub(r"(gunicorn-grace (?:prestop|drain)\b)(?! --pid)", r"\1 --pid {pid}", part)
+        for part in parts
+    ]
+    if (
+        len(parts) > 1
+        and parts[0].endswith("gunicorn-grace")
+        and "--pid" not in parts
+        and parts[1] in _COMMANDS
+    ):
         parts += ["--pid", "{pid}"]
     return parts
 
@@ -150,7 +176,8 @@ _COMMANDS = ("prestop", "drain")
 
 
 def _port(container: Container) -> int | None:
-    """The port that gunicorn binds in the container: as its command says, or the first one declared."""
+    """The port that gunicorn binds in the container: as its command says, or the first one
+    declared."""
     found = _BIND.search(" ".join((*container.command, container.env.get("GUNICORN_CMD_ARGS", ""))))
     return int(found[1]) if found else next(iter(container.ports.values()), None)
 

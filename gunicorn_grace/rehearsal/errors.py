@@ -6,7 +6,8 @@ import re
 
 from ..errors import GraceError
 
-#: How Python, gunicorn's own checks, argparse, HAProxy, nginx and Envoy begin the line that says what is wrong.
+#: How Python, gunicorn's own checks, argparse, HAProxy, nginx and Envoy begin the line that says
+#: what is wrong.
 _CAUSE = re.compile(
     r"[\w.]*(Error|Exception|Exit|Interrupt)\b:|\S*gunicorn\S*: error:|\[Errno"
     r"|Invalid value for|Failed to (find|parse)"
@@ -15,7 +16,8 @@ _CAUSE = re.compile(
 
 
 class RehearsalError(GraceError):
-    """A rehearsal could not be carried out. The first line of the message says all, the rest is evidence."""
+    """A rehearsal could not be carried out. The first line of the message says all, the rest is
+    evidence."""
 
     @property
     def line(self) -> str:
@@ -32,15 +34,19 @@ class InstanceFailed(RehearsalError):
     def __init__(self, what: str, output: str) -> None:
         self.output = output
         cause = likely_cause(output)
-        super().__init__(f"{what}{': ' + cause if cause else ''}\n--- output ---\n{output.rstrip() or '(none)'}")
+        super().__init__(
+            f"{what}{': ' + cause if cause else ''}\n--- output ---\n{output.rstrip() or '(none)'}"
+        )
 
 
 class LineMissing(RehearsalError, AssertionError):
-    """A log line that was waited for did not come. An ``AssertionError``: a test that waits fails by it."""
+    """A log line that was waited for did not come. An ``AssertionError``: a test that waits fails
+    by it."""
 
 
 class LoadFailed(RehearsalError):
-    """The load generator could not do its part (no file descriptors or local ports left, for one)."""
+    """The load generator could not do its part (no file descriptors or local ports left, for
+    one)."""
 
 
 class PlanFailed(RehearsalError):
@@ -54,8 +60,8 @@ class OutputFailed(RehearsalError):
 def likely_cause(output: str) -> str:
     """The line of ``output`` that best explains a failed start; empty when there is no output.
 
-    The last line that names an error, because a traceback ends in it and what a chained traceback ends in
-    is nearest to the user's mistake; else the last line at all.
+    The last line that names an error, because a traceback ends in it and what a chained traceback
+    ends in is nearest to the user's mistake; else the last line at all.
     """
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     named = [line for line in lines if _CAUSE.match(line)]

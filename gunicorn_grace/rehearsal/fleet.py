@@ -1,7 +1,7 @@
 """Real gunicorn processes under test, and the certainty that none of them outlives it.
 
-An instance is started as a container would start it: a command line and an environment. Its log is read while
-it runs, so that a test waits for what gunicorn *says* and never for time to pass.
+An instance is started as a container would start it: a command line and an environment. Its log is
+read while it runs, so that a test waits for what gunicorn *says* and never for time to pass.
 """
 
 from __future__ import annotations
@@ -26,10 +26,12 @@ from . import procfs
 from .errors import InstanceFailed, LineMissing, RehearsalError
 from .wire import Address, fetch, parse_address
 
-#: Marks every process of an instance; the value is the instance's own runtime folder. See ``procfs``.
+#: Marks every process of an instance; the value is the instance's own runtime folder. See
+#: ``procfs``.
 MARK = "REHEARSAL_INSTANCE"
 
-# gunicorn/arbiter.py, start(): one URL for each listener; none at all with reuse_port, where workers bind.
+# gunicorn/arbiter.py, start(): one URL for each listener; none at all with reuse_port, where
+# workers bind.
 _LISTENING = re.compile(r"Listening at: (?P<listeners>.*?) \((?P<pid>\d+)\)$")
 _BOOTING = re.compile(r"Booting worker with pid: (\d+)")
 
@@ -39,8 +41,8 @@ _running: weakref.WeakSet[Instance] = weakref.WeakSet()
 class Instance:
     """One gunicorn under test: arbiter, workers and whatever they start.
 
-    Use it in a ``with`` statement, which starts it, or call ``start`` and ``stop``. However it is left, no
-    process of it remains. Methods may be called from any thread.
+    Use it in a ``with`` statement, which starts it, or call ``start`` and ``stop``. However it is
+    left, no process of it remains. Methods may be called from any thread.
 
     Args:
         app: the application, as gunicorn takes it (``module:name``).
@@ -113,7 +115,7 @@ class Instance:
         self._output_ended = False
         self._seen: tuple[Address, ...] = ()
 
-    # -- life ------------------------------------------------------------------------------------------------
+    # -- life ----
 
     @property
     def command(self) -> list[str]:
@@ -121,7 +123,8 @@ class Instance:
         return [*self._prefix, self.python, "-m", "gunicorn", "-b", self.bind, *self.args, self.app]
 
     def start(self, timeout: float = 20.0) -> Instance:
-        """Launch it and wait, up to ``timeout`` seconds, until it listens. Workers may still be loading then.
+        """Launch it and wait, up to ``timeout`` seconds, until it listens. Workers may still be
+        loading then.
 
         Raises:
             InstanceFailed: it ended, or did not listen in time; it is stopped then.
@@ -138,7 +141,9 @@ class Instance:
                         self.output,
                     )
                 if (remaining := deadline - time.monotonic()) <= 0:
-                    raise InstanceFailed(f"{self.name} did not listen within {timeout:g} s", self.output)
+                    raise InstanceFailed(
+                        f"{self.name} did not listen within {timeout:g} s", self.output
+                    )
                 with self._changed:
                     self._changed.wait(min(remaining, 0.25))
             self.addresses, self.listened = addresses, time.monotonic()
@@ -150,7 +155,9 @@ class Instance:
     def _launch(self) -> None:
         with self._life:
             if self._process is not None or self._stopped:
-                raise RehearsalError(f"{self.name} was started before: an instance runs once, make a new one")
+                raise RehearsalError(
+                    f"{self.name} was started before: an instance runs once, make a new one"
+                )
             try:
                 self.started = time.monotonic()
                 self._process = subprocess.Popen(
@@ -167,7 +174,9 @@ class Instance:
                 raise InstanceFailed(f"{self.name} could not be run: {error}", "") from error
             _running.add(self)
             for target in (self._read_output, self._await_exit):
-                thread = threading.Thread(target=target, name=f"{self.name} {target.__name__}", daemon=True)
+                thread = threading.Thread(
+                    target=target, name=f"{self.name} {target.__name__}", daemon=True
+                )
                 thread.start()
                 self._threads.append(thread)
 
@@ -181,28 +190,40 @@ class Instance:
                 for thread in self._threads:
                     thread.join(5.0)
                 process.wait()
-                if process.stdout is not None and self._output_ended:  # else closing it waits for the reading thread
+                if (
+                    process.stdout is not None and self._output_ended
+                ):  # else closing it waits for the reading thread
                     process.stdout.close()
                 _running.discard(self)
             self._folder.cleanup()
 
     def kill(self) -> None:
-        """SIGKILL every process of it, as the end of a container does, and wait until they are gone."""
+        """SIGKILL every process of it, as the end of a container does, and wait until they are
+        gone."""
         with self._life:
             process = self._process
-            if process is None or process.returncode is not None:  # reaped: the pid may be someone else's
+            if (
+                process is None or process.returncode is not None
+            ):  # reaped: the pid may be someone else's
                 return
-            os.kill(process.pid, signal.SIGKILL)  # the parent first: it forks no more. Popen.kill() would reap
+            os.kill(
+                process.pid, signal.SIGKILL
+            )  # the parent first: it forks no more. Popen.kill() would reap
             procfs.end_marked(MARK, self._folder.name)
             if self._own_session and not Path("/proc/self").exists():
-                with suppress(ProcessLookupError, PermissionError):  # macOS: EPERM for a group of zombies
+                with suppress(
+                    ProcessLookupError, PermissionError
+                ):  # macOS: EPERM for a group of zombies
                     os.killpg(process.pid, signal.SIGKILL)
 
     def __enter__(self) -> Instance:
         return self if self._process is not None else self.start()
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.stop()
 
@@ -210,11 +231,12 @@ class Instance:
         state = "not started" if self._process is None else f"pid {self.pid}"
         return f"<{type(self).__name__} {self.name!r} {state}, exit code {self.exit_code}>"
 
-    # -- what it is ------------------------------------------------------------------------------------------
+    # -- what it is ----
 
     @property
     def pid(self) -> int:
-        """The process that was started: the arbiter, or the prefix command. The platform signals this one."""
+        """The process that was started: the arbiter, or the prefix command. The platform signals
+        this one."""
         if self._process is None:
             raise RehearsalError(f"{self.name} has no pid: it was not started")
         return self._process.pid
@@ -233,7 +255,8 @@ class Instance:
 
     @property
     def address(self) -> Address:
-        """Where it listens: ``(host, port)`` or the path of a UNIX socket. The first of its listeners."""
+        """Where it listens: ``(host, port)`` or the path of a UNIX socket. The first of its
+        listeners."""
         if not self.addresses:
             raise RehearsalError(f"{self.name} has no address: it does not listen")
         return self.addresses[0]
@@ -253,7 +276,8 @@ class Instance:
     def worker_pids(self) -> list[int]:
         """The pids of its living workers: the arbiter's children that logged "Booting worker".
 
-        Without ``/proc``: every worker that ever logged it. With a log level above info: all children.
+        Without ``/proc``: every worker that ever logged it. With a log level above info: all
+        children.
         """
         booted = [int(match[1]) for _, text in list(self.lines) if (match := _BOOTING.search(text))]
         alive = procfs.children(self.arbiter_pid)
@@ -261,14 +285,18 @@ class Instance:
             return alive or (booted if not Path("/proc/self").exists() else [])
         return [pid for pid in alive if pid in booted or procfs.inner_pid(pid) in booted]
 
-    # -- waiting ---------------------------------------------------------------------------------------------
+    # -- waiting ----
 
     def mark(self) -> int:
-        """How many lines it has printed: ``wait_line(..., after=mark)`` then looks at newer ones only."""
+        """How many lines it has printed: ``wait_line(..., after=mark)`` then looks at newer ones
+        only."""
         return len(self.lines)
 
-    def wait_line(self, pattern: str | re.Pattern[str], timeout: float = 10.0, after: int = 0) -> str:
-        """The first line, among those from index ``after`` on, in which the regular expression is found.
+    def wait_line(
+        self, pattern: str | re.Pattern[str], timeout: float = 10.0, after: int = 0
+    ) -> str:
+        """The first line, among those from index ``after`` on, in which the regular expression is
+        found.
 
         Args:
             pattern: searched for in each line; a string is a regular expression too.
@@ -290,11 +318,14 @@ class Instance:
                 if self._output_ended or remaining <= 0:
                     how = "its output ended" if self._output_ended else f"{timeout:g} s were over"
                     expression = pattern if isinstance(pattern, str) else pattern.pattern
-                    raise LineMissing(f"{self.name}: no line with {expression!r} when {how}\n{self.output}")
+                    raise LineMissing(
+                        f"{self.name}: no line with {expression!r} when {how}\n{self.output}"
+                    )
                 self._changed.wait(remaining)
 
     def wait_ready(self, timeout: float = 20.0, path: str = "/") -> None:
-        """Return when a fresh connection got a complete response, of whatever status, to ``GET path``.
+        """Return when a fresh connection got a complete response, of whatever status, to ``GET
+        path``.
 
         Raises:
             InstanceFailed: it ended, or did not answer within ``timeout`` seconds.
@@ -306,14 +337,20 @@ class Instance:
             if self.exit_time is not None:
                 self._join_output()
                 raise InstanceFailed(
-                    f"{self.name} ended with exit code {self.exit_code} before it was ready", self.output
+                    f"{self.name} ended with exit code {self.exit_code} before it was ready",
+                    self.output,
                 )
             if remaining <= 0:
-                raise InstanceFailed(f"{self.name} did not answer within {timeout:g} s (last: {problem})", self.output)
+                raise InstanceFailed(
+                    f"{self.name} did not answer within {timeout:g} s (last: {problem})",
+                    self.output,
+                )
             try:
                 fetch(self.address, path, timeout=remaining)
                 return
-            except OSError as error:  # a worker that fails to boot resets what waits in the accept queue
+            except (
+                OSError
+            ) as error:  # a worker that fails to boot resets what waits in the accept queue
                 problem = error
             with self._changed:
                 self._changed.wait_for(lambda: self.exit_time is not None, 0.05)
@@ -327,7 +364,9 @@ class Instance:
         deadline = time.monotonic() + timeout
         while len(pids := self.worker_pids()) != count:
             if (remaining := deadline - time.monotonic()) <= 0 or self.exit_time is not None:
-                raise InstanceFailed(f"{self.name} has workers {pids}, {count} were waited for", self.output)
+                raise InstanceFailed(
+                    f"{self.name} has workers {pids}, {count} were waited for", self.output
+                )
             with self._changed:
                 self._changed.wait(min(remaining, 0.05))  # a worker's end is not always logged
         return pids
@@ -338,7 +377,8 @@ class Instance:
             return self._changed.wait_for(lambda: self.exit_time is not None, max(0.0, timeout))
 
     def wait(self, timeout: float = 30.0) -> int:
-        """The exit code of ``pid``, negative for a signal, once it ended. It stays a zombie until ``stop``.
+        """The exit code of ``pid``, negative for a signal, once it ended. It stays a zombie until
+        ``stop``.
 
         Raises:
             InstanceFailed: it still ran after ``timeout`` seconds.
@@ -348,10 +388,11 @@ class Instance:
         self._join_output()
         return self.exit_code
 
-    # -- signals ---------------------------------------------------------------------------------------------
+    # -- signals ----
 
     def signal(self, number: int) -> None:
-        """Send a signal to ``pid``. One that has ended (and not been stopped) takes it without a word."""
+        """Send a signal to ``pid``. One that has ended (and not been stopped) takes it without a
+        word."""
         os.kill(self.pid, number)
 
     def signal_group(self, number: int) -> None:
@@ -361,10 +402,12 @@ class Instance:
             RehearsalError: it was started with ``start_new_session=False``: the group is ours too.
         """
         if not self._own_session:
-            raise RehearsalError(f"{self.name} shares our process group: start it with start_new_session=True")
+            raise RehearsalError(
+                f"{self.name} shares our process group: start it with start_new_session=True"
+            )
         os.killpg(self.pid, number)
 
-    # -- threads ---------------------------------------------------------------------------------------------
+    # -- threads ----
 
     def _read_output(self) -> None:
         assert self._process is not None
@@ -381,8 +424,8 @@ class Instance:
     def _await_exit(self) -> None:
         assert self._process is not None
         if hasattr(os, "waitid"):
-            # Not reaped yet: as long as the zombie is there, neither its pid nor its group can be someone
-            # else's.
+            # Not reaped yet: as long as the zombie is there, neither its pid nor its group can be
+            # someone else's.
             result = os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
             assert result is not None  # None only with WNOHANG
             code = result.si_status if result.si_code == os.CLD_EXITED else -result.si_status
@@ -393,11 +436,12 @@ class Instance:
             self._changed.notify_all()
 
     def _join_output(self) -> None:
-        """Wait a moment for the last lines; a child that outlives the arbiter may hold the pipe open."""
+        """Wait a moment for the last lines; a child that outlives the arbiter may hold the pipe
+        open."""
         with self._changed:
             self._changed.wait_for(lambda: self._output_ended, 0.5)
 
-    # -- finding ---------------------------------------------------------------------------------------------
+    # -- finding ----
 
     def _find(self, search: Callable[[str], re.Match[str] | None]) -> re.Match[str] | None:
         return next((match for _, text in list(self.lines) if (match := search(text))), None)
@@ -411,25 +455,30 @@ class Instance:
         return ()
 
     def _addresses_open(self) -> tuple[Address, ...]:
-        """For a log that goes elsewhere: what the arbiter listens on, the same at two looks in a row."""
+        """For a log that goes elsewhere: what the arbiter listens on, the same at two looks in a
+        row."""
         if self.lines or self._prefix:
             return ()
-        before, self._seen = self._seen, tuple(parse_address(text) for text in procfs.listening(self.pid))
+        before, self._seen = (
+            self._seen,
+            tuple(parse_address(text) for text in procfs.listening(self.pid)),
+        )
         return self._seen if self._seen == before else ()
 
 
 class Fleet:
     """Several instances that start together and end together.
 
-    A ``with`` statement starts them. Starting takes a core for each, so no more of them load at once than
-    there are cores to do it.
+    A ``with`` statement starts them. Starting takes a core for each, so no more of them load at
+    once than there are cores to do it.
     """
 
     def __init__(self, instances: Sequence[Instance]) -> None:
         self.instances = list(instances)
 
     def start(self, timeout: float = 20.0, ready: float | None = None) -> Fleet:
-        """Start all; each has ``timeout`` seconds to listen and, if given, ``ready`` seconds more to answer.
+        """Start all; each has ``timeout`` seconds to listen and, if given, ``ready`` seconds more
+        to answer.
 
         Raises:
             InstanceFailed: one of them failed; all are stopped then.
@@ -440,12 +489,17 @@ class Fleet:
             if ready is not None:
                 instance.wait_ready(ready)
 
-        with ThreadPoolExecutor(max_workers=os.cpu_count() or 1, thread_name_prefix="fleet") as pool:
+        with ThreadPoolExecutor(
+            max_workers=os.cpu_count() or 1, thread_name_prefix="fleet"
+        ) as pool:
             try:
-                for future in as_completed([pool.submit(start, instance) for instance in self.instances]):
+                for future in as_completed(
+                    [pool.submit(start, instance) for instance in self.instances]
+                ):
                     future.result()
             except BaseException:
-                # Also on Ctrl-C: stopping them lets the threads of the pool end, which it waits for.
+                # Also on Ctrl-C: stopping them lets the threads of the pool end, which it waits
+                # for.
                 pool.shutdown(wait=False, cancel_futures=True)
                 self.stop()
                 raise
@@ -459,7 +513,10 @@ class Fleet:
         return self if any(instance.addresses for instance in self.instances) else self.start()
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.stop()
 
@@ -474,10 +531,12 @@ class Fleet:
 
 
 class MemoryWatch:
-    """Looks from time to time at what the processes of a fleet hold in memory, from a thread of its own.
+    """Looks from time to time at what the processes of a fleet hold in memory, from a thread of its
+    own.
 
-    Reading the memory of one process takes the kernel up to a millisecond, of a hundred instances a third of a
-    second: so it rests fifty times as long as a look took, or it would be a load of its own.
+    Reading the memory of one process takes the kernel up to a millisecond, of a hundred instances a
+    third of a second: so it rests fifty times as long as a look took, or it would be a load of its
+    own.
 
     Args:
         instances: asked for at every look, for instances come and go.
@@ -496,7 +555,8 @@ class MemoryWatch:
 
     @property
     def peak(self) -> int:
-        """The most that all instances held together at one look, bytes; 0 where there is no ``/proc``."""
+        """The most that all instances held together at one look, bytes; 0 where there is no
+        ``/proc``."""
         return max((held for _, held in self.samples), default=0)
 
     def look(self) -> int:
@@ -523,7 +583,10 @@ class MemoryWatch:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self._end.set()
         self._thread.join()

@@ -1,12 +1,13 @@
 """The load in a process of its own.
 
-In one interpreter the load would share it with the threads that read a hundred logs, end a hundred instances and
-send probes. On a busy machine the one that holds the interpreter may be waiting for a processor, and the generator
-waits with it: at 99 of 100 instances deleted at once it was late by a second. Apart, it waits for nobody.
+In one interpreter the load would share it with the threads that read a hundred logs, end a hundred
+instances and send probes. On a busy machine the one that holds the interpreter may be waiting for a
+processor, and the generator waits with it: at 99 of 100 instances deleted at once it was late by a
+second. Apart, it waits for nobody.
 
-The parent sends the changes of its table and takes back what became of the requests, over a pair of sockets. The
-monotonic clock is the machine's, so that stamps need no translation. When the parent is gone, the socket ends, and
-the process does too.
+The parent sends the changes of its table and takes back what became of the requests, over a pair of
+sockets. The monotonic clock is the machine's, so that stamps need no translation. When the parent
+is gone, the socket ends, and the process does too.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from .load import Counting, Load
 from .platform import Change, EndpointTable
 from .tally import Tally
 
-#: The generator's nice value, where it may have it: what measures is not to wait in line behind what is measured.
+#: The generator's nice value, where it may have it: what measures is not to wait in line behind
+#: what is measured.
 PRIORITY = -10
 #: Seconds from one report of the process to the next.
 EVERY = 0.1
@@ -45,7 +47,9 @@ class Generator(Counting):
     """
 
     def __init__(self, table: EndpointTable, **options: Any) -> None:
-        load = Load(EndpointTable(), **options)  # whatever is wrong with them is said here, not there
+        load = Load(
+            EndpointTable(), **options
+        )  # whatever is wrong with them is said here, not there
         super().__init__(Tally(rate=load.rate), load.timeout)
         self._table = table
         self._options = options
@@ -90,7 +94,8 @@ class Generator(Counting):
         self._connection = Connection(ours.detach())
         with theirs:
             descriptor = theirs.fileno()
-            # Where this process imports from, the other one does too: a source tree need not be installed.
+            # Where this process imports from, the other one does too: a source tree need not be
+            # installed.
             code = f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import main; main({descriptor})"
             try:
                 self._process = subprocess.Popen(
@@ -106,7 +111,8 @@ class Generator(Counting):
         self._thread.start()
 
     def stop(self, abandon: bool = False) -> Tally:
-        """Start no more requests, let those under way finish (``timeout`` seconds at most), then end the process.
+        """Start no more requests, let those under way finish (``timeout`` seconds at most), then
+        end the process.
 
         Args:
             abandon: do not let them finish; they are in no count then.
@@ -161,7 +167,10 @@ class Generator(Counting):
             last = said.decode("utf-8", "replace").strip().splitlines()[-1:]
             self._problem = LoadFailed(
                 "".join(
-                    [f"its process ended with exit code {self._process.returncode}", *(f": {line}" for line in last)]
+                    [
+                        f"its process ended with exit code {self._process.returncode}",
+                        *(f": {line}" for line in last),
+                    ]
                 )
             )
         finally:
@@ -176,8 +185,9 @@ def main(descriptor: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with suppress(OSError):  # it takes a privilege
         os.setpriority(os.PRIO_PROCESS, 0, PRIORITY)
-        # sched(7), autogroup: where that is on, a nice value counts only within a session, and each instance has
-        # one of its own. Of a hundred sessions that want to run, ours would get its hundredth.
+        # sched(7), autogroup: where that is on, a nice value counts only within a session, and each
+        # instance has one of its own. Of a hundred sessions that want to run, ours would get its
+        # hundredth.
         with open("/proc/self/autogroup", "w") as file:
             file.write(str(PRIORITY))
     connection = Connection(descriptor)

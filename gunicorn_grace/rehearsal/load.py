@@ -1,11 +1,12 @@
-"""An open-loop load: requests start when they are due, whether or not the earlier ones were answered.
+"""An open-loop load: requests start when they are due, whether or not the earlier ones were
+answered.
 
-A closed loop, where each of n clients waits for its answer, slows down with the service and so hides what a
-stall would have cost. Requests that the generator itself could not start in time are counted, not sent in a
-burst: a burst is no steady load.
+A closed loop, where each of n clients waits for its answer, slows down with the service and so
+hides what a stall would have cost. Requests that the generator itself could not start in time are
+counted, not sent in a burst: a burst is no steady load.
 
-There are no retries. A real pool notices that the server closed an idle connection and does not use it, so
-the pools here do too; a request that was sent is the client's to lose.
+There are no retries. A real pool notices that the server closed an idle connection and does not use
+it, so the pools here do too; a request that was sent is the client's to lose.
 """
 
 from __future__ import annotations
@@ -35,12 +36,13 @@ from .wire import Address, family_of, show_address
 
 #: Connecting failed for want of something on our side of the connection.
 _OURS = {errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM}
-#: Linux, tcp_reset(): a RST in answer to our SYN is ECONNREFUSED; these two mean that the handshake was
-#: complete and the reset came before we looked.
+#: Linux, tcp_reset(): a RST in answer to our SYN is ECONNREFUSED; these two mean that the handshake
+#: was complete and the reset came before we looked.
 _AFTER_CONNECTING = {errno.ECONNRESET, errno.EPIPE}
 
 
-#: What the plugin puts on its answers to probes, ``gunicorn_grace.probes``; nothing here imports that.
+#: What the plugin puts on its answers to probes, ``gunicorn_grace.probes``; nothing here imports
+#: that.
 _OUR_HEADERS = {(b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff")}
 
 
@@ -59,7 +61,8 @@ def classify(status: int, ours: bool) -> Outcome:
 
 
 class Counting(ABC):
-    """What a load tells while it runs, wherever it runs: ``Load`` in a thread, ``Generator`` in a process.
+    """What a load tells while it runs, wherever it runs: ``Load`` in a thread, ``Generator`` in a
+    process.
 
     Args:
         tally: filled as requests end.
@@ -90,7 +93,8 @@ class Counting(ABC):
         return None if self._problem is None else str(self._problem)
 
     def records_after(self, index: int) -> list[Record]:
-        """The requests that ended since there were ``index`` of them: for one who looks again and again."""
+        """The requests that ended since there were ``index`` of them: for one who looks again and
+        again."""
         return self._tally.records[index:]
 
     def snapshot(self) -> Tally:
@@ -101,9 +105,8 @@ class Counting(ABC):
     def wait_completed(self, count: int, timeout: float | None = None) -> None:
         """Wait until ``count`` more requests have ended.
 
-        Args:
-            count: requests, from now on.
-            timeout: seconds; by default what ``count`` should take, twice, and a request's own time.
+        Args: count: requests, from now on. timeout: seconds; by default what ``count`` should take,
+            twice, and a request's own time.
 
         Raises:
             RehearsalError: not so within ``timeout`` seconds.
@@ -113,7 +116,9 @@ class Counting(ABC):
         limit = 2 * count / self.rate + self.timeout + 1 if timeout is None else timeout
         with self._progress:
             self._target = target
-            reached = self._progress.wait_for(lambda: self.completed >= target or self._ended, limit)
+            reached = self._progress.wait_for(
+                lambda: self.completed >= target or self._ended, limit
+            )
             self._target = float("inf")
         if self._problem is not None:
             raise self._failed() from self._problem
@@ -127,7 +132,10 @@ class Counting(ABC):
         return LoadFailed(f"the load generator failed: {self._problem}")
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         if error is None:
             self.stop()
@@ -184,12 +192,18 @@ class Load(Counting):
             raise ValueError(f"timeout {timeout:g} is not above 0 s")
         if not 0 <= think < float("inf"):
             raise ValueError(f"think {think:g} s is not 0 s or more")
-        shares = (("keepalive_share", keepalive_share), ("slow_share", slow_share), ("slow node's", slow_node_share))
+        shares = (
+            ("keepalive_share", keepalive_share),
+            ("slow_share", slow_share),
+            ("slow node's", slow_node_share),
+        )
         for name, share in shares:
             if not 0 <= share <= 1:
                 raise ValueError(f"{name} {share:g} is not between 0 and 1")
         if slow_share and slow_path is None:
-            raise ValueError(f"slow_share is {slow_share:g} but there is no slow_path: name the path of a slow request")
+            raise ValueError(
+                f"slow_share is {slow_share:g} but there is no slow_path: name the path of a slow request"
+            )
         if not (paths or requests) or clients < 1:
             raise ValueError("at least one path and one client are needed")
         self.requests = tuple(requests) or tuple(Request(path) for path in paths)
@@ -205,7 +219,9 @@ class Load(Counting):
         self.slow_node_share = slow_node_share
         super().__init__(Tally(rate=rate), timeout)
         self._choices = random.Random(seed)
-        self._routing = random.Random(seed)  # of its own: when connections are made depends on the service
+        self._routing = random.Random(
+            seed
+        )  # of its own: when connections are made depends on the service
         self._clients = clients
         self._pools: list[deque[_Connection]] = [deque() for _ in range(clients + 1)]
         self._tasks: set[asyncio.Task[None]] = set()
@@ -215,13 +231,14 @@ class Load(Counting):
         self._abandon = False
         self._thread = threading.Thread(target=self._run, name="load", daemon=True)
 
-    # -- from any thread -------------------------------------------------------------------------------------
+    # -- from any thread ----
 
     def take(self) -> Tally:
-        """What was counted since the last call, handed over: it is in no later count of this object.
+        """What was counted since the last call, handed over: it is in no later count of this
+        object.
 
-        A process that keeps every record has its garbage collector look through all of them again and again, for
-        a tenth of a second at a time after a hundred thousand.
+        A process that keeps every record has its garbage collector look through all of them again
+        and again, for a tenth of a second at a time after a hundred thousand.
         """
         tally = self._tally
         records, lags = len(tally.records), len(tally.lags)
@@ -237,7 +254,8 @@ class Load(Counting):
         return self
 
     def stop(self, abandon: bool = False) -> Tally:
-        """Start no more requests, let those under way finish (``timeout`` seconds at most), then close.
+        """Start no more requests, let those under way finish (``timeout`` seconds at most), then
+        close.
 
         Args:
             abandon: do not let them finish; they are in no count then.
@@ -258,7 +276,7 @@ class Load(Counting):
     def __enter__(self) -> Load:
         return self if self._thread.ident is not None else self.start()
 
-    # -- in the thread ---------------------------------------------------------------------------------------
+    # -- in the thread ----
 
     def _run(self) -> None:
         try:
@@ -303,7 +321,9 @@ class Load(Counting):
             self._tally.lags.append(late)
             if self._problem is not None:
                 raise self._problem
-            request = self._choose(number)  # also for one that is skipped: the next ones stay what they are
+            request = self._choose(
+                number
+            )  # also for one that is skipped: the next ones stay what they are
             if late > tolerance:
                 self._tally.skipped += 1
             else:
@@ -317,7 +337,9 @@ class Load(Counting):
         client = self._choices.randrange(self._clients)
         if self.slow_node_share and self._choices.random() < self.slow_node_share:
             client = self._clients
-        request = self.slow if slow and self.slow is not None else self._turn[number % len(self._turn)]
+        request = (
+            self.slow if slow and self.slow is not None else self._turn[number % len(self._turn)]
+        )
         return request, kind, client
 
     def _launch(self, request: Request, kind: Kind, client: int) -> None:
@@ -355,7 +377,9 @@ class Load(Counting):
                 endpoint = show_address(address)
                 connection = await self._connect(address)
             endpoint = show_address(connection.address)
-            outcome, status, error = await connection.exchange(request, close=kind is Kind.FRESH, host=self.host)
+            outcome, status, error = await connection.exchange(
+                request, close=kind is Kind.FRESH, host=self.host
+            )
             if pool is not None and connection.idle:
                 connection.rested = time.monotonic()
                 pool.append(connection)
@@ -394,7 +418,9 @@ class Load(Counting):
                 request.method,
             )
         )
-        if self.completed >= self._target:  # waking a waiter for every request would cost the schedule its evenness
+        if (
+            self.completed >= self._target
+        ):  # waking a waiter for every request would cost the schedule its evenness
             with self._progress:
                 self._progress.notify_all()
 
@@ -404,8 +430,8 @@ class Load(Counting):
         try:
             sock.setblocking(False)
             if isinstance(address, str):
-                # unix(7): completes at once, or EAGAIN when the backlog is full, which asyncio takes for
-                # "under way".
+                # unix(7): completes at once, or EAGAIN when the backlog is full, which asyncio
+                # takes for "under way".
                 sock.connect(address)
             else:
                 await self._loop.sock_connect(sock, address)
@@ -419,7 +445,8 @@ class Load(Counting):
 
 
 class _Connection(asyncio.Protocol):
-    """One connection of a client, one exchange at a time; h11 decides what is complete and reusable."""
+    """One connection of a client, one exchange at a time; h11 decides what is complete and
+    reusable."""
 
     def __init__(self, address: Address, registry: set[_Connection]) -> None:
         self.address = address
@@ -446,13 +473,18 @@ class _Connection(asyncio.Protocol):
         )
 
     def fresh_as_seen(self) -> bool:
-        """Idle, and nothing has come since the loop last looked: what urllib3 asks before it reuses one."""
+        """Idle, and nothing has come since the loop last looked: what urllib3 asks before it reuses
+        one."""
         return self.idle and not self._poll.poll(0)
 
-    async def exchange(self, request: Request, *, close: bool, host: str | None) -> tuple[Outcome, int | None, str]:
+    async def exchange(
+        self, request: Request, *, close: bool, host: str | None
+    ) -> tuple[Outcome, int | None, str]:
         """Send a request; the outcome, the status as far as known, and the error text."""
         assert self._transport is not None
-        answer: asyncio.Future[tuple[Outcome, int | None, str]] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[tuple[Outcome, int | None, str]] = (
+            asyncio.get_running_loop().create_future()
+        )
         self._answer = answer
         self._received, self._status, self._ours = False, None, False
         self._to_rest, self._pause = request.read, request.read / PIECES
@@ -481,7 +513,7 @@ class _Connection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
-    # -- called by the event loop ----------------------------------------------------------------------------
+    # -- called by the event loop ----
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -511,7 +543,9 @@ class _Connection(asyncio.Protocol):
             self.http.receive_data(b"")
             self._advance()
         self._lost("closed by the peer")
-        return False  # close our side at once: gunicorn 26+ waits for it, up to 2 s, before it exits
+        return (
+            False  # close our side at once: gunicorn 26+ waits for it, up to 2 s, before it exits
+        )
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._registry.discard(self)
@@ -525,7 +559,9 @@ class _Connection(asyncio.Protocol):
                     return
                 if isinstance(event, h11.Response):
                     self._status = event.status_code
-                    self._ours = _OUR_HEADERS.issubset((name, value.lower()) for name, value in event.headers)
+                    self._ours = _OUR_HEADERS.issubset(
+                        (name, value.lower()) for name, value in event.headers
+                    )
                 elif isinstance(event, h11.EndOfMessage):
                     self._complete()
                 elif isinstance(event, h11.ConnectionClosed):
@@ -536,12 +572,18 @@ class _Connection(asyncio.Protocol):
 
     def _complete(self) -> None:
         assert self._status is not None
-        if self.http.our_state is h11.DONE and self.http.their_state is h11.DONE and not self.http.trailing_data[0]:
+        if (
+            self.http.our_state is h11.DONE
+            and self.http.their_state is h11.DONE
+            and not self.http.trailing_data[0]
+        ):
             self.http.start_next_cycle()
         else:
             self._close()
         outcome = classify(self._status, self._ours)
-        self._resolve((outcome, self._status, "" if outcome is Outcome.OK else f"status {self._status}"))
+        self._resolve(
+            (outcome, self._status, "" if outcome is Outcome.OK else f"status {self._status}")
+        )
 
     def _lost(self, error: str) -> None:
         outcome = Outcome.TRUNCATED if self._received else Outcome.RESET
@@ -560,8 +602,8 @@ class _Connection(asyncio.Protocol):
 def _take(pool: deque[_Connection], rested: float | None) -> _Connection | None:
     """A connection that is still good; those that are not are dropped on the way.
 
-    The one that was put back last; or, if connections are to rest, the one that has rested longest, if it was
-    put back at ``rested`` or before.
+    The one that was put back last; or, if connections are to rest, the one that has rested longest,
+    if it was put back at ``rested`` or before.
     """
     while pool and (rested is None or pool[0].rested <= rested):
         connection = pool.pop() if rested is None else pool.popleft()

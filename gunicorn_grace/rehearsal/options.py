@@ -1,7 +1,8 @@
-"""The options of ``rehearse`` that describe the platform and the load, and what they come to in a plan.
+"""The options of ``rehearse`` that describe the platform and the load, and what they come to in a
+plan.
 
-Apart from the command because there are many of them and three have a say in each: the command line, a manifest,
-and the defaults, in this order.
+Apart from the command because there are many of them and three have a say in each: the command
+line, a manifest, and the defaults, in this order.
 """
 
 from __future__ import annotations
@@ -18,22 +19,48 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 _OPTIONS = (
     click.option(
-        "-f", "--manifest", metavar="FILE", help="Deployment or StatefulSet to take all this from; - is stdin."
+        "-f",
+        "--manifest",
+        metavar="FILE",
+        help="Deployment or StatefulSet to take all this from; - is stdin.",
     ),
     click.option("--workload", metavar="NAME", help="Which one, if the manifest has several."),
-    click.option("--slow-node", metavar="SHARE:SECONDS", help="One node with this share of the traffic learns later."),
     click.option(
-        "--readiness", metavar="PROBE", help="As in `/readyz period=5 timeout=1 failure=1 success=1 delay=0`."
+        "--slow-node",
+        metavar="SHARE:SECONDS",
+        help="One node with this share of the traffic learns later.",
     ),
-    click.option("--liveness", metavar="PROBE", help="The same; a container that fails it is restarted."),
+    click.option(
+        "--readiness",
+        metavar="PROBE",
+        help="As in `/readyz period=5 timeout=1 failure=1 success=1 delay=0`.",
+    ),
+    click.option(
+        "--liveness", metavar="PROBE", help="The same; a container that fails it is restarted."
+    ),
     click.option("--startup", metavar="PROBE", help="The same; the others wait until it passes."),
-    click.option("--rollout", is_flag=True, help="Replace every instance, in place of a scale-down."),
-    click.option("--max-surge", metavar="N|N%", help="Instances above the number wanted.  [default: 25%]"),
-    click.option("--max-unavailable", metavar="N|N%", help="Instances that may be missing.  [default: 25%]"),
+    click.option(
+        "--rollout", is_flag=True, help="Replace every instance, in place of a scale-down."
+    ),
+    click.option(
+        "--max-surge", metavar="N|N%", help="Instances above the number wanted.  [default: 25%]"
+    ),
+    click.option(
+        "--max-unavailable", metavar="N|N%", help="Instances that may be missing.  [default: 25%]"
+    ),
     click.option("--min-ready", type=float, help="minReadySeconds.  [default: 0]"),
-    click.option("--requests", "request_file", metavar="FILE", help="Requests to send, one a line; see the docs."),
-    click.option("--think", default=0.0, help="Seconds that a kept-alive connection rests between requests."),
-    click.option("--clients", default=10, help="Clients that share the load, each on a node of its own."),
+    click.option(
+        "--requests",
+        "request_file",
+        metavar="FILE",
+        help="Requests to send, one a line; see the docs.",
+    ),
+    click.option(
+        "--think", default=0.0, help="Seconds that a kept-alive connection rests between requests."
+    ),
+    click.option(
+        "--clients", default=10, help="Clients that share the load, each on a node of its own."
+    ),
 )
 
 
@@ -44,7 +71,9 @@ def platform_options(command: _Command) -> _Command:
     return command
 
 
-def resolve(given: Mapping[str, Any], explicit: Callable[[str], bool], tell: Callable[[str], None]) -> dict[str, Any]:
+def resolve(
+    given: Mapping[str, Any], explicit: Callable[[str], bool], tell: Callable[[str], None]
+) -> dict[str, Any]:
     """The fields of a ``Plan`` that the options of the platform and the load come to.
 
     Args:
@@ -63,7 +92,9 @@ def resolve(given: Mapping[str, Any], explicit: Callable[[str], bool], tell: Cal
         raise PlanFailed(str(error)) from error
 
 
-def _resolve(given: Mapping[str, Any], explicit: Callable[[str], bool], tell: Callable[[str], None]) -> dict[str, Any]:
+def _resolve(
+    given: Mapping[str, Any], explicit: Callable[[str], bool], tell: Callable[[str], None]
+) -> dict[str, Any]:
     from .errors import PlanFailed
     from .platform import Lag
     from .probing import Kind, Probe
@@ -143,7 +174,9 @@ def _manifest(given: Mapping[str, Any]) -> Any:
     source = "<stdin>" if name == "-" else name
     try:
         text = sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
-        return played(choose(read(text, source), source, given["workload"]), rolled_out=given["rollout"])
+        return played(
+            choose(read(text, source), source, given["workload"]), rolled_out=given["rollout"]
+        )
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
         raise PlanFailed(f"-f {name}: {reason or error}") from error

@@ -1,5 +1,5 @@
-"""Files that a rehearsal writes at its end, opened before it begins: who waits for minutes must not learn then that the
-folder does not exist.
+"""Files that a rehearsal writes at its end, opened before it begins: who waits for minutes must not
+learn then that the folder does not exist.
 """
 
 from __future__ import annotations
@@ -60,7 +60,9 @@ class Output:
                 os.unlink(self.path)
 
     def _empty(self) -> None:
-        if stat.S_ISREG(os.fstat(self._file.fileno()).st_mode):  # a pipe or a terminal has nothing to empty
+        if stat.S_ISREG(
+            os.fstat(self._file.fileno()).st_mode
+        ):  # a pipe or a terminal has nothing to empty
             self._file.truncate(0)
 
     def _failed(self, error: Exception) -> OutputFailed:
@@ -91,7 +93,9 @@ def opened(paths: dict[str, str]) -> Iterator[dict[str, Output]]:
         for option, path in paths.items():
             for other in outputs.values():
                 if os.path.realpath(other.path) == os.path.realpath(path):
-                    raise OutputFailed(f"{other.option} and {option} are the same file, {path}: name two")
+                    raise OutputFailed(
+                        f"{other.option} and {option} are the same file, {path}: name two"
+                    )
             outputs[option] = Output(option, path)
         yield outputs
     finally:

@@ -1,12 +1,14 @@
 """The page: one HTML file that shows what a rehearsal found, for people who were not there.
 
-It is opened from a mail, a CI artifact or a chat, years later, on a phone: so it holds everything that it needs and
-asks the network for nothing (its own Content-Security-Policy forbids it), it works without JavaScript, and each picture
-has the table of its numbers behind it. Names, paths and log lines come from others: the template escapes them all, and
-the policy names the one script that may run by its hash.
+It is opened from a mail, a CI artifact or a chat, years later, on a phone: so it holds everything
+that it needs and asks the network for nothing (its own Content-Security-Policy forbids it), it
+works without JavaScript, and each picture has the table of its numbers behind it. Names, paths and
+log lines come from others: the template escapes them all, and the policy names the one script that
+may run by its hash.
 
-The pictures are SVG without a fixed width: shapes are given in seconds across and pixels down, and are stretched
-sideways to whatever screen there is; text is placed at percentages and keeps its size.
+The pictures are SVG without a fixed width: shapes are given in seconds across and pixels down, and
+are stretched sideways to whatever screen there is; text is placed at percentages and keeps its
+size.
 """
 
 from __future__ import annotations
@@ -42,14 +44,16 @@ _READY = 5
 _GAP = 8
 _TICKS = 20
 
-#: Labels are placed so that they do not overlap on a screen this wide, with letters this wide: the narrowest phone.
+#: Labels are placed so that they do not overlap on a screen this wide, with letters this wide: the
+#: narrowest phone.
 _NARROWEST = 320.0
 _LETTER = 6.3
 
 
 @dataclass(frozen=True)
 class Span:
-    """A phase of an instance, in seconds since the deletions began. ``kind`` is also the class that colours it."""
+    """A phase of an instance, in seconds since the deletions began. ``kind`` is also the class that
+    colours it."""
 
     kind: str
     label: str
@@ -59,7 +63,8 @@ class Span:
 
 @dataclass(frozen=True)
 class Mark:
-    """A moment that is named above the bars, on one of several rows so that names do not overlap."""
+    """A moment that is named above the bars, on one of several rows so that names do not
+    overlap."""
 
     at: float
     label: str
@@ -93,7 +98,8 @@ class Lane:
 
 @dataclass(frozen=True)
 class Picture:
-    """What is drawn of one contender. Everything down the page is in pixels from the top of the picture."""
+    """What is drawn of one contender. Everything down the page is in pixels from the top of the
+    picture."""
 
     result: Result
     anchor: str
@@ -134,12 +140,16 @@ class Axis:
 
     def ticks(self) -> list[tuple[float, str, bool]]:
         """``(percent, label, whether a narrow screen has room for it)``."""
-        step = next((s for s in (1, 2, 5, 10, 20, 30, 60, 120, 300, 600) if self.span / s <= 14), 1800)
+        step = next(
+            (s for s in (1, 2, 5, 10, 20, 30, 60, 120, 300, 600) if self.span / s <= 14), 1800
+        )
         numbers = range(math.ceil(self.low / step), math.floor(self.high / step) + 1)
         return [(self.percent(n * step), f"{n * step}", n % 2 == 0) for n in numbers]
 
 
-def page(results: Sequence[Result], *, made: datetime, max_lost: int = 0, interrupted: bool = False) -> str:
+def page(
+    results: Sequence[Result], *, made: datetime, max_lost: int = 0, interrupted: bool = False
+) -> str:
     """The HTML page on one or more runs of the same plan.
 
     Args:
@@ -148,10 +158,16 @@ def page(results: Sequence[Result], *, made: datetime, max_lost: int = 0, interr
         max_lost, interrupted: see ``report.passed``.
     """
     axis = _axis(results)
-    used = [outcome for outcome in Outcome if any(result.tally.count(outcome) for result in results)]
-    highest = max([1, *(result.series.total(i) for result in results for i in range(len(result.series)))])
+    used = [
+        outcome for outcome in Outcome if any(result.tally.count(outcome) for result in results)
+    ]
+    highest = max(
+        [1, *(result.series.total(i) for result in results for i in range(len(result.series)))]
+    )
     in_flight = max([1, *(most for result in results for most in result.series.in_flight)])
-    pictures = [_picture(result, n, axis, used, highest, in_flight) for n, result in enumerate(results)]
+    pictures = [
+        _picture(result, n, axis, used, highest, in_flight) for n, result in enumerate(results)
+    ]
     template = _template()
     style, script = (_source(f"page.{kind}") for kind in ("css", "js"))
     return template.render(
@@ -217,7 +233,8 @@ KINDS = {
 
 
 def phases(gone: Gone, life: Life | None) -> tuple[Span, ...]:
-    """What a deleted instance went through. The plugin says it in its log; without it there are hook and SIGTERM.
+    """What a deleted instance went through. The plugin says it in its log; without it there are
+    hook and SIGTERM.
 
     An instance that has not gone is drawn up to the last thing known of it.
     """
@@ -234,11 +251,16 @@ def phases(gone: Gone, life: Life | None) -> tuple[Span, ...]:
         sigterm = gone.sigterm if gone.sigterm is not None else end
         steps = [("stopping", "stopping", sigterm, end)]
         before = sigterm
-    steps.insert(0, ("prestop", "preStop hook", deleted, before if gone.pre_stop_done is not None else deleted))
+    steps.insert(
+        0,
+        ("prestop", "preStop hook", deleted, before if gone.pre_stop_done is not None else deleted),
+    )
     return tuple(Span(*step) for step in steps if step[3] - step[2] > 0.001)
 
 
-def _picture(result: Result, number: int, axis: Axis, used: Sequence[Outcome], highest: int, in_flight: int) -> Picture:
+def _picture(
+    result: Result, number: int, axis: Axis, used: Sequence[Outcome], highest: int, in_flight: int
+) -> Picture:
     series = result.series
     lives = {life.name: life for life in result.lives}
     marks = _marks(result, axis)
@@ -250,7 +272,11 @@ def _picture(result: Result, number: int, axis: Axis, used: Sequence[Outcome], h
     lanes_top = flight_end + _GAP + 4
     order = sorted(result.gone, key=lambda gone: (gone.exited is None, gone.exited or 0.0))
     # Of many, the first to go and the last: the others lie between them.
-    followed = order if len(order) <= MOST_LANES else [*order[: MOST_LANES // 2], *order[-(MOST_LANES // 2) :]]
+    followed = (
+        order
+        if len(order) <= MOST_LANES
+        else [*order[: MOST_LANES // 2], *order[-(MOST_LANES // 2) :]]
+    )
     lanes = []
     for index, gone in enumerate(followed):
         life = lives.get(gone.name)
@@ -278,7 +304,10 @@ def _picture(result: Result, number: int, axis: Axis, used: Sequence[Outcome], h
             level -= height
             if n:
                 parts.append((outcome.value, round(level, 2), round(height, 2)))
-        said = ", ".join(f"{n} {report.label(outcome)}" for outcome, n in counts if n) or "no request began"
+        said = (
+            ", ".join(f"{n} {report.label(outcome)}" for outcome, n in counts if n)
+            or "no request began"
+        )
         title = (
             f"{series.at(index):.1f} to {series.at(index + 1):.1f} s\n{said}\n"
             f"in flight: {series.in_flight[index]}, at deleted instances: {series.in_flight_deleted[index]}"
@@ -296,7 +325,11 @@ def _picture(result: Result, number: int, axis: Axis, used: Sequence[Outcome], h
         f"gone after {'-' if result.gone_after is None else f'{result.gone_after:.1f} s'}",
         step=series.step,
         marks=marks,
-        bars=tuple(bar(index) for index in range(len(series)) if series.total(index) or series.in_flight[index]),
+        bars=tuple(
+            bar(index)
+            for index in range(len(series))
+            if series.total(index) or series.in_flight[index]
+        ),
         shades=lanes[0].spans if lanes and result.plan.rollout is None else (),
         lanes=tuple(lanes),
         unseen=len(order) - len(followed),
@@ -331,7 +364,11 @@ def _marks(result: Result, axis: Axis) -> tuple[Mark, ...]:
     wanted: list[tuple[float, str, str]] = [(0.0, "deleted", "event")]
     if sigterms:
         wanted.append(
-            (max(sigterms), "last SIGTERM" if many and max(sigterms) - min(sigterms) > 0.1 else "SIGTERM", "event")
+            (
+                max(sigterms),
+                "last SIGTERM" if many and max(sigterms) - min(sigterms) > 0.1 else "SIGTERM",
+                "event",
+            )
         )
     if last:
         wanted.append((max(last), "last request", "event"))
@@ -357,9 +394,11 @@ def _marks(result: Result, axis: Axis) -> tuple[Mark, ...]:
 
 
 def _row(percent: float, text: str, anchor: str, marks: Sequence[Mark]) -> int:
-    """The row of one more label: where it covers no other, and no label is crossed by another one's line.
+    """The row of one more label: where it covers no other, and no label is crossed by another one's
+    line.
 
-    Rows count downwards, a line goes from its label down to the bars. A new row opens below the others or above them.
+    Rows count downwards, a line goes from its label down to the bars. A new row opens below the
+    others or above them.
     """
 
     def extent(percent: float, text: str, anchor: str) -> tuple[float, float]:
@@ -375,7 +414,8 @@ def _row(percent: float, text: str, anchor: str, marks: Sequence[Mark]) -> int:
 
     def crosses(row: int) -> bool:
         return any(
-            (mark.row < row and left < mark.percent < right) or (mark.row > row and start < percent < end)
+            (mark.row < row and left < mark.percent < right)
+            or (mark.row > row and start < percent < end)
             for mark, start, end in others
         )
 
@@ -410,10 +450,14 @@ def _ready(life: Life | None, gone: Gone, axis: Axis) -> tuple[tuple[float, floa
             since = None
     if since is not None:
         intervals.append((since, end))
-    return tuple((max(start, axis.low), stop) for start, stop in intervals if stop > max(start, axis.low))
+    return tuple(
+        (max(start, axis.low), stop) for start, stop in intervals if stop > max(start, axis.low)
+    )
 
 
-def _outline(counts: Sequence[int], at: Callable[[int], float], level: Callable[[int], float], base: float) -> str:
+def _outline(
+    counts: Sequence[int], at: Callable[[int], float], level: Callable[[int], float], base: float
+) -> str:
     """A stepped outline, closed along its base; only where it changes."""
     points = [f"M{at(0):.2f} {base:.1f}"]
     before: int | None = None

@@ -1,11 +1,12 @@
 """The configuration of the plain contender: the user's own file, with the plugin made silent in it.
 
-``gunicorn -c python:gunicorn_grace.rehearsal.plain``. Without it, the ``gunicorn.conf.py`` of the working
-directory, which gunicorn loads by itself, would bring the plugin into the very run that is to show what
-happens without it; and with no configuration at all, the run would compare other workers, too.
+``gunicorn -c python:gunicorn_grace.rehearsal.plain``. Without it, the ``gunicorn.conf.py`` of the
+working directory, which gunicorn loads by itself, would bring the plugin into the very run that is
+to show what happens without it; and with no configuration at all, the run would compare other
+workers, too.
 
-This module runs inside gunicorn: standard library only. Its globals become gunicorn's settings, so that every
-name of its own begins with an underscore.
+This module runs inside gunicorn: standard library only. Its globals become gunicorn's settings, so
+that every name of its own begins with an underscore.
 """
 
 from __future__ import annotations
@@ -45,4 +46,6 @@ def _load(path: str) -> dict[str, object]:
 
 _path = _os.environ.get(_VARIABLE) or "gunicorn.conf.py"
 if _os.environ.get(_VARIABLE) or _os.path.exists(_path):
-    globals().update({name: value for name, value in _load(_path).items() if not name.startswith("_")})
+    globals().update(
+        {name: value for name, value in _load(_path).items() if not name.startswith("_")}
+    )

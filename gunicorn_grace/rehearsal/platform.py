@@ -1,4 +1,5 @@
-"""The parts of Kubernetes that cost requests: routing that learns late, and how the kubelet ends a pod."""
+"""The parts of Kubernetes that cost requests: routing that learns late, and how the kubelet ends a
+pod."""
 
 from __future__ import annotations
 
@@ -20,8 +21,9 @@ from .errors import RehearsalError
 from .fleet import Instance
 from .wire import Address, fetch
 
-#: kubelet's minimumGracePeriodInSeconds (pkg/kubelet/kuberuntime/kuberuntime_container.go, killContainer):
-#: what a container still gets between SIGTERM and SIGKILL when its preStop hook has used up the period.
+#: kubelet's minimumGracePeriodInSeconds (pkg/kubelet/kuberuntime/kuberuntime_container.go,
+#: killContainer): what a container still gets between SIGTERM and SIGKILL when its preStop hook has
+#: used up the period.
 MINIMUM_GRACE = 2.0
 
 
@@ -29,10 +31,11 @@ MINIMUM_GRACE = 2.0
 class Lag:
     """How long a change of the endpoints takes until a node routes by it, seconds.
 
-    The change travels from the pod's status over the EndpointSlice controller and the API server's watch to the
-    kube-proxy of every node, which rewrites its rules at most once in ``minSyncPeriod``
-    (pkg/proxy/iptables/proxier.go, ``syncRunner``). No node waits for another, so each has a lag of its own, and
-    one that is overloaded or cut off from the API server routes by what it knew long after the others.
+    The change travels from the pod's status over the EndpointSlice controller and the API server's
+    watch to the kube-proxy of every node, which rewrites its rules at most once in
+    ``minSyncPeriod`` (pkg/proxy/iptables/proxier.go, ``syncRunner``). No node waits for another, so
+    each has a lag of its own, and one that is overloaded or cut off from the API server routes by
+    what it knew long after the others.
 
     Attributes:
         low: the quickest node's.
@@ -48,11 +51,15 @@ class Lag:
 
     def __post_init__(self) -> None:
         if not 0 <= self.low <= self.high < math.inf:
-            raise ValueError(f"lag {self.low:g}..{self.high:g} s: from 0 s on is needed, the smaller number first")
+            raise ValueError(
+                f"lag {self.low:g}..{self.high:g} s: from 0 s on is needed, the smaller number first"
+            )
         if self.slow is not None and not 0 <= self.slow < math.inf:
             raise ValueError(f"slow node's lag {self.slow:g} s: a time from 0 s on is needed")
         if self.slow is not None and not 0 < self.slow_share < 1:
-            raise ValueError(f"slow node's share {self.slow_share:g} is not between 0 and 1: 0.05 is one of twenty")
+            raise ValueError(
+                f"slow node's share {self.slow_share:g} is not between 0 and 1: 0.05 is one of twenty"
+            )
 
     @classmethod
     def parse(cls, lag: str, slow_node: str | None = None) -> Lag:
@@ -66,14 +73,18 @@ class Lag:
             first = float(low)
             numbers = (first, float(high) if dots else first)
         except ValueError:
-            raise ValueError(f"lag {lag!r} is neither seconds (3) nor a range of seconds (1..8)") from None
+            raise ValueError(
+                f"lag {lag!r} is neither seconds (3) nor a range of seconds (1..8)"
+            ) from None
         if slow_node is None:
             return cls(*numbers)
         share, _, seconds = slow_node.partition(":")
         try:
             slow = (float(seconds), float(share))
         except ValueError:
-            raise ValueError(f"slow node {slow_node!r} is not SHARE:SECONDS, as in 0.05:20") from None
+            raise ValueError(
+                f"slow node {slow_node!r} is not SHARE:SECONDS, as in 0.05:20"
+            ) from None
         return cls(*numbers, *slow)
 
     @property
@@ -88,7 +99,9 @@ class Lag:
 
     def __str__(self) -> str:
         text = f"{self.low:g}" if self.low == self.high else f"{self.low:g} to {self.high:g}"
-        return f"{text} s" + ("" if self.slow is None else f" ({self.slow_share:.0%} of the traffic {self.slow:g} s)")
+        return f"{text} s" + (
+            "" if self.slow is None else f" ({self.slow_share:.0%} of the traffic {self.slow:g} s)"
+        )
 
 
 class NoEndpoint(LookupError):
@@ -96,12 +109,14 @@ class NoEndpoint(LookupError):
 
 
 class State(enum.Enum):
-    """What an endpoint is in the EndpointSlice (staging/src/k8s.io/endpointslice/utils.go, podToEndpoint)."""
+    """What an endpoint is in the EndpointSlice (staging/src/k8s.io/endpointslice/utils.go,
+    podToEndpoint)."""
 
     READY = "ready"
     """Passes its readiness probe and is not being deleted."""
     TERMINATING = "terminating"
-    """Being deleted, and still passing its readiness probe: "serving". Never "ready", whatever its probe says."""
+    """Being deleted, and still passing its readiness probe: "serving". Never "ready", whatever its
+    probe says."""
     GONE = "gone"
     """Does not pass its readiness probe, or is no more."""
 
@@ -111,12 +126,14 @@ Change: TypeAlias = tuple[float, Address, State, "float | Sequence[float]"]
 
 
 class EndpointTable:
-    """Where a new connection goes, as kube-proxy's iptables mode decides it: any ready endpoint, at random.
+    """Where a new connection goes, as kube-proxy's iptables mode decides it: any ready endpoint, at
+    random.
 
-    Decided once for a connection; an open one stays where it is. Where no endpoint is ready, those that are
-    terminating and serve are picked (pkg/proxy/topology.go, CategorizeEndpoints). What has changed is routed by
-    only when the change has travelled from the API server through the EndpointSlice to the node: the ``lag``,
-    one for all nodes or one for each. Safe to use from several threads.
+    Decided once for a connection; an open one stays where it is. Where no endpoint is ready, those
+    that are terminating and serve are picked (pkg/proxy/topology.go, CategorizeEndpoints). What has
+    changed is routed by only when the change has travelled from the API server through the
+    EndpointSlice to the node: the ``lag``, one for all nodes or one for each. Safe to use from
+    several threads.
 
     Args:
         clock: seconds, ``time.monotonic`` unless a test brings its own.
@@ -127,21 +144,31 @@ class EndpointTable:
         self._lock = threading.Lock()
         self._listeners: list[Callable[[Change], None]] = []
         self._changes: dict[Address, list[tuple[float, float | Sequence[float], State]]] = {}
-        self._known: dict[int, tuple[float, list[Address], list[Address]]] = {}  # node: until when, ready, others
+        self._known: dict[
+            int, tuple[float, list[Address], list[Address]]
+        ] = {}  # node: until when, ready, others
 
     def add(self, address: Address, lag: float | Sequence[float] = 0.0) -> None:
         """Route to ``address`` in ``lag`` seconds, whatever was said of it before."""
         self.change(address, State.READY, lag, new=True)
 
     def remove(self, address: Address, lag: float | Sequence[float] = 0.0) -> None:
-        """Stop routing to ``address`` in ``lag`` seconds. A second removal moves the first one neither way.
+        """Stop routing to ``address`` in ``lag`` seconds. A second removal moves the first one
+        neither way.
 
         Raises:
             KeyError: it was never added.
         """
         self.change(address, State.GONE, lag)
 
-    def change(self, address: Address, state: State, lag: float | Sequence[float] = 0.0, *, new: bool = False) -> None:
+    def change(
+        self,
+        address: Address,
+        state: State,
+        lag: float | Sequence[float] = 0.0,
+        *,
+        new: bool = False,
+    ) -> None:
         """Make an endpoint what ``state`` says, as each node sees it ``lag`` seconds from now.
 
         A change that reaches a node before an older one makes the older one void.
@@ -163,7 +190,8 @@ class EndpointTable:
                 listener((self._changes[address][-1][0], address, state, lag))
 
     def follow(self, listener: Callable[[Change], None]) -> None:
-        """Tell ``listener`` every change: those so far at once, later ones as they are made, in their order.
+        """Tell ``listener`` every change: those so far at once, later ones as they are made, in
+        their order.
 
         It is called by whoever makes the change, and must neither block nor ask the table.
         """
@@ -206,7 +234,8 @@ class EndpointTable:
             return rng.choice(endpoints)
 
     def _look(self, node: int) -> tuple[list[Address], list[Address]]:
-        """What a node knows, kept until it learns of something: each of a thousand requests a second asks."""
+        """What a node knows, kept until it learns of something: each of a thousand requests a
+        second asks."""
         now = self._clock()
         if node in self._known and now < self._known[node][0]:
             return self._known[node][1:]
@@ -227,7 +256,8 @@ class EndpointTable:
 
 @dataclass(frozen=True)
 class Exec:
-    """A preStop hook that runs a command in the container; ``{host}``, ``{port}`` and ``{pid}`` are filled in."""
+    """A preStop hook that runs a command in the container; ``{host}``, ``{port}`` and ``{pid}`` are
+    filled in."""
 
     command: tuple[str, ...]
 
@@ -239,7 +269,8 @@ class Exec:
 class HttpGet:
     """A preStop hook that sends a GET request to the container, from the node.
 
-    The kubelet does not look at the response's status (pkg/kubelet/lifecycle/handlers.go, runHTTPHandler).
+    The kubelet does not look at the response's status (pkg/kubelet/lifecycle/handlers.go,
+    runHTTPHandler).
     """
 
     path: str
@@ -251,7 +282,8 @@ class HttpGet:
 
 @dataclass(frozen=True)
 class Sleep:
-    """A preStop hook that waits, in the kubelet itself (pkg/kubelet/lifecycle/handlers.go, runSleepHandler)."""
+    """A preStop hook that waits, in the kubelet itself (pkg/kubelet/lifecycle/handlers.go,
+    runSleepHandler)."""
 
     seconds: float
 
@@ -265,11 +297,12 @@ Hook: TypeAlias = Exec | HttpGet | Sleep
 class Deletion:
     """One pod being deleted. Its thread does what the platform does, and stamps when.
 
-    At once the endpoint begins to leave the table (the EndpointSlice controller takes "ready" from it as soon as the
-    pod has a deletion timestamp) and the preStop hook runs, neither waiting for the other; when the hook has
-    ended, or the period is over, SIGTERM; at the end of the period, which the hook counts in, SIGKILL. After a
-    hook that took it all there are ``MINIMUM_GRACE`` seconds more. The process that got SIGTERM is the
-    container's first: with its end, everything in the container ends. The order is that of killContainer in
+    At once the endpoint begins to leave the table (the EndpointSlice controller takes "ready" from
+    it as soon as the pod has a deletion timestamp) and the preStop hook runs, neither waiting for
+    the other; when the hook has ended, or the period is over, SIGTERM; at the end of the period,
+    which the hook counts in, SIGKILL. After a hook that took it all there are ``MINIMUM_GRACE``
+    seconds more. The process that got SIGTERM is the container's first: with its end, everything in
+    the container ends. The order is that of killContainer in
     pkg/kubelet/kuberuntime/kuberuntime_container.go.
 
     Args:
@@ -282,14 +315,10 @@ class Deletion:
             with the folder of its Python first on the PATH, and in its working directory.
 
     Attributes, all stamps in ``time.monotonic()`` seconds, None as long as it has not come to it:
-        started: the deletion began.
-        unrouted: the last node forgot the endpoint.
-        pre_stop_done: the hook ended, or its time did.
-        pre_stop_problem: what was wrong with the hook, empty if nothing; the kubelet goes on all the same.
-        sigterm: SIGTERM was sent.
-        exited: the process was gone.
-        exit_code: as in ``Popen.returncode``.
-        killed: SIGKILL was needed.
+        started: the deletion began. unrouted: the last node forgot the endpoint. pre_stop_done: the
+        hook ended, or its time did. pre_stop_problem: what was wrong with the hook, empty if
+        nothing; the kubelet goes on all the same. sigterm: SIGTERM was sent. exited: the process
+        was gone. exit_code: as in ``Popen.returncode``. killed: SIGKILL was needed.
     """
 
     def __init__(
@@ -305,7 +334,9 @@ class Deletion:
         self.table = table
         self.lag = lag
         self.period = period
-        self.pre_stop = pre_stop if isinstance(pre_stop, (Exec, HttpGet, Sleep)) else as_hook(pre_stop or ())
+        self.pre_stop = (
+            pre_stop if isinstance(pre_stop, (Exec, HttpGet, Sleep)) else as_hook(pre_stop or ())
+        )
         self.started: float | None = None
         self.unrouted: float | None = None
         self.pre_stop_done: float | None = None
@@ -317,7 +348,9 @@ class Deletion:
         self._cancelled = threading.Event()
         self._hook: subprocess.Popen[bytes] | None = None
         self._problem: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name=f"deletion of {instance.name}", daemon=True)
+        self._thread = threading.Thread(
+            target=self._run, name=f"deletion of {instance.name}", daemon=True
+        )
 
     @property
     def exit_after(self) -> float | None:
@@ -341,7 +374,9 @@ class Deletion:
         """
         self._thread.join(timeout)
         if self._thread.is_alive():
-            raise RehearsalError(f"{self.instance.name} was still being deleted after {timeout:g} s")
+            raise RehearsalError(
+                f"{self.instance.name} was still being deleted after {timeout:g} s"
+            )
         if self._problem is not None:
             raise self._problem
         return self
@@ -394,14 +429,18 @@ class Deletion:
         else:
             remaining = max(0.01, deadline - time.monotonic())
             try:
-                response = fetch(self.instance.address, hook.path, headers=hook.headers, timeout=remaining)
+                response = fetch(
+                    self.instance.address, hook.path, headers=hook.headers, timeout=remaining
+                )
             except TimeoutError:
                 self.pre_stop_problem = too_long
             except OSError as error:
                 self.pre_stop_problem = f"{shown} failed: {error}"
             else:
                 if 400 <= response.status < 500:
-                    self.pre_stop_problem = f"{shown} got {response.status}; the kubelet does not mind, but you may"
+                    self.pre_stop_problem = (
+                        f"{shown} got {response.status}; the kubelet does not mind, but you may"
+                    )
 
     def _run_command(self, hook: Exec, deadline: float, too_long: str) -> None:
         address = self.instance.address
@@ -423,7 +462,9 @@ class Deletion:
                     cwd=self.instance.cwd,
                     start_new_session=True,
                 )
-                if self._cancelled.is_set():  # cancel() may have looked for the hook a moment too early
+                if (
+                    self._cancelled.is_set()
+                ):  # cancel() may have looked for the hook a moment too early
                     self._hook.kill()
                 code = self._hook.wait(max(0.0, deadline - time.monotonic()))
             except OSError as error:
@@ -453,7 +494,8 @@ def delete(
 
 
 def as_hook(command: Sequence[str]) -> Hook | None:
-    """The hook that a command line means: ``GET /path`` is a request, all else a command; nothing is no hook."""
+    """The hook that a command line means: ``GET /path`` is a request, all else a command; nothing
+    is no hook."""
     if not command:
         return None
     if len(command) == 2 and command[0] == "GET":

@@ -1,7 +1,8 @@
 """A pod: one instance, what its probes say of it, and what the platform does about that.
 
-Readiness puts its endpoint into the routing and takes it out; a failed liveness or start-up probe ends the
-container and starts another at the same address; a deletion ends it for good. The three meet here, in one lock.
+Readiness puts its endpoint into the routing and takes it out; a failed liveness or start-up probe
+ends the container and starts another at the same address; a deletion ends it for good. The three
+meet here, in one lock.
 """
 
 from __future__ import annotations
@@ -16,24 +17,20 @@ from .platform import Deletion, EndpointTable, Hook, State
 from .probing import Kind, Probe, Prober
 from .wire import Address
 
-#: Before a second restart the kubelet waits so long, then twice as long each time, up to five minutes
-#: (pkg/kubelet/kubelet.go, backOffPeriod and MaxContainerBackOff). The first one is immediate.
+#: Before a second restart the kubelet waits so long, then twice as long each time, up to five
+#: minutes (pkg/kubelet/kubelet.go, backOffPeriod and MaxContainerBackOff). The first one is
+#: immediate.
 BACK_OFF, MAX_BACK_OFF = 10.0, 300.0
 
 
 class Pod:
     """One pod, whose instance listens already.
 
-    Args:
-        instance: its container.
-        table: the routing.
-        prober: who asks.
-        probes: what is asked.
-        observed: readiness is asked for the record only: the pod is ready from the beginning, and stays so.
-        lag: of the routing, see ``EndpointTable``.
-        period: terminationGracePeriodSeconds.
-        pre_stop: its hook.
-        again: makes the instance that follows after a restart, to listen at the address given.
+    Args: instance: its container. table: the routing. prober: who asks. probes: what is asked.
+        observed: readiness is asked for the record only: the pod is ready from the beginning, and
+        stays so. lag: of the routing, see ``EndpointTable``. period: terminationGracePeriodSeconds.
+        pre_stop: its hook. again: makes the instance that follows after a restart, to listen at the
+        address given.
 
     Attributes:
         readiness: ``(time.monotonic(), ready)`` of each change.
@@ -98,7 +95,9 @@ class Pod:
         """Whether it has been ready for ``min_ready`` seconds, and is not being deleted."""
         with self._lock:
             since = self._begun if self.observed or not self.readiness else self.readiness[-1][0]
-            return self.deletion is None and self._routed() and time.monotonic() - since >= min_ready
+            return (
+                self.deletion is None and self._routed() and time.monotonic() - since >= min_ready
+            )
 
     def begin(self, lag: float | Sequence[float] = 0.0) -> None:
         """Begin to probe it. Without a readiness probe it is ready at once.
@@ -124,7 +123,9 @@ class Pod:
             while not self._routed():
                 remaining = deadline - time.monotonic()
                 if self.instance.exit_time is not None and self._restart is None:
-                    raise InstanceFailed(f"{self.name} ended before it was ready", self.instance.output)
+                    raise InstanceFailed(
+                        f"{self.name} ended before it was ready", self.instance.output
+                    )
                 if remaining <= 0:
                     asked = self.probes.get(Kind.READINESS) or self.probes.get(Kind.STARTUP)
                     raise RehearsalError(
@@ -133,12 +134,14 @@ class Pod:
                 self._changed.wait(min(remaining, 0.25))
 
     def wait_ready_by(self, timeout: float) -> None:
-        """Raise, as ``wait_ready`` does, if it should have been ready by now: ``timeout`` seconds from its begin."""
+        """Raise, as ``wait_ready`` does, if it should have been ready by now: ``timeout`` seconds
+        from its begin."""
         if time.monotonic() > self._begun + timeout:
             self.wait_ready(0.0)
 
     def delete(self) -> Deletion:
-        """Begin to delete it. If its container is being restarted, its end, or its start, is waited for.
+        """Begin to delete it. If its container is being restarted, its end, or its start, is waited
+        for.
 
         A node does one thing at a time with a pod, too (pkg/kubelet/pod_workers.go).
         """
@@ -148,7 +151,11 @@ class Pod:
         with self._lock:
             if self.deletion is None:
                 self.deletion = Deletion(
-                    self.instance, self._table, lag=self._lag, period=self._period, pre_stop=self._pre_stop
+                    self.instance,
+                    self._table,
+                    lag=self._lag,
+                    period=self._period,
+                    pre_stop=self._pre_stop,
                 )
                 self.deletion.start()
                 if not self._routed():
@@ -168,7 +175,7 @@ class Pod:
         if (restart := self._restart) is not None:
             restart.join()
 
-    # -- what the prober tells -------------------------------------------------------------------------------
+    # -- what the prober tells ----
 
     def _routed(self) -> bool:
         return self.observed or self.ready
@@ -206,7 +213,7 @@ class Pod:
                 self._table.change(self.address, passing if ready else State.GONE, lag)
             self._changed.notify_all()
 
-    # -- restarting ------------------------------------------------------------------------------------------
+    # -- restarting ----
 
     def _begin_restart(self, kind: Kind) -> None:
         if self._over.is_set() or self._restart is not None or self._again is None:
@@ -214,8 +221,12 @@ class Pod:
         probe = self.probes[kind]
         why = f"{kind.value} probe failed {probe.failure_threshold} times: GET {probe.path}"
         self.restarts.append((time.monotonic(), why))
-        self._ending = Deletion(self.instance, None, period=self._period, pre_stop=self._pre_stop).start()
-        self._restart = threading.Thread(target=self._run_restart, name=f"restart of {self.name}", daemon=True)
+        self._ending = Deletion(
+            self.instance, None, period=self._period, pre_stop=self._pre_stop
+        ).start()
+        self._restart = threading.Thread(
+            target=self._run_restart, name=f"restart of {self.name}", daemon=True
+        )
         self._restart.start()
 
     def _run_restart(self) -> None:
@@ -226,7 +237,9 @@ class Pod:
             self._stop_asking()
             self._set_ready(False)
             earlier = len(self.restarts) - 1
-            if self._over.wait(min(MAX_BACK_OFF, BACK_OFF * 2 ** (earlier - 1)) if earlier else 0.0):
+            if self._over.wait(
+                min(MAX_BACK_OFF, BACK_OFF * 2 ** (earlier - 1)) if earlier else 0.0
+            ):
                 return
             instance = self._again(self.instance)
             with self._lock:

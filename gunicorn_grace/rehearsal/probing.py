@@ -1,8 +1,8 @@
 """Probes as the kubelet sends them: on a new connection each, counted against thresholds.
 
-A rehearsal without them would take every instance that runs for one that is ready. So they are sent for real, to
-the same port as the load and at the cost of a worker each time, and what comes of them takes an endpoint out of
-the routing or restarts a container, as it does on a node.
+A rehearsal without them would take every instance that runs for one that is ready. So they are sent
+for real, to the same port as the load and at the cost of a worker each time, and what comes of them
+takes an endpoint out of the routing or restarts a container, as it does on a node.
 
 The kubelet's sources: pkg/kubelet/prober/worker.go (when, thresholds, what stops at a deletion) and
 pkg/probe/http/http.go (one request on a connection of its own, 200 to 399 is success).
@@ -36,7 +36,8 @@ class Kind(str, Enum):
 
 @dataclass(frozen=True)
 class Probe:
-    """One HTTP probe, with the defaults of Kubernetes (pkg/apis/core/v1/defaults.go, SetDefaults_Probe).
+    """One HTTP probe, with the defaults of Kubernetes (pkg/apis/core/v1/defaults.go,
+    SetDefaults_Probe).
 
     Attributes:
         path: request target.
@@ -60,19 +61,25 @@ class Probe:
         for name, seconds in (("period", self.period), ("timeout", self.timeout)):
             if not 0 < seconds < float("inf"):
                 raise ValueError(f"probe of {self.path}: {name} {seconds:g} s is not above 0")
-        for name, count in (("failure", self.failure_threshold), ("success", self.success_threshold)):
+        for name, count in (
+            ("failure", self.failure_threshold),
+            ("success", self.success_threshold),
+        ):
             if count < 1:
                 raise ValueError(f"probe of {self.path}: {name} threshold {count} is not 1 or more")
         if not 0 <= self.initial_delay < float("inf"):
             raise ValueError(f"probe of {self.path}: delay {self.initial_delay:g} s is negative")
         try:
-            request_bytes(h11.Connection(h11.CLIENT), "", self.path, headers=self.headers, close=True)
+            request_bytes(
+                h11.Connection(h11.CLIENT), "", self.path, headers=self.headers, close=True
+            )
         except h11.LocalProtocolError as error:
             raise ValueError(f"probe of {self.path!r} cannot be sent: {error}") from error
 
     @classmethod
     def parse(cls, text: str) -> Probe:
-        """Read ``/readyz``, or ``/readyz period=5 timeout=1 failure=1 success=1 delay=0``, in any order.
+        """Read ``/readyz``, or ``/readyz period=5 timeout=1 failure=1 success=1 delay=0``, in any
+        order.
 
         Raises:
             ValueError: what is wrong with it.
@@ -85,7 +92,9 @@ class Probe:
             name, equals, value = option.partition("=")
             field = _OPTIONS.get(name)
             if field is None or not equals:
-                raise ValueError(f"probe {text!r}: {option!r} is none of {', '.join(f'{n}=' for n in _OPTIONS)}")
+                raise ValueError(
+                    f"probe {text!r}: {option!r} is none of {', '.join(f'{n}=' for n in _OPTIONS)}"
+                )
             number: Callable[[str], float] = int if field.endswith("threshold") else float
             try:
                 given = number(value)
@@ -116,7 +125,8 @@ class Thresholds:
         self._run = 0
 
     def count(self, success: bool) -> bool | None:
-        """Count one answer; the verdict, or None while there are too few like it in a row for one."""
+        """Count one answer; the verdict, or None while there are too few like it in a row for
+        one."""
         self._run = self._run + 1 if success is self._last else 1
         self._last = success
         return success if self._run >= self._needed[success] else None
@@ -125,8 +135,8 @@ class Thresholds:
 class Prober:
     """The kubelet's probe workers of all instances, on one event loop in a thread of its own.
 
-    A hundred instances with two probes each are a hundred threads less than the kubelet's way, and at thirty
-    probes a second 2 % of a core.
+    A hundred instances with two probes each are a hundred threads less than the kubelet's way, and
+    at thirty probes a second 2 % of a core.
     """
 
     def __init__(self) -> None:
@@ -154,7 +164,8 @@ class Prober:
         self.stop()
 
     def check(self) -> None:
-        """Raise what went wrong in the thread: readiness that nobody asks for any more would look steady."""
+        """Raise what went wrong in the thread: readiness that nobody asks for any more would look
+        steady."""
         if self._problem is not None:
             raise self._problem
 
@@ -170,11 +181,11 @@ class Prober:
     ) -> Callable[[], None]:
         """Probe one container from now on.
 
-        Each probe is sent at once and then once in its period, but readiness and liveness only when the
-        start-up probe, if there is one, has passed. A start-up probe ends with its first verdict; one for
-        liveness when it fails, because the container is restarted then; both end when the pod is being
-        deleted, while readiness is asked to the end. So a hung worker does not get its container restarted in
-        the middle of a shutdown.
+        Each probe is sent at once and then once in its period, but readiness and liveness only when
+        the start-up probe, if there is one, has passed. A start-up probe ends with its first
+        verdict; one for liveness when it fails, because the container is restarted then; both end
+        when the pod is being deleted, while readiness is asked to the end. So a hung worker does
+        not get its container restarted in the middle of a shutdown.
 
         Args:
             address: where.
@@ -266,7 +277,8 @@ class _Container:
                     self.begun |= verdict  # A failed liveness probe ends itself, and not the one for readiness.
                     self.tell(kind, verdict)
                     return
-            # A ticker: a slow answer does not move the next one, and what was missed is not made up for.
+            # A ticker: a slow answer does not move the next one, and what was missed is not made up
+            # for.
             due = max(due + probe.period, loop.time())
             await asyncio.sleep(due - loop.time())
         if ready:
@@ -287,7 +299,9 @@ async def _status(address: Address, probe: Probe) -> int:
         reader, writer = await asyncio.open_connection(*address)
     try:
         http = h11.Connection(h11.CLIENT)
-        writer.write(request_bytes(http, address, probe.path, headers=(*probe.headers, *HEADERS), close=True))
+        writer.write(
+            request_bytes(http, address, probe.path, headers=(*probe.headers, *HEADERS), close=True)
+        )
         status = 0
         while True:
             event = http.next_event()

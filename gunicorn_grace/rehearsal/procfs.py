@@ -1,9 +1,10 @@
 """Linux's ``/proc``, as far as a rehearsal needs it: children, marked processes, listening sockets.
 
-Why marks: gunicorn's processes leave the group they were started in (``daemon``, ``dumb-init``, a re-exec),
-    and one that is left behind holds a port and a core on somebody's machine. The environment a process was
-    started with goes to all its descendants, whatever sessions they open, and ``/proc/<pid>/environ`` shows
-    it. So a variable with a value of its own finds everything that belongs to an instance, and nothing else.
+Why marks: gunicorn's processes leave the group they were started in (``daemon``, ``dumb-init``, a
+    re-exec), and one that is left behind holds a port and a core on somebody's machine. The
+    environment a process was started with goes to all its descendants, whatever sessions they open,
+    and ``/proc/<pid>/environ`` shows it. So a variable with a value of its own finds everything
+    that belongs to an instance, and nothing else.
 
 Where there is no ``/proc``, every function here finds nothing.
 """
@@ -39,7 +40,8 @@ def inner_pid(pid: int) -> int:
 
 
 def marked(variable: str, value: str) -> list[int]:
-    """Every living process that was started with ``variable=value`` in its environment, this one left out."""
+    """Every living process that was started with ``variable=value`` in its environment, this one
+    left out."""
     return _Scan.of(variable).get(value, [])
 
 
@@ -52,15 +54,17 @@ def marked_by_value(variable: str) -> dict[str, list[int]]:
         if pid != me:
             for entry in _bytes(f"/proc/{pid}/environ").split(b"\0"):
                 if entry.startswith(prefix):
-                    found.setdefault(entry[len(prefix) :].decode("utf-8", "replace"), []).append(pid)
+                    found.setdefault(entry[len(prefix) :].decode("utf-8", "replace"), []).append(
+                        pid
+                    )
     return found
 
 
 class _Scan:
     """One look through all processes, shared by every thread that asked before it began.
 
-    When a hundred instances are ended at once, a hundred threads would read the environment of three hundred
-    processes each, and keep the load generator from its schedule for a second.
+    When a hundred instances are ended at once, a hundred threads would read the environment of
+    three hundred processes each, and keep the load generator from its schedule for a second.
     """
 
     _all: ClassVar[dict[str, _Scan]] = {}
@@ -77,7 +81,9 @@ class _Scan:
         return cls._all.setdefault(variable, cls(variable))._look()
 
     def _look(self) -> dict[str, list[int]]:
-        wanted = self._begun + 1  # the one under way, if any, may have passed by what has come since
+        wanted = (
+            self._begun + 1
+        )  # the one under way, if any, may have passed by what has come since
         with self._looking:
             if self._ended < wanted:
                 self._begun += 1
@@ -89,9 +95,10 @@ class _Scan:
 def memory(pid: int) -> int:
     """The process's share of the machine's memory, bytes; 0 when it is gone.
 
-    The proportional set size (proc_pid_smaps(5)), in which a page that n processes share counts as 1/n: what
-    workers share with the arbiter that forked them is not counted again for each. Where the kernel does not
-    tell it (older than 4.14, or another user's process) the resident set size, which counts too much.
+    The proportional set size (proc_pid_smaps(5)), in which a page that n processes share counts as
+    1/n: what workers share with the arbiter that forked them is not counted again for each. Where
+    the kernel does not tell it (older than 4.14, or another user's process) the resident set size,
+    which counts too much.
     """
     for line in _read(f"/proc/{pid}/smaps_rollup").splitlines():
         if line.startswith("Pss:"):
@@ -103,12 +110,11 @@ def memory(pid: int) -> int:
 def end_marked(variable: str, value: str, timeout: float = 5.0) -> list[int]:
     """SIGKILL every process that carries the mark, and wait until they are gone (or zombies).
 
-    It looks again until it finds none: one may have been forked a moment before its parent was ended.
+    It looks again until it finds none: one may have been forked a moment before its parent was
+    ended.
 
-    Args:
-        variable: name of the mark.
-        value: its value, different for every instance.
-        timeout: seconds to wait in all. SIGKILL takes longer than that only in an uninterruptible sleep.
+    Args: variable: name of the mark. value: its value, different for every instance. timeout:
+        seconds to wait in all. SIGKILL takes longer than that only in an uninterruptible sleep.
 
     Returns:
         the pids that were ended.
@@ -123,7 +129,8 @@ def end_marked(variable: str, value: str, timeout: float = 5.0) -> list[int]:
 
 
 def listening(pid: int) -> list[str]:
-    """TCP addresses that ``pid`` listens on, as ``host:port``, in the order of its file descriptors.
+    """TCP addresses that ``pid`` listens on, as ``host:port``, in the order of its file
+    descriptors.
 
     Read when the log does not tell: a user's logging configuration may send it anywhere.
     """
@@ -145,16 +152,20 @@ def listening(pid: int) -> list[str]:
 
 
 def _unpack(packed: str) -> str:
-    """``0100007F:1F90`` to ``127.0.0.1:8080``: the address is printed as 32-bit words in host byte order."""
+    """``0100007F:1F90`` to ``127.0.0.1:8080``: the address is printed as 32-bit words in host byte
+    order."""
     words, port = packed.split(":")
-    raw = b"".join(int(words[i : i + 8], 16).to_bytes(4, sys.byteorder) for i in range(0, len(words), 8))
+    raw = b"".join(
+        int(words[i : i + 8], 16).to_bytes(4, sys.byteorder) for i in range(0, len(words), 8)
+    )
     if len(raw) == 4:
         return f"{socket.inet_ntop(socket.AF_INET, raw)}:{int(port, 16)}"
     return f"[{socket.inet_ntop(socket.AF_INET6, raw)}]:{int(port, 16)}"
 
 
 def _end(pid: int, deadline: float) -> bool:
-    """SIGKILL and wait; through a pidfd where there is one, so that a pid used anew is never hit."""
+    """SIGKILL and wait; through a pidfd where there is one, so that a pid used anew is never
+    hit."""
     try:
         descriptor = os.pidfd_open(pid)
     except ProcessLookupError:
@@ -195,7 +206,8 @@ def _list(folder: str) -> list[str]:
 
 
 def _bytes(path: str) -> bytes:
-    # Unbuffered: fleets look through all processes while the load keeps its schedule in the same interpreter.
+    # Unbuffered: fleets look through all processes while the load keeps its schedule in the same
+    # interpreter.
     try:
         with open(path, "rb", buffering=0) as file:
             return file.read()

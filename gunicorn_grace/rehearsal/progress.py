@@ -1,8 +1,9 @@
-"""What is going on, said while it goes on: one line that changes on a terminal, plain lines anywhere else.
+"""What is going on, said while it goes on: one line that changes on a terminal, plain lines
+anywhere else.
 
-A rehearsal is silent for as long as a shutdown takes; who sees nothing for half a minute presses Ctrl-C. Saying
-something must not cost the run, though: the load generator shares this interpreter, so records are read only once, and
-a terminal that is gone is no reason to stop.
+A rehearsal is silent for as long as a shutdown takes; who sees nothing for half a minute presses
+Ctrl-C. Saying something must not cost the run, though: the load generator shares this interpreter,
+so records are read only once, and a terminal that is gone is no reason to stop.
 """
 
 from __future__ import annotations
@@ -27,11 +28,12 @@ _BACK = "\r\x1b[K"  # to the beginning of the line, and what is there erased (EC
 
 
 class Progress:
-    """Tells on ``stream`` what is going on. Used in a ``with`` statement, from the thread that plays.
+    """Tells on ``stream`` what is going on. Used in a ``with`` statement, from the thread that
+    plays.
 
-    Args:
-        stream: standard error, so that a report or JSON on standard output stays what it is.
-        live: whether one line is written over and over; unless given, where ``stream`` is a terminal that can.
+    Args: stream: standard error, so that a report or JSON on standard output stays what it is.
+        live: whether one line is written over and over; unless given, where ``stream`` is a
+        terminal that can.
     """
 
     def __init__(self, stream: TextIO, live: bool | None = None) -> None:
@@ -57,7 +59,8 @@ class Progress:
             self._load, self._seen, self._lost = load, 0, 0
 
     def done(self, line: str) -> None:
-        """What one contender came to; this line stays. Elsewhere than on a terminal the report says it."""
+        """What one contender came to; this line stays. Elsewhere than on a terminal the report says
+        it."""
         with self._lock:
             self._load, self._line = None, ""
             if self.live:
@@ -69,7 +72,10 @@ class Progress:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self._end.set()
         if self.live:

@@ -1,7 +1,8 @@
 """The pytest fixture ``rehearse``: a roll-out of one's own application as a test among the others.
 
-pytest finds it by itself (entry point ``pytest11``), so every run of pytest where this package is installed imports
-this module: it imports nothing more before a test asks for the fixture, and a project's other tests do not need h11.
+pytest finds it by itself (entry point ``pytest11``), so every run of pytest where this package is
+installed imports this module: it imports nothing more before a test asks for the fixture, and a
+project's other tests do not need h11.
 """
 
 from __future__ import annotations
@@ -32,23 +33,28 @@ class Rehearse(Protocol):
 def rehearse(request: pytest.FixtureRequest) -> Rehearse:
     """A function that scales an application down under load, and returns the ``Result``.
 
-    ``rehearse("app:app", instances=2, lag=1, delay=3).flawless`` is true when no request was lost and every instance
-    was gone within its period. ``.tally`` counts the requests, ``.gone`` tells of the deleted instances, ``.outputs``
-    holds what each instance printed. A test that fails shows the report.
+    ``rehearse("app:app", instances=2, lag=1, delay=3).flawless`` is true when no request was lost
+    and every instance was gone within its period. ``.tally`` counts the requests, ``.gone`` tells
+    of the deleted instances, ``.outputs`` holds what each instance printed. A test that fails shows
+    the report.
 
-    Arguments of the function:
-        app: the application, as gunicorn takes it, seen from pytest's ``rootdir`` unless ``cwd`` is given.
-        contender: ``grace``, ``plain`` or ``sleep:SECONDS``.
-        config: your gunicorn configuration, with the plugin in it.
-        delay: ``grace_shutdown_delay``, seconds, in place of what is configured.
-        plan: whatever ``gunicorn_grace.rehearsal.scene.Plan`` takes, by name.
+    Arguments of the function: app: the application, as gunicorn takes it, seen from pytest's
+        ``rootdir`` unless ``cwd`` is given. contender: ``grace``, ``plain`` or ``sleep:SECONDS``.
+        config: your gunicorn configuration, with the plugin in it. delay: ``grace_shutdown_delay``,
+        seconds, in place of what is configured. plan: whatever
+        ``gunicorn_grace.rehearsal.scene.Plan`` takes, by name.
 
-    It fails the test when the rehearsal cannot be carried out: h11 is missing, the application does not start, a path
-    does not answer 2xx, the plugin is not at work.
+    It fails the test when the rehearsal cannot be carried out: h11 is missing, the application does
+    not start, a path does not answer 2xx, the plugin is not at work.
     """
 
     def run(
-        app: str, *, contender: str = "grace", config: str | None = None, delay: float | None = None, **plan: Any
+        app: str,
+        *,
+        contender: str = "grace",
+        config: str | None = None,
+        delay: float | None = None,
+        **plan: Any,
     ) -> Result:
         try:
             from . import cast, report
@@ -69,7 +75,9 @@ def rehearse(request: pytest.FixtureRequest) -> Rehearse:
             cast.expect_plugin(result, config)
         except RehearsalError as error:
             problem = error
-        if problem is not None:  # outside of the handler, or pytest shows the output of the instance twice
+        if (
+            problem is not None
+        ):  # outside of the handler, or pytest shows the output of the instance twice
             pytest.fail(f"the rehearsal could not be carried out: {problem}", pytrace=False)
         request.node.add_report_section("call", "rehearsal", report.render([result]))
         return result

@@ -1,4 +1,5 @@
-"""Tells what a rehearsal found: the contenders side by side, what happened when, and a verdict. Text, 80 columns.
+"""Tells what a rehearsal found: the contenders side by side, what happened when, and a verdict.
+Text, 80 columns.
 
 The page (``page``) tells the same and asks here for its words and numbers.
 """
@@ -29,7 +30,8 @@ LABELS: dict[str, str] = {
 """What an outcome is called where people read, if not by its own name."""
 
 Paint = Callable[[str, str], str]
-"""Takes a text and what it is (``good``, ``bad``, ``dim`` or ``head``), and gives it a colour, or leaves it."""
+"""Takes a text and what it is (``good``, ``bad``, ``dim`` or ``head``), and gives it a colour, or
+leaves it."""
 
 
 def unpainted(text: str, what: str) -> str:
@@ -46,7 +48,8 @@ def label(outcome: Outcome) -> str:
 class Row:
     """One line of the comparison: a cell for each contender.
 
-    ``losses`` rows are painted by whether they are zero; ``detail`` rows belong to the one above them.
+    ``losses`` rows are painted by whether they are zero; ``detail`` rows belong to the one above
+    them.
     """
 
     label: str
@@ -55,14 +58,23 @@ class Row:
     detail: bool = False
 
 
-def render(results: Sequence[Result], max_lost: int = 0, interrupted: bool = False, paint: Paint = unpainted) -> str:
+def render(
+    results: Sequence[Result],
+    max_lost: int = 0,
+    interrupted: bool = False,
+    paint: Paint = unpainted,
+) -> str:
     """The whole report on one or more runs of the same plan."""
     good = passed(results, max_lost, interrupted)
     parts = [heading(results[0].plan), table(results, paint)]
     parts += [timeline(result, paint) for result in results]
     parts += ["\n".join(textwrap.fill(note, WIDTH) for note in notes(results))]
     # Wrapped only where it must be: programs look for the last line.
-    parts += [paint(textwrap.fill(verdict(results, max_lost, interrupted), WIDTH), "good" if good else "bad")]
+    parts += [
+        paint(
+            textwrap.fill(verdict(results, max_lost, interrupted), WIDTH), "good" if good else "bad"
+        )
+    ]
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
@@ -70,7 +82,11 @@ def heading(plan: Plan) -> str:
     """What was played."""
     what = f"{plan.instances} instances scaled down to {plan.remaining}"
     if (rollout := plan.rollout) is not None:
-        how = "in order" if rollout.in_order else f"surge {rollout.max_surge}, unavailable {rollout.max_unavailable}"
+        how = (
+            "in order"
+            if rollout.in_order
+            else f"surge {rollout.max_surge}, unavailable {rollout.max_unavailable}"
+        )
         what = f"{plan.instances} instances replaced ({how})"
     lines = (
         f"{plan.app}: {what} at {plan.rate:g} requests per second.",
@@ -92,25 +108,38 @@ def rows(results: Sequence[Result]) -> list[Row]:
         if outcome is not Outcome.OK and any(counts):
             found.append(Row(label(outcome), tuple(map(str, counts)), losses=True, detail=True))
     if any(result.killed for result in results):
-        found.append(Row("ended by SIGKILL", tuple(str(result.killed) for result in results), losses=True))
+        found.append(
+            Row("ended by SIGKILL", tuple(str(result.killed) for result in results), losses=True)
+        )
     found += [
         Row("gone after", tuple(_seconds(result.gone_after) for result in results)),
         Row("budget used", tuple(_share(result) for result in results)),
         Row("last request", tuple(_seconds(_last(result)) for result in results)),
-        Row("slowest answer", tuple(_seconds(tally.summary()["latency_max"] or None, 2) for tally in tallies)),
-        Row("generator lag p99", tuple(f"{percentile(tally.lags, 99) * 1000:.1f} ms" for tally in tallies)),
+        Row(
+            "slowest answer",
+            tuple(_seconds(tally.summary()["latency_max"] or None, 2) for tally in tallies),
+        ),
+        Row(
+            "generator lag p99",
+            tuple(f"{percentile(tally.lags, 99) * 1000:.1f} ms" for tally in tallies),
+        ),
     ]
     if any(result.memory.peak for result in results):
-        found.append(Row("memory at most", tuple(f"{result.memory.peak / 2**20:.0f} MiB" for result in results)))
+        found.append(
+            Row(
+                "memory at most",
+                tuple(f"{result.memory.peak / 2**20:.0f} MiB" for result in results),
+            )
+        )
     return found
 
 
 def table(results: Sequence[Result], paint: Paint = unpainted) -> str:
     """The contenders side by side, three abreast.
 
-    ``gone after`` is the longest time from the deletion of an instance to its end, ``budget used`` what that is of
-    the period; ``last request`` is when the last one was routed to a deleted instance, and ``slowest answer`` the
-    slowest request that was not lost.
+    ``gone after`` is the longest time from the deletion of an instance to its end, ``budget used``
+    what that is of the period; ``last request`` is when the last one was routed to a deleted
+    instance, and ``slowest answer`` the slowest request that was not lost.
     """
     blocks = []
     for first in range(0, len(results), _ABREAST):
@@ -121,7 +150,9 @@ def table(results: Sequence[Result], paint: Paint = unpainted) -> str:
             cells = []
             for cell in row.cells:
                 shown = cell.rjust(_CELL)
-                cells.append(paint(shown, "good" if cell == "0" else "bad") if row.losses else shown)
+                cells.append(
+                    paint(shown, "good" if cell == "0" else "bad") if row.losses else shown
+                )
             lines.append((("  " if row.detail else "") + row.label).ljust(_LABEL) + "".join(cells))
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks)
@@ -134,7 +165,9 @@ def timeline(result: Result, paint: Paint = unpainted) -> str:
     count = len(result.gone)
     if count > _FOLLOWED:
         ends = [gone.exited for gone in result.gone if gone.exited is not None]
-        lines.append(f"            {count - 1} more alike, the last one gone at {max(ends, default=0.0):.1f} s")
+        lines.append(
+            f"            {count - 1} more alike, the last one gone at {max(ends, default=0.0):.1f} s"
+        )
     return "\n".join(lines)
 
 
@@ -159,7 +192,9 @@ def moments(result: Result, followed: int) -> list[tuple[float, str]]:
             if plan.rollout is not None and life.deleted is not None:
                 found.append((life.deleted, f"{who}deleted"))
             # What came before is the start; what came with the end is told by the end.
-            turned = [at for at, ready in life.readiness if not ready and at >= (life.deleted or 0.0)]
+            turned = [
+                at for at, ready in life.readiness if not ready and at >= (life.deleted or 0.0)
+            ]
             if turned and (gone.exited is None or turned[0] < gone.exited):
                 found.append((turned[0], f"{who}not ready, as its probe finds"))
         if gone.pre_stop_done is not None:
@@ -169,7 +204,11 @@ def moments(result: Result, followed: int) -> list[tuple[float, str]]:
         if (last := result.last_request(gone)) is not None:
             found.append((last, f"{who}last request routed to it"))
         if gone.exited is not None:
-            how = "ended by SIGKILL: the period was over" if gone.killed else f"gone, exit code {gone.exit_code}"
+            how = (
+                "ended by SIGKILL: the period was over"
+                if gone.killed
+                else f"gone, exit code {gone.exit_code}"
+            )
             found.append((gone.exited, who + how))
         found += [(at, who + text) for at, text in gone.events]
     if lost:
@@ -186,7 +225,9 @@ def lost_at(record: Record, result: Result) -> float:
 
 def described(record: Record) -> str:
     """A lost request in a few words."""
-    return f"{label(record.outcome)}, {record.kind.value} connection to {record.endpoint or 'nobody'}"
+    return (
+        f"{label(record.outcome)}, {record.kind.value} connection to {record.endpoint or 'nobody'}"
+    )
 
 
 def notes(results: Sequence[Result]) -> list[str]:
@@ -202,11 +243,19 @@ def notes(results: Sequence[Result]) -> list[str]:
             fresh, kept = (tally.summary()[f"lost_{kind}"] for kind in ("fresh", "kept"))
             found.append(f"{name}: {fresh} lost on fresh connections, {kept} on kept-alive ones.")
         if result.lost_elsewhere:
-            found.append(f"{name}: {result.lost_elsewhere} of them lost by instances that stayed: overloaded?")
+            found.append(
+                f"{name}: {result.lost_elsewhere} of them lost by instances that stayed: overloaded?"
+            )
         if tally.skipped and not result.fell_behind:
-            found.append(f"{name}: {tally.skipped} requests were not sent: this machine was too busy; lower --rate.")
-        found += sorted({f"{name}: {gone.pre_stop_problem}" for gone in result.gone if gone.pre_stop_problem})
-        codes = sorted({gone.exit_code for gone in result.gone if gone.exit_code and not gone.killed})
+            found.append(
+                f"{name}: {tally.skipped} requests were not sent: this machine was too busy; lower --rate."
+            )
+        found += sorted(
+            {f"{name}: {gone.pre_stop_problem}" for gone in result.gone if gone.pre_stop_problem}
+        )
+        codes = sorted(
+            {gone.exit_code for gone in result.gone if gone.exit_code and not gone.killed}
+        )
         if codes:
             found.append(f"{name}: exit codes other than 0: {', '.join(map(str, codes))}.")
     return found
@@ -215,7 +264,8 @@ def notes(results: Sequence[Result]) -> list[str]:
 def passed(results: Sequence[Result], max_lost: int = 0, interrupted: bool = False) -> bool:
     """Whether all was played to its end, and the contender that is judged, the last one, did well.
 
-    That is: every instance was gone within its period, and no more than ``max_lost`` requests were lost.
+    That is: every instance was gone within its period, and no more than ``max_lost`` requests were
+    lost.
     """
     result = results[-1]
     return not interrupted and not result.killed and result.tally.lost <= max_lost
@@ -245,7 +295,9 @@ def _lag(plan: Plan) -> str:
 
 
 def _last(result: Result) -> float | None:
-    return max((at for gone in result.gone if (at := result.last_request(gone)) is not None), default=None)
+    return max(
+        (at for gone in result.gone if (at := result.last_request(gone)) is not None), default=None
+    )
 
 
 def _seconds(value: float | None, digits: int = 1) -> str:

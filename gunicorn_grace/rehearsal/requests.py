@@ -7,11 +7,12 @@
     PUT  /files/report @report.pdf upload=2
     GET  /export read=5 "Accept: text/csv"
 
-A line is ``[METHOD] path [body] [weight]``. Words are split as a shell splits them, so that quotes keep spaces
-together. A body is the word behind the path; ``@file`` is the content of a file. A number as the last word is the
-weight: how often this line is taken, beside the others. Options may stand anywhere behind the path, and count as no
-words here: ``upload=SECONDS`` sends the body in pieces over so long, ``read=SECONDS`` reads the response as slowly, and
-``"Name: value"`` is a header. Lines that are empty or begin with ``#`` are skipped.
+A line is ``[METHOD] path [body] [weight]``. Words are split as a shell splits them, so that quotes
+keep spaces together. A body is the word behind the path; ``@file`` is the content of a file. A
+number as the last word is the weight: how often this line is taken, beside the others. Options may
+stand anywhere behind the path, and count as no words here: ``upload=SECONDS`` sends the body in
+pieces over so long, ``read=SECONDS`` reads the response as slowly, and ``"Name: value"`` is a
+header. Lines that are empty or begin with ``#`` are skipped.
 """
 
 from __future__ import annotations
@@ -70,17 +71,29 @@ class Request:
             if not 0 <= seconds < float("inf"):
                 raise ValueError(f"{name} {seconds:g} of {self.path} is not 0 s or more")
         if self.upload and not self.body:
-            raise ValueError(f"upload {self.upload:g} of {self.path} has no body to send slowly: add one")
+            raise ValueError(
+                f"upload {self.upload:g} of {self.path} has no body to send slowly: add one"
+            )
         try:
             self.head(h11.Connection(h11.CLIENT), "", close=True, host=host)
         except h11.LocalProtocolError as error:
-            raise ValueError(f"path {self.path!r} or host {host!r} cannot be sent: {error}") from error
+            raise ValueError(
+                f"path {self.path!r} or host {host!r} cannot be sent: {error}"
+            ) from error
 
-    def head(self, http: h11.Connection, address: tuple[str, int] | str, *, close: bool, host: str | None) -> bytes:
+    def head(
+        self, http: h11.Connection, address: tuple[str, int] | str, *, close: bool, host: str | None
+    ) -> bytes:
         """The head of this request; ``http`` moves on to sending the body."""
         headers = [("Host", host), *self.headers] if host else self.headers
         return head_bytes(
-            http, address, self.path, method=self.method, headers=headers, close=close, length=self._length
+            http,
+            address,
+            self.path,
+            method=self.method,
+            headers=headers,
+            close=close,
+            length=self._length,
         )
 
     @property
@@ -108,7 +121,9 @@ def parse_line(line: str, read: Callable[[str], bytes]) -> Request:
     words = shlex.split(line)
     method = words.pop(0) if len(words) > 1 and _METHOD.match(words[0]) else "GET"
     if not words or not words[0].startswith("/"):
-        raise ValueError(f"{words[0] if words else line.strip()!r} is no path: [METHOD] /path [body] [weight]")
+        raise ValueError(
+            f"{words[0] if words else line.strip()!r} is no path: [METHOD] /path [body] [weight]"
+        )
     request = Request(words.pop(0), method)
     body: bytes | None = None
     headers: list[tuple[str, str]] = []
@@ -119,7 +134,11 @@ def parse_line(line: str, read: Callable[[str], bytes]) -> Request:
                 seconds = float(option[2])
             except ValueError:
                 raise ValueError(f"{word!r}: {option[2]!r} is no number of seconds") from None
-            request = replace(request, upload=seconds) if option[1] == "upload" else replace(request, read=seconds)
+            request = (
+                replace(request, upload=seconds)
+                if option[1] == "upload"
+                else replace(request, read=seconds)
+            )
         elif header := _HEADER.match(word):
             headers.append((header[1], header[2]))
         else:
@@ -169,15 +188,17 @@ def parse_lines(text: str, name: str, read: Callable[[str], bytes]) -> list[Requ
             except ValueError as error:
                 raise ValueError(f"{name}:{number}: {error}") from error
     if not found:
-        raise ValueError(f"{name}: there is no request in it: one a line, [METHOD] /path [body] [weight]")
+        raise ValueError(
+            f"{name}: there is no request in it: one a line, [METHOD] /path [body] [weight]"
+        )
     return found
 
 
 def in_turn(requests: Sequence[Request]) -> list[Request]:
     """One round in which each request comes as often as its weight, spread as evenly as can be.
 
-    Each time the one that is most overdue is taken (nginx calls it smooth weighted round robin), so that what
-    has the same weight comes in turn, and rare ones do not come in a row.
+    Each time the one that is most overdue is taken (nginx calls it smooth weighted round robin), so
+    that what has the same weight comes in turn, and rare ones do not come in a row.
     """
     total = sum(request.weight for request in requests)
     if total > _MOST:

@@ -1,8 +1,9 @@
 """What the Deployment controller does next in a rolling update. Pure: counts in, counts out.
 
-A roll-out is harder on a service than a scale-down: pods come and go at once, several times in a row, and how many
-depends on ``maxSurge``, ``maxUnavailable`` and ``minReadySeconds``. Source: pkg/controller/deployment/rolling.go
-and, for the numbers, pkg/controller/deployment/util/deployment_util.go (NewRSNewReplicas, ResolveFenceposts).
+A roll-out is harder on a service than a scale-down: pods come and go at once, several times in a
+row, and how many depends on ``maxSurge``, ``maxUnavailable`` and ``minReadySeconds``. Source:
+pkg/controller/deployment/rolling.go and, for the numbers,
+pkg/controller/deployment/util/deployment_util.go (NewRSNewReplicas, ResolveFenceposts).
 """
 
 from __future__ import annotations
@@ -54,7 +55,9 @@ def amount(text: str, wanted: int, *, up: bool, name: str) -> int:
     """
     number = text.removesuffix("%")
     if not number.isdecimal() or not number.isascii():
-        raise ValueError(f"{name} {text!r} is neither a number of pods (1) nor a share of them (25%)")
+        raise ValueError(
+            f"{name} {text!r} is neither a number of pods (1) nor a share of them (25%)"
+        )
     if number == text:
         return int(number)
     return (int(number) * wanted + (99 if up else 0)) // 100
@@ -90,8 +93,9 @@ class Step:
 def next_step(wanted: int, rollout: Rollout, now: Counts) -> Step:
     """The controller's next step on the way to ``wanted`` new pods and no old one.
 
-    It first adds as many as the surge allows. Then it deletes old pods, as long as what is available does not
-    fall below ``wanted`` less what may be missing; old pods that are not available anyway go first.
+    It first adds as many as the surge allows. Then it deletes old pods, as long as what is
+    available does not fall below ``wanted`` less what may be missing; old pods that are not
+    available anyway go first.
     """
     surge, missing = rollout.limits(wanted)
     if rollout.in_order and now.leaving:

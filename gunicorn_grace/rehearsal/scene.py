@@ -1,4 +1,5 @@
-"""One scale-down from beginning to end: instances up, load on, some deleted, load off, all counted."""
+"""One scale-down from beginning to end: instances up, load on, some deleted, load off, all
+counted."""
 
 from __future__ import annotations
 
@@ -35,7 +36,8 @@ _EVENT = re.compile(
 )
 
 
-#: The readiness that is watched when nobody said what to ask: often enough to be drawn, and of no effect.
+#: The readiness that is watched when nobody said what to ask: often enough to be drawn, and of no
+#: effect.
 WATCHED = Probe("/readyz", period=1.0, failure_threshold=1)
 
 
@@ -174,8 +176,11 @@ class Plan:
         }
 
     def _lags(self) -> float | tuple[float, ...]:
-        """The lag of all nodes, or one for each client of the load, drawn anew from the same seed."""
-        return self.routing.draw(self.clients, random.Random(self.seed)) if self.routing else self.lag
+        """The lag of all nodes, or one for each client of the load, drawn anew from the same
+        seed."""
+        return (
+            self.routing.draw(self.clients, random.Random(self.seed)) if self.routing else self.lag
+        )
 
     def _sent(self) -> tuple[Request, ...]:
         """All that the load sends."""
@@ -183,13 +188,16 @@ class Plan:
         return (*load.requests, *([load.slow] if load.slow else []))
 
     def _balancer(self, fleet: Fleet, tell: Callable[[str], None]) -> Balancer | None:
-        """What stands in front of ``fleet``. Where readiness is no path of the application, as in the plain contender,
-        it asks for the first of ``paths``: with checks that never pass there would be nothing to compare."""
+        """What stands in front of ``fleet``. Where readiness is no path of the application, as in
+        the plain contender, it asks for the first of ``paths``: with checks that never pass there
+        would be nothing to compare."""
         if self.through is None:
             return None
         path = self.env.get("GRACE_READINESS_PATH", Setup.path)
         host = [("Host", self.host)] if self.host else []
-        if (status := fetch(fleet[0].address, path, headers=host, timeout=self.timeout).status) != 200:
+        if (
+            status := fetch(fleet[0].address, path, headers=host, timeout=self.timeout).status
+        ) != 200:
             tell(
                 f"GET {path} answers {status}: {self.through} asks for {self.paths[0]} instead "
                 "(GRACE_READINESS_PATH names another path)"
@@ -207,9 +215,16 @@ class Plan:
             name=name,
             bind=bind,
         )
-        # What a user's file may say, and several instances on one machine cannot share or a rehearsal cannot
-        # do without. The command line has the last word in gunicorn.
-        own = ("--pid", str(instance.runtime_dir / "pid"), "--log-level", "info", "--error-logfile", "-")
+        # What a user's file may say, and several instances on one machine cannot share or a
+        # rehearsal cannot do without. The command line has the last word in gunicorn.
+        own = (
+            "--pid",
+            str(instance.runtime_dir / "pid"),
+            "--log-level",
+            "info",
+            "--error-logfile",
+            "-",
+        )
         instance.args = (*contender.args, *own, *self.args)
         return instance
 
@@ -232,8 +247,8 @@ class Gone:
 
 @dataclass(frozen=True)
 class Life:
-    """One instance from its start to its end. Times are seconds since the deletions began, so that what came
-    before them is negative; None is what it has not come to.
+    """One instance from its start to its end. Times are seconds since the deletions began, so that
+    what came before them is negative; None is what it has not come to.
 
     Attributes:
         name: which one.
@@ -308,7 +323,9 @@ class Result:
 
     def __repr__(self) -> str:
         """Short: pytest shows it in a failing assertion, and the records are thousands."""
-        return f"<Result {self.contender.name}: {self.tally.lost} of {self.tally.total} requests lost>"
+        return (
+            f"<Result {self.contender.name}: {self.tally.lost} of {self.tally.total} requests lost>"
+        )
 
     @property
     def trustworthy(self) -> bool:
@@ -316,13 +333,18 @@ class Result:
         return not self.fell_behind
 
     def since_t0(self, record: Record) -> float | None:
-        """When a request was started, in seconds since the shutdown of the instance that it went to began.
+        """When a request was started, in seconds since the shutdown of the instance that it went to
+        began.
 
         None if it went to no instance, or to one whose shutdown never began.
         """
         at = record.started - self.origin
         for life in self.lives:
-            if life.endpoint == record.endpoint and life.t0 is not None and (life.started or at) <= at:
+            if (
+                life.endpoint == record.endpoint
+                and life.t0 is not None
+                and (life.started or at) <= at
+            ):
                 return at - life.t0
         return None
 
@@ -338,41 +360,63 @@ class Result:
 
     @property
     def lost_elsewhere(self) -> int:
-        """How many of the lost requests had gone to instances that stayed: those are too few for the rate.
+        """How many of the lost requests had gone to instances that stayed: those are too few for
+        the rate.
 
         Through a balancer nobody can tell, and it is 0.
         """
         if self.plan.through is not None:
             return 0
         deleted = {gone.endpoint for gone in self.gone}
-        return sum(bool(record.endpoint) and record.endpoint not in deleted for record in self.tally.lost_records)
+        return sum(
+            bool(record.endpoint) and record.endpoint not in deleted
+            for record in self.tally.lost_records
+        )
 
     @property
     def exit_after(self) -> float | None:
         """The longest time from SIGTERM to the end of an instance."""
-        return max((gone.exit_after for gone in self.gone if gone.exit_after is not None), default=None)
+        return max(
+            (gone.exit_after for gone in self.gone if gone.exit_after is not None), default=None
+        )
 
     @property
     def gone_after(self) -> float | None:
-        """The longest time from the deletion of an instance to its end, seconds: a preStop hook counts in."""
+        """The longest time from the deletion of an instance to its end, seconds: a preStop hook
+        counts in."""
         deleted = {life.name: life.deleted or 0.0 for life in self.lives}
         return max(
-            (gone.exited - deleted.get(gone.name, 0.0) for gone in self.gone if gone.exited is not None), default=None
+            (
+                gone.exited - deleted.get(gone.name, 0.0)
+                for gone in self.gone
+                if gone.exited is not None
+            ),
+            default=None,
         )
 
     @property
     def budget_used(self) -> float | None:
         """``gone_after`` as a share of the period; None where one of the two is missing."""
-        return self.gone_after / self.plan.period if self.gone_after is not None and self.plan.period else None
+        return (
+            self.gone_after / self.plan.period
+            if self.gone_after is not None and self.plan.period
+            else None
+        )
 
     def last_request(self, gone: Gone) -> float | None:
-        """When the last request was routed to a deleted instance, lost or not; seconds since the deletions began."""
-        return max((r.started - self.origin for r in self.tally.records if r.endpoint == gone.endpoint), default=None)
+        """When the last request was routed to a deleted instance, lost or not; seconds since the
+        deletions began."""
+        return max(
+            (r.started - self.origin for r in self.tally.records if r.endpoint == gone.endpoint),
+            default=None,
+        )
 
     @cached_property
     def series(self) -> Series:
         """The records, counted in steps of time."""
-        return count(self.tally.records, self.origin, self.ended, {gone.endpoint for gone in self.gone})
+        return count(
+            self.tally.records, self.origin, self.ended, {gone.endpoint for gone in self.gone}
+        )
 
     @property
     def plugin_spoke(self) -> bool:
@@ -401,7 +445,11 @@ class Result:
             "memory": asdict(self.memory),
             "timeline": self.series.as_dict(),
             "lost_requests": [
-                {"at": record.started - self.origin, "since_t0": self.since_t0(record), **asdict(record)}
+                {
+                    "at": record.started - self.origin,
+                    "since_t0": self.since_t0(record),
+                    **asdict(record),
+                }
                 for record in self.tally.lost_records
             ],
         }
@@ -429,11 +477,10 @@ def play(
         tell: told in a line what is going on.
         watch_load: given the load once it runs, to show how it fares.
 
-    Raises:
-        Interrupted: Ctrl-C after the deletions began; it carries what was counted until then.
-        PlanFailed: the plan cannot be played, or a path does not answer 2xx before anything was deleted.
-        InstanceFailed: an instance did not come up, or one that was to stay ended by itself.
-        LoadFailed: the load generator failed.
+    Raises: Interrupted: Ctrl-C after the deletions began; it carries what was counted until then.
+        PlanFailed: the plan cannot be played, or a path does not answer 2xx before anything was
+        deleted. InstanceFailed: an instance did not come up, or one that was to stay ended by
+        itself. LoadFailed: the load generator failed.
     """
     if contender.pre_stop is not None:
         plan = replace(plan, pre_stop=contender.pre_stop)
@@ -457,10 +504,16 @@ def play(
                 origin,
                 time.monotonic(),
                 tuple(_gone(deletion, origin) for deletion in deletions),
-                {process.name: process.output for process in (*stage.containers(), *([balancer] if balancer else []))},
+                {
+                    process.name: process.output
+                    for process in (*stage.containers(), *([balancer] if balancer else []))
+                },
                 tuple(_life(pod, origin, watch) for pod in stage.pods),
                 Memory(watch.peak, tuple((at - origin, held) for at, held in watch.samples)),
-                tally.fell_behind(origin, max((deletion.unrouted or origin for deletion in deletions), default=origin)),
+                tally.fell_behind(
+                    origin,
+                    max((deletion.unrouted or origin for deletion in deletions), default=origin),
+                ),
                 complete,
             )
 
@@ -481,7 +534,9 @@ def play(
                     )
                 origin = time.monotonic()
                 if plan.rollout is None:
-                    tell(f"{contender.name}: deleting {plan.instances - plan.remaining} of {plan.instances}")
+                    tell(
+                        f"{contender.name}: deleting {plan.instances - plan.remaining} of {plan.instances}"
+                    )
                     stage.scale_down()
                 else:
                     tell(f"{contender.name}: replacing {plan.instances}")
@@ -505,7 +560,9 @@ class _Stage:
         self.contender = contender
         self.table = EndpointTable()
         self.pods: list[Pod] = []
-        self.fleet = Fleet([plan._instance(contender, f"instance {n + 1}") for n in range(plan.instances)])
+        self.fleet = Fleet(
+            [plan._instance(contender, f"instance {n + 1}") for n in range(plan.instances)]
+        )
         self._lags = plan._lags()
         self._prober = Prober()
         self._observed = False
@@ -516,7 +573,10 @@ class _Stage:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         with ExitStack() as stack:  # each of them, also when another one fails
             stack.callback(self._prober.stop)
@@ -526,9 +586,12 @@ class _Stage:
 
     @property
     def _patience(self) -> float:
-        """Seconds until a pod must be ready: a start's time, and what its probes take even if all goes well."""
+        """Seconds until a pod must be ready: a start's time, and what its probes take even if all
+        goes well."""
         probes = self._probes.values()
-        return self.plan.start_timeout + sum(p.initial_delay + p.success_threshold * p.period for p in probes)
+        return self.plan.start_timeout + sum(
+            p.initial_delay + p.success_threshold * p.period for p in probes
+        )
 
     def containers(self) -> list[Instance]:
         """Every instance that there is or was."""
@@ -553,21 +616,27 @@ class _Stage:
             if _status(self.fleet[0], probe) == 404:
                 said = f"{kind.value} probe GET {probe.path} answers 404"
                 if PLAIN.args[-1] not in self.contender.args:
-                    raise PlanFailed(f"{said}, so that no instance would ever pass it: name a path that is there")
+                    raise PlanFailed(
+                        f"{said}, so that no instance would ever pass it: name a path that is there"
+                    )
                 tell(f"{self.contender.name}: {said}: left out")
-                self._probes = {other: asked for other, asked in self._probes.items() if other is not kind}
+                self._probes = {
+                    other: asked for other, asked in self._probes.items() if other is not kind
+                }
         for instance in self.fleet:
             self._pod(instance).begin()
         for pod in self.pods:
             pod.wait_ready(self._patience)
 
     def scale_down(self) -> None:
-        """Delete what does not remain, all at the same moment, and wait until it is gone and forgotten."""
+        """Delete what does not remain, all at the same moment, and wait until it is gone and
+        forgotten."""
         for deletion in [pod.delete() for pod in self.pods[self.plan.remaining :]]:
             deletion.join()
 
     def roll_out(self, rollout: Rollout) -> None:
-        """Replace every instance, as the Deployment controller does, and wait until the old ones are gone."""
+        """Replace every instance, as the Deployment controller does, and wait until the old ones
+        are gone."""
         wanted = self.plan.instances
         old, new = list(self.pods), []
         starting: list[Future[Pod]] = []
@@ -583,14 +652,18 @@ class _Stage:
                     if not old and len(available) == wanted and not leaving:
                         break
                     passing = [pod for pod in old if pod.available(rollout.min_ready)]
-                    counts = Counts(len(old), len(passing), len(new) + len(starting), len(available), leaving)
+                    counts = Counts(
+                        len(old), len(passing), len(new) + len(starting), len(available), leaving
+                    )
                     step = next_step(wanted, rollout, counts)
                     for _ in range(step.create):
                         number = len(self.fleet) + 1
-                        self.fleet.instances.append(self.plan._instance(self.contender, f"instance {number}"))
+                        self.fleet.instances.append(
+                            self.plan._instance(self.contender, f"instance {number}")
+                        )
                         starting.append(pool.submit(self._start_one, self.fleet.instances[-1]))
-                    # Those that are not available go first; then the youngest, as a ReplicaSet has it
-                    # (pkg/controller/controller_utils.go, ActivePodsWithRanks).
+                    # Those that are not available go first; then the youngest, as a ReplicaSet has
+                    # it (pkg/controller/controller_utils.go, ActivePodsWithRanks).
                     old.sort(key=lambda pod: pod in passing)
                     for pod in old[: step.delete]:
                         deletions.append(pod.delete())
@@ -601,7 +674,8 @@ class _Stage:
                     if step == Step():
                         time.sleep(0.05)
             except BaseException:
-                # Also on Ctrl-C: stopping them lets the threads of the pool end, which it waits for.
+                # Also on Ctrl-C: stopping them lets the threads of the pool end, which it waits
+                # for.
                 pool.shutdown(wait=False, cancel_futures=True)
                 self.fleet.stop()
                 raise
@@ -651,7 +725,9 @@ class _Stage:
 def _status(instance: Instance, probe: Probe) -> int:
     """What it answers to a probe; 0 if nothing in time."""
     try:
-        return fetch(instance.address, probe.path, headers=probe.headers, timeout=probe.timeout).status
+        return fetch(
+            instance.address, probe.path, headers=probe.headers, timeout=probe.timeout
+        ).status
     except OSError:
         return 0
 
@@ -675,7 +751,9 @@ def _expect_success(plan: Plan, fleet: Fleet) -> None:
                 f"{what} has no complete answer within {plan.timeout:g} s, before anything was deleted: raise --timeout"
             ) from error
         except (IncompleteResponse, OSError) as error:
-            raise PlanFailed(f"{what} failed before anything was deleted: {error}\n{fleet[0].output}") from error
+            raise PlanFailed(
+                f"{what} failed before anything was deleted: {error}\n{fleet[0].output}"
+            ) from error
         if not 200 <= response.status < 300:
             raise PlanFailed(
                 f"{what} answers {response.status}, not 2xx, before anything was deleted: "
@@ -687,7 +765,11 @@ def _gone(deletion: Deletion, origin: float) -> Gone:
     def since(stamp: float | None) -> float | None:
         return None if stamp is None else stamp - origin
 
-    events = tuple((at - origin, match[1]) for at, text in deletion.instance.lines if (match := _EVENT.search(text)))
+    events = tuple(
+        (at - origin, match[1])
+        for at, text in deletion.instance.lines
+        if (match := _EVENT.search(text))
+    )
     return Gone(
         deletion.instance.name,
         show_address(deletion.instance.address),

@@ -18,7 +18,9 @@ VERSION = 1
 
 def schema() -> dict[str, Any]:
     """The JSON Schema (draft 2020-12) of the document."""
-    loaded: dict[str, Any] = json.loads(resources.files(__package__).joinpath("schema.json").read_text("utf-8"))
+    loaded: dict[str, Any] = json.loads(
+        resources.files(__package__).joinpath("schema.json").read_text("utf-8")
+    )
     return loaded
 
 

@@ -1,7 +1,8 @@
-"""A run as it is drawn: how many requests began in each tenth of a second, what became of them, and what was in flight.
+"""A run as it is drawn: how many requests began in each tenth of a second, what became of them, and
+what was in flight.
 
-Records are exact, and too many to look at: 100 instances at 1,000 requests per second leave 100,000 of them. Counted
-here once, so that the page and the JSON document cannot tell two stories.
+Records are exact, and too many to look at: 100 instances at 1,000 requests per second leave 100,000
+of them. Counted here once, so that the page and the JSON document cannot tell two stories.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ STEP = 0.1
 """Seconds that are counted together."""
 
 MOST_STEPS = 3000
-"""A run longer than so many steps gets longer ones, whole multiples of :data:`STEP`: a screen has no more pixels."""
+"""A run longer than so many steps gets longer ones, whole multiples of :data:`STEP`: a screen has
+no more pixels."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,9 @@ class Series:
 
     def lost(self, index: int) -> int:
         """Requests that began in a step and were lost."""
-        return sum(counts[index] for outcome, counts in self.began.items() if outcome is not Outcome.OK)
+        return sum(
+            counts[index] for outcome, counts in self.began.items() if outcome is not Outcome.OK
+        )
 
     def total(self, index: int) -> int:
         """Requests that began in a step."""
@@ -64,7 +68,9 @@ class Series:
         }
 
 
-def count(records: Sequence[Record], origin: float, ended: float, deleted: Collection[str] = ()) -> Series:
+def count(
+    records: Sequence[Record], origin: float, ended: float, deleted: Collection[str] = ()
+) -> Series:
     """Count records.
 
     Args:
@@ -86,7 +92,9 @@ def count(records: Sequence[Record], origin: float, ended: float, deleted: Colle
     began = {outcome: [0] * size for outcome in Outcome}
     for record in records:
         began[record.outcome][index(record.started)] += 1
-    sent = [record for record in records if record.outcome is not Outcome.REFUSED]  # the others never arrived
+    sent = [
+        record for record in records if record.outcome is not Outcome.REFUSED
+    ]  # the others never arrived
     return Series(
         lowest * step,
         round(step, 3),
@@ -98,7 +106,9 @@ def count(records: Sequence[Record], origin: float, ended: float, deleted: Colle
 
 def _most_at_once(records: Sequence[Record], index: Callable[[float], int], size: int) -> list[int]:
     """For each step, the largest number of requests that were under way at one moment of it."""
-    changes = sorted([(record.started, 1) for record in records] + [(record.ended, -1) for record in records])
+    changes = sorted(
+        [(record.started, 1) for record in records] + [(record.ended, -1) for record in records]
+    )
     most, current, at = [0] * size, 0, 0
     for moment, change in changes:
         step = index(moment)

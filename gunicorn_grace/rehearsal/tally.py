@@ -1,4 +1,5 @@
-"""What became of every request. Nothing here is averaged away: a loss keeps its time, endpoint and error."""
+"""What became of every request. Nothing here is averaged away: a loss keeps its time, endpoint and
+error."""
 
 from __future__ import annotations
 
@@ -12,14 +13,16 @@ from typing import Any
 class Outcome(str, Enum):
     """How a request ended, told apart by what its client may do about it.
 
-    A refused connection is safe to try again for any method. After a reset the client cannot know whether the
-    request was carried out, so that only a method that may be repeated can be tried again (RFC 9110, 9.2.2).
+    A refused connection is safe to try again for any method. After a reset the client cannot know
+    whether the request was carried out, so that only a method that may be repeated can be tried
+    again (RFC 9110, 9.2.2).
     """
 
     OK = "ok"
     """A complete response with a status of 2xx."""
     REFUSED = "refused"
-    """The connection was never established: refused, unreachable, no endpoint, no SYN-ACK in time."""
+    """The connection was never established: refused, unreachable, no endpoint, no SYN-ACK in
+    time."""
     RESET = "reset"
     """Established, then closed or reset before a byte of the response came."""
     TRUNCATED = "truncated"
@@ -29,7 +32,8 @@ class Outcome(str, Enum):
     SERVER_ERROR = "server_error"
     """A complete response with a status of 5xx, from whoever answered but the plugin."""
     NOT_READY = "not_ready"
-    """A complete 503 that the plugin gave to a probe's path, told by the headers that it puts on such answers."""
+    """A complete 503 that the plugin gave to a probe's path, told by the headers that it puts on
+    such answers."""
     STATUS = "status"
     """A complete response with any other status."""
 
@@ -45,7 +49,8 @@ class Kind(str, Enum):
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One request. Times are ``time.monotonic()`` seconds; ``latency`` is from ``started`` to the outcome."""
+    """One request. Times are ``time.monotonic()`` seconds; ``latency`` is from ``started`` to the
+    outcome."""
 
     started: float
     kind: Kind
@@ -65,8 +70,9 @@ class Record:
         return self.started + self.latency
 
 
-#: How late a request may start, seconds. epoll wakes up to a millisecond late, more than the spacing at 1,000
-#: requests a second; 20 ms are what a busy core adds. Rates below 50 a second are allowed their own spacing.
+#: How late a request may start, seconds. epoll wakes up to a millisecond late, more than the
+#: spacing at 1,000 requests a second; 20 ms are what a busy core adds. Rates below 50 a second are
+#: allowed their own spacing.
 TOLERANCE = 0.02
 
 
@@ -119,19 +125,21 @@ class Tally:
         return max(1 / self.rate, TOLERANCE) if self.rate else TOLERANCE
 
     def fell_behind(self, since: float | None = None, until: float | None = None) -> str:
-        """Why the numbers cannot be trusted: the generator did not keep its schedule. Empty if it did.
+        """Why the numbers cannot be trusted: the generator did not keep its schedule. Empty if it
+        did.
 
-        It did not when more than one in a hundred requests could not start within ``tolerance``: in the whole
-        run, or between ``since`` and ``until``. A stall at the moment of a deletion is short beside the run,
-        and leaves out the very requests that would have been lost.
+        It did not when more than one in a hundred requests could not start within ``tolerance``: in
+        the whole run, or between ``since`` and ``until``. A stall at the moment of a deletion is
+        short beside the run, and leaves out the very requests that would have been lost.
 
-        Args:
-            since: ``time.monotonic()``; with ``until``, a part of the run that is looked at by itself, too.
-            until: the end of that part.
+        Args: since: ``time.monotonic()``; with ``until``, a part of the run that is looked at by
+            itself, too. until: the end of that part.
         """
         parts = [("", self.lags)]
         if since is not None and until is not None and self.rate:
-            first, last = (max(0, math.ceil((at - self.began) * self.rate)) for at in (since, until))
+            first, last = (
+                max(0, math.ceil((at - self.began) * self.rate)) for at in (since, until)
+            )
             parts.append((" while instances were being deleted", self.lags[first:last]))
         for when, lags in parts:
             late = percentile(lags, 99)
@@ -143,7 +151,8 @@ class Tally:
         return ""
 
     def summary(self) -> dict[str, Any]:
-        """The numbers, ready for JSON. Latencies are those of complete 2xx responses, in seconds."""
+        """The numbers, ready for JSON. Latencies are those of complete 2xx responses, in
+        seconds."""
         latencies = [record.latency for record in self.records if record.outcome is Outcome.OK]
         return {
             "requests": self.total,
@@ -163,7 +172,8 @@ class Tally:
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """The nearest-rank percentile: the smallest value that ``percent`` % of them do not exceed; 0 of none."""
+    """The nearest-rank percentile: the smallest value that ``percent`` % of them do not exceed; 0
+    of none."""
     if not values:
         return 0.0
     rank = max(1, math.ceil(len(values) * percent / 100))

@@ -30,7 +30,8 @@ class Response:
 
 
 def parse_address(text: str) -> Address:
-    """Read an address as gunicorn writes it: ``http://127.0.0.1:80``, ``http://[::1]:80``, ``unix:/run/app``.
+    """Read an address as gunicorn writes it: ``http://127.0.0.1:80``, ``http://[::1]:80``,
+    ``unix:/run/app``.
 
     A wildcard address becomes the loopback address of its family, where it can be connected to.
 
@@ -89,7 +90,9 @@ def fetch(
         sock.settimeout(timeout)
         sock.connect(address)
         length = len(body) if body else None
-        head = head_bytes(http, address, path, method=method, headers=headers, close=True, length=length)
+        head = head_bytes(
+            http, address, path, method=method, headers=headers, close=True, length=length
+        )
         sent = (http.send(h11.Data(data=body)) or b"") if body else b""
         sock.sendall(head + sent + (http.send(h11.EndOfMessage()) or b""))
         status, received, content = 0, {}, bytearray()
@@ -104,7 +107,10 @@ def fetch(
                     http.receive_data(sock.recv(65536))
                 elif isinstance(event, h11.Response):
                     status = event.status_code
-                    received = {name.decode("latin-1"): value.decode("latin-1") for name, value in event.headers}
+                    received = {
+                        name.decode("latin-1"): value.decode("latin-1")
+                        for name, value in event.headers
+                    }
                 elif isinstance(event, h11.Data):
                     content += event.data
                 elif isinstance(event, h11.EndOfMessage):
@@ -150,7 +156,9 @@ def head_bytes(
     """
     fields = list(headers)
     if not any(name.lower() == "host" for name, _ in fields):
-        fields.insert(0, ("Host", "localhost" if isinstance(address, str) else show_address(address)))
+        fields.insert(
+            0, ("Host", "localhost" if isinstance(address, str) else show_address(address))
+        )
     if length is not None:
         fields.append(("Content-Length", str(length)))
     if close:

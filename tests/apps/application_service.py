@@ -1,7 +1,9 @@
-"""The application under test and one of Flask behind it, with callbacks, holds and streams that end.
+"""The application under test and one of Flask behind it, with callbacks, holds and streams that
+end.
 
-``CALLBACKS`` says which callbacks it has: words such as ``lame_duck:first:say`` or ``drain:last:wait``, which are a
-phase, a name and a deed. ``SWITCHES`` is a folder: what waits does so until a file of its name is in there.
+``CALLBACKS`` says which callbacks it has: words such as ``lame_duck:first:say`` or
+``drain:last:wait``, which are a phase, a name and a deed. ``SWITCHES`` is a folder: what waits does
+so until a file of its name is in there.
 """
 
 from __future__ import annotations
@@ -57,7 +59,8 @@ for word in os.environ.get("CALLBACKS", "").split():
 
 @flask.get("/hold")
 def hold() -> str:
-    """Begins work that outlives the request, and holds the worker for it until its switch is there."""
+    """Begins work that outlives the request, and holds the worker for it until its switch is
+    there."""
     name = request.args["name"]
     held = contextlib.ExitStack()
     held.enter_context(gunicorn_grace.hold(name))
@@ -80,7 +83,8 @@ def register() -> str:
 
 @flask.get("/events")
 def events() -> Response:
-    """Server-sent events without an end of their own; the last one names a request, for its context is still there."""
+    """Server-sent events without an end of their own; the last one names a request, for its context
+    is still there."""
 
     def ticks() -> Iterator[str]:
         number = 0
@@ -93,4 +97,6 @@ def events() -> Response:
         finally:
             say(f"events of {request.path} are closed")
 
-    return Response(gunicorn_grace.until_terminating(stream_with_context(ticks())), mimetype="text/event-stream")
+    return Response(
+        gunicorn_grace.until_terminating(stream_with_context(ticks())), mimetype="text/event-stream"
+    )

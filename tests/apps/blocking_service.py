@@ -1,4 +1,5 @@
-"""``service``, and a route that stops the whole worker process, also where gevent has patched what sleeps."""
+"""``service``, and a route that stops the whole worker process, also where gevent has patched what
+sleeps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""An application that cannot be loaded any more once a flag file exists; what stands in the file says why not."""
+"""An application that cannot be loaded any more once a flag file exists; what stands in the file
+says why not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""An application whose import waits where no signal reaches it, as a C library may that retries system calls."""
+"""An application whose import waits where no signal reaches it, as a C library may that retries
+system calls."""
 
 from __future__ import annotations
 

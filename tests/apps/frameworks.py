@@ -1,6 +1,7 @@
 """Applications that had probes before, or that keep strangers out, each at a host of its own.
 
-kubelet asks by the pod's address: those are ``10.1.2.x``, and no application knows its own as a name.
+kubelet asks by the pod's address: those are ``10.1.2.x``, and no application knows its own as a
+name.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ def own_readiness() -> tuple[int, str]:
     return (503, "theirs: no database") if NOT_READY.exists() else (200, "theirs: ready")
 
 
-# -- with probes of their own ------------------------------------------------------------------------------------------
+# -- with probes of their own ----
+
 
 MINE = ("X-Mine", "1")
 
@@ -92,13 +94,17 @@ def bare_own(environ: Any, start_response: Any) -> list[bytes]:
             status, body = 200, "theirs: alive"
         case _:
             status, body = 404, "theirs: no such route"
-    start_response(f"{status} Status", [MINE, ("Content-Type", "text/plain"), ("Content-Length", str(len(body)))])
+    start_response(
+        f"{status} Status",
+        [MINE, ("Content-Type", "text/plain"), ("Content-Length", str(len(body)))],
+    )
     return [body.encode()]
 
 
 OWN = {"flask": flask_own, "django": django_app, "falcon": falcon_own, "bare": bare_own}
 
-# -- that keep strangers out -------------------------------------------------------------------------------------------
+# -- that keep strangers out ----
+
 
 trusting = Flask("trusting")
 trusting.config["TRUSTED_HOSTS"] = ["example.com"]

@@ -32,4 +32,6 @@ def count() -> str:
 @flask.get("/metrics")
 def metrics() -> Response:
     """Whose page it is says a header."""
-    return Response(generate_latest(registry), mimetype="text/plain", headers={"X-Pid": str(os.getpid())})
+    return Response(
+        generate_latest(registry), mimetype="text/plain", headers={"X-Pid": str(os.getpid())}
+    )

@@ -1,4 +1,5 @@
-"""An application whose checks a test turns, by files, with the probes in each of the ways that are not the overlay.
+"""An application whose checks a test turns, by files, with the probes in each of the ways that are
+not the overlay.
 
 Which way is asked is told by the host, so that one server has them all.
 """

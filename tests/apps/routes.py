@@ -1,7 +1,8 @@
 """A WSGI application that imports next to nothing.
 
-The tests start some thousand servers, and each worker loads the application: Flask takes 0.2 s of a CPU each time. What
-is about Flask is in ``application_service``, ``metrics_service`` and ``probe_service``.
+The tests start some thousand servers, and each worker loads the application: Flask takes 0.2 s of a
+CPU each time. What is about Flask is in ``application_service``, ``metrics_service`` and
+``probe_service``.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ Answer = str | dict[str, Any] | Iterator[str]
 
 
 class Routes:
-    """Functions by path. They get the query, and return a text, what is to be JSON, or what is to be streamed."""
+    """Functions by path. They get the query, and return a text, what is to be JSON, or what is to
+    be streamed."""
 
     def __init__(self) -> None:
         self.routes: dict[str, Callable[[Mapping[str, str]], Answer]] = {}
@@ -23,7 +25,9 @@ class Routes:
         """The WSGI application that has all other paths."""
 
     def get(self, path: str) -> Callable[..., Any]:
-        def add(function: Callable[[Mapping[str, str]], Answer]) -> Callable[[Mapping[str, str]], Answer]:
+        def add(
+            function: Callable[[Mapping[str, str]], Answer],
+        ) -> Callable[[Mapping[str, str]], Answer]:
             self.routes[path] = function
             return function
 

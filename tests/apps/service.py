@@ -1,4 +1,5 @@
-"""The application under test: quick, slow and streaming routes, and a look into the worker that answers."""
+"""The application under test: quick, slow and streaming routes, and a look into the worker that
+answers."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ def index(query: Query) -> str:
 
 @app.get("/slow")
 def slow(query: Query) -> str:
-    """Takes as long as it is told, and says on standard error when it begins, so that a test can wait for it."""
+    """Takes as long as it is told, and says on standard error when it begins, so that a test can
+    wait for it."""
     seconds = float(query["s"])
     say(f"slow request begins in {os.getpid()}")
     time.sleep(seconds)
@@ -37,7 +39,8 @@ def slow(query: Query) -> str:
 
 @app.get("/wait")
 def wait(query: Query) -> str:
-    """Takes until a file is there: a test holds the request, and lets it go when it has seen enough."""
+    """Takes until a file is there: a test holds the request, and lets it go when it has seen
+    enough."""
     say(f"slow request begins in {os.getpid()}")
     while not os.path.exists(query["for"]):
         time.sleep(0.02)
@@ -66,11 +69,14 @@ def look(query: Query) -> dict[str, Any]:
 
 @app.get("/fetch")
 def fetch(query: Query) -> dict[str, Any]:
-    """A server-side request forgery: the application fetches whatever it is told to, with a process of its own."""
+    """A server-side request forgery: the application fetches whatever it is told to, with a process
+    of its own."""
     import subprocess
 
     done = subprocess.run(
-        ["curl", "-s", "-o", os.devnull, "-w", "%{http_code}", query["url"]], capture_output=True, text=True
+        ["curl", "-s", "-o", os.devnull, "-w", "%{http_code}", query["url"]],
+        capture_output=True,
+        text=True,
     )
     return {"status": int(done.stdout or 0)}
 
@@ -102,9 +108,11 @@ def nap(query: Query) -> str:
 
 @app.get("/hang")
 def hang(query: Query) -> str:
-    """Never returns from C, holds the GIL, and no signal interrupts it: only SIGKILL ends such a process.
+    """Never returns from C, holds the GIL, and no signal interrupts it: only SIGKILL ends such a
+    process.
 
-    A second lock of the same mutex waits for ever, and goes on waiting after a signal (pthread_mutex_lock(3)).
+    A second lock of the same mutex waits for ever, and goes on waiting after a signal
+    (pthread_mutex_lock(3)).
     """
     libc, mutex = ctypes.PyDLL(None), ctypes.create_string_buffer(64)
     say(f"hangs in {os.getpid()}")
@@ -114,9 +122,10 @@ def hang(query: Query) -> str:
 
 @app.get("/hog")
 def hog(query: Query) -> str:
-    """Asks for a GiB where there are, from now on, only ``spare`` MiB left for this process; ``abort`` as C++ does."""
-    # Python 3.15 imports what it formats a traceback with at the first one. Without memory that fails, and with it the
-    # log, and with that the worker.
+    """Asks for a GiB where there are, from now on, only ``spare`` MiB left for this process;
+    ``abort`` as C++ does."""
+    # Python 3.15 imports what it formats a traceback with at the first one. Without memory that
+    # fails, and with it the log, and with that the worker.
     try:
         raise MemoryError
     except MemoryError:

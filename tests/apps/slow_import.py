@@ -1,7 +1,7 @@
 """An application that takes long to import, and runs Python all the while, as an import does.
 
-One long sleep would not do: a signal that comes just before its system call is not handled until that returns, in
-CPython itself. ``inattentive_import`` is about that.
+One long sleep would not do: a signal that comes just before its system call is not handled until
+that returns, in CPython itself. ``inattentive_import`` is about that.
 """
 
 import time

@@ -1,6 +1,7 @@
 """An application whose gthread worker does not get further than handing a request to its threads.
 
-``WHERE`` says where: in front of the thread that it starts for it, or when that thread runs and is known to nobody yet.
+``WHERE`` says where: in front of the thread that it starts for it, or when that thread runs and is
+known to nobody yet.
 """
 
 from __future__ import annotations

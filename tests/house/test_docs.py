@@ -1,7 +1,7 @@
 """The documentation says what the code does.
 
-What a table of the code says is rendered from that table; everything else that can be compared is. When a test here
-fails, ``python tests/house/test_docs.py`` writes the rendered parts anew.
+What a table of the code says is rendered from that table; everything else that can be compared is.
+When a test here fails, ``python tests/house/test_docs.py`` writes the rendered parts anew.
 """
 
 from __future__ import annotations
@@ -22,7 +22,18 @@ import click
 import pytest
 
 import gunicorn_grace
-from gunicorn_grace import arbiter, cli, connections, lifecycle, metrics, notify, report, state, trigger, worker
+from gunicorn_grace import (
+    arbiter,
+    cli,
+    connections,
+    lifecycle,
+    metrics,
+    notify,
+    report,
+    state,
+    trigger,
+    worker,
+)
 from gunicorn_grace.checks import Kind, Outcome
 from gunicorn_grace.lifecycle import Observation, Origin, Reason, decide
 from gunicorn_grace.phase import TRANSITIONS, Phase
@@ -52,7 +63,7 @@ NAMES = (
 HINT = "\n\nThe documentation parted from the code. Run python tests/house/test_docs.py, or paste this:\n\n"
 
 
-# -- what is rendered --------------------------------------------------------------------------------------------------
+# -- what is rendered ----
 
 
 def table(head: Iterable[str], body: Iterable[Iterable[str]]) -> str:
@@ -67,7 +78,12 @@ def settings() -> str:
     return table(
         ("setting", "environment", "default", "meaning"),
         (
-            (f"`grace_{row.name}`", f"`GRACE_{row.name.upper()}`", default(row), row.metadata["meaning"])
+            (
+                f"`grace_{row.name}`",
+                f"`GRACE_{row.name.upper()}`",
+                default(row),
+                row.metadata["meaning"],
+            )
             for row in rows()
         ),
     )
@@ -84,9 +100,15 @@ def default(row: Any) -> str:
 
 SUMS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("The defaults", {}),
-    ("`grace_termination_period = 90`, `grace_shutdown_delay = 15`", {"termination_period": 90, "shutdown_delay": 15}),
+    (
+        "`grace_termination_period = 90`, `grace_shutdown_delay = 15`",
+        {"termination_period": 90, "shutdown_delay": 15},
+    ),
     ("`grace_termination_period = 0`", {"termination_period": 0}),
-    ("Warning: `grace_shutdown_delay = 20`, `graceful_timeout = 25`", {"shutdown_delay": 20, "graceful_timeout": 25}),
+    (
+        "Warning: `grace_shutdown_delay = 20`, `graceful_timeout = 25`",
+        {"shutdown_delay": 20, "graceful_timeout": 25},
+    ),
     ("Warning: `grace_shutdown_delay = 25`", {"shutdown_delay": 25}),
 )
 
@@ -95,7 +117,9 @@ def sums() -> str:
     """What the sum at boot says, for some settings."""
     parts = []
     for label, given in SUMS:
-        warns, line = budget_line(Settings(**given), graceful_timeout_given="graceful_timeout" in given)
+        warns, line = budget_line(
+            Settings(**given), graceful_timeout_given="graceful_timeout" in given
+        )
         assert warns == label.startswith("Warning"), label
         shown = textwrap.fill(line, 110, break_on_hyphens=False)
         parts.append(f"{label}:\n\n```text\n{shown}\n```")
@@ -103,13 +127,19 @@ def sums() -> str:
 
 
 TIMES = (
-    (lifecycle.LATE_WINDOW, "a request this recent extends the delay; so much silence ends an extension"),
+    (
+        lifecycle.LATE_WINDOW,
+        "a request this recent extends the delay; so much silence ends an extension",
+    ),
     (lifecycle.UNKNOWN_PERIOD_EXPIRY, "a trigger expires, where `grace_termination_period` is 0"),
     (arbiter.EMPTY_FOR, "without a connection in the accept queue, it counts as served"),
     (arbiter.EMPTYING_MARGIN, "before the drain limit, workers are dismissed whatever still waits"),
     (arbiter.QUICK_STOP, "workers have after SIGINT or SIGQUIT"),
     (worker.LINGER, "idle connections are kept after draining began"),
-    (connections.SENDING_FOR, "without a byte, a connection in the middle of a request counts as idle"),
+    (
+        connections.SENDING_FOR,
+        "without a byte, a connection in the middle of a request counts as idle",
+    ),
     (worker.DUMP_BEFORE, "before the drain limit, workers log what they are still doing"),
     (trigger.MAX_AGE, "and older, a process is no preStop hook"),
     (trigger.LOOKUP_INTERVAL, "between two look-ups of a trigger, in one worker"),
@@ -123,10 +153,29 @@ def times() -> str:
 
 
 def reached() -> dict[tuple[Phase, Phase], list[Reason]]:
-    """Which reasons lead from one phase to another, found by asking ``decide`` about many situations."""
+    """Which reasons lead from one phase to another, found by asking ``decide`` about many
+    situations."""
     found: dict[tuple[Phase, Phase], set[Reason]] = {}
-    for phase, origin, terms, quiet, moment, arrival, upgraded, undrain, booted, workers in itertools.product(
-        Phase, Origin, (0, 1, 2), (0, 3), (101, 107, 111, 126, 200), (None, 110.5, 125.5), *[(False, True)] * 3, (0, 1)
+    for (
+        phase,
+        origin,
+        terms,
+        quiet,
+        moment,
+        arrival,
+        upgraded,
+        undrain,
+        booted,
+        workers,
+    ) in itertools.product(
+        Phase,
+        Origin,
+        (0, 1, 2),
+        (0, 3),
+        (101, 107, 111, 126, 200),
+        (None, 110.5, 125.5),
+        *[(False, True)] * 3,
+        (0, 1),
     ):
         seen = Observation(
             now=moment,
@@ -173,7 +222,11 @@ def options(name: str) -> Callable[[], str]:
     def render() -> str:
         command = cli.cli.commands[name]
         with click.Context(command) as context:
-            body = [option(parameter, context) for parameter in command.params if isinstance(parameter, click.Option)]
+            body = [
+                option(parameter, context)
+                for parameter in command.params
+                if isinstance(parameter, click.Option)
+            ]
         return table(("option", "default", "meaning"), body)
 
     return render
@@ -185,9 +238,17 @@ def option(parameter: click.Option, context: click.Context) -> tuple[str, str, s
     value = parameter.to_info_dict()["default"]
     if isinstance(value, (list, tuple)):
         value = " ".join(map(str, value))
-    shown = said.rstrip("]") or ("" if value is None or not isinstance(value, (str, int, float)) else f"{value}")
-    metavar = parameter.make_metavar(context) if _wants_context(parameter) else parameter.make_metavar()  # type: ignore[call-arg]
-    return f"`{parameter.opts[0]} {metavar}`".replace("|", "\\|"), shown.removesuffix(".0") or "none", meaning
+    shown = said.rstrip("]") or (
+        "" if value is None or not isinstance(value, (str, int, float)) else f"{value}"
+    )
+    metavar = (
+        parameter.make_metavar(context) if _wants_context(parameter) else parameter.make_metavar()
+    )  # type: ignore[call-arg]
+    return (
+        f"`{parameter.opts[0]} {metavar}`".replace("|", "\\|"),
+        shown.removesuffix(".0") or "none",
+        meaning,
+    )
 
 
 def _wants_context(parameter: click.Option) -> bool:
@@ -202,7 +263,8 @@ def measured() -> str:
             (
                 f"`{metric.full_name}`",
                 "counter" if metric.is_counter else "gauge",
-                f"`{metric.label}`: " + ", ".join(f"`{value}`" for value in metric.samples(metrics.Reading()))
+                f"`{metric.label}`: "
+                + ", ".join(f"`{value}`" for value in metric.samples(metrics.Reading()))
                 if metric.label
                 else "",
                 metric.meaning,
@@ -221,7 +283,9 @@ def gauges() -> str:
 def reported() -> str:
     """The keys of the report."""
     fields = dataclasses.fields(report.Report)
-    return table(("key", "meaning"), ((f"`{field.name}`", field.metadata["meaning"]) for field in fields))
+    return table(
+        ("key", "meaning"), ((f"`{field.name}`", field.metadata["meaning"]) for field in fields)
+    )
 
 
 def probe_table() -> str:
@@ -230,13 +294,18 @@ def probe_table() -> str:
 
     def status(kind: Kind, phase: Phase) -> str:
         passing, failing = (
-            core.answer(kind, Situation(phase), [Outcome("a check", passed)]).status for passed in (True, False)
+            core.answer(kind, Situation(phase), [Outcome("a check", passed)]).status
+            for passed in (True, False)
         )
         return f"{passing}" if passing == failing else f"{passing}, or {failing} by a check"
 
     return table(
         ("", *(kind.value for kind in Kind)),
-        ((f"{phase}", *(status(kind, phase) for kind in Kind)) for phase in Phase if phase is not Phase.STOPPED),
+        (
+            (f"{phase}", *(status(kind, phase) for kind in Kind))
+            for phase in Phase
+            if phase is not Phase.STOPPED
+        ),
     )
 
 
@@ -256,7 +325,9 @@ def probe_answers() -> str:
     for target, accept, phase in ANSWERS:
         query = Query.of(target.partition("?")[2], accept)
         left = 26.5 if phase is Phase.LAME_DUCK else None
-        told = Probes(Settings()).answer(Kind.READINESS, Situation(phase, seconds_left=left), outcomes, query)
+        told = Probes(Settings()).answer(
+            Kind.READINESS, Situation(phase, seconds_left=left), outcomes, query
+        )
         asked = f"`{target}`" + (f" with `Accept: {accept}`" if accept else "")
         parts.append(f"{asked} in {phase}: {told.status}\n\n```text\n{told.body}```")
     return "\n\n".join(parts)
@@ -267,7 +338,10 @@ def document() -> str:
     defined = schema.schema()
     parts = []
     for name, part in (("the document", defined), *defined["$defs"].items()):
-        body = [(f"`{key}`", kind(field), field["description"]) for key, field in part["properties"].items()]
+        body = [
+            (f"`{key}`", kind(field), field["description"])
+            for key, field in part["properties"].items()
+        ]
         parts.append(
             f"### {name.replace('_', ' ')}\n\n{part['description']}\n\n{table(('key', 'type', 'meaning'), body)}"
         )
@@ -282,7 +356,9 @@ def kind(field: dict[str, Any]) -> str:
         return ", ".join(f"`{value}`" for value in field.get("enum", [field.get("const")]))
     if field["type"] == "array":
         items = field.get("prefixItems") or [field["items"]]
-        return ("list of " if "prefixItems" not in field else "") + ", ".join(kind(item) for item in items)
+        return ("list of " if "prefixItems" not in field else "") + ", ".join(
+            kind(item) for item in items
+        )
     return " or ".join([field["type"]] if isinstance(field["type"], str) else field["type"])
 
 
@@ -306,7 +382,10 @@ RENDERED: dict[str, tuple[str, Callable[[], str]]] = {
 
 def between(name: str) -> re.Pattern[str]:
     """The markers of a rendered part, and what is between them."""
-    return re.compile(rf"(<!-- {name}: rendered by tests/house/test_docs\.py -->\n)(.*?)(<!-- end of {name} -->)", re.S)
+    return re.compile(
+        rf"(<!-- {name}: rendered by tests/house/test_docs\.py -->\n)(.*?)(<!-- end of {name} -->)",
+        re.S,
+    )
 
 
 def rewrite() -> None:
@@ -329,7 +408,7 @@ def test_a_rendered_part_is_what_the_code_says(name: str) -> None:
     assert found[0][1].strip() == wanted, f"{page}, {name}:{HINT}{wanted}\n"
 
 
-# -- what is compared --------------------------------------------------------------------------------------------------
+# -- what is compared ----
 
 
 def read(page: str) -> str:
@@ -337,9 +416,12 @@ def read(page: str) -> str:
 
 
 def first_column(page: str, head: str) -> list[str]:
-    """What stands between backticks in the first column of the table whose first heading this is."""
+    """What stands between backticks in the first column of the table whose first heading this
+    is."""
     (body,) = re.findall(rf"^\| {head} \|.*\n\|[-|]+\n((?:\|.*\n)+)", read(page), re.M)
-    return [word for row in body.splitlines() for word in re.findall(r"`([^`]+)`", row.split("|")[1])]
+    return [
+        word for row in body.splitlines() for word in re.findall(r"`([^`]+)`", row.split("|")[1])
+    ]
 
 
 def test_every_reason_is_explained() -> None:
@@ -387,22 +469,39 @@ def logged() -> Iterator[re.Pattern[str]]:
 
 def shown() -> list[str]:
     """The log lines that the docs show."""
-    blocks = [block for page in NAMES for block in re.findall(r"^```log\n(.*?)^```", read(page), re.M | re.S)]
+    blocks = [
+        block
+        for page in NAMES
+        for block in re.findall(r"^```log\n(.*?)^```", read(page), re.M | re.S)
+    ]
     return [line for block in blocks for line in block.splitlines()]
 
 
 def test_log_lines_in_the_docs_are_those_of_the_code() -> None:
-    """Each line in a ``log`` block fits a format string of the package, or is the sum of the defaults."""
+    """Each line in a ``log`` block fits a format string of the package, or is the sum of the
+    defaults."""
     patterns = list(logged())
-    sum_of_the_defaults = "gunicorn-grace: " + budget_line(Settings(), graceful_timeout_given=False)[1]
+    sum_of_the_defaults = (
+        "gunicorn-grace: " + budget_line(Settings(), graceful_timeout_given=False)[1]
+    )
     assert len(shown()) > 8
-    strange = [s for s in shown() if s != sum_of_the_defaults and not any(p.fullmatch(s) for p in patterns)]
+    strange = [
+        s for s in shown() if s != sum_of_the_defaults and not any(p.fullmatch(s) for p in patterns)
+    ]
     assert strange == []
 
 
 @pytest.mark.parametrize(
     "word",
-    ["shutdown_initiated", "lame_duck_ended", "sealed", "drained", "deadline_reached", "stopped", "trigger_expired"],
+    [
+        "shutdown_initiated",
+        "lame_duck_ended",
+        "sealed",
+        "drained",
+        "deadline_reached",
+        "stopped",
+        "trigger_expired",
+    ],
 )
 def test_every_event_is_shown(word: str) -> None:
     """The docs show a line of each event that the arbiter logs."""
@@ -428,14 +527,18 @@ def test_settings_named_in_the_docs_exist() -> None:
     """No page speaks of a ``grace_`` setting or a variable that nobody reads."""
     known = {f"grace_{row.name}" for row in rows()}
     for page in NAMES:
-        named = {name.lower() for name in re.findall(r"\b(?:grace_[a-z_]+|GRACE_[A-Z_]+)\b", read(page))}
+        named = {
+            name.lower() for name in re.findall(r"\b(?:grace_[a-z_]+|GRACE_[A-Z_]+)\b", read(page))
+        }
         # The helper that a user must not have, and the fixture.
         assert named - known - {"grace_something", "grace_instance"} == set(), page
 
 
 def test_the_parameters_of_a_check_and_their_defaults_are_those_of_the_code() -> None:
     """The table has each of them, in order."""
-    rows = re.findall(r"^\| `(\w+)` \| (\S*) ?\|", read("probes.md").partition("| parameter |")[2], re.M)
+    rows = re.findall(
+        r"^\| `(\w+)` \| (\S*) ?\|", read("probes.md").partition("| parameter |")[2], re.M
+    )
     defaults = {
         name: "" if parameter.default is parameter.empty else repr(parameter.default).strip("'")
         for name, parameter in inspect.signature(gunicorn_grace.check).parameters.items()
@@ -457,7 +560,11 @@ def test_every_fault_names_a_test_that_exists() -> None:
         if isinstance(node, ast.FunctionDef)
     }
     assert set(faults()) - tests == set()
-    rows = [row for row in read("faults.md").splitlines() if row.startswith("| ") and not row.startswith("| fault |")]
+    rows = [
+        row
+        for row in read("faults.md").splitlines()
+        if row.startswith("| ") and not row.startswith("| fault |")
+    ]
     assert len(rows) > 30
     assert [row for row in rows if not re.search(r"\| `test_\w+`(, `test_\w+`)* \|$", row)] == []
 
@@ -474,15 +581,19 @@ def test_every_test_of_a_fault_is_in_the_table() -> None:
 
 
 def test_every_cell_about_a_worker_class_names_a_test_that_exists() -> None:
-    """Each row of those tables ends with the tests that prove it, and they are there; and none of them is left out."""
+    """Each row of those tables ends with the tests that prove it, and they are there; and none of
+    them is left out."""
     page = read("worker-classes.md")
     tests = {
         node.name
         for name in ("test_worker_classes.py", "test_http2.py")
-        for node in ast.parse((TESTS / "functional" / "worker_classes" / name).read_text(encoding="utf-8")).body
+        for node in ast.parse(
+            (TESTS / "functional" / "worker_classes" / name).read_text(encoding="utf-8")
+        ).body
         if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
     }
-    # Those are about no cell: that nothing is said where all works, and what is no part of a shutdown.
+    # Those are about no cell: that nothing is said where all works, and what is no part of a
+    # shutdown.
     beside = {
         "test_nothing_is_said_where_all_works",
         "test_sigterm_to_one_worker_by_hand_replaces_it",
@@ -493,7 +604,7 @@ def test_every_cell_about_a_worker_class_names_a_test_that_exists() -> None:
     assert [row for row in rows if not re.search(r"\| `test_\w+`(, `test_\w+`)* \|$", row)] == []
 
 
-# -- form --------------------------------------------------------------------------------------------------------------
+# -- form ----
 
 
 def prose(page: str) -> str:
@@ -511,7 +622,9 @@ def test_the_words_are_those_of_the_design(page: str) -> None:
 @pytest.mark.parametrize("page", NAMES)
 def test_lines_are_at_most_120_characters_long(page: str) -> None:
     """But for tables, whose rows Markdown cannot wrap."""
-    assert [line for line in read(page).splitlines() if len(line) > 120 and not line.startswith("|")] == []
+    assert [
+        line for line in read(page).splitlines() if len(line) > 120 and not line.startswith("|")
+    ] == []
 
 
 def anchors(text: str) -> set[str]:

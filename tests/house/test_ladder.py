@@ -53,7 +53,9 @@ class Import(NamedTuple):
 
 
 FILES = {
-    ".".join((PACKAGE, *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__"): path
+    ".".join((PACKAGE, *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(
+        ".__init__"
+    ): path
     for path in sorted(ROOT.rglob("*.py"))
 }
 
@@ -74,8 +76,14 @@ def imports(module: str, node: ast.AST, deferred: bool = False) -> Iterator[Impo
         elif isinstance(child, ast.ImportFrom):
             base = child.module or ""
             if child.level:
-                parts = module.split(".") if FILES[module].name == "__init__.py" else module.split(".")[:-1]
-                base = ".".join([*parts[: len(parts) - child.level + 1], *filter(None, [child.module])])
+                parts = (
+                    module.split(".")
+                    if FILES[module].name == "__init__.py"
+                    else module.split(".")[:-1]
+                )
+                base = ".".join(
+                    [*parts[: len(parts) - child.level + 1], *filter(None, [child.module])]
+                )
             for alias in child.names:
                 yield Import(resolve(f"{base}.{alias.name}", base), deferred)
         else:
@@ -90,11 +98,14 @@ def resolve(name: str, base: str | None = None) -> str:
 
 
 def unit(module: str) -> str:
-    """The rung of the ladder that a module is: ``gunicorn_grace.rehearsal.load`` is ``rehearsal``."""
+    """The rung of the ladder that a module is: ``gunicorn_grace.rehearsal.load`` is
+    ``rehearsal``."""
     return module.split(".")[1] if "." in module else FACADE
 
 
-IMPORTS = {module: set(imports(module, ast.parse(path.read_text()))) for module, path in FILES.items()}
+IMPORTS = {
+    module: set(imports(module, ast.parse(path.read_text()))) for module, path in FILES.items()
+}
 OURS = {
     module: {i.target for i in found if i.target.split(".")[0] == PACKAGE} - {module}
     for module, found in IMPORTS.items()
@@ -108,7 +119,8 @@ def test_every_module_has_a_floor() -> None:
 
 @pytest.mark.parametrize("module", [m for m in FILES if m != FACADE and unit(m) not in BESIDE])
 def test_a_module_imports_only_from_its_own_floor_or_below(module: str) -> None:
-    """Imports go down, those within functions too; the package itself is good for its version alone."""
+    """Imports go down, those within functions too; the package itself is good for its version
+    alone."""
     above = {
         target
         for target in OURS[module] - {FACADE}
@@ -116,16 +128,25 @@ def test_a_module_imports_only_from_its_own_floor_or_below(module: str) -> None:
     }
     assert not above
     tree = ast.walk(ast.parse(FILES[module].read_text()))
-    relative = [node for node in tree if isinstance(node, ast.ImportFrom) and node.level and node.module is None]
+    relative = [
+        node
+        for node in tree
+        if isinstance(node, ast.ImportFrom) and node.level and node.module is None
+    ]
     names = {alias.name for node in relative for alias in node.names}
-    assert {name for name in names if not any(file.endswith(f".{name}") for file in FILES)} <= {"__version__"}
+    assert {name for name in names if not any(file.endswith(f".{name}") for file in FILES)} <= {
+        "__version__"
+    }
 
 
 def test_there_is_no_cycle() -> None:
-    """Whoever reads the modules in order has read each one before it is needed, deferred imports included."""
+    """Whoever reads the modules in order has read each one before it is needed, deferred imports
+    included."""
     try:
         order = list(
-            TopologicalSorter({m: found - {FACADE} for m, found in OURS.items() if m != FACADE}).static_order()
+            TopologicalSorter(
+                {m: found - {FACADE} for m, found in OURS.items() if m != FACADE}
+            ).static_order()
         )
     except CycleError as error:
         pytest.fail(f"imports in a cycle: {error.args[1]}")
@@ -133,15 +154,24 @@ def test_there_is_no_cycle() -> None:
 
 
 def test_the_package_itself_imports_the_lowest_floors_only() -> None:
-    """``import gunicorn_grace`` executes floors 0 and 1; ``install`` and ``check`` reach higher when called."""
-    eager = {unit(i.target) for i in IMPORTS[FACADE] if not i.deferred and i.target.split(".")[0] == PACKAGE}
+    """``import gunicorn_grace`` executes floors 0 and 1; ``install`` and ``check`` reach higher
+    when called."""
+    eager = {
+        unit(i.target)
+        for i in IMPORTS[FACADE]
+        if not i.deferred and i.target.split(".")[0] == PACKAGE
+    }
     assert {FLOOR[name] for name in eager - {FACADE}} <= {0, 1}
-    assert {i.target for i in IMPORTS[FACADE] if i.deferred} <= {f"{PACKAGE}.conf", f"{PACKAGE}.checks"}
+    assert {i.target for i in IMPORTS[FACADE] if i.deferred} <= {
+        f"{PACKAGE}.conf",
+        f"{PACKAGE}.checks",
+    }
 
 
 @pytest.mark.parametrize("module", [m for m in FILES if FLOOR.get(unit(m), 9) < 3])
 def test_the_lower_floors_know_no_framework(module: str) -> None:
-    """Up to the lifecycle nothing imports flask, werkzeug or click; gunicorn is met by ``settings``, when asked."""
+    """Up to the lifecycle nothing imports flask, werkzeug or click; gunicorn is met by
+    ``settings``, when asked."""
     others = {i for i in IMPORTS[module] if i.target in {"flask", "werkzeug", "click", "gunicorn"}}
     allowed = {Import("gunicorn", True)} if unit(module) == "settings" else set()
     assert others <= allowed
@@ -158,7 +188,8 @@ def test_importing_the_package_imports_neither_gunicorn_nor_flask() -> None:
 
 
 def test_what_a_worker_loads_is_no_framework() -> None:
-    """Django's workers hold neither Flask nor werkzeug, nor the test client that comes with any part of the latter."""
+    """Django's workers hold neither Flask nor werkzeug, nor the test client that comes with any
+    part of the latter."""
     code = (
         "import sys, gunicorn_grace.conf, gunicorn_grace.wsgi, gunicorn_grace.asgi\n"
         "assert not {'flask', 'werkzeug', 'click', 'h11', 'yaml'} & set(sys.modules)\n"

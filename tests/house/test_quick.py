@@ -1,4 +1,5 @@
-"""What the README's command runs proves each guarantee and each event, and says what it left out."""
+"""What the README's command runs proves each guarantee and each event, and says what it left
+out."""
 
 from __future__ import annotations
 
@@ -16,7 +17,19 @@ pytestmark = pytest.mark.once
 
 def collected(*args: str) -> subprocess.CompletedProcess[str]:
     """What pytest would run in a process of its own."""
-    command = [sys.executable, "-I", "-m", "pytest", "--collect-only", "-q", "-n", "0", "-p", "no:cacheprovider", *args]
+    command = [
+        sys.executable,
+        "-I",
+        "-m",
+        "pytest",
+        "--collect-only",
+        "-q",
+        "-n",
+        "0",
+        "-p",
+        "no:cacheprovider",
+        *args,
+    ]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
 
 
@@ -24,7 +37,9 @@ def collected(*args: str) -> subprocess.CompletedProcess[str]:
 def run() -> dict[str, set[str]]:
     """The ids of the variants that run, by test."""
     found: dict[str, set[str]] = {}
-    for name, variant in re.findall(r"::(test_\w+)(?:\[(.*)\])?$", collected("tests/functional").stdout, re.M):
+    for name, variant in re.findall(
+        r"::(test_\w+)(?:\[(.*)\])?$", collected("tests/functional").stdout, re.M
+    ):
         found.setdefault(name, set()).add(variant)
     return found
 
@@ -40,17 +55,27 @@ def rows(page: str, head: str) -> dict[str, list[str]]:
 def test_every_guarantee_is_proved_with_each_worker_class(run: dict[str, set[str]]) -> None:
     """The four of the README, each by tests that run with sync, gthread and gevent."""
     guarantees = rows("evidence.md", "guarantee")
-    assert len(guarantees) == len(re.findall(r"^\d\. ", (ROOT / "README.md").read_text(encoding="utf-8"), re.M)) == 4
+    assert (
+        len(guarantees)
+        == len(re.findall(r"^\d\. ", (ROOT / "README.md").read_text(encoding="utf-8"), re.M))
+        == 4
+    )
     for guarantee, tests in guarantees.items():
         assert tests, guarantee
         for test in tests:
-            kinds = {kind for kind in WORKERS for variant in run.get(test, ()) if kind in variant.split("-")}
+            kinds = {
+                kind
+                for kind in WORKERS
+                for variant in run.get(test, ())
+                if kind in variant.split("-")
+            }
             assert kinds == set(WORKERS), f"{guarantee}: {test} runs with {sorted(kinds)}"
 
 
 @pytest.mark.parametrize("head", ["event", "listener"])
 def test_every_event_and_listener_is_proved(head: str, run: dict[str, set[str]]) -> None:
-    """Each row of these tables names its tests, and one variant of each at least is not left out."""
+    """Each row of these tables names its tests, and one variant of each at least is not left
+    out."""
     for row, tests in rows("how-it-works.md", head).items():
         assert tests, row
         assert [test for test in tests if test not in run] == [], row

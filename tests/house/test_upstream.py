@@ -23,9 +23,22 @@ def test_each_test_is_named_as_pytest_takes_it() -> None:
 
 
 def test_a_difference_is_doubtful_and_so_is_a_failure_both_ways() -> None:
-    """Only what passed both ways, or was skipped both ways, is beyond doubt; a test that one of them lacks is not."""
-    plain = {"same": "passed", "skipped": "skipped", "broken": "failed", "differs": "passed", "gone": "passed"}
-    grace = {"same": "passed", "skipped": "skipped", "broken": "failed", "differs": "skipped", "new": "passed"}
+    """Only what passed both ways, or was skipped both ways, is beyond doubt; a test that one of
+    them lacks is not."""
+    plain = {
+        "same": "passed",
+        "skipped": "skipped",
+        "broken": "failed",
+        "differs": "passed",
+        "gone": "passed",
+    }
+    grace = {
+        "same": "passed",
+        "skipped": "skipped",
+        "broken": "failed",
+        "differs": "skipped",
+        "new": "passed",
+    }
     assert upstream.doubtful(plain, grace) == {
         "broken": ("failed", "failed"),
         "differs": ("passed", "skipped"),

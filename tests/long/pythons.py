@@ -1,19 +1,22 @@
-"""The tests on Pythons that this machine does not have: ``python tests/long/pythons.py``, as root on Debian or its kin.
+"""The tests on Pythons that this machine does not have: ``python tests/long/pythons.py``, as root
+on Debian or its kin.
 
-A new Python is in Debian unstable long before an image or a build of it is anywhere else. This script makes a root
-folder with Debian unstable in it, installs the Pythons there, copies the project's tracked files in as they are in the
-work tree, and builds and installs the project with the newest gunicorn in a virtual environment of each Python. Then it
-runs pytest there. The root folder stays, with the Pythons and what pip has downloaded, and the next run starts with it.
-The project and the virtual environments go with the run.
+A new Python is in Debian unstable long before an image or a build of it is anywhere else. This
+script makes a root folder with Debian unstable in it, installs the Pythons there, copies the
+project's tracked files in as they are in the work tree, and builds and installs the project with
+the newest gunicorn in a virtual environment of each Python. Then it runs pytest there. The root
+folder stays, with the Pythons and what pip has downloaded, and the next run starts with it. The
+project and the virtual environments go with the run.
 
-Everything runs in mount and PID namespaces of its own. The kernel undoes the mounts and ends the processes with them,
-however the run ends, even if this script is killed. The network is the machine's.
+Everything runs in mount and PID namespaces of its own. The kernel undoes the mounts and ends the
+processes with them, however the run ends, even if this script is killed. The network is the
+machine's.
 
-What pip on this machine is told by its configuration files and by PIP_* in the environment holds inside as well. The
-files and folders that they name can be read there under the same path.
+What pip on this machine is told by its configuration files and by PIP_* in the environment holds
+inside as well. The files and folders that they name can be read there under the same path.
 
-Exit code: 0 every Python passed; 1 one did not; 2 the options are wrong; 77 it could not be tried, here or with one of
-the Pythons; 130, 143, 129 it was interrupted.
+Exit code: 0 every Python passed; 1 one did not; 2 the options are wrong; 77 it could not be tried,
+here or with one of the Pythons; 130, 143, 129 it was interrupted.
 """
 
 from __future__ import annotations
@@ -46,18 +49,28 @@ NEEDED = ("debootstrap", "git", "setpriv", "unshare", "mount", "chroot")
 
 MARK = "etc/made-by-pythons.py"
 WORK = Path("/srv/run")
-"""Where the project and the virtual environments are inside. The next run removes what a killed one left there."""
+"""Where the project and the virtual environments are inside. The next run removes what a killed one
+left there."""
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 CERTIFICATES = ("PIP_CERT", "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 PROXIES = ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
 PASSED_ON = {*CERTIFICATES, *PROXIES, "CI", "COLUMNS", "RERUNS", "TERM"}
-PIP_FOLDERS = {"PIP_CACHE_DIR", "PIP_LOG", "PIP_PREFIX", "PIP_ROOT", "PIP_SRC", "PIP_TARGET", "PIP_USER"}
+PIP_FOLDERS = {
+    "PIP_CACHE_DIR",
+    "PIP_LOG",
+    "PIP_PREFIX",
+    "PIP_ROOT",
+    "PIP_SRC",
+    "PIP_TARGET",
+    "PIP_USER",
+}
 """Where pip would write. Inside it writes into the virtual environment alone."""
 
 NO_MOUNT = 125
-# The shell is PID 1 of the namespace. It waits for the command, and reaps what the tests leave behind. The root folder
-# is mounted on itself, because a test can make a mount namespace only where "/" is a mount point.
+# The shell is PID 1 of the namespace. It waits for the command, and reaps what the tests leave
+# behind. The root folder is mounted on itself, because a test can make a mount namespace only where
+# "/" is a mount point.
 ENTER = f"""
 root=$1; shift
 mount --rbind "$root" "$root" && mount -t proc proc "$root/proc" && mount --rbind /dev "$root/dev" &&
@@ -84,7 +97,7 @@ class TimeIsUpError(Exception):
     """The limit is over."""
 
 
-# -- processes ---------------------------------------------------------------------------------------------------------
+# -- processes ----
 
 
 class Runner:
@@ -94,15 +107,25 @@ class Runner:
         self.deadline = time.monotonic() + limit
 
     def isolated(self, command: Sequence[str], *, shown: bool = False) -> tuple[int, str]:
-        """The exit code and the output, if that is not shown. Of the command nothing is left when this returns.
+        """The exit code and the output, if that is not shown. Of the command nothing is left when
+        this returns.
 
         :raises TimeIsUpError: it was ended for it.
         """
         left = self.deadline - time.monotonic()
         if left <= 0:
             raise TimeIsUpError
-        # The first link dies with this process, the second with the first, and the kernel kills the rest.
-        chain = ["setpriv", "--pdeathsig=KILL", "unshare", "--mount", "--pid", "--fork", "--kill-child=KILL"]
+        # The first link dies with this process, the second with the first, and the kernel kills the
+        # rest.
+        chain = [
+            "setpriv",
+            "--pdeathsig=KILL",
+            "unshare",
+            "--mount",
+            "--pid",
+            "--fork",
+            "--kill-child=KILL",
+        ]
         process = subprocess.Popen(
             [*chain, *command],
             stdin=subprocess.DEVNULL,
@@ -123,10 +146,13 @@ class Runner:
 
 
 def end(process: subprocess.Popen[str]) -> None:
-    """End a namespace. unshare ends after PID 1 there, and PID 1 after all others: when it is reaped, none is left."""
+    """End a namespace. unshare ends after PID 1 there, and PID 1 after all others: when it is
+    reaped, none is left."""
     if process.poll() is None:
         with contextlib.suppress(OSError):
-            for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+            for child in (
+                Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+            ):
                 os.kill(int(child), signal.SIGKILL)
         try:
             process.wait(10)
@@ -144,7 +170,12 @@ def environment() -> dict[str, str]:
         for name, value in os.environ.items()
         if name in PASSED_ON or (name.startswith("PIP_") and name not in PIP_FOLDERS)
     }
-    fixed = {"PATH": PATH, "HOME": str(Path.home()), "LANG": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive"}
+    fixed = {
+        "PATH": PATH,
+        "HOME": str(Path.home()),
+        "LANG": "C.UTF-8",
+        "DEBIAN_FRONTEND": "noninteractive",
+    }
     return {**ours, **fixed, "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_ROOT_USER_ACTION": "ignore"}
 
 
@@ -162,11 +193,12 @@ def reason_in(output: str) -> str:
     return (told or lines or ["it said nothing"])[-1]
 
 
-# -- what this machine is told -----------------------------------------------------------------------------------------
+# -- what this machine is told ----
 
 
 def deb_lines(text: str) -> Iterator[tuple[str, list[str], list[str]]]:
-    """URI, suites and components of each entry in one-line style, whose other form is ``deb [options] URI suite``."""
+    """URI, suites and components of each entry in one-line style, whose other form is ``deb
+    [options] URI suite``."""
     for line in text.splitlines():
         match = re.match(r"deb\s+(?:\[[^]]*\]\s*)?(\S+)\s+(\S+)([^#]*)", line.strip())
         if match:
@@ -179,7 +211,9 @@ def deb_stanzas(text: str) -> Iterator[tuple[str, list[str], list[str]]]:
     for stanza in re.split(r"\n\s*\n", without_comments):
         fields = {
             name.lower(): value.split()
-            for name, value in re.findall(r"^([\w-]+):((?:.*)(?:\n[ \t].*)*)", stanza, flags=re.MULTILINE)
+            for name, value in re.findall(
+                r"^([\w-]+):((?:.*)(?:\n[ \t].*)*)", stanza, flags=re.MULTILINE
+            )
         }
         if "deb" in fields.get("types", ()) and fields.get("enabled", ["yes"]) != ["no"]:
             for uri in fields.get("uris", ()):
@@ -187,7 +221,8 @@ def deb_stanzas(text: str) -> Iterator[tuple[str, list[str], list[str]]]:
 
 
 def mirror_of(apt: Path, codename: str | None) -> str | None:
-    """The mirror from which this machine gets Debian itself, not another's packages for it or its security updates."""
+    """The mirror from which this machine gets Debian itself, not another's packages for it or its
+    security updates."""
     entries: list[tuple[str, list[str], list[str]]] = []
     for path in (apt / "sources.list", *sorted((apt / "sources.list.d").glob("*"))):
         with contextlib.suppress(OSError, UnicodeDecodeError):
@@ -206,17 +241,24 @@ def mirror_of(apt: Path, codename: str | None) -> str | None:
 def debians_codename() -> str | None:
     """The name of the release of Debian that runs here."""
     with contextlib.suppress(OSError):
-        told = dict(line.split("=", 1) for line in Path("/etc/os-release").read_text().splitlines() if "=" in line)
+        told = dict(
+            line.split("=", 1)
+            for line in Path("/etc/os-release").read_text().splitlines()
+            if "=" in line
+        )
         if told.get("ID") == "debian":
             return told.get("VERSION_CODENAME")
     return None
 
 
 def apt_options() -> list[str]:
-    """How this machine's apt downloads: proxies, certificates, and whether the date of an index matters."""
+    """How this machine's apt downloads: proxies, certificates, and whether the date of an index
+    matters."""
     command = ["apt-config", "dump", "--no-empty", "--format", "%f=%v%n", "Acquire"]
     try:
-        told = subprocess.run(command, capture_output=True, text=True, check=False).stdout.splitlines()
+        told = subprocess.run(
+            command, capture_output=True, text=True, check=False
+        ).stdout.splitlines()
     except OSError:
         return []
     wanted = re.compile(r"Acquire::(https?::|Check-|Retries)", re.IGNORECASE)
@@ -244,8 +286,13 @@ def paths_in(value: str) -> Iterator[Path]:
 
 
 def shared_paths() -> list[Path]:
-    """What of this machine can be read inside, under the same path: a folder before what is in it."""
-    values = [value for name, value in environment().items() if name.startswith("PIP_") or name in CERTIFICATES]
+    """What of this machine can be read inside, under the same path: a folder before what is in
+    it."""
+    values = [
+        value
+        for name, value in environment().items()
+        if name.startswith("PIP_") or name in CERTIFICATES
+    ]
     for path in pip_files():
         parser = configparser.RawConfigParser()
         with contextlib.suppress(configparser.Error, UnicodeDecodeError):
@@ -259,7 +306,7 @@ def shared_paths() -> list[Path]:
     return sorted(path for path in paths if path.exists() and path != Path("/"))
 
 
-# -- the root folder ---------------------------------------------------------------------------------------------------
+# -- the root folder ----
 
 
 class Root:
@@ -270,13 +317,20 @@ class Root:
         self.runner = runner
 
     def make(self, mirror: str | None) -> None:
-        """Install Debian. An unfinished folder never has the name of a finished one, and is removed."""
+        """Install Debian. An unfinished folder never has the name of a finished one, and is
+        removed."""
         parent_was_there = self.folder.parent.exists()
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         made = Path(tempfile.mkdtemp(prefix=f"{self.folder.name}.", dir=self.folder.parent))
         try:
             made.chmod(0o755)  # Some tests are nobody.
-            command = ["debootstrap", "--variant=minbase", f"--include={','.join(TOOLS)}", SUITE, str(made)]
+            command = [
+                "debootstrap",
+                "--variant=minbase",
+                f"--include={','.join(TOOLS)}",
+                SUITE,
+                str(made),
+            ]
             code, output = self.runner.isolated([*command, *([mirror] if mirror else [])])
             if code:
                 raise CannotRunError(f"debootstrap failed: {reason_in(output)}")
@@ -289,7 +343,9 @@ class Root:
         finally:
             shutil.rmtree(made, ignore_errors=True)
             if not parent_was_there:
-                with contextlib.suppress(OSError):  # Something is in it, most likely the finished folder.
+                with contextlib.suppress(
+                    OSError
+                ):  # Something is in it, most likely the finished folder.
                     self.folder.parent.rmdir()
 
     @contextlib.contextmanager
@@ -328,14 +384,18 @@ class Root:
                 place.touch()
             mounts += [str(path.resolve()), str(path)]
         enter = ["sh", "-c", ENTER, "sh", str(self.folder), *mounts, "--"]
-        code, output = self.runner.isolated([*enter, "env", f"--chdir={folder}", *command], shown=shown)
+        code, output = self.runner.isolated(
+            [*enter, "env", f"--chdir={folder}", *command], shown=shown
+        )
         if code == NO_MOUNT:
             raise CannotRunError(f"a mount in the namespace failed: {reason_in(output)}")
         return code, output
 
     def install(self, *packages: str) -> None:
         """Install Debian's packages."""
-        code, output = self.run("apt-get", "-q", *apt_options(), "-o", "APT::Update::Error-Mode=any", "update")
+        code, output = self.run(
+            "apt-get", "-q", *apt_options(), "-o", "APT::Update::Error-Mode=any", "update"
+        )
         if code:
             raise CannotRunError(f"apt-get update failed: {reason_in(output)}")
         command = ["apt-get", "-q", "-y", *apt_options(), "--no-install-recommends", "install"]
@@ -351,7 +411,7 @@ class Root:
         return str(python)
 
 
-# -- the tests ---------------------------------------------------------------------------------------------------------
+# -- the tests ----
 
 
 def copy_project(target: Path) -> None:
@@ -386,8 +446,11 @@ def verdict_on(version: str, root: Root, arguments: Sequence[str]) -> str:
         print(output)
         return f"failed (pip could not install the project: {reason_in(output)})"
     told = "import sys, gunicorn; print(f'Python {sys.version}, gunicorn {gunicorn.__version__}')"
-    print(f"python{version}: {root.run(str(venv / 'bin/python'), '-c', told)[1].strip()}", flush=True)
-    # pytest by its own name: `python -m pytest` would import the project from the copy, and not as it is installed.
+    print(
+        f"python{version}: {root.run(str(venv / 'bin/python'), '-c', told)[1].strip()}", flush=True
+    )
+    # pytest by its own name: `python -m pytest` would import the project from the copy, and not as
+    # it is installed.
     path = f"PATH={venv}/bin:{PATH}"
     code, _ = root.run(path, "pytest", *arguments, folder=project, shown=True)
     return f"failed (exit code {code})" if code else "passed"
@@ -417,10 +480,20 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
         default=cache / "gunicorn-grace-pythons" / SUITE,
         help="the folder, which is made if it is not there (default: %(default)s)",
     )
-    parser.add_argument("--fresh", action="store_true", help="make the folder anew, with the Pythons of today")
-    parser.add_argument("--mirror", metavar="URL", help="Debian's mirror (default: this machine's, or debootstrap's)")
     parser.add_argument(
-        "--limit", type=float, default=LIMIT, metavar="SECONDS", help="give up after so long (default: %(default)g)"
+        "--fresh", action="store_true", help="make the folder anew, with the Pythons of today"
+    )
+    parser.add_argument(
+        "--mirror",
+        metavar="URL",
+        help="Debian's mirror (default: this machine's, or debootstrap's)",
+    )
+    parser.add_argument(
+        "--limit",
+        type=float,
+        default=LIMIT,
+        metavar="SECONDS",
+        help="give up after so long (default: %(default)g)",
     )
     options = parser.parse_args(own)
     options.python = list(dict.fromkeys(options.python or ["3.14", "3.15"]))
@@ -489,7 +562,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"pythons: cannot be tried: {error}", file=sys.stderr)
         return CANNOT
     except TimeIsUpError:
-        print(f"pythons: cannot be tried: the limit of {options.limit:g} s is over", file=sys.stderr)
+        print(
+            f"pythons: cannot be tried: the limit of {options.limit:g} s is over", file=sys.stderr
+        )
         return CANNOT
 
 

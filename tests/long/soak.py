@@ -1,18 +1,19 @@
 """Deletion after deletion under load: ``python tests/long/soak.py`` (or ``tox -e soak``).
 
-One scale-down shows what happens at the moments that it happens to hit. Here many follow each other, in one lane for
-each worker class, and everything that a loss may hang on is drawn by lot: when in the spacing of the requests the
-deletion comes, how long the routing lags and how long the delay is, SIGTERM alone or a preStop hook before it, one
-instance or two at once, how long requests take, fresh and kept-alive connections. Half of the instances extend their
-delay, and may be routed to for longer than it lasts; the others must not, and get requests until shortly before its
-end, so that some are in flight, or in the accept queue, when draining begins. Before each deletion a new instance is up
-and routed to, as in a roll-out. The load is the rehearsal's: open loop, no retries.
+One scale-down shows what happens at the moments that it happens to hit. Here many follow each
+other, in one lane for each worker class, and everything that a loss may hang on is drawn by lot:
+when in the spacing of the requests the deletion comes, how long the routing lags and how long the
+delay is, SIGTERM alone or a preStop hook before it, one instance or two at once, how long requests
+take, fresh and kept-alive connections. Half of the instances extend their delay, and may be routed
+to for longer than it lasts; the others must not, and get requests until shortly before its end, so
+that some are in flight, or in the accept queue, when draining begins. Before each deletion a new
+instance is up and routed to, as in a roll-out. The load is the rehearsal's: open loop, no retries.
 
-``--seed`` draws the same again. The machine's own timing is no part of that, so a loss that hangs on it may need
-several runs.
+``--seed`` draws the same again. The machine's own timing is no part of that, so a loss that hangs
+on it may need several runs.
 
-Exit code: 0 nothing was lost and every instance ended with 0 by itself; 1 otherwise; 2 it could not be carried out;
-130 interrupted. However it ends, no process of it is left.
+Exit code: 0 nothing was lost and every instance ended with 0 by itself; 1 otherwise; 2 it could not
+be carried out; 130 interrupted. However it ends, no process of it is left.
 """
 
 from __future__ import annotations
@@ -50,8 +51,9 @@ LANES: dict[str, tuple[str, ...]] = {
     "gevent": ("-k", "gevent", "-w", "2"),
 }
 ARGS = ("--keep-alive", "75", "--graceful-timeout", "30", "--log-level", "info")
-"""Kept-alive connections outlast the pauses of the clients, as they should behind a load balancer; otherwise gunicorn
-now and then closes one in the very millisecond in which a client uses it, deletion or not."""
+"""Kept-alive connections outlast the pauses of the clients, as they should behind a load balancer;
+otherwise gunicorn now and then closes one in the very millisecond in which a client uses it,
+deletion or not."""
 
 PERIOD = 60.0
 STAYING = 2
@@ -59,11 +61,11 @@ STAYING = 2
 RATE = 45.0
 """Requests per second in a lane."""
 MOST_BEYOND = 1.5
-"""Seconds by which the lag exceeds the delay at the most. An extension ends after 2 s of silence, and three endpoints
-at this rate are silent for so long by chance once in a million."""
+"""Seconds by which the lag exceeds the delay at the most. An extension ends after 2 s of silence,
+and three endpoints at this rate are silent for so long by chance once in a million."""
 LEAST_BELOW = 0.2
-"""Seconds by which it is shorter than the delay at the least where that is not extended: what a busy machine may take
-from the choice of an endpoint to the connection, and a little more."""
+"""Seconds by which it is shorter than the delay at the least where that is not extended: what a
+busy machine may take from the choice of an endpoint to the connection, and a little more."""
 
 
 @dataclass(frozen=True)
@@ -90,14 +92,23 @@ class Life:
     def has(self, record: Record) -> bool:
         """Whether that request was this one's: ports are used again."""
         ended = self.instance.exit_time
-        return record.endpoint == self.endpoint and self.born <= record.started < (ended or record.started) + 5
+        return (
+            record.endpoint == self.endpoint
+            and self.born <= record.started < (ended or record.started) + 5
+        )
 
     def when(self, moment: float) -> str:
         """A moment, as seen from this deletion."""
         if self.deletion is None or self.deletion.started is None:
             return "never deleted"
-        stamps = {"deletion": self.deletion.started, "SIGTERM": self.deletion.sigterm, "exit": self.instance.exit_time}
-        return ", ".join(f"{moment - stamp:+.3f} s from {name}" for name, stamp in stamps.items() if stamp)
+        stamps = {
+            "deletion": self.deletion.started,
+            "SIGTERM": self.deletion.sigterm,
+            "exit": self.instance.exit_time,
+        }
+        return ", ".join(
+            f"{moment - stamp:+.3f} s from {name}" for name, stamp in stamps.items() if stamp
+        )
 
 
 @dataclass
@@ -151,7 +162,7 @@ class Lane:
             return self.chance.uniform(0, life.delay + MOST_BEYOND)
         return max(0.0, life.delay - LEAST_BELOW - self.chance.expovariate(1 / 0.3))
 
-    # -- in its thread -------------------------------------------------------------------------------------------------
+    # -- in its thread ----
 
     def _guarded(self) -> None:
         try:
@@ -176,9 +187,15 @@ class Lane:
                 due = self.requests * self.done // self.deletions - self.load.completed
                 self._wait(max(turn.requests, due))
                 time.sleep(turn.phase)
-                hook = ("gunicorn-grace", "prestop", "--pid", "{pid}") if turn.hook and self.contender is GRACE else ()
+                hook = (
+                    ("gunicorn-grace", "prestop", "--pid", "{pid}")
+                    if turn.hook and self.contender is GRACE
+                    else ()
+                )
                 for life, lag in zip(goes, turn.lags, strict=True):
-                    life.deletion = Deletion(life.instance, self.table, lag=lag, period=PERIOD, pre_stop=hook)
+                    life.deletion = Deletion(
+                        life.instance, self.table, lag=lag, period=PERIOD, pre_stop=hook
+                    )
                 for life in goes:
                     assert life.deletion is not None
                     life.deletion.start()
@@ -188,11 +205,15 @@ class Lane:
                     self._keep_output(life)
                     life.instance.stop()
                 self.done += 0 if self.stopping.is_set() else count
-            while (missing := self.requests - self.load.completed) > 0 and not self.stopping.is_set():
+            while (
+                missing := self.requests - self.load.completed
+            ) > 0 and not self.stopping.is_set():
                 self._wait(min(missing, round(RATE)))
         for life in going:
             if life.instance.exit_time is not None:
-                raise RehearsalError(f"{life.instance.name} ended by itself\n{life.instance.output}")
+                raise RehearsalError(
+                    f"{life.instance.name} ended by itself\n{life.instance.output}"
+                )
             self._keep_output(life)
 
     def _wait(self, count: int) -> None:
@@ -205,7 +226,9 @@ class Lane:
             "service:app",
             args=(*self.contender.args, *LANES[self.kind], *ARGS),
             env={
-                "PYTHONPATH": os.pathsep.join([str(APPS), *filter(None, [os.environ.get("PYTHONPATH")])]),
+                "PYTHONPATH": os.pathsep.join(
+                    [str(APPS), *filter(None, [os.environ.get("PYTHONPATH")])]
+                ),
                 "GRACE_SHUTDOWN_DELAY": f"{delay:.3f}",
                 "GRACE_MIN_DELAY": "0",
                 "GRACE_EXTEND_DELAY": str(extends).lower(),
@@ -231,7 +254,7 @@ class Lane:
             told = "".join(f"{at:.3f} {text}\n" for at, text in life.instance.lines)
             (self.folder / f"{life.instance.name}.log").write_text(told)
 
-    # -- from outside --------------------------------------------------------------------------------------------------
+    # -- from outside ----
 
     def abandon(self) -> None:
         """End it now, whatever it is doing."""
@@ -270,14 +293,26 @@ def report(lanes: Sequence[Lane], seconds: float) -> int:
             deletion = life.deletion
             if deletion is None or deletion.exited is None or deletion.started is None:
                 continue
-            if lane.stopping.is_set() and deletion.exit_code == -signal.SIGKILL and not deletion.killed:
+            if (
+                lane.stopping.is_set()
+                and deletion.exit_code == -signal.SIGKILL
+                and not deletion.killed
+            ):
                 continue  # By us, who gave up.
-            late += sum(deletion.started < r.started and life.has(r) for r in served.get(life.endpoint, ()))
+            late += sum(
+                deletion.started < r.started and life.has(r) for r in served.get(life.endpoint, ())
+            )
             assert deletion.exit_after is not None
             exits.append(deletion.exit_after)
-            codes["killed at the period's end" if deletion.killed else f"exit code {deletion.exit_code}"] += 1
+            codes[
+                "killed at the period's end"
+                if deletion.killed
+                else f"exit code {deletion.exit_code}"
+            ] += 1
             reasons.update(m[1] for _, text in life.instance.lines if (m := ENDED.search(text)))
-            for counted in (m.groups() for _, text in life.instance.lines if (m := STOPPED.search(text))):
+            for counted in (
+                m.groups() for _, text in life.instance.lines if (m := STOPPED.search(text))
+            ):
                 in_flight = [sum(pair) for pair in zip(in_flight, map(int, counted), strict=True)]
             if deletion.pre_stop_problem:
                 codes[deletion.pre_stop_problem] += 1
@@ -297,16 +332,28 @@ def report(lanes: Sequence[Lane], seconds: float) -> int:
             )
     wrong += total.lost + sum(count for code, count in codes.items() if code != "exit code 0")
     classes = ", ".join(f"{outcome.value} {total.count(outcome)}" for outcome in Outcome)
-    print(f"\nrequests: {classes}; {late_in_all} of them came to an instance that was being deleted")
-    print(f"lost: {total.lost} of {total.total} in {sum(lane.done for lane in lanes)} deletions, {seconds:.0f} s")
+    print(
+        f"\nrequests: {classes}; {late_in_all} of them came to an instance that was being deleted"
+    )
+    print(
+        f"lost: {total.lost} of {total.total} in {sum(lane.done for lane in lanes)} deletions, {seconds:.0f} s"
+    )
     if exits:
         print(
             f"from SIGTERM to the exit: median {statistics.median(exits):.2f} s, 99 % {percentile(exits, 99):.2f} s, "
             f"longest {max(exits):.2f} s; {', '.join(f'{code}: {n}' for code, n in codes.items())}"
         )
-        print("in flight: {} when the delays began, {} when draining did; cut off: {}".format(*in_flight))
-        print(f"lame duck ended: {', '.join(f'{reason} {count}' for reason, count in reasons.items()) or 'not told'}")
-    print(f"the generator was late by {1000 * percentile(total.lags, 99):.1f} ms at 99 %, {total.skipped} not started")
+        print(
+            "in flight: {} when the delays began, {} when draining did; cut off: {}".format(
+                *in_flight
+            )
+        )
+        print(
+            f"lame duck ended: {', '.join(f'{reason} {count}' for reason, count in reasons.items()) or 'not told'}"
+        )
+    print(
+        f"the generator was late by {1000 * percentile(total.lags, 99):.1f} ms at 99 %, {total.skipped} not started"
+    )
     for line in lost_lines:
         print(line)
     return wrong
@@ -314,12 +361,23 @@ def report(lanes: Sequence[Lane], seconds: float) -> int:
 
 @click.command(context_settings={"show_default": True})
 @click.option("--deletions", default=200, type=click.IntRange(3), help="In all lanes together.")
-@click.option("--requests", default=100_000, type=click.IntRange(1), help="At least so many, in all lanes together.")
+@click.option(
+    "--requests",
+    default=100_000,
+    type=click.IntRange(1),
+    help="At least so many, in all lanes together.",
+)
 @click.option("--seed", type=int, help="Draw the same again.  [default: a new one, printed]")
 @click.option("--limit", default=2400.0, help="Give up after so many seconds.")
-@click.option("--logs", type=click.Path(path_type=Path), help="Folder for the logs of instances that lost something.")
+@click.option(
+    "--logs",
+    type=click.Path(path_type=Path),
+    help="Folder for the logs of instances that lost something.",
+)
 @click.option("--plain", is_flag=True, help="Plain gunicorn, to see that losses are seen.")
-def main(deletions: int, requests: int, seed: int | None, limit: float, logs: Path | None, plain: bool) -> None:
+def main(
+    deletions: int, requests: int, seed: int | None, limit: float, logs: Path | None, plain: bool
+) -> None:
     """Delete instance after instance under load, and count what is lost."""
     seed = random.SystemRandom().getrandbits(32) if seed is None else seed
     folder = logs or Path(tempfile.mkdtemp(prefix="soak-"))
@@ -333,7 +391,10 @@ def main(deletions: int, requests: int, seed: int | None, limit: float, logs: Pa
         Lane(kind, PLAIN if plain else GRACE, str(seed), share, -(-requests // len(LANES)), folder)
         for kind, share in zip(LANES, shares, strict=True)
     ]
-    print(f"soak: seed {seed}, {deletions} deletions, {requests} requests; logs of losses in {folder}", flush=True)
+    print(
+        f"soak: seed {seed}, {deletions} deletions, {requests} requests; logs of losses in {folder}",
+        flush=True,
+    )
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, frame: sys.exit(130))
     began = told = time.monotonic()
@@ -349,7 +410,10 @@ def main(deletions: int, requests: int, seed: int | None, limit: float, logs: Pa
                 break
             if now - told > 30:
                 told = now
-                counted = " ".join(f"{lane.kind} {lane.done}/{lane.deletions} {lane.load.completed}" for lane in lanes)
+                counted = " ".join(
+                    f"{lane.kind} {lane.done}/{lane.deletions} {lane.load.completed}"
+                    for lane in lanes
+                )
                 lost = sum(lane.load.snapshot().lost for lane in lanes)
                 print(f"{now - began:6.0f} s: {counted}, lost {lost}", flush=True)
         finished = not any(lane.thread.is_alive() for lane in lanes)

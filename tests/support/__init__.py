@@ -1,1 +1,2 @@
-"""What the tests share: real servers and clients, results of rehearsals, paths. Imported as ``support.servers``."""
+"""What the tests share: real servers and clients, results of rehearsals, paths. Imported as
+``support.servers``."""

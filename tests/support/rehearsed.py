@@ -36,8 +36,11 @@ def result(
     events: Sequence[tuple[float, str]] | None = None,
     **more: Any,
 ) -> Result:
-    """A run of so many seconds at 10 requests per second, with these losses besides, and one of three deleted."""
-    steady = [record(-1 + n / 10, endpoint=DELETED if n % 3 == 0 else STAYED) for n in range(10 * seconds)]
+    """A run of so many seconds at 10 requests per second, with these losses besides, and one of
+    three deleted."""
+    steady = [
+        record(-1 + n / 10, endpoint=DELETED if n % 3 == 0 else STAYED) for n in range(10 * seconds)
+    ]
     said = (
         (0.01, "shutdown_initiated by SIGTERM: not ready for 5 s"),
         (5.0, "lame_duck_ended after 5.0 s: delay elapsed"),
@@ -58,10 +61,20 @@ def result(
         ended=exited,
     )
     tally = Tally(
-        sorted([*steady, *lost], key=lambda r: r.ended), lags=[0.001] * len(steady), rate=10, began=ORIGIN - 1
+        sorted([*steady, *lost], key=lambda r: r.ended),
+        lags=[0.001] * len(steady),
+        rate=10,
+        began=ORIGIN - 1,
     )
     made = Result(
-        contender, plan or Plan("app:app", rate=10), tally, ORIGIN, ORIGIN + seconds - 1, (gone,), {}, (life,)
+        contender,
+        plan or Plan("app:app", rate=10),
+        tally,
+        ORIGIN,
+        ORIGIN + seconds - 1,
+        (gone,),
+        {},
+        (life,),
     )
     return replace(made, **more)
 

@@ -34,7 +34,8 @@ WORKERS: dict[str, tuple[str, ...]] = {
     "gthread": ("-k", "gthread", "-w", "2", "--threads", "4"),
     "gevent": ("-k", "gevent", "-w", "2"),
 }
-"""What is tested of everything: each worker class with the arguments that give it some concurrency."""
+"""What is tested of everything: each worker class with the arguments that give it some
+concurrency."""
 
 SHORT = {"shutdown_delay": 0.3, "min_delay": 0, "extend_delay": "false"}
 """A delay that is soon over."""
@@ -76,12 +77,20 @@ def booted_in(memory: st.State) -> list[int]:
 class Server(Instance):
     """An instance with the plugin, and the test's view of its shared memory."""
 
-    def __init__(self, app: str = "service:app", *, kind: str | None = None, **options: Any) -> None:
+    def __init__(
+        self, app: str = "service:app", *, kind: str | None = None, **options: Any
+    ) -> None:
         settings = options.pop("settings", {})
         self._script = options.pop("script", False)
-        args = (*options.pop("config", GRACE), *(WORKERS[kind] if kind else ()), *options.pop("args", ()))
+        args = (
+            *options.pop("config", GRACE),
+            *(WORKERS[kind] if kind else ()),
+            *options.pop("args", ()),
+        )
         env = {
-            "PYTHONPATH": os.pathsep.join([str(APPS), *filter(None, [os.environ.get("PYTHONPATH")])]),
+            "PYTHONPATH": os.pathsep.join(
+                [str(APPS), *filter(None, [os.environ.get("PYTHONPATH")])]
+            ),
             **{f"GRACE_{name.upper()}": str(value) for name, value in settings.items()},
             **options.pop("env", {}),
         }
@@ -94,8 +103,9 @@ class Server(Instance):
 
     @property
     def command(self) -> list[str]:
-        """With ``script`` the console script: SIGUSR2 executes ``sys.argv`` anew, and the path of a ``__main__.py`` in
-        it would put gunicorn's own folder, which holds an ``http``, in front of the standard library."""
+        """With ``script`` the console script: SIGUSR2 executes ``sys.argv`` anew, and the path of a
+        ``__main__.py`` in it would put gunicorn's own folder, which holds an ``http``, in front of
+        the standard library."""
         command = super().command
         if self._script:
             at = command.index("-m")
@@ -103,7 +113,8 @@ class Server(Instance):
         return command
 
     def launch(self) -> None:
-        """Start it without waiting until it listens: with ``preload_app`` it loads first, a daemon never tells."""
+        """Start it without waiting until it listens: with ``preload_app`` it loads first, a daemon
+        never tells."""
         self._launch()
 
     def processes(self) -> list[int]:
@@ -146,7 +157,8 @@ class Server(Instance):
         self.signal(signal.SIGTERM)
 
     def lead_to(self, phase: Phase) -> None:
-        """Bring it into a phase by as many SIGTERMs as it takes; DRAINING: until its workers have been dismissed."""
+        """Bring it into a phase by as many SIGTERMs as it takes; DRAINING: until its workers have
+        been dismissed."""
         memory = self.memory
         for step in (Phase.LAME_DUCK, Phase.DRAINING):
             if memory.cells[st.PHASE] < step <= phase:
@@ -158,13 +170,16 @@ class Server(Instance):
     def wait_dismissed(self) -> None:
         """Wait until the workers have been told to go."""
         cells = self.memory.cells
-        self.wait_for(lambda: all(cells[m + st.DISMISSED] for _, _, m in self.memory.slots()), "the dismissal")
+        self.wait_for(
+            lambda: all(cells[m + st.DISMISSED] for _, _, m in self.memory.slots()), "the dismissal"
+        )
 
     def wait_in_flight(self, count: int) -> None:
         """Wait until so many requests are being served."""
         cells = self.memory.cells
         self.wait_for(
-            lambda: sum(cells[s + st.IN_FLIGHT] for _, s, _ in self.memory.slots()) == count, f"{count} in flight"
+            lambda: sum(cells[s + st.IN_FLIGHT] for _, s, _ in self.memory.slots()) == count,
+            f"{count} in flight",
         )
 
     def wait_pid(self, pattern: str, after: int = 0) -> int:
@@ -175,9 +190,11 @@ class Server(Instance):
         return int(found[1])
 
     def assert_gone(self, code: int | None = 0, patience: float = 0.0) -> None:
-        """It has ended with this exit code, within its period, and left nothing: no process, no file.
+        """It has ended with this exit code, within its period, and left nothing: no process, no
+        file.
 
-        Nor any memory: it has no name, so the kernel takes it back with the last process that maps it.
+        Nor any memory: it has no name, so the kernel takes it back with the last process that maps
+        it.
 
         :param code: ``None`` for any.
         :param patience: seconds that workers may outlive their arbiter.
@@ -188,8 +205,11 @@ class Server(Instance):
             assert self.exit_time is not None
             assert self.exit_time - self.sent < self.period, self.output
         self.wait_for(lambda: not self.processes(), "the end of every process", patience)
-        # What an arbiter cannot tidy up that gets SIGKILL: its own control socket (gunicorn 25.1 and later).
-        left = {path for path in self._all_files() - self._files if ended == 0 or path.suffix != ".ctl"}
+        # What an arbiter cannot tidy up that gets SIGKILL: its own control socket (gunicorn 25.1
+        # and later).
+        left = {
+            path for path in self._all_files() - self._files if ended == 0 or path.suffix != ".ctl"
+        }
         assert left == set()
 
     def _all_files(self) -> set[Path]:
@@ -209,9 +229,12 @@ class Server(Instance):
 
 
 class Client:
-    """One kept-alive connection, blocking, with h11. With a TLS context the handshake comes with the first request."""
+    """One kept-alive connection, blocking, with h11. With a TLS context the handshake comes with
+    the first request."""
 
-    def __init__(self, address: Any, timeout: float = 20.0, context: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self, address: Any, timeout: float = 20.0, context: ssl.SSLContext | None = None
+    ) -> None:
         family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET
         self.sock = socket.socket(family, socket.SOCK_STREAM)
         self.sock.settimeout(timeout)
@@ -221,12 +244,18 @@ class Client:
             self.sock.close()
             raise
         if context is not None:
-            self.sock = context.wrap_socket(self.sock, server_hostname="localhost", do_handshake_on_connect=False)
+            self.sock = context.wrap_socket(
+                self.sock, server_hostname="localhost", do_handshake_on_connect=False
+            )
         self.http = h11.Connection(h11.CLIENT)
 
-    def send(self, path: str, method: str = "GET", headers: tuple[tuple[str, str], ...] = ()) -> None:
+    def send(
+        self, path: str, method: str = "GET", headers: tuple[tuple[str, str], ...] = ()
+    ) -> None:
         """Send a request without a body."""
-        data = self.http.send(h11.Request(method=method, target=path, headers=[("Host", "test"), *headers]))
+        data = self.http.send(
+            h11.Request(method=method, target=path, headers=[("Host", "test"), *headers])
+        )
         self.sock.sendall((data or b"") + (self.http.send(h11.EndOfMessage()) or b""))
 
     def receive(self) -> Response:
@@ -265,14 +294,16 @@ Connect = Callable[..., Client]
 
 
 def all_answered(*clients: Client) -> None:
-    """Each gets its response, in this order; a client closes its end before the next one is looked at."""
+    """Each gets its response, in this order; a client closes its end before the next one is looked
+    at."""
     for client in clients:
         assert client.receive().status == 200
         client.close()
 
 
 def looks(server: Server, burst: int = 8) -> list[dict[str, Any]]:
-    """The answers of ``/look`` on so many connections opened at once: one by one, the same worker may take them all."""
+    """The answers of ``/look`` on so many connections opened at once: one by one, the same worker
+    may take them all."""
     clients = [Client(server.address) for _ in range(burst)]
     try:
         for client in clients:
@@ -284,8 +315,9 @@ def looks(server: Server, burst: int = 8) -> list[dict[str, Any]]:
 
 
 def look_at_each(server: Server, pids: Collection[int]) -> Iterator[dict[str, Any]]:
-    """The answer of ``/look`` in each of these workers, one after the other. One that has answered is stopped until all
-    have, so what is asked next is answered by another, or by the one that has answered last."""
+    """The answer of ``/look`` in each of these workers, one after the other. One that has answered
+    is stopped until all have, so what is asked next is answered by another, or by the one that has
+    answered last."""
     with stopped() as stop:
         left = set(pids)
         while left:
@@ -326,7 +358,8 @@ def plan(kind: str, tmp_path: Path, *, lag: float, **options: Any) -> Plan:
         **{f"GRACE_{name.upper()}": str(value) for name, value in settings.items()},
     }
     values = {"instances": 2, "rate": 80.0, "timeout": 15.0, "keepalive_share": 0.5, **options}
-    # gunicorn's 2 s of keep-alive end, now and then, in the very millisecond in which a client uses the connection.
+    # gunicorn's 2 s of keep-alive end, now and then, in the very millisecond in which a client uses
+    # the connection.
     args = (*WORKERS[kind], "--keep-alive", "75")
     return Plan("service:app", args=args, env=env, lag=lag, cwd=str(tmp_path), **values)
 
@@ -360,7 +393,8 @@ def hold_a_request(server: Server, client: Client) -> Callable[[], None]:
 
 
 def load_on(server: Server, **options: object) -> Load:
-    """A load on new and kept-alive connections that asks for readiness as well: a 503 counts as lost."""
+    """A load on new and kept-alive connections that asks for readiness as well: a 503 counts as
+    lost."""
     table = EndpointTable()
     table.add(server.address)
     return Load(table, **{"rate": 60.0, "timeout": 15.0, "paths": ("/", "/readyz"), **options})  # type: ignore[arg-type]

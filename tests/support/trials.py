@@ -11,5 +11,6 @@ THOROUGH = "TOX_ENV_NAME" in os.environ
 
 
 def trials(many: int = 100) -> hypothesis.settings:
-    """So many examples under tox, an eighth of them elsewhere. A busy machine makes any of them take long."""
+    """So many examples under tox, an eighth of them elsewhere. A busy machine makes any of them
+    take long."""
     return hypothesis.settings(max_examples=many if THOROUGH else many // 8, deadline=None)

@@ -1,4 +1,5 @@
-"""Callbacks, holds and streams that end, in a process that is no worker, or that holds the memory of one."""
+"""Callbacks, holds and streams that end, in a process that is no worker, or that holds the memory
+of one."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ PATIENCE = 20
 
 @pytest.fixture
 def memory() -> State:
-    """The memory of an instance with one worker: never closed, as a thread that looks out may look once more."""
+    """The memory of an instance with one worker: never closed, as a thread that looks out may look
+    once more."""
     return _Pretended()
 
 
@@ -36,7 +38,9 @@ def duties(memory: State, monkeypatch: pytest.MonkeyPatch) -> Iterator[Duties]:
     """Those of its worker. It serves."""
     memory.cells[st.PHASE] = Phase.SERVING
     memory.claim(0, age=1)
-    made = Duties(memory, memory.cells, memory.slot(0) + st.HOLDS, logging.getLogger("gunicorn.error"))
+    made = Duties(
+        memory, memory.cells, memory.slot(0) + st.HOLDS, logging.getLogger("gunicorn.error")
+    )
     monkeypatch.setattr(st, "current", memory)
     monkeypatch.setattr(application, "current", made)
     yield made
@@ -63,7 +67,7 @@ def holds(memory: State) -> int:
     return int(memory.cells[memory.slot(0) + st.HOLDS])
 
 
-# -- registering -------------------------------------------------------------------------------------------------------
+# -- registering ----
 
 
 def test_a_decorator_gives_the_function_back() -> None:
@@ -72,14 +76,18 @@ def test_a_decorator_gives_the_function_back() -> None:
     assert on_lame_duck(one) is one
     assert on_drain(timeout=2)(two) is two
     assert on_drain()(one) is one
-    registered = [(c.function, c.timeout) for phase in Phase for c in application.callbacks.get(phase, ())]
+    registered = [
+        (c.function, c.timeout) for phase in Phase for c in application.callbacks.get(phase, ())
+    ]
     assert registered == [(one, 5.0), (two, 2.0), (one, 5.0)]
 
 
 @pytest.mark.parametrize("timeout", [0, -1, float("nan"), float("inf"), "5", None, True])
 def test_a_deadline_is_a_positive_number_of_seconds(timeout: Any) -> None:
     """Anything else is refused where it is written, with the value and an example."""
-    with pytest.raises(UsageError, match=r"@on_drain\(timeout=.*must be a number of seconds > 0: try timeout=5"):
+    with pytest.raises(
+        UsageError, match=r"@on_drain\(timeout=.*must be a number of seconds > 0: try timeout=5"
+    ):
         on_drain(timeout=timeout)
     assert not any(application.callbacks.values())
 
@@ -89,7 +97,9 @@ def test_a_coroutine_function_is_refused() -> None:
 
     async def forgotten() -> None: ...
 
-    with pytest.raises(UsageError, match=r"@on_lame_duck got the coroutine function .*forgotten.*plain function"):
+    with pytest.raises(
+        UsageError, match=r"@on_lame_duck got the coroutine function .*forgotten.*plain function"
+    ):
         on_lame_duck(forgotten)
 
 
@@ -111,7 +121,10 @@ def test_a_callback_is_named_by_function_file_and_line() -> None:
     line = Pool.close.__code__.co_firstlineno
     for function, wanted in (
         (Pool().close, f"Pool.close ({__file__}:{line})"),
-        (functools.partial(functools.partial(Pool.close), Pool()), f"Pool.close ({__file__}:{line})"),
+        (
+            functools.partial(functools.partial(Pool.close), Pool()),
+            f"Pool.close ({__file__}:{line})",
+        ),
         (Pool(), f"Pool (of {__name__})"),
         (threading.Event().set, "Event.set ("),
         (os.getpid, "getpid (of builtins)"),
@@ -122,7 +135,7 @@ def test_a_callback_is_named_by_function_file_and_line() -> None:
         assert wanted in shown
 
 
-# -- what is due -------------------------------------------------------------------------------------------------------
+# -- what is due ----
 
 
 @pytest.fixture
@@ -148,15 +161,20 @@ DRAIN = ["drain a", "drain b"]
     ],
 )
 @pytest.mark.usefixtures("registered")
-def test_what_is_due_in_each_phase(duties: Duties, memory: State, phase: Phase, wanted: list[str]) -> None:
-    """In the order of registration; on_drain after on_lame_duck, however late that began; nothing after Ctrl-C."""
+def test_what_is_due_in_each_phase(
+    duties: Duties, memory: State, phase: Phase, wanted: list[str]
+) -> None:
+    """In the order of registration; on_drain after on_lame_duck, however late that began; nothing
+    after Ctrl-C."""
     memory.cells[st.PHASE] = phase
     assert names(duties) == wanted
 
 
 @pytest.mark.parametrize("cell", [st.SIGTERM, st.TRIGGER])
 @pytest.mark.usefixtures("registered")
-def test_they_are_due_before_the_arbiter_takes_the_shutdown_up(duties: Duties, memory: State, cell: int) -> None:
+def test_they_are_due_before_the_arbiter_takes_the_shutdown_up(
+    duties: Duties, memory: State, cell: int
+) -> None:
     """From the store in the signal handler on, or from the trigger's."""
     memory.cells[cell] = 1
     assert names(duties) == LAME_DUCK
@@ -164,7 +182,9 @@ def test_they_are_due_before_the_arbiter_takes_the_shutdown_up(duties: Duties, m
 
 @pytest.mark.parametrize("phase", [Phase.LAME_DUCK, Phase.DRAINING, Phase.STOPPED])
 @pytest.mark.usefixtures("registered")
-def test_a_worker_that_leaves_in_a_shutdown_runs_all(duties: Duties, memory: State, phase: Phase) -> None:
+def test_a_worker_that_leaves_in_a_shutdown_runs_all(
+    duties: Duties, memory: State, phase: Phase
+) -> None:
     """Also when it leaves before the drain (``max_requests``), or by gunicorn's own halt."""
     memory.cells[st.PHASE] = phase
     duties.leave()
@@ -179,7 +199,9 @@ def test_a_worker_that_leaves_in_a_reload_runs_none(duties: Duties) -> None:
 
 
 @pytest.mark.usefixtures("registered")
-def test_where_another_arbiter_serves_on_there_is_no_lame_duck(duties: Duties, memory: State) -> None:
+def test_where_another_arbiter_serves_on_there_is_no_lame_duck(
+    duties: Duties, memory: State
+) -> None:
     """SIGUSR2: whoever takes the address out of a directory would take the new one out."""
     memory.cells[st.UPGRADED], memory.cells[st.PHASE] = 1, Phase.DRAINING
     assert names(duties) == DRAIN
@@ -187,8 +209,8 @@ def test_where_another_arbiter_serves_on_there_is_no_lame_duck(duties: Duties, m
 
 @pytest.mark.usefixtures("registered")
 def test_each_runs_once_a_shutdown(duties: Duties, memory: State) -> None:
-    """What has run is not due again, until the shutdown was taken back and another has begun; one that was taken back
-    while a callback ran does not count for the next."""
+    """What has run is not due again, until the shutdown was taken back and another has begun; one
+    that was taken back while a callback ran does not count for the next."""
     memory.cells[st.PHASE] = Phase.LAME_DUCK
     first, second = duties.due()
     assert duties.run(first) is None
@@ -205,10 +227,12 @@ def test_each_runs_once_a_shutdown(duties: Duties, memory: State) -> None:
     assert duties.due() == [first, second]
 
 
-# -- running -----------------------------------------------------------------------------------------------------------
+# -- running ----
 
 
-@pytest.mark.parametrize("error", [ValueError("x"), SystemExit(3), KeyboardInterrupt(), GeneratorExit()])
+@pytest.mark.parametrize(
+    "error", [ValueError("x"), SystemExit(3), KeyboardInterrupt(), GeneratorExit()]
+)
 def test_whatever_a_callback_raises_is_its_outcome(duties: Duties, error: BaseException) -> None:
     """It ends neither this thread nor the process."""
 
@@ -242,8 +266,9 @@ def test_one_that_overruns_is_left_to_itself(duties: Duties, memory: State) -> N
 def test_the_thread_that_looks_out_runs_what_is_due(
     duties: Duties, memory: State, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It begins with the boot or with the first registration, whichever is later, and there is one; an error of a
-    callback is logged once with its traceback, a TimeoutError of its own like any other."""
+    """It begins with the boot or with the first registration, whichever is later, and there is one;
+    an error of a callback is logged once with its traceback, a TimeoutError of its own like any
+    other."""
     calls: list[str] = []
     ended = threading.Event()
     memory.cells[st.PHASE] = Phase.LAME_DUCK
@@ -260,7 +285,9 @@ def test_the_thread_that_looks_out_runs_what_is_due(
     assert ended.wait(PATIENCE)
     assert calls == ["before the boot", "while serving"]
     assert duties._watching
-    assert threading.active_count() <= threads + 2  # The one that looks out, and a callback's that is just ending.
+    assert (
+        threading.active_count() <= threads + 2
+    )  # The one that looks out, and a callback's that is just ending.
     (record,) = [r for r in caplog.records if r.exc_info]
     assert "fails (" in record.getMessage()
     assert "failed" in record.getMessage()
@@ -294,7 +321,7 @@ def test_without_a_thread_to_be_had_the_worker_leaves(
     assert "callbacks will not run" in caplog.text
 
 
-# -- holds -------------------------------------------------------------------------------------------------------------
+# -- holds ----
 
 
 def test_a_hold_counts_while_it_is_held(duties: Duties, memory: State) -> None:
@@ -326,7 +353,8 @@ def test_a_hold_decorates_a_function(duties: Duties, memory: State) -> None:
 
 
 def test_threads_count_together(duties: Duties, memory: State) -> None:
-    """No store of one overwrites that of another: 8 threads, 2000 holds each, and the last count is right."""
+    """No store of one overwrites that of another: 8 threads, 2000 holds each, and the last count is
+    right."""
     inside, go = threading.Barrier(9), threading.Event()
 
     def work(number: int) -> None:
@@ -348,9 +376,12 @@ def test_threads_count_together(duties: Duties, memory: State) -> None:
     assert holds(memory) == 0
 
 
-@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")  # Python 3.12 and later
+@pytest.mark.filterwarnings(
+    "ignore:.*multi-threaded, use of fork:DeprecationWarning"
+)  # Python 3.12 and later
 def test_a_child_of_the_worker_leaves_its_count_alone(duties: Duties, memory: State) -> None:
-    """A process that the application forks: neither a hold of its own nor the end of an inherited one counts."""
+    """A process that the application forks: neither a hold of its own nor the end of an inherited
+    one counts."""
     with hold("the parent's"):
         reader, writer = os.pipe()
         pid = os.fork()
@@ -371,21 +402,24 @@ def test_a_child_of_the_worker_leaves_its_count_alone(duties: Duties, memory: St
 
 
 def test_many_holds_are_one_line(duties: Duties, caplog: pytest.LogCaptureFixture) -> None:
-    """Twenty are named, the others counted; a name with a line break stays on its line; with none left, no line."""
+    """Twenty are named, the others counted; a name with a line break stays on its line; with none
+    left, no line."""
     duties.tell_left("now")
     assert not caplog.records
     held = [duties.take(f"upload\n{number}") for number in range(23)]
     duties.tell_left("now")
     (record,) = caplog.records
     line = record.getMessage()
-    assert line.startswith("gunicorn-grace: left now: 23 holds and 0 callbacks: hold 'upload\\n0' for 0.0 s, ")
+    assert line.startswith(
+        "gunicorn-grace: left now: 23 holds and 0 callbacks: hold 'upload\\n0' for 0.0 s, "
+    )
     assert line.endswith(" and 3 more")
     assert "\n" not in line
     for token in held:
         duties.give_back(token)
 
 
-# -- streams -----------------------------------------------------------------------------------------------------------
+# -- streams ----
 
 
 class Closable:
@@ -409,8 +443,11 @@ def test_a_stream_ends_with_its_iterable(duties: Duties) -> None:
 
 
 @pytest.mark.parametrize("at", [Phase.LAME_DUCK, Phase.DRAINING])
-def test_a_stream_ends_at_its_phase_and_closes_its_iterable(duties: Duties, memory: State, at: Phase) -> None:
-    """The item that was asked for before is not lost; then it ends, for good, and what it wraps is closed once."""
+def test_a_stream_ends_at_its_phase_and_closes_its_iterable(
+    duties: Duties, memory: State, at: Phase
+) -> None:
+    """The item that was asked for before is not lost; then it ends, for good, and what it wraps is
+    closed once."""
     inner = Closable(*range(9))
     stream = until_terminating(inner, at)
     assert next(stream) == 0
@@ -452,12 +489,12 @@ def test_a_stream_ends_in_a_phase_of_the_shutdown() -> None:
         until_terminating([], at=Phase.SERVING)
 
 
-# -- outside gunicorn --------------------------------------------------------------------------------------------------
+# -- outside gunicorn ----
 
 
 def test_outside_gunicorn_all_is_as_in_serving() -> None:
-    """Callbacks are registered and never run, holds do nothing, streams go to their end; nothing of gunicorn or Flask
-    is imported, and no thread begins."""
+    """Callbacks are registered and never run, holds do nothing, streams go to their end; nothing of
+    gunicorn or Flask is imported, and no thread begins."""
     code = (
         "import sys, threading, gunicorn_grace as g\n"
         "g.on_lame_duck(sys.exit)\n"

@@ -26,7 +26,9 @@ PLAIN = (b"content-type", b"text/plain")
 class App:
     """An application that answers everything, and looks at the slot while it does."""
 
-    def __init__(self, seat: Seat | None = None, headers: tuple[tuple[bytes, bytes], ...] = (PLAIN,)) -> None:
+    def __init__(
+        self, seat: Seat | None = None, headers: tuple[tuple[bytes, bytes], ...] = (PLAIN,)
+    ) -> None:
         self.seat = seat
         self.headers = headers
         self.asked: list[str] = []
@@ -100,13 +102,19 @@ def test_a_serving_worker_answers_every_probe(seat: Seat, path: str) -> None:
     """200, uncached, with its length, and the application is not asked."""
     app = App()
     status, body, headers = ask(Probes(app), path)
-    assert (status, body, headers["content-length"], headers["cache-control"]) == (200, "ok\n", "3", "no-store")
+    assert (status, body, headers["content-length"], headers["cache-control"]) == (
+        200,
+        "ok\n",
+        "3",
+        "no-store",
+    )
     assert app.asked == []
     assert cell(seat, st.REQUESTS) == 0
 
 
 def test_readiness_flips_at_t0(seat: Seat) -> None:
-    """From the store in the signal handler on readiness is 503, liveness stays 200, and both say close."""
+    """From the store in the signal handler on readiness is 503, liveness stays 200, and both say
+    close."""
     app = Probes(App())
     begin_shutdown(seat)
     assert ask(app)[:2] == (503, "[-]shutdown failed: reason withheld\n")
@@ -171,7 +179,8 @@ def test_head_gets_no_body_and_other_methods_no_answer(seat: Seat) -> None:
 
 
 def test_a_path_behind_a_prefix_is_found(seat: Seat) -> None:
-    """Servers and mounts put root_path in front of the path; a path that only begins alike is another's."""
+    """Servers and mounts put root_path in front of the path; a path that only begins alike is
+    another's."""
     app = App()
     assert ask(Probes(app), "/api/readyz", root_path="/api")[1] == "ok\n"
     assert ask(Probes(app), "/apireadyz", root_path="/api")[1] == "theirs"
@@ -204,7 +213,8 @@ def test_an_application_that_fails_is_counted_out(seat: Seat) -> None:
 
 
 def test_a_websocket_is_in_flight_while_it_is_open(seat: Seat) -> None:
-    """It counts, also where hooks count HTTP requests; a path of ours is theirs on it, and nothing is added."""
+    """It counts, also where hooks count HTTP requests; a path of ours is theirs on it, and nothing
+    is added."""
     for tracking in (worker_classes.ASGI, worker_classes.ASGI_HOOKS):
         seat.tracking = tracking
         begin_shutdown(seat)
@@ -236,12 +246,16 @@ def test_the_lifespan_is_the_applications(seat: Seat) -> None:
 
 
 def test_connection_close_replaces_what_the_application_says(seat: Seat) -> None:
-    """After T0 in HTTP/1 responses, once; before it, and in HTTP/2, which forbids it (RFC 9113), never."""
+    """After T0 in HTTP/1 responses, once; before it, and in HTTP/2, which forbids it (RFC 9113),
+    never."""
     app = Probes(App(headers=(PLAIN, (b"Connection", b"keep-alive"))))
     assert call(app, http("/"))[0]["headers"] == [PLAIN, (b"Connection", b"keep-alive")]
     begin_shutdown(seat)
     assert call(app, http("/"))[0]["headers"] == [PLAIN, (b"connection", b"close")]
-    assert call(app, http("/", http_version="1.0"))[0]["headers"] == [PLAIN, (b"connection", b"close")]
+    assert call(app, http("/", http_version="1.0"))[0]["headers"] == [
+        PLAIN,
+        (b"connection", b"close"),
+    ]
     assert (b"connection", b"close") not in call(app, http("/", http_version="2"))[0]["headers"]
     assert "connection" not in ask(app, http_version="2")[2]
 
@@ -261,24 +275,35 @@ def test_a_response_that_began_before_t0_keeps_its_word(seat: Seat) -> None:
 
 
 def test_a_local_trigger_is_refused(seat: Seat, caplog: pytest.LogCaptureFixture) -> None:
-    """There is no socket to prove who asks. The log names the way out; a proxy's header is seen first."""
+    """There is no socket to prove who asks. The log names the way out; a proxy's header is seen
+    first."""
     app = Probes(App())
     assert ask(app, query_string=b"down=true")[:2] == (403, "forbidden\n")
     assert "no gunicorn.socket in environ); use `gunicorn-grace prestop`" in caplog.text
     assert not seat.state.is_terminating()
     caplog.clear()
-    assert ask(Probes(App()), query_string=b"down=true", headers=[(b"x-forwarded-for", b"192.0.2.7")])[0] == 403
+    assert (
+        ask(Probes(App()), query_string=b"down=true", headers=[(b"x-forwarded-for", b"192.0.2.7")])[
+            0
+        ]
+        == 403
+    )
     assert "forwarded by a proxy (X-Forwarded-For: 192.0.2.7)" in caplog.text
 
 
 def test_a_token_triggers(memory: State, seat: Seat, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The right X-Grace-Token begins the shutdown, any other is refused; a UNIX socket has no client."""
+    """The right X-Grace-Token begins the shutdown, any other is refused; a UNIX socket has no
+    client."""
     made = Seat(memory, 0, Settings(trigger="token", trigger_token=Secret("swordfish")), seat.log)
     monkeypatch.setattr(worker, "current", made)
     app = Probes(App())
     assert ask(app, query_string=b"down=true", headers=[(b"x-grace-token", b"perch")])[0] == 403
     assert not memory.is_terminating()
-    right = {"query_string": b"down=true", "headers": [(b"x-grace-token", b"swordfish")], "client": None}
+    right = {
+        "query_string": b"down=true",
+        "headers": [(b"x-grace-token", b"swordfish")],
+        "client": None,
+    }
     assert ask(app, **right)[:2] == (503, "[-]shutdown failed: reason withheld\n")
     assert memory.is_terminating()
 
@@ -301,8 +326,11 @@ def test_with_preload_app_it_is_the_workers(seat: Seat, monkeypatch: pytest.Monk
     assert ask(app)[0] == 503
 
 
-def test_the_dump_shows_where_a_coroutine_waits(seat: Seat, caplog: pytest.LogCaptureFixture) -> None:
-    """For a request in an asyncio task: the innermost coroutine, not the loop that all of them share."""
+def test_the_dump_shows_where_a_coroutine_waits(
+    seat: Seat, caplog: pytest.LogCaptureFixture
+) -> None:
+    """For a request in an asyncio task: the innermost coroutine, not the loop that all of them
+    share."""
 
     async def innermost() -> None:
         await asyncio.sleep(60)

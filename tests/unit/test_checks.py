@@ -67,9 +67,13 @@ def gate() -> Iterator[Gate]:
     made.open.set()
 
 
-def registry_with(function: Callable[[], object], *, clock: Clock | None = None, **options: Any) -> Registry:
+def registry_with(
+    function: Callable[[], object], *, clock: Clock | None = None, **options: Any
+) -> Registry:
     made = Registry(clock or time.monotonic)
-    made.register("database", function, **{"kind": READINESS, "timeout": FAR, "ttl": FAR, **options})
+    made.register(
+        "database", function, **{"kind": READINESS, "timeout": FAR, "ttl": FAR, **options}
+    )
     return made
 
 
@@ -91,7 +95,7 @@ def raises(error: BaseException) -> Callable[[], object]:
     return function
 
 
-# -- how they come out -------------------------------------------------------------------------------------------------
+# -- how they come out ----
 
 
 @pytest.mark.parametrize("result", [None, True, 0, "", [], "down"])
@@ -112,7 +116,9 @@ def test_a_check_passes_by_returning(result: object) -> None:
         (lambda: 1 / 0, "ZeroDivisionError: division by zero"),
     ],
 )
-def test_a_check_fails_by_raising_or_returning_false(function: Callable[[], object], reason: str) -> None:
+def test_a_check_fails_by_raising_or_returning_false(
+    function: Callable[[], object], reason: str
+) -> None:
     """Also by what ends other threads; the reason is one printable line."""
     assert registry_with(function).run(READINESS) == [Outcome("database", False, reason)]
 
@@ -139,7 +145,8 @@ def test_it_runs_in_a_thread_of_its_own_that_holds_no_exit() -> None:
 
 
 def test_a_thread_that_cannot_be_started_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    """At the limit of threads the check fails, and is tried again when its result is no longer fresh."""
+    """At the limit of threads the check fails, and is tried again when its result is no longer
+    fresh."""
     clock = Clock()
     registry = registry_with(lambda: None, clock=clock, ttl=5)
 
@@ -155,7 +162,7 @@ def test_a_thread_that_cannot_be_started_is_a_failure(monkeypatch: pytest.Monkey
     assert registry.run(READINESS) == [Outcome("database", True)]
 
 
-# -- how long anybody waits --------------------------------------------------------------------------------------------
+# -- how long anybody waits ----
 
 
 def test_a_result_is_kept_for_its_ttl() -> None:
@@ -180,7 +187,8 @@ def test_with_a_ttl_of_0_it_runs_for_each_probe() -> None:
 
 
 def test_a_hanging_check_costs_a_thousand_probes_one_thread_and_one_timeout(gate: Gate) -> None:
-    """The first probe waits for the deadline; those that come after it are told at once, while it still hangs."""
+    """The first probe waits for the deadline; those that come after it are told at once, while it
+    still hangs."""
     registry = registry_with(gate, timeout=0.05, ttl=0)
     assert registry.run(READINESS) == [Outcome("database", False, "no result within 0.05 s")]
     for _ in range(1000):
@@ -215,7 +223,9 @@ def test_it_never_runs_twice_at_once() -> None:
     gate = Gate()
     registry = registry_with(gate, ttl=0)
     found: list[list[Outcome]] = []
-    probes = [threading.Thread(target=lambda: found.append(registry.run(READINESS))) for _ in range(20)]
+    probes = [
+        threading.Thread(target=lambda: found.append(registry.run(READINESS))) for _ in range(20)
+    ]
     for probe in probes:
         probe.start()
     gate.began.wait(60)
@@ -250,7 +260,9 @@ def test_only_what_is_asked_for_runs() -> None:
     """Of another kind, excluded, or another than the one: not even begun."""
     registry, ran = Registry(), []
     for name, kind in (("a", "readiness"), ("b", "readiness"), ("a", "liveness"), ("s", "startup")):
-        registry.register(name, functools.partial(ran.append, (name, kind)), kind=kind, timeout=FAR, ttl=0)
+        registry.register(
+            name, functools.partial(ran.append, (name, kind)), kind=kind, timeout=FAR, ttl=0
+        )
     assert registry.run(READINESS, exclude={"a", "nothing"}) == [Outcome("b", True)]
     assert registry.run(READINESS, only="a") == [Outcome("a", True)]
     assert registry.run(Kind.LIVENESS, only="b") == []
@@ -258,12 +270,13 @@ def test_only_what_is_asked_for_runs() -> None:
     assert ran == [("b", "readiness"), ("a", "readiness"), ("s", "startup")]
 
 
-# -- forks -------------------------------------------------------------------------------------------------------------
+# -- forks ----
 
 
 def test_a_fork_inherits_registrations_and_nothing_else() -> None:
-    """``preload_app``: what was registered in the arbiter works in each worker, although a run was under way and a lock
-    was held when it was forked, and a result was kept. The arbiter's own go on."""
+    """``preload_app``: what was registered in the arbiter works in each worker, although a run was
+    under way and a lock was held when it was forked, and a result was kept. The arbiter's own go
+    on."""
     code = (
         "import os, threading, gunicorn_grace\n"
         "from gunicorn_grace.checks import Kind, Outcome, registry\n"
@@ -289,7 +302,8 @@ def test_a_fork_inherits_registrations_and_nothing_else() -> None:
 
 
 def test_under_gevent_the_threads_are_greenlets() -> None:
-    """Registered before the patching, as with ``preload_app``: the probe waits, and other greenlets go on."""
+    """Registered before the patching, as with ``preload_app``: the probe waits, and other greenlets
+    go on."""
     pytest.importorskip("gevent")
     code = (
         "import gunicorn_grace\n"
@@ -311,7 +325,7 @@ def test_under_gevent_the_threads_are_greenlets() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
-# -- what is told ------------------------------------------------------------------------------------------------------
+# -- what is told ----
 
 
 def messages(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -319,11 +333,23 @@ def messages(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 def test_a_reason_is_logged_once_for_each_change(caplog: pytest.LogCaptureFixture) -> None:
-    """The first failure, another reason a minute later, and when it passes again; nothing in between."""
+    """The first failure, another reason a minute later, and when it passes again; nothing in
+    between."""
     caplog.set_level(logging.INFO)
     clock = Clock()
     results: Iterator[BaseException | None] = iter(
-        [None, None, OSError(1), OSError(1), OSError(2), OSError(3), OSError(3), None, None, OSError(3)]
+        [
+            None,
+            None,
+            OSError(1),
+            OSError(1),
+            OSError(2),
+            OSError(3),
+            OSError(3),
+            None,
+            None,
+            OSError(3),
+        ]
     )
 
     def function() -> None:
@@ -344,15 +370,19 @@ def test_a_reason_is_logged_once_for_each_change(caplog: pytest.LogCaptureFixtur
     ]
 
 
-def test_a_deadline_that_has_come_is_told_once(caplog: pytest.LogCaptureFixture, gate: Gate) -> None:
+def test_a_deadline_that_has_come_is_told_once(
+    caplog: pytest.LogCaptureFixture, gate: Gate
+) -> None:
     """However many probes are refused for it."""
     registry = registry_with(gate, timeout=0.01, ttl=0)
     for _ in range(10):
         registry.run(READINESS)
-    assert messages(caplog) == ["gunicorn-grace: readiness check database failed: no result within 0.01 s"]
+    assert messages(caplog) == [
+        "gunicorn-grace: readiness check database failed: no result within 0.01 s"
+    ]
 
 
-# -- registering -------------------------------------------------------------------------------------------------------
+# -- registering ----
 
 
 async def coroutine() -> None:
@@ -367,7 +397,10 @@ class AsyncCallable:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"name": "a/b"}, "check name 'a/b' is not 1 to 63 letters, digits, dots, underscores and hyphens"),
+        (
+            {"name": "a/b"},
+            "check name 'a/b' is not 1 to 63 letters, digits, dots, underscores and hyphens",
+        ),
         ({"name": ""}, "check name '' is not 1 to 63"),
         ({"name": "a b"}, "it becomes a part of a path, /readyz/<name>"),
         ({"name": "é"}, "is not 1 to 63"),
@@ -375,13 +408,22 @@ class AsyncCallable:
         ({"name": "a\n"}, "is not 1 to 63"),
         ({"name": "x" * 64}, "is not 1 to 63"),
         ({"name": print}, 'is no string: write @gunicorn_grace.check("database")'),
-        ({"name": "shutdown"}, "'shutdown' is one of the plugin's own (booted, heartbeat, shutdown): give another"),
+        (
+            {"name": "shutdown"},
+            "'shutdown' is one of the plugin's own (booted, heartbeat, shutdown): give another",
+        ),
         ({"name": "booted"}, "is one of the plugin's own"),
         ({"function": None}, "check c: None cannot be called: give a function without parameters"),
-        ({"function": coroutine}, "is a coroutine function: checks run in threads, give a plain one"),
+        (
+            {"function": coroutine},
+            "is a coroutine function: checks run in threads, give a plain one",
+        ),
         ({"function": functools.partial(coroutine)}, "is a coroutine function"),
         ({"function": AsyncCallable()}, "is a coroutine function"),
-        ({"kind": "ready"}, "check c: kind 'ready' is none of 'liveness', 'readiness', 'startup': give one of them"),
+        (
+            {"kind": "ready"},
+            "check c: kind 'ready' is none of 'liveness', 'readiness', 'startup': give one of them",
+        ),
         (
             {"timeout": 0},
             "check c: timeout 0 s is not more than 0 s and at most 3600 s: give less than the probe's own",
@@ -390,14 +432,24 @@ class AsyncCallable:
         ({"timeout": "1"}, "check c: timeout '1' is no number: give seconds, such as 1.0"),
         ({"timeout": True}, "check c: timeout True is no number"),
         ({"timeout": float("nan")}, "check c: timeout nan is no number"),
-        ({"ttl": -1}, "check c: ttl -1 s is less than 0 s: give 0 to run it for each probe, or more"),
+        (
+            {"ttl": -1},
+            "check c: ttl -1 s is less than 0 s: give 0 to run it for each probe, or more",
+        ),
         ({"ttl": None}, "check c: ttl None is no number"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(given: dict[str, Any], message: str) -> None:
     """With the value, the limit and the way out; nothing is registered then."""
     registry = Registry()
-    options: Any = {"name": "c", "function": print, "kind": "readiness", "timeout": 1.0, "ttl": 5.0, **given}
+    options: Any = {
+        "name": "c",
+        "function": print,
+        "kind": "readiness",
+        "timeout": 1.0,
+        "ttl": 5.0,
+        **given,
+    }
     with pytest.raises(CheckError, match=re.escape(message)) as raised:
         registry.register(options.pop("name"), options.pop("function"), **options)
     assert "\n" not in str(raised.value)
@@ -412,7 +464,8 @@ def factory(result: object) -> Callable[[], object]:
 
 
 def test_the_same_function_again_replaces_the_former() -> None:
-    """A module that is imported anew, a factory that is called twice: the newest counts, without the old result."""
+    """A module that is imported anew, a factory that is called twice: the newest counts, without
+    the old result."""
     registry = registry_with(factory(None))
     assert registry.run(READINESS)[0].passed
     registry.register("database", factory(False), kind=READINESS, timeout=FAR, ttl=FAR)
@@ -422,7 +475,10 @@ def test_the_same_function_again_replaces_the_former() -> None:
 def test_two_functions_cannot_have_one_name() -> None:
     """Which of them would be meant? In another kind the name is free."""
     registry = registry_with(factory(None))
-    with pytest.raises(CheckError, match=r"two readiness checks have this name, .*factory.<locals>.check and .*print"):
+    with pytest.raises(
+        CheckError,
+        match=r"two readiness checks have this name, .*factory.<locals>.check and .*print",
+    ):
         registry.register("database", print, kind=READINESS, timeout=FAR, ttl=FAR)
     registry.register("database", print, kind=Kind.LIVENESS, timeout=1, ttl=0)
     assert registry.kinds() == {READINESS, Kind.LIVENESS}
@@ -439,7 +495,9 @@ def test_callables_without_a_name_are_told_apart() -> None:
         registry.register("database", other, kind=READINESS, timeout=1, ttl=1)
 
 
-def test_the_decorator_registers_and_leaves_the_function_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_decorator_registers_and_leaves_the_function_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Readiness by default, and below what a Kubernetes probe waits by default."""
     registry = Registry()
     monkeypatch.setattr(checks, "registry", registry)
@@ -460,7 +518,8 @@ def test_the_decorator_registers_and_leaves_the_function_alone(monkeypatch: pyte
 
 
 def test_forgotten_parentheses_are_told() -> None:
-    """``@gunicorn_grace.check`` over a function gives it as the name: an error now, not a check that never runs."""
+    """``@gunicorn_grace.check`` over a function gives it as the name: an error now, not a check
+    that never runs."""
     wrong: Any = gunicorn_grace.check
 
     def database() -> None:

@@ -24,7 +24,8 @@ ROOT = Path(st.__file__).parents[1]
 PATIENCE = 20
 everybody = st.instances
 
-# An arbiter without workers: its memory, in the phase and with the cells that it is told, until its stdin ends.
+# An arbiter without workers: its memory, in the phase and with the cells that it is told, until its
+# stdin ends.
 ARBITER = """
 import sys
 from gunicorn_grace import state as st
@@ -69,12 +70,15 @@ Start = Callable[..., Instance]
 
 @pytest.fixture
 def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
-    """Starts instances whose delay is over; the command sees those alone. Others may be running on this machine."""
+    """Starts instances whose delay is over; the command sees those alone. Others may be running on
+    this machine."""
     started: list[Instance] = []
 
     def make(phase: Phase = Phase.SERVING, **cells: int) -> Instance:
         named = {getattr(st, name): value for name, value in cells.items()}
-        started.append(Instance({st.PHASE: int(phase), st.DELAY: 10 * st.NS, st.DELAY_OVER: 1, **named}))
+        started.append(
+            Instance({st.PHASE: int(phase), st.DELAY: 10 * st.NS, st.DELAY_OVER: 1, **named})
+        )
         return started[-1]
 
     def ours() -> list[str]:
@@ -97,30 +101,47 @@ def error(capsys: pytest.CaptureFixture[str]) -> str:
     return err
 
 
-def test_prestop_without_an_instance_is_one_line(start: Start, capsys: pytest.CaptureFixture[str]) -> None:
+def test_prestop_without_an_instance_is_one_line(
+    start: Start, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Exit code 1, and what to do: as whom to run it."""
     assert cli.main(["prestop"]) == 1
-    assert error(capsys).startswith("Error: no gunicorn with gunicorn-grace that this user may open: run it as")
+    assert error(capsys).startswith(
+        "Error: no gunicorn with gunicorn-grace that this user may open: run it as"
+    )
 
 
-def test_prestop_with_two_instances_asks_which(start: Start, capsys: pytest.CaptureFixture[str]) -> None:
+def test_prestop_with_two_instances_asks_which(
+    start: Start, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Both are named; neither is touched."""
     pids = sorted([start().pid, start().pid])
     assert cli.main(["prestop"]) == 1
-    assert error(capsys) == f"Error: 2 instances, arbiters {pids[0]}, {pids[1]}: choose with --pid\n"
+    assert (
+        error(capsys) == f"Error: 2 instances, arbiters {pids[0]}, {pids[1]}: choose with --pid\n"
+    )
 
 
-def test_prestop_with_a_wrong_pid_names_those_there_are(start: Start, capsys: pytest.CaptureFixture[str]) -> None:
+def test_prestop_with_a_wrong_pid_names_those_there_are(
+    start: Start, capsys: pytest.CaptureFixture[str]
+) -> None:
     """``none`` where there are none."""
     assert cli.main(["prestop", "--pid", "1"]) == 1
-    assert error(capsys) == "Error: no instance with arbiter 1 that this user may open; found: none\n"
+    assert (
+        error(capsys) == "Error: no instance with arbiter 1 that this user may open; found: none\n"
+    )
     instance = start()
     assert cli.main(["prestop", "--pid", "1"]) == 1
-    assert error(capsys) == f"Error: no instance with arbiter 1 that this user may open; found: {instance.pid}\n"
+    assert (
+        error(capsys)
+        == f"Error: no instance with arbiter 1 that this user may open; found: {instance.pid}\n"
+    )
     assert not instance.state.is_terminating()
 
 
-def test_prestop_begins_the_shutdown_of_the_one_chosen(start: Start, capsys: pytest.CaptureFixture[str]) -> None:
+def test_prestop_begins_the_shutdown_of_the_one_chosen(
+    start: Start, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The other one serves on; the memory says that it was preStop."""
     chosen, other = start(), start()
     assert cli.main(["prestop", "--pid", str(chosen.pid)]) == 0
@@ -140,7 +161,9 @@ def test_a_second_prestop_changes_nothing(start: Start, capsys: pytest.CaptureFi
     assert capsys.readouterr().out.endswith("(it had begun before)\n")
 
 
-def test_prestop_before_the_first_worker_booted_does_not_wait(start: Start, capsys: pytest.CaptureFixture[str]) -> None:
+def test_prestop_before_the_first_worker_booted_does_not_wait(
+    start: Start, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Nothing was ever ready, so nobody has to be told; it is no error."""
     instance = start(Phase.STARTING, DELAY_OVER=0)
     assert cli.main(["prestop"]) == 0
@@ -149,9 +172,12 @@ def test_prestop_before_the_first_worker_booted_does_not_wait(start: Start, caps
 
 
 @pytest.mark.parametrize("ends", ["delay over", "no time left", "drains", "dies", "undrained"])
-def test_prestop_waits_and_returns_when_there_is_nothing_to_wait_for(start: Start, ends: str) -> None:
-    """It returns when the arbiter says that the delay is over, and all the same when the deadline has come, when
-    draining began, when the trigger was taken back, and when the arbiter is gone. Until then it waits."""
+def test_prestop_waits_and_returns_when_there_is_nothing_to_wait_for(
+    start: Start, ends: str
+) -> None:
+    """It returns when the arbiter says that the delay is over, and all the same when the deadline
+    has come, when draining began, when the trigger was taken back, and when the arbiter is gone.
+    Until then it waits."""
     instance = start(DELAY_OVER=0)
     command = subprocess.Popen(
         [sys.executable, "-m", "gunicorn_grace.cli", "prestop", "--pid", str(instance.pid)],
@@ -193,7 +219,9 @@ def test_drain_takes_an_instance_out_once(start: Start, capsys: pytest.CaptureFi
     ]
 
 
-def test_undrain_of_an_instance_that_serves_is_nothing(start: Start, capsys: pytest.CaptureFixture[str]) -> None:
+def test_undrain_of_an_instance_that_serves_is_nothing(
+    start: Start, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Nor does it leave a word that a later drain would stumble over."""
     instance = start()
     assert cli.main(["undrain"]) == 0
@@ -214,7 +242,8 @@ def test_a_shutdown_with_a_sigterm_is_not_taken_back(
 
 @pytest.mark.parametrize("answer", ["serving", "SIGTERM", "gone"])
 def test_undrain_returns_with_the_arbiters_answer(start: Start, answer: str) -> None:
-    """It asks, and says what became of it: serving again, a SIGTERM that was faster, or nobody there to do it."""
+    """It asks, and says what became of it: serving again, a SIGTERM that was faster, or nobody
+    there to do it."""
     instance = start()
     assert cli.main(["drain"]) == 0
     cells = instance.state.cells
@@ -279,8 +308,12 @@ def test_it_is_found_without_configuration(start: Start) -> None:
     )
 
 
-@pytest.mark.parametrize(("arguments", "code"), [(["nothing"], 2), (["prestop", "--pid", "x"], 2), (["--version"], 0)])
-def test_exit_codes_of_the_command_line(arguments: list[str], code: int, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "code"), [(["nothing"], 2), (["prestop", "--pid", "x"], 2), (["--version"], 0)]
+)
+def test_exit_codes_of_the_command_line(
+    arguments: list[str], code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
     """2 for a wrong usage, 0 for the version."""
     assert cli.main(arguments) == code
     if not code:

@@ -39,7 +39,8 @@ def recorder(calls: list[Any], who: str, arity: int) -> Callable[..., None]:
 
 
 def test_every_hook_of_ours_is_one_of_gunicorns() -> None:
-    """The names that we chain are the names that gunicorn has, and the arity of each is as it calls it."""
+    """The names that we chain are the names that gunicorn has, and the arity of each is as it calls
+    it."""
     assert set(conf.HOOKS) == set(ARITIES)
     assert set(conf.HOOKS) <= set(Config().settings)
     for name, hook in conf.HOOKS.items():
@@ -49,7 +50,8 @@ def test_every_hook_of_ours_is_one_of_gunicorns() -> None:
 @pytest.mark.parametrize("order", ["before", "after", "both", "never"])
 @pytest.mark.parametrize("name", ARITIES)
 def test_ours_runs_first_and_then_the_users(name: str, order: str) -> None:
-    """Set before ``install``, after it, or both (then the later): each runs once, with gunicorn's own arguments."""
+    """Set before ``install``, after it, or both (then the later): each runs once, with gunicorn's
+    own arguments."""
     calls: list[Any] = []
     arity = ARITIES[name]
     cfg = Config()
@@ -59,7 +61,10 @@ def test_ours_runs_first_and_then_the_users(name: str, order: str) -> None:
     if order in ("after", "both"):
         cfg.set(name, recorder(calls, "after", arity))
     # What gunicorn's own default of pre_request looks at, and a number to tell them apart.
-    args = tuple(SimpleNamespace(log=logging.getLogger(), method="GET", path="/", number=n) for n in range(arity))
+    args = tuple(
+        SimpleNamespace(log=logging.getLogger(), method="GET", path="/", number=n)
+        for n in range(arity)
+    )
     cfg.settings[name].get()(*args)
     theirs = {"both": ["after"], "never": []}.get(order, [order])
     assert calls == [("ours", *args), *((who, *args) for who in theirs)]
@@ -117,7 +122,8 @@ class WithoutQualname:
 
 
 def test_the_configuration_can_be_printed() -> None:
-    """``--print-config`` names our chain as the user's function, and a callable object does not break it."""
+    """``--print-config`` names our chain as the user's function, and a callable object does not
+    break it."""
 
     def when_ready_for_all(server: Any) -> None:
         pass
@@ -192,7 +198,9 @@ def test_the_users_error_is_the_users() -> None:
 
 def test_install_without_a_configuration_says_what_to_do() -> None:
     """Outside a configuration file there is nothing to install into."""
-    with pytest.raises(ConfigurationError, match="call it from a configuration file, or give it the Config"):
+    with pytest.raises(
+        ConfigurationError, match="call it from a configuration file, or give it the Config"
+    ):
         conf.install({})
 
 

@@ -58,7 +58,8 @@ def seat(memory: State, monkeypatch: pytest.MonkeyPatch) -> Seat:
 
 @pytest.mark.parametrize("path", PATHS)
 def test_outside_gunicorn_it_answers_as_serving(app: Flask, path: str) -> None:
-    """In a development server and in the user's own tests every probe is 200, with the core's headers."""
+    """In a development server and in the user's own tests every probe is 200, with the core's
+    headers."""
     response = app.test_client().get(path)
     assert (response.status_code, response.text) == (200, "ok\n")
     assert response.headers["Cache-Control"] == "no-store"
@@ -78,7 +79,8 @@ def test_head_and_other_methods(app: Flask, path: str) -> None:
 
 
 def test_the_routes_are_the_applications(app: Flask) -> None:
-    """They stand in ``url_map``, have endpoints for ``url_for``, and run through ``before_request``."""
+    """They stand in ``url_map``, have endpoints for ``url_for``, and run through
+    ``before_request``."""
     rules = {rule.rule: rule.endpoint for rule in app.url_map.iter_rules()}
     assert {path: rules[path] for path in PATHS} == {
         "/readyz": "gunicorn_grace.readiness",
@@ -118,7 +120,8 @@ def test_the_paths_are_those_of_the_loaded_configuration(add: Callable[[Flask], 
 def test_readiness_may_take_the_alias(
     memory: State, add: Callable[[Flask], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With ``grace_readiness_path = "/healthz"`` the route says what the overlay says: not ready."""
+    """With ``grace_readiness_path = "/healthz"`` the route says what the overlay says: not
+    ready."""
     cfg = Config()
     adopt(cfg, {})
     cfg.set("grace_readiness_path", "/healthz")
@@ -151,7 +154,8 @@ def test_a_forged_trigger_is_refused(app: Flask, seat: Seat) -> None:
 
 
 def test_overlay_and_blueprint_agree(app: Flask, seat: Seat) -> None:
-    """Both at once, as in every application that registers the blueprint: one answer, before and after T0."""
+    """Both at once, as in every application that registers the blueprint: one answer, before and
+    after T0."""
     app.wsgi_app = Overlay(app.wsgi_app, Responder(seat))  # type: ignore[method-assign]
     client = app.test_client()
     for path in PATHS:
@@ -161,7 +165,8 @@ def test_overlay_and_blueprint_agree(app: Flask, seat: Seat) -> None:
 
 
 def test_trusted_hosts_do_not_break_the_overlay(seat: Seat) -> None:
-    """kubelet asks by the pod's address, which an application with TRUSTED_HOSTS answers with 400."""
+    """kubelet asks by the pod's address, which an application with TRUSTED_HOSTS answers with
+    400."""
     app = Flask("app")
     app.config["TRUSTED_HOSTS"] = ["example.com"]
     bare = app.test_client().get("/readyz", base_url="http://10.0.0.7")
@@ -171,7 +176,8 @@ def test_trusted_hosts_do_not_break_the_overlay(seat: Seat) -> None:
 
 
 def test_formats_and_checks(app: Flask, seat: Seat) -> None:
-    """The blueprint answers as the core does: verbose, exclude, JSON, single checks, and from T0 on none is run."""
+    """The blueprint answers as the core does: verbose, exclude, JSON, single checks, and from T0 on
+    none is run."""
     ran = []
 
     @gunicorn_grace.check("database", ttl=0, timeout=60)
@@ -197,7 +203,8 @@ def test_formats_and_checks(app: Flask, seat: Seat) -> None:
 
 
 def test_host_matching_does_not_hide_the_routes(add: Callable[[Flask], None]) -> None:
-    """kubelet asks by the pod's address, which is no host of the application's; other routes keep their host."""
+    """kubelet asks by the pod's address, which is no host of the application's; other routes keep
+    their host."""
     app = Flask("app", host_matching=True, static_host="example.com")
     app.add_url_rule("/mine", "mine", lambda: "theirs", host="example.com")
     add(app)
@@ -209,20 +216,25 @@ def test_host_matching_does_not_hide_the_routes(add: Callable[[Flask], None]) ->
 
 
 def test_dockerflow_routes(add: Callable[[Flask], None]) -> None:
-    """With ``grace_dockerflow`` both are routes, with endpoints of their own, and neither redirects."""
+    """With ``grace_dockerflow`` both are routes, with endpoints of their own, and neither
+    redirects."""
     cfg = Config()
     adopt(cfg, {})
     cfg.set("grace_dockerflow", True)
     app = Flask("app")
     add(app)
     client = app.test_client()
-    assert [client.get(path).status_code for path in ("/__heartbeat__", "/__lbheartbeat__")] == [200, 200]
+    assert [client.get(path).status_code for path in ("/__heartbeat__", "/__lbheartbeat__")] == [
+        200,
+        200,
+    ]
     with app.test_request_context():
         assert url_for("gunicorn_grace.heartbeat") == "/__heartbeat__"
 
 
 def test_overlay_and_blueprint_run_a_check_once(app: Flask, seat: Seat) -> None:
-    """A probe that the blueprint has answered is answered: the overlay asks the checks no second time."""
+    """A probe that the blueprint has answered is answered: the overlay asks the checks no second
+    time."""
     ran: list[int] = []
     gunicorn_grace.check("database", ttl=0, timeout=60)(lambda: ran.append(1))
     app.wsgi_app = Overlay(app.wsgi_app, Responder(seat))  # type: ignore[method-assign]

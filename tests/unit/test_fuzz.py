@@ -1,6 +1,8 @@
-"""Whatever a stranger sends to the probes: an answer from the table, no shutdown, and nothing of it in return.
+"""Whatever a stranger sends to the probes: an answer from the table, no shutdown, and nothing of it
+in return.
 
-In process, so that there are thousands of requests; ``functional/test_security.py`` sends some to real gunicorn.
+In process, so that there are thousands of requests; ``functional/test_security.py`` sends some to
+real gunicorn.
 """
 
 from __future__ import annotations
@@ -66,7 +68,8 @@ def cache() -> None:
 
 
 def register() -> None:
-    """A passing and a failing check of readiness, and a failing one of liveness, each of them run once."""
+    """A passing and a failing check of readiness, and a failing one of liveness, each of them run
+    once."""
     if not checks.registry.names(checks.Kind.READINESS):
         gunicorn_grace.check("database", ttl=3600)(database)
         gunicorn_grace.check("cache", ttl=3600)(cache)
@@ -75,7 +78,11 @@ def register() -> None:
 
 def ways(seat: Seat) -> dict[str, Any]:
     """Each way in."""
-    return {"overlay": Overlay(not_found, Responder(seat)), "middleware": Probes(not_found), "blueprint": a_flask()}
+    return {
+        "overlay": Overlay(not_found, Responder(seat)),
+        "middleware": Probes(not_found),
+        "blueprint": a_flask(),
+    }
 
 
 class Log(logging.Handler):
@@ -91,7 +98,8 @@ class Log(logging.Handler):
 
 @contextmanager
 def serving(**given: Any) -> Iterator[tuple[Seat, Log]]:
-    """This process as a worker of an instance whose arbiter it is, too: none of its requests may trigger."""
+    """This process as a worker of an instance whose arbiter it is, too: none of its requests may
+    trigger."""
     if given.get("trigger_token"):
         given["trigger_token"] = Secret(given["trigger_token"])
     register()
@@ -111,8 +119,12 @@ def serving(**given: Any) -> Iterator[tuple[Seat, Log]]:
 
 # Latin-1: how WSGI shows the bytes of the wire (PEP 3333).
 text = some.text(some.characters(max_codepoint=0xFF), max_size=20)
-checked = some.sampled_from(["shutdown", "booted", "database", "cache", "threads", "Database", "database/cache"])
-bits = some.one_of(text, some.sampled_from(["", "/", "//", ".", "..", ";", "\0", "\r\n", "%00", CANARY]), checked)
+checked = some.sampled_from(
+    ["shutdown", "booted", "database", "cache", "threads", "Database", "database/cache"]
+)
+bits = some.one_of(
+    text, some.sampled_from(["", "/", "//", ".", "..", ";", "\0", "\r\n", "%00", CANARY]), checked
+)
 paths = some.one_of(
     some.sampled_from(PATHS),
     some.builds("{}/{}".format, some.sampled_from(PATHS), bits),
@@ -131,8 +143,22 @@ values = some.one_of(
 )
 queries = some.lists(some.builds("{}={}".format, names, values), max_size=5).map("&".join) | text
 NAMES = [
-    *("HTTP_ACCEPT", "HTTP_HOST", "HTTP_X_GRACE_TOKEN", "HTTP_X_FORWARDED_FOR", "HTTP_X_FORWARDED_HOST", "HTTP_VIA"),
-    *("HTTP_X_REAL_IP", "HTTP_FORWARDED", "HTTP_USER_AGENT", "HTTP_RANGE", "HTTP_COOKIE", "HTTP_IF_NONE_MATCH"),
+    *(
+        "HTTP_ACCEPT",
+        "HTTP_HOST",
+        "HTTP_X_GRACE_TOKEN",
+        "HTTP_X_FORWARDED_FOR",
+        "HTTP_X_FORWARDED_HOST",
+        "HTTP_VIA",
+    ),
+    *(
+        "HTTP_X_REAL_IP",
+        "HTTP_FORWARDED",
+        "HTTP_USER_AGENT",
+        "HTTP_RANGE",
+        "HTTP_COOKIE",
+        "HTTP_IF_NONE_MATCH",
+    ),
     *("HTTP_TRANSFER_ENCODING", "HTTP_X_HTTP_METHOD_OVERRIDE", "CONTENT_TYPE", "CONTENT_LENGTH"),
 ]
 VALUES = [
@@ -145,20 +171,47 @@ VALUES = [
     "application/*;q=0.1, text/plain",
     f"*/*;q={CANARY}",
 ]
-VALUES += ["application/json;q=", "application/json;q=nan", f"application/json;{CANARY}={CANARY}", "application/,;=,"]
-NEARLY = [TOKEN[:-1], TOKEN + " ", TOKEN.upper(), f"{TOKEN},{TOKEN}", "\xff" + TOKEN, "\0" + TOKEN, ""]
-headers = some.dictionaries(some.sampled_from(NAMES), some.one_of(text, some.sampled_from(VALUES + NEARLY)), max_size=6)
-methods = some.sampled_from(["GET"] * 5 + ["HEAD", "POST", "PUT", "DELETE", "OPTIONS", "TRACE", "get", CANARY, ""])
+VALUES += [
+    "application/json;q=",
+    "application/json;q=nan",
+    f"application/json;{CANARY}={CANARY}",
+    "application/,;=,",
+]
+NEARLY = [
+    TOKEN[:-1],
+    TOKEN + " ",
+    TOKEN.upper(),
+    f"{TOKEN},{TOKEN}",
+    "\xff" + TOKEN,
+    "\0" + TOKEN,
+    "",
+]
+headers = some.dictionaries(
+    some.sampled_from(NAMES), some.one_of(text, some.sampled_from(VALUES + NEARLY)), max_size=6
+)
+methods = some.sampled_from(
+    ["GET"] * 5 + ["HEAD", "POST", "PUT", "DELETE", "OPTIONS", "TRACE", "get", CANARY, ""]
+)
 phases = some.sampled_from([Phase.STARTING, Phase.SERVING])
 
 
-def ask(app: Any, path: str, query: str, method: str, fields: dict[str, str], **more: Any) -> tuple[int, str]:
+def ask(
+    app: Any, path: str, query: str, method: str, fields: dict[str, str], **more: Any
+) -> tuple[int, str]:
     """One request as the server hands it over; status, and all that would go back over the wire."""
     environ = EnvironBuilder().get_environ()
-    environ |= {"PATH_INFO": path, "QUERY_STRING": query, "REQUEST_METHOD": method, **fields, **more}
+    environ |= {
+        "PATH_INFO": path,
+        "QUERY_STRING": query,
+        "REQUEST_METHOD": method,
+        **fields,
+        **more,
+    }
     started: list[Any] = []
 
-    def start_response(status: str, sent: list[tuple[str, str]], exc_info: Any = None) -> Callable[[bytes], object]:
+    def start_response(
+        status: str, sent: list[tuple[str, str]], exc_info: Any = None
+    ) -> Callable[[bytes], object]:
         started[:] = status, sent
         return lambda data: None
 
@@ -169,7 +222,9 @@ def ask(app: Any, path: str, query: str, method: str, fields: dict[str, str], **
         if hasattr(body, "close"):
             body.close()
     status, sent = started
-    return int(status[:3]), "\n".join([status, *(f"{name}: {value}" for name, value in sent), "", wire])
+    return int(status[:3]), "\n".join(
+        [status, *(f"{name}: {value}" for name, value in sent), "", wire]
+    )
 
 
 def holds(seat: Seat, log: Log, status: int, wire: str) -> None:
@@ -190,8 +245,12 @@ def holds(seat: Seat, log: Log, status: int, wire: str) -> None:
 
 @pytest.fixture(scope="module")
 def connection() -> Iterator[socket.socket]:
-    """A real one over loopback, from this process to itself: the gate looks up who is at the other end."""
-    with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()):
+    """A real one over loopback, from this process to itself: the gate looks up who is at the other
+    end."""
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        socket.create_connection(listener.getsockname()),
+    ):
         ours = listener.accept()[0]
         with ours:
             yield ours
@@ -199,17 +258,69 @@ def connection() -> Iterator[socket.socket]:
 
 @EXAMPLES
 @given(
-    paths, queries, methods, headers, phases, some.sampled_from(["local", "token"]), some.booleans(), some.booleans()
+    paths,
+    queries,
+    methods,
+    headers,
+    phases,
+    some.sampled_from(["local", "token"]),
+    some.booleans(),
+    some.booleans(),
 )
-@example("/readyz", f"verbose&exclude={CANARY}&exclude=cache", "GET", {}, Phase.SERVING, "local", True, False)
-@example(f"/readyz/{CANARY}", "", "GET", {"HTTP_ACCEPT": "application/json"}, Phase.SERVING, "local", True, False)
-@example("/readyz/cache", "", "GET", {"HTTP_ACCEPT": "application/json"}, Phase.SERVING, "local", True, False)
-@example("/readyz", "", "HEAD", {"HTTP_ACCEPT": "application/json"}, Phase.SERVING, "local", True, False)
+@example(
+    "/readyz",
+    f"verbose&exclude={CANARY}&exclude=cache",
+    "GET",
+    {},
+    Phase.SERVING,
+    "local",
+    True,
+    False,
+)
+@example(
+    f"/readyz/{CANARY}",
+    "",
+    "GET",
+    {"HTTP_ACCEPT": "application/json"},
+    Phase.SERVING,
+    "local",
+    True,
+    False,
+)
+@example(
+    "/readyz/cache",
+    "",
+    "GET",
+    {"HTTP_ACCEPT": "application/json"},
+    Phase.SERVING,
+    "local",
+    True,
+    False,
+)
+@example(
+    "/readyz", "", "HEAD", {"HTTP_ACCEPT": "application/json"}, Phase.SERVING, "local", True, False
+)
 @example("/__heartbeat__", "down=true", "GET", {}, Phase.SERVING, "local", True, True)
 @example("/readyz", "down=true", "GET", {}, Phase.SERVING, "local", True, False)
-@example("/readyz", "down=true", "GET", {"HTTP_X_GRACE_TOKEN": TOKEN[:-1]}, Phase.SERVING, "token", True, False)
 @example(
-    "/readyz", f"down=true&exclude={CANARY}", "HEAD", {"HTTP_VIA": f"\x1b{CANARY}"}, Phase.SERVING, "local", False, True
+    "/readyz",
+    "down=true",
+    "GET",
+    {"HTTP_X_GRACE_TOKEN": TOKEN[:-1]},
+    Phase.SERVING,
+    "token",
+    True,
+    False,
+)
+@example(
+    "/readyz",
+    f"down=true&exclude={CANARY}",
+    "HEAD",
+    {"HTTP_VIA": f"\x1b{CANARY}"},
+    Phase.SERVING,
+    "local",
+    False,
+    True,
 )
 def test_no_request_breaks_a_probe_or_triggers(
     connection: socket.socket,
@@ -222,9 +333,11 @@ def test_no_request_breaks_a_probe_or_triggers(
     shows_socket: bool,
     dockerflow: bool,
 ) -> None:
-    """Any path, query, method and headers, by each way in: an answer from the table, nothing reflected, no shutdown,
-    and neither the token nor a control character in the log."""
-    more: dict[str, Any] = {"gunicorn.socket": connection} if shows_socket else {"REMOTE_ADDR": "127.0.0.1"}
+    """Any path, query, method and headers, by each way in: an answer from the table, nothing
+    reflected, no shutdown, and neither the token nor a control character in the log."""
+    more: dict[str, Any] = (
+        {"gunicorn.socket": connection} if shows_socket else {"REMOTE_ADDR": "127.0.0.1"}
+    )
     token = TOKEN if mode == "token" else None
     with serving(trigger=mode, trigger_token=token, dockerflow=dockerflow) as (seat, log):
         seat.cells[st.PHASE] = phase
@@ -233,7 +346,9 @@ def test_no_request_breaks_a_probe_or_triggers(
                 continue  # No server hands over an empty method, and werkzeug does not expect one.
             status, wire = ask(app, path, query, method, fields, **more)
             if name == "blueprint":
-                status = {308: 404, 301: 404, 400: 404}.get(status, status)  # werkzeug's own answers
+                status = {308: 404, 301: 404, 400: 404}.get(
+                    status, status
+                )  # werkzeug's own answers
                 if status == 404:
                     wire = ""
             holds(seat, log, status, wire)
@@ -255,8 +370,11 @@ def test_no_other_token_opens(token: str) -> None:
 
 
 @pytest.mark.parametrize("same", [True, False])
-def test_only_the_comparison_in_constant_time_decides(same: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No other comparison looks at the token: with the answer of ``hmac.compare_digest`` turned round, so is ours."""
+def test_only_the_comparison_in_constant_time_decides(
+    same: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No other comparison looks at the token: with the answer of ``hmac.compare_digest`` turned
+    round, so is ours."""
     compared: list[tuple[bytes, bytes]] = []
 
     def compare_digest(one: bytes, other: bytes) -> bool:

@@ -1,4 +1,5 @@
-"""The shutdown as a pure function: by example for each rule, and against every interleaving Hypothesis can think of."""
+"""The shutdown as a pure function: by example for each rule, and against every interleaving
+Hypothesis can think of."""
 
 from __future__ import annotations
 
@@ -33,7 +34,14 @@ INF = math.inf
 
 # SIGTERM came at 100, nothing has arrived since 50.
 TERM = Observation(
-    now=100, phase=LAME_DUCK, origin=Origin.SIGTERM, t0=100, sigterm=100, terms=1, last_arrival=50, rate=10
+    now=100,
+    phase=LAME_DUCK,
+    origin=Origin.SIGTERM,
+    t0=100,
+    sigterm=100,
+    terms=1,
+    last_arrival=50,
+    rate=10,
 )
 TRIGGERED = replace(TERM, origin=Origin.PRESTOP, sigterm=None, terms=0)
 DRAIN = replace(TERM, phase=DRAINING, drain_started=110)
@@ -42,7 +50,12 @@ QUIET = Settings(quiet_period=3)
 QUIET_AUTO = Settings(quiet_period=AUTO)
 
 
-def case(what: str, seen: Observation, wanted: tuple[Phase, Reason | None], settings: Settings | None = None) -> Any:
+def case(
+    what: str,
+    seen: Observation,
+    wanted: tuple[Phase, Reason | None],
+    settings: Settings | None = None,
+) -> Any:
     return pytest.param(seen, settings or Settings(), wanted, id=what.replace(" ", "-"))
 
 
@@ -57,17 +70,21 @@ def stays(seen: Observation) -> tuple[Phase, None]:
 @pytest.mark.parametrize(
     ("seen", "settings", "wanted"),
     [
-        # -- 2: coming up ----------------------------------------------------------------------------------------
+        # -- 2: coming up ----
         case("no worker yet", Observation(0, STARTING, booted=False), (STARTING, None)),
         case("first worker", Observation(0, STARTING), (SERVING, Reason.BOOTED)),
-        case("SIGTERM, never ready", Observation(0, STARTING, booted=False, terms=1), (STOPPED, Reason.NEVER_READY)),
+        case(
+            "SIGTERM, never ready",
+            Observation(0, STARTING, booted=False, terms=1),
+            (STOPPED, Reason.NEVER_READY),
+        ),
         case(
             "trigger, never ready",
             Observation(5, STARTING, booted=False, t0=1, origin=Origin.PRESTOP),
             (STARTING, None),
         ),
         case("serving", Observation(0), (SERVING, None)),
-        # -- 2: T0 -----------------------------------------------------------------------------------------------
+        # -- 2: T0 ----
         case("SIGTERM", at(100, phase=SERVING), (LAME_DUCK, Reason.SIGNAL)),
         case("trigger", at(100, TRIGGERED, phase=SERVING), (LAME_DUCK, Reason.TRIGGER)),
         case(
@@ -75,7 +92,7 @@ def stays(seen: Observation) -> tuple[Phase, None]:
             at(100, phase=SERVING, origin=Origin.HTTP),
             (LAME_DUCK, Reason.TRIGGER),
         ),
-        # -- 2: the delay ----------------------------------------------------------------------------------------
+        # -- 2: the delay ----
         case("delay running", at(109.9), (LAME_DUCK, None)),
         case("delay elapsed", at(110), (DRAINING, Reason.DELAY_ELAPSED)),
         case("no delay", at(100), (DRAINING, Reason.DELAY_ELAPSED), Settings(shutdown_delay=0)),
@@ -85,7 +102,7 @@ def stays(seen: Observation) -> tuple[Phase, None]:
             (DRAINING, Reason.DELAY_ELAPSED),
         ),
         case("a trigger alone never drains", at(120, TRIGGERED), (LAME_DUCK, None)),
-        # -- 6: extended -----------------------------------------------------------------------------------------
+        # -- 6: extended ----
         case("requests still arrive", at(110, last_arrival=108.1), (LAME_DUCK, None)),
         case("they stopped in time", at(110, last_arrival=108), (DRAINING, Reason.DELAY_ELAPSED)),
         case("extended, until 2 s of silence", at(113.9, last_arrival=112), (LAME_DUCK, None)),
@@ -98,9 +115,13 @@ def stays(seen: Observation) -> tuple[Phase, None]:
         ),
         case("extended into the reserve", at(123, last_arrival=123), (DRAINING, Reason.BUDGET)),
         case("not yet into it", at(122.9, last_arrival=122.9), (LAME_DUCK, None)),
-        case("longest request wants more", at(118, last_arrival=118, longest_request=10), (DRAINING, Reason.BUDGET)),
+        case(
+            "longest request wants more",
+            at(118, last_arrival=118, longest_request=10),
+            (DRAINING, Reason.BUDGET),
+        ),
         case("but not yet", at(117.9, last_arrival=117.9, longest_request=10), (LAME_DUCK, None)),
-        # -- 2: budget nearly spent ------------------------------------------------------------------------------
+        # -- 2: budget nearly spent ----
         case(
             "a delay that overruns is cut to the reserve",
             at(123),
@@ -108,7 +129,11 @@ def stays(seen: Observation) -> tuple[Phase, None]:
             Settings(shutdown_delay=60),
         ),
         case("and no sooner", at(122.9), (LAME_DUCK, None), Settings(shutdown_delay=60)),
-        case("the delay is not cut for one long request", at(109.9, longest_request=25), (LAME_DUCK, None)),
+        case(
+            "the delay is not cut for one long request",
+            at(109.9, longest_request=25),
+            (LAME_DUCK, None),
+        ),
         case(
             "preStop counts against the budget",
             at(123, origin=Origin.PRESTOP, sigterm=122),
@@ -116,7 +141,10 @@ def stays(seen: Observation) -> tuple[Phase, None]:
             Settings(shutdown_delay=60),
         ),
         case(
-            "period 0 has no budget", at(1000), (LAME_DUCK, None), Settings(shutdown_delay=2000, termination_period=0)
+            "period 0 has no budget",
+            at(1000),
+            (LAME_DUCK, None),
+            Settings(shutdown_delay=2000, termination_period=0),
         ),
         case(
             "period 0, extension ends at twice the delay",
@@ -130,32 +158,56 @@ def stays(seen: Observation) -> tuple[Phase, None]:
             (LAME_DUCK, None),
             Settings(termination_period=0),
         ),
-        # -- 8: signals ------------------------------------------------------------------------------------------
+        # -- 8: signals ----
         case("second SIGTERM", at(100.1, terms=2), (DRAINING, Reason.SECOND_SIGNAL)),
-        case("second SIGTERM seen with the first", at(100, phase=SERVING, terms=2), (LAME_DUCK, Reason.SIGNAL)),
+        case(
+            "second SIGTERM seen with the first",
+            at(100, phase=SERVING, terms=2),
+            (LAME_DUCK, Reason.SIGNAL),
+        ),
         case(
             "upgraded",
             at(100, phase=SERVING, t0=None, origin=Origin.NONE, upgraded=True),
             (DRAINING, Reason.UPGRADED),
         ),
         case("upgraded, no SIGTERM", Observation(100, upgraded=True), (SERVING, None)),
-        case("upgraded while triggered", at(101, TRIGGERED, terms=1, upgraded=True), (DRAINING, Reason.UPGRADED)),
-        # -- 7: quiet --------------------------------------------------------------------------------------------
+        case(
+            "upgraded while triggered",
+            at(101, TRIGGERED, terms=1, upgraded=True),
+            (DRAINING, Reason.UPGRADED),
+        ),
+        # -- 7: quiet ----
         case("quiet by seconds", at(105), (DRAINING, Reason.QUIET), QUIET),
         case("quiet, but under the least delay", at(104.9), (LAME_DUCK, None), QUIET),
-        case("quiet since the last arrival", at(106, last_arrival=103), (DRAINING, Reason.QUIET), QUIET),
+        case(
+            "quiet since the last arrival",
+            at(106, last_arrival=103),
+            (DRAINING, Reason.QUIET),
+            QUIET,
+        ),
         case("not quiet since", at(105.9, last_arrival=103), (LAME_DUCK, None), QUIET),
-        case("silence before T0 does not count", at(105), (LAME_DUCK, None), Settings(quiet_period=6)),
+        case(
+            "silence before T0 does not count", at(105), (LAME_DUCK, None), Settings(quiet_period=6)
+        ),
         case("nothing ever arrived", at(105, last_arrival=None), (DRAINING, Reason.QUIET), QUIET),
         case("auto", at(105, rate=400), (DRAINING, Reason.QUIET), QUIET_AUTO),
         case("auto, too little traffic for it", at(109.9, rate=10), (LAME_DUCK, None), QUIET_AUTO),
-        case("auto, a gap like it was seen", at(105, rate=400, longest_silence=2.6), (LAME_DUCK, None), QUIET_AUTO),
+        case(
+            "auto, a gap like it was seen",
+            at(105, rate=400, longest_silence=2.6),
+            (LAME_DUCK, None),
+            QUIET_AUTO,
+        ),
         case("auto, no traffic is no evidence", at(109.9, rate=0), (LAME_DUCK, None), QUIET_AUTO),
         case("quiet is off", at(109.9, rate=1e9), (LAME_DUCK, None)),
-        # -- 2: back to SERVING ----------------------------------------------------------------------------------
+        # -- 2: back to SERVING
         case("trigger not yet expired", at(129.9, TRIGGERED), (LAME_DUCK, None)),
         case("trigger expired", at(130, TRIGGERED), (SERVING, Reason.EXPIRED)),
-        case("HTTP trigger expired", at(130, TRIGGERED, origin=Origin.HTTP), (SERVING, Reason.EXPIRED)),
+        case(
+            "HTTP trigger expired",
+            at(130, TRIGGERED, origin=Origin.HTTP),
+            (SERVING, Reason.EXPIRED),
+        ),
         case(
             "never before the delay is over",
             at(139.9, TRIGGERED),
@@ -168,8 +220,14 @@ def stays(seen: Observation) -> tuple[Phase, None]:
             (SERVING, Reason.EXPIRED),
             Settings(termination_period=0),
         ),
-        case("an operator's drain waits", at(1e6, TRIGGERED, origin=Origin.DRAIN), (LAME_DUCK, None)),
-        case("undrained", at(101, TRIGGERED, origin=Origin.DRAIN, undrain=True), (SERVING, Reason.UNDRAINED)),
+        case(
+            "an operator's drain waits", at(1e6, TRIGGERED, origin=Origin.DRAIN), (LAME_DUCK, None)
+        ),
+        case(
+            "undrained",
+            at(101, TRIGGERED, origin=Origin.DRAIN, undrain=True),
+            (SERVING, Reason.UNDRAINED),
+        ),
         case("undrain comes too late", at(101, undrain=True), (LAME_DUCK, None)),
         case(
             "SIGTERM long after an operator's drain",
@@ -192,14 +250,29 @@ def stays(seen: Observation) -> tuple[Phase, None]:
             (LAME_DUCK, None),
             Settings(termination_period=0),
         ),
-        # -- 8: draining -----------------------------------------------------------------------------------------
+        # -- 8: draining ----
         case("workers finish", at(110, DRAIN), (DRAINING, None)),
         case("all finished", at(110, DRAIN, workers=0), (STOPPED, Reason.DRAINED)),
         case("the deadline", at(128, DRAIN), (STOPPED, Reason.DEADLINE)),
         case("not yet the deadline", at(127.9, DRAIN), (DRAINING, None)),
-        case("graceful_timeout is sooner", at(115, DRAIN), (STOPPED, Reason.DEADLINE), Settings(graceful_timeout=5)),
-        case("period 0: graceful_timeout alone", at(139.9, DRAIN), (DRAINING, None), Settings(termination_period=0)),
-        case("and it ends", at(140, DRAIN), (STOPPED, Reason.DEADLINE), Settings(termination_period=0)),
+        case(
+            "graceful_timeout is sooner",
+            at(115, DRAIN),
+            (STOPPED, Reason.DEADLINE),
+            Settings(graceful_timeout=5),
+        ),
+        case(
+            "period 0: graceful_timeout alone",
+            at(139.9, DRAIN),
+            (DRAINING, None),
+            Settings(termination_period=0),
+        ),
+        case(
+            "and it ends",
+            at(140, DRAIN),
+            (STOPPED, Reason.DEADLINE),
+            Settings(termination_period=0),
+        ),
         case("nothing follows the end", at(999, phase=STOPPED, terms=5), (STOPPED, None)),
     ],
 )
@@ -225,7 +298,8 @@ def test_decide(seen: Observation, settings: Settings, wanted: tuple[Phase, Reas
 def test_the_deadline_counts_from_where_the_platform_counts(
     origin: Origin, t0: float | None, sigterm: float | None, settings: Settings, wanted: float
 ) -> None:
-    """Kubernetes' period begins before preStop; an operator's drain is no part of it; a margin never reaches back."""
+    """Kubernetes' period begins before preStop; an operator's drain is no part of it; a margin
+    never reaches back."""
     assert deadline(origin, t0, sigterm, settings) == wanted
 
 
@@ -247,11 +321,17 @@ def test_a_trigger_expires_after_the_period_but_never_within_the_delay() -> None
     share=st.floats(1e-4, 1),
     longest=st.floats(0, 300),
 )
-def test_auto_is_quiet_once_a_silence_by_chance_is_one_in_a_million(rate: float, share: float, longest: float) -> None:
-    """Of all silences of LAME_DUCK, Poisson arrivals of ``share * rate`` have one so long at odds of 10^-6 or less."""
+def test_auto_is_quiet_once_a_silence_by_chance_is_one_in_a_million(
+    rate: float, share: float, longest: float
+) -> None:
+    """Of all silences of LAME_DUCK, Poisson arrivals of ``share * rate`` have one so long at odds
+    of 10^-6 or less."""
     for settings, longest_lame_duck in (
         (Settings(quiet_period=AUTO, quiet_share=share, termination_period=60), 60),
-        (Settings(quiet_period=AUTO, quiet_share=share, termination_period=0, shutdown_delay=20), 40),
+        (
+            Settings(quiet_period=AUTO, quiet_share=share, termination_period=0, shutdown_delay=20),
+            40,
+        ),
     ):
         after = quiet_after(settings, rate, longest)
         silences = 1 + share * rate * longest_lame_duck
@@ -268,7 +348,8 @@ def test_quiet_after_needs_a_setting_and_evidence() -> None:
     assert quiet_after(Settings(quiet_period=AUTO), 0, 0) == INF
 
 
-# -- every interleaving -----------------------------------------------------------------------------------------------
+# -- every interleaving ----
+
 
 TICK = 0.25
 
@@ -277,7 +358,8 @@ TICK = 0.25
 class World:
     """The arbiter's memory and loop around ``decide``, and nothing of its judgement.
 
-    The conditions of DESIGN are stated here a second time, in :meth:`reasons`, from the events themselves.
+    The conditions of DESIGN are stated here a second time, in :meth:`reasons`, from the events
+    themselves.
     """
 
     settings: Settings
@@ -320,7 +402,7 @@ class World:
             workers=self.workers,
         )
 
-    # -- what can happen -----------------------------------------------------------------------------------------
+    # -- what can happen ----
 
     def happen(self, event: str) -> None:
         if event == "boot":
@@ -342,7 +424,8 @@ class World:
         self.loop()
 
     def loop(self) -> None:
-        """One pass of the arbiter: as many steps as there are, each one allowed and each one for its reason."""
+        """One pass of the arbiter: as many steps as there are, each one allowed and each one for
+        its reason."""
         for _ in Phase:
             seen = self.observe()
             phase, reason = decide(seen, self.settings)
@@ -366,14 +449,16 @@ class World:
             self.now = min(end, self.now + TICK)
             self.loop()
 
-    # -- what has to hold ----------------------------------------------------------------------------------------
+    # -- what has to hold ----
 
     def gone_by(self) -> float:
         s = self.settings
         if not s.termination_period:
             return INF
         counted_from = [t for t, origin in self.began if origin is not Origin.DRAIN] or self.terms
-        return counted_from[0] + max(0, s.termination_period - s.exit_margin) if counted_from else INF
+        return (
+            counted_from[0] + max(0, s.termination_period - s.exit_margin) if counted_from else INF
+        )
 
     def check_invariants(self) -> None:
         if not self.terms:
@@ -424,7 +509,8 @@ class World:
         last = self.arrivals[-1] if self.arrivals else -INF
         late = last + 2 > now
         if over and not (s.extend_delay and late):
-            # It was extended if, with the delay over and the SIGTERM there, a request had come within 2 s.
+            # It was extended if, with the delay over and the SIGTERM there, a request had come
+            # within 2 s.
             waited = s.extend_delay and last + 2 > max(t0 + s.shutdown_delay, self.terms[0])
             found.add(Reason.EXTENDED if waited else Reason.DELAY_ELAPSED)
         if s.termination_period:
@@ -441,7 +527,11 @@ class World:
             if enough == AUTO:
                 arrivals = s.quiet_share * self.rate
                 silences = 1 + arrivals * (s.termination_period or 2 * s.shutdown_delay)
-                enough = max(math.log(1e6 * silences) / arrivals, 2 * self.longest_silence) if arrivals else INF
+                enough = (
+                    max(math.log(1e6 * silences) / arrivals, 2 * self.longest_silence)
+                    if arrivals
+                    else INF
+                )
             assert isinstance(enough, (int, float))
             if enough and silence >= enough:
                 found.add(Reason.QUIET)
@@ -478,8 +568,8 @@ waits = st.sampled_from([0, 0.1, TICK, 1, 1.9, 2, 5, 12, 31])
 @trials(400)
 @given(world=worlds, history=st.lists(st.tuples(events, waits), max_size=14))
 def test_whatever_happens_the_rules_hold(world: World, history: list[tuple[str, float]]) -> None:
-    """After every event and tick: only steps of the table, each for a condition that holds; no drain without SIGTERM,
-    none past the deadline, and a second look changes nothing."""
+    """After every event and tick: only steps of the table, each for a condition that holds; no
+    drain without SIGTERM, none past the deadline, and a second look changes nothing."""
     world.loop()
     for event, seconds in history:
         world.happen(event)
@@ -487,8 +577,13 @@ def test_whatever_happens_the_rules_hold(world: World, history: list[tuple[str, 
 
 
 @trials(300)
-@given(world=worlds, history=st.lists(st.tuples(events.filter(lambda e: e != "term"), waits), max_size=8))
-def test_the_delay_is_over_when_a_sigterm_would_drain_at_once(world: World, history: list[tuple[str, float]]) -> None:
+@given(
+    world=worlds,
+    history=st.lists(st.tuples(events.filter(lambda e: e != "term"), waits), max_size=8),
+)
+def test_the_delay_is_over_when_a_sigterm_would_drain_at_once(
+    world: World, history: list[tuple[str, float]]
+) -> None:
     """What ``gunicorn-grace prestop`` waits for is found out here by sending the SIGTERM."""
     world.loop()
     for event, seconds in history:
@@ -505,7 +600,8 @@ def test_the_delay_is_over_when_a_sigterm_would_drain_at_once(world: World, hist
 @trials(150)
 @given(world=worlds, history=st.lists(st.tuples(events, waits), max_size=6))
 def test_a_sigterm_always_ends_the_process(world: World, history: list[tuple[str, float]]) -> None:
-    """However it began, however long requests go on, and with no worker ever finishing: SIGTERM leads to STOPPED."""
+    """However it began, however long requests go on, and with no worker ever finishing: SIGTERM
+    leads to STOPPED."""
     world.loop()
     for event, seconds in history:
         world.happen(event)
@@ -517,10 +613,16 @@ def test_a_sigterm_always_ends_the_process(world: World, history: list[tuple[str
     assert world.phase is STOPPED
 
 
-@given(world=worlds, history=st.lists(st.tuples(events.filter(lambda e: e != "term"), waits), max_size=10))
+@given(
+    world=worlds,
+    history=st.lists(st.tuples(events.filter(lambda e: e != "term"), waits), max_size=10),
+)
 @trials(100)
-def test_without_sigterm_the_instance_comes_back(world: World, history: list[tuple[str, float]]) -> None:
-    """Whatever was triggered, with an ``undrain`` or after the period it serves again: it is never out for good."""
+def test_without_sigterm_the_instance_comes_back(
+    world: World, history: list[tuple[str, float]]
+) -> None:
+    """Whatever was triggered, with an ``undrain`` or after the period it serves again: it is never
+    out for good."""
     world.loop()
     for event, seconds in [("boot", 0.0), *history]:
         world.happen(event)

@@ -19,12 +19,15 @@ from gunicorn_grace import listener
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the filter is Linux's")
 
 REFUSAL = 0.3
-"""Seconds after which a connect that gets no answer has failed: the first SYN is sent again after one second."""
+"""Seconds after which a connect that gets no answer has failed: the first SYN is sent again after
+one second."""
 
 PATIENCE = 20
 
 
-@pytest.fixture(params=[(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")], ids=["ipv4", "ipv6"])
+@pytest.fixture(
+    params=[(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")], ids=["ipv4", "ipv6"]
+)
 def server(request: pytest.FixtureRequest) -> Iterator[socket.socket]:
     """A listening socket at a free port."""
     family, host = request.param
@@ -46,7 +49,9 @@ def clients() -> Iterator[list[socket.socket]]:
         sock.close()
 
 
-def connect(server: socket.socket, clients: list[socket.socket], timeout: float = PATIENCE) -> socket.socket:
+def connect(
+    server: socket.socket, clients: list[socket.socket], timeout: float = PATIENCE
+) -> socket.socket:
     client = socket.socket(server.family)
     clients.append(client)
     client.settimeout(timeout)
@@ -93,7 +98,8 @@ def seal(request: pytest.FixtureRequest) -> Seal:
 def test_where_no_filter_is_to_be_had_the_hop_limit_seals(
     server: socket.socket, clients: list[socket.socket], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without CAP_NET_ADMIN, on kernels that ask for it; where both are refused, the error is the caller's."""
+    """Without CAP_NET_ADMIN, on kernels that ask for it; where both are refused, the error is the
+    caller's."""
 
     def refuse(sock: Any) -> None:
         raise PermissionError(1, "refused")
@@ -108,7 +114,9 @@ def test_where_no_filter_is_to_be_had_the_hop_limit_seals(
         listener.seal(server)
 
 
-def test_over_ipv4_a_listener_of_ipv6_is_sealed_as_well(clients: list[socket.socket], seal: Seal) -> None:
+def test_over_ipv4_a_listener_of_ipv6_is_sealed_as_well(
+    clients: list[socket.socket], seal: Seal
+) -> None:
     """``bind = "[::]:8080"`` takes both."""
     if not socket.has_dualstack_ipv6():
         pytest.skip("no listener for both here")
@@ -125,7 +133,9 @@ def test_over_ipv4_a_listener_of_ipv6_is_sealed_as_well(clients: list[socket.soc
         assert accepted.recv(4) == b"ping"
 
 
-def test_no_new_connection_gets_in(server: socket.socket, clients: list[socket.socket], seal: Seal) -> None:
+def test_no_new_connection_gets_in(
+    server: socket.socket, clients: list[socket.socket], seal: Seal
+) -> None:
     """A connect gets neither an answer nor a reset: the client tries again, or elsewhere."""
     seal(server)
     with pytest.raises(TimeoutError):
@@ -133,7 +143,9 @@ def test_no_new_connection_gets_in(server: socket.socket, clients: list[socket.s
     assert not listener.are_waiting([server])
 
 
-def test_sealing_twice_is_sealing_once(server: socket.socket, clients: list[socket.socket], seal: Seal) -> None:
+def test_sealing_twice_is_sealing_once(
+    server: socket.socket, clients: list[socket.socket], seal: Seal
+) -> None:
     """And one ``unseal`` opens it again."""
     seal(server)
     seal(server)
@@ -150,8 +162,11 @@ def test_unsealing_what_is_not_sealed_is_an_error(server: socket.socket) -> None
         listener.unseal(server)
 
 
-def test_the_accept_queue_is_served(server: socket.socket, clients: list[socket.socket], seal: Seal) -> None:
-    """A connection that was established before the seal, with its request sent after it, gets its answer."""
+def test_the_accept_queue_is_served(
+    server: socket.socket, clients: list[socket.socket], seal: Seal
+) -> None:
+    """A connection that was established before the seal, with its request sent after it, gets its
+    answer."""
     client = connect(server, clients)
     seal(server)
     client.sendall(b"ping")
@@ -161,9 +176,11 @@ def test_the_accept_queue_is_served(server: socket.socket, clients: list[socket.
     assert client.recv(4) == b"pong"
 
 
-def test_a_handshake_under_way_completes(server: socket.socket, clients: list[socket.socket], seal: Seal) -> None:
-    """A client that has its SYN-ACK is let in. TCP_DEFER_ACCEPT holds the handshake open (SYN_RECV) until data comes,
-    so the segment that completes it arrives at the sealed socket (tcp(7))."""
+def test_a_handshake_under_way_completes(
+    server: socket.socket, clients: list[socket.socket], seal: Seal
+) -> None:
+    """A client that has its SYN-ACK is let in. TCP_DEFER_ACCEPT holds the handshake open (SYN_RECV)
+    until data comes, so the segment that completes it arrives at the sealed socket (tcp(7))."""
     server.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, PATIENCE)
     client = connect(server, clients)
     assert not listener.are_waiting([server])
@@ -176,9 +193,10 @@ def test_a_handshake_under_way_completes(server: socket.socket, clients: list[so
 def test_established_connections_go_on_in_both_directions(
     server: socket.socket, clients: list[socket.socket], accepted_when: str, seal: Seal
 ) -> None:
-    """4 MiB each way: accepted before the seal, waiting in the queue then, or made of a handshake that ended after it.
-    Only the last has inherited the seal (``sk_clone``). A filter lets its payload through; the least hop limit does not
-    until the connection is admitted, and then what was sent before arrives as well."""
+    """4 MiB each way: accepted before the seal, waiting in the queue then, or made of a handshake
+    that ended after it. Only the last has inherited the seal (``sk_clone``). A filter lets its
+    payload through; the least hop limit does not until the connection is admitted, and then what
+    was sent before arrives as well."""
     if accepted_when == "inherits":
         server.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, PATIENCE)
     client = connect(server, clients)
@@ -211,8 +229,11 @@ def test_established_connections_go_on_in_both_directions(
     assert accepted.recv(1) == b""
 
 
-def test_are_waiting_sees_the_accept_queue(server: socket.socket, clients: list[socket.socket]) -> None:
-    """Nobody, one, and nobody again; one busy socket of several is enough, and none at all is nobody."""
+def test_are_waiting_sees_the_accept_queue(
+    server: socket.socket, clients: list[socket.socket]
+) -> None:
+    """Nobody, one, and nobody again; one busy socket of several is enough, and none at all is
+    nobody."""
     with socket.create_server(("127.0.0.1", 0)) as idle:
         assert not listener.are_waiting([idle, server])
         connect(server, clients)
@@ -227,7 +248,8 @@ def test_are_waiting_sees_the_accept_queue(server: socket.socket, clients: list[
 def test_a_seal_is_the_sockets_not_the_descriptors(
     server: socket.socket, clients: list[socket.socket], seal: Seal
 ) -> None:
-    """Sealed through a duplicate, as the arbiter does for its workers, every holder's socket is sealed."""
+    """Sealed through a duplicate, as the arbiter does for its workers, every holder's socket is
+    sealed."""
     with server.dup() as twin:
         seal(twin)
     with pytest.raises(TimeoutError):
@@ -241,7 +263,9 @@ def test_what_can_be_sealed_is_tcp(server: socket.socket) -> None:
         assert not listener.can_seal(unix)
 
 
-def test_gunicorns_wrappers_are_sealed_as_sockets_are(clients: list[socket.socket], seal: Seal) -> None:
+def test_gunicorns_wrappers_are_sealed_as_sockets_are(
+    clients: list[socket.socket], seal: Seal
+) -> None:
     """What the arbiter has in LISTENERS."""
     cfg = Config()
     cfg.set("bind", ["127.0.0.1:0"])

@@ -74,17 +74,31 @@ spec:
 def test_the_examples_are_read(name: str) -> None:
     """Replicas, period, roll-out, ports, environment, probes with a named port, and the hook."""
     workload = choose(read((MANIFESTS / name).read_text(), name), name)
-    assert (workload.kind, workload.name, workload.replicas, workload.period) == ("Deployment", "hello", 3, 90)
-    assert (workload.max_surge, workload.max_unavailable, workload.strategy) == ("1", "0", "RollingUpdate")
+    assert (workload.kind, workload.name, workload.replicas, workload.period) == (
+        "Deployment",
+        "hello",
+        3,
+        90,
+    )
+    assert (workload.max_surge, workload.max_unavailable, workload.strategy) == (
+        "1",
+        "0",
+        "RollingUpdate",
+    )
     container = workload.serving()
     assert container.ports == {"http": 8080}
     assert container.env == {"GRACE_TERMINATION_PERIOD": "90"}
-    assert {kind: (probe.action.path, probe.action.port) for kind, probe in container.probes.items()} == {
+    assert {
+        kind: (probe.action.path, probe.action.port) for kind, probe in container.probes.items()
+    } == {
         "readiness": ("/readyz", 8080),
         "liveness": ("/healthz", 8080),
         "startup": ("/startupz", 8080),
     }
-    assert (container.probes["readiness"].period, container.probes["readiness"].failure_threshold) == (5, 1)
+    assert (
+        container.probes["readiness"].period,
+        container.probes["readiness"].failure_threshold,
+    ) == (5, 1)
     assert container.pre_stop is not None
     assert container.pre_stop.kind == "exec"
     line = (MANIFESTS / name).read_text().splitlines()[container.probes["readiness"].line - 1]
@@ -92,7 +106,8 @@ def test_the_examples_are_read(name: str) -> None:
 
 
 def test_several_documents_and_kinds_are_read() -> None:
-    """A Service and an empty document are passed over; a StatefulSet has other words for the same."""
+    """A Service and an empty document are passed over; a StatefulSet has other words for the
+    same."""
     web, store = read(TWO, "two.yaml")
     assert (web.name, web.replicas, web.period, web.max_surge, web.line) == ("web", 1, 30, "25%", 7)
     assert web.serving().name == "app"
@@ -106,7 +121,11 @@ def test_several_documents_and_kinds_are_read() -> None:
     ready, alive = second.probes["readiness"], second.probes["liveness"]
     assert (ready.action.kind, ready.action.port, ready.failure_threshold) == ("tcpSocket", 9000, 2)
     assert (alive.action.path, alive.action.port, alive.action.https) == ("/alive", 8080, True)
-    assert (alive.action.headers, alive.timeout, alive.termination_period) == ((("X-A", "b"),), 3, 1)
+    assert (alive.action.headers, alive.timeout, alive.termination_period) == (
+        (("X-A", "b"),),
+        3,
+        1,
+    )
     assert second.pre_stop is not None
     assert (second.pre_stop.kind, second.pre_stop.seconds) == ("sleep", 15.0)
 
@@ -114,7 +133,8 @@ def test_several_documents_and_kinds_are_read() -> None:
 def test_a_list_object_is_looked_into() -> None:
     """``kubectl get -o yaml`` puts objects into one."""
     items = "kind: List\nitems:\n" + textwrap.indent(
-        "- kind: Deployment\n  metadata: {name: a}\n  spec: {template: {spec: {containers: [{name: c}]}}}\n", "  "
+        "- kind: Deployment\n  metadata: {name: a}\n  spec: {template: {spec: {containers: [{name: c}]}}}\n",
+        "  ",
     )
     assert [workload.name for workload in read(items, "list.yaml")] == ["a"]
 
@@ -124,7 +144,9 @@ def test_the_workload_is_named_or_the_only_one() -> None:
     workloads = read(TWO, "two.yaml")
     assert choose(workloads, "two.yaml").name == "web"
     assert choose(workloads, "two.yaml", "store").name == "store"
-    with pytest.raises(ManifestError, match=r"two\.yaml: 0 workloads are called 'shop'; there are: web, store"):
+    with pytest.raises(
+        ManifestError, match=r"two\.yaml: 0 workloads are called 'shop'; there are: web, store"
+    ):
         choose(workloads, "two.yaml", "shop")
     with pytest.raises(ManifestError, match="there are 2 workloads in it: say which one"):
         choose([workloads[1], workloads[1]], "two.yaml")
@@ -140,15 +162,27 @@ def deployment(container: str) -> str:
     ("text", "line", "said"),
     [
         ("a: [", 1, "no YAML"),
-        ("kind: Deployment\nname: {{ .Values.name }}: x\n", 2, "a Helm template has to be rendered first"),
+        (
+            "kind: Deployment\nname: {{ .Values.name }}: x\n",
+            2,
+            "a Helm template has to be rendered first",
+        ),
         ("- 1\n", 0, "a document in it is a list, no Kubernetes object"),
         ("? [a]\n: b\n", 1, "a key is no word"),
         ("day: 2024-99-99\n", 0, "no YAML: month must be in 1..12"),
         ("[" * 3000, 0, "nested too deeply"),
         ("kind: Deployment\nspec: 3\n", 2, "spec is a number (3), not a mapping"),
         ("kind: Deployment\nmetadata: {name: a}\n", 1, "Deployment a has no containers"),
-        ("kind: Deployment\nspec:\n  replicas: '3'\n  template: {spec: {containers: [{}]}}\n", 3, "replicas is a text"),
-        ("kind: Deployment\nspec:\n  replicas: -1\n  template: {spec: {containers: [{}]}}\n", 3, "replicas -1 is less"),
+        (
+            "kind: Deployment\nspec:\n  replicas: '3'\n  template: {spec: {containers: [{}]}}\n",
+            3,
+            "replicas is a text",
+        ),
+        (
+            "kind: Deployment\nspec:\n  replicas: -1\n  template: {spec: {containers: [{}]}}\n",
+            3,
+            "replicas -1 is less",
+        ),
         (
             "kind: Deployment\nspec:\n  strategy: {rollingUpdate: {maxSurge: lots}}\n"
             "  template: {spec: {containers: [{}]}}\n",
@@ -158,14 +192,24 @@ def deployment(container: str) -> str:
         (deployment("1"), 3, "containers holds a number, no mapping"),
         (deployment("{command: gunicorn}"), 3, "command is a text ('gunicorn'), not a list"),
         (deployment("{args: [-w, 4]}"), 3, "args holds a number (4): put it in quotes"),
-        (deployment("{ports: [{containerPort: 0}]}"), 3, "containerPort 0 is not between 1 and 65535"),
+        (
+            deployment("{ports: [{containerPort: 0}]}"),
+            3,
+            "containerPort 0 is not between 1 and 65535",
+        ),
         (deployment("{readinessProbe: {periodSeconds: 5}}"), 3, "readinessProbe does nothing"),
         (
-            deployment("{ports: [{name: web, containerPort: 80}], readinessProbe: {httpGet: {port: http}}}"),
+            deployment(
+                "{ports: [{name: web, containerPort: 80}], readinessProbe: {httpGet: {port: http}}}"
+            ),
             3,
             "port 'http' is no port of this container; named: web",
         ),
-        (deployment("{readinessProbe: {httpGet: {port: 80}, periodSeconds: 0}}"), 3, "periodSeconds 0 is less than 1"),
+        (
+            deployment("{readinessProbe: {httpGet: {port: 80}, periodSeconds: 0}}"),
+            3,
+            "periodSeconds 0 is less than 1",
+        ),
     ],
 )
 def test_what_is_wrong_is_told_with_file_and_line(text: str, line: int, said: str) -> None:
@@ -178,8 +222,29 @@ def test_what_is_wrong_is_told_with_file_and_line(text: str, line: int, said: st
     assert "\n" not in str(caught.value)
 
 
-KEYS = ["name", "ports", "containerPort", "env", "value", "command", "args", "readinessProbe", "livenessProbe"]
-KEYS += ["httpGet", "exec", "tcpSocket", "sleep", "seconds", "path", "port", "httpHeaders", "scheme", "periodSeconds"]
+KEYS = [
+    "name",
+    "ports",
+    "containerPort",
+    "env",
+    "value",
+    "command",
+    "args",
+    "readinessProbe",
+    "livenessProbe",
+]
+KEYS += [
+    "httpGet",
+    "exec",
+    "tcpSocket",
+    "sleep",
+    "seconds",
+    "path",
+    "port",
+    "httpHeaders",
+    "scheme",
+    "periodSeconds",
+]
 KEYS += ["failureThreshold", "lifecycle", "preStop"]
 
 VALUES: st.SearchStrategy[Any] = st.recursive(

@@ -19,10 +19,14 @@ from gunicorn_grace.state import State
 
 
 @pytest.fixture(params=["path", "abstract"])
-def manager(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
+def manager(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[socket.socket]:
     """What systemd listens on: a datagram socket with a path, or with an abstract address."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-        address = str(tmp_path / "notify") if request.param == "path" else f"@grace-{os.getpid()}-notify"
+        address = (
+            str(tmp_path / "notify") if request.param == "path" else f"@grace-{os.getpid()}-notify"
+        )
         sock.bind(address.replace("@", "\0", 1) if request.param == "abstract" else address)
         sock.setblocking(False)
         monkeypatch.setenv("NOTIFY_SOCKET", address)
@@ -40,11 +44,16 @@ def heard(sock: socket.socket) -> list[list[str]]:
 
 def asked(words: list[str]) -> list[float]:
     """How many seconds a message asks for."""
-    return [int(word.partition("=")[2]) / 1e6 for word in words if word.startswith("EXTEND_TIMEOUT_USEC=")]
+    return [
+        int(word.partition("=")[2]) / 1e6
+        for word in words
+        if word.startswith("EXTEND_TIMEOUT_USEC=")
+    ]
 
 
 def test_a_shutdown_is_told_in_order(manager: socket.socket) -> None:
-    """STOPPING=1 once, with the first message after SIGTERM; a status for each phase; time is asked for each time."""
+    """STOPPING=1 once, with the first message after SIGTERM; a status for each phase; time is asked
+    for each time."""
     told = ServiceManager()
     told.look(0, Phase.SERVING, 0, stopping=False, needed=0)
     told.look(1, Phase.LAME_DUCK, 3, stopping=True, needed=28)
@@ -59,12 +68,16 @@ def test_a_shutdown_is_told_in_order(manager: socket.socket) -> None:
 
 
 def test_a_trigger_can_be_taken_back(manager: socket.socket) -> None:
-    """Before SIGTERM nothing is said that cannot be unsaid, and no time is asked for, however long it lasts; SIGTERM in
-    LAME_DUCK makes it final."""
+    """Before SIGTERM nothing is said that cannot be unsaid, and no time is asked for, however long
+    it lasts; SIGTERM in LAME_DUCK makes it final."""
     told = ServiceManager()
     for now, phase in enumerate([Phase.SERVING, Phase.LAME_DUCK, Phase.LAME_DUCK, Phase.SERVING]):
         told.look(100 * now, phase, 1, stopping=False, needed=28)
-    assert heard(manager) == [["STATUS=SERVING"], ["STATUS=LAME_DUCK: not ready, 1 in flight"], ["STATUS=SERVING"]]
+    assert heard(manager) == [
+        ["STATUS=SERVING"],
+        ["STATUS=LAME_DUCK: not ready, 1 in flight"],
+        ["STATUS=SERVING"],
+    ]
     told.look(400, Phase.LAME_DUCK, 1, stopping=False, needed=28)
     assert heard(manager) == [["STATUS=LAME_DUCK: not ready, 1 in flight"]]
     told.look(401, Phase.LAME_DUCK, 1, stopping=True, needed=28)
@@ -75,8 +88,8 @@ def test_a_trigger_can_be_taken_back(manager: socket.socket) -> None:
 
 @pytest.mark.parametrize("needed", [0, 2, 28, 600])
 def test_the_time_is_renewed_before_it_is_over(manager: socket.socket, needed: float) -> None:
-    """sd_notify(3): a new message within the time that the last one asked for. With a tick in each quarter second none
-    is ever late, even if one in three goes astray; and little is said."""
+    """sd_notify(3): a new message within the time that the last one asked for. With a tick in each
+    quarter second none is ever late, even if one in three goes astray; and little is said."""
     told, until, count = ServiceManager(), 0.0, 0
     for tick in range(4 * 60):
         now = tick / 4
@@ -91,8 +104,11 @@ def test_the_time_is_renewed_before_it_is_over(manager: socket.socket, needed: f
     assert 3 * RENEW_EVERY < STRETCH
 
 
-def test_what_could_not_be_said_is_said_at_the_next_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody listens, or the queue is full: an error at once, for the caller to log, and nothing is forgotten."""
+def test_what_could_not_be_said_is_said_at_the_next_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody listens, or the queue is full: an error at once, for the caller to log, and nothing is
+    forgotten."""
     address = tmp_path / "notify"
     monkeypatch.setenv("NOTIFY_SOCKET", str(address))
     told = ServiceManager()
@@ -122,7 +138,9 @@ def fill(address: str) -> None:
 
 
 @pytest.mark.parametrize("address", [None, ""])
-def test_without_a_service_manager_nothing_is_said(address: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_service_manager_nothing_is_said(
+    address: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Not started by systemd, or by a unit whose type is not notify."""
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
     if address is not None:
@@ -131,7 +149,7 @@ def test_without_a_service_manager_nothing_is_said(address: str | None, monkeypa
     ServiceManager().look(0, Phase.LAME_DUCK, 0, stopping=True, needed=28)
 
 
-# -- StatsD ------------------------------------------------------------------------------------------------------------
+# -- StatsD
 
 
 class Log(SimpleNamespace):

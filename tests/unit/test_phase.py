@@ -26,12 +26,16 @@ ALLOWED = {
 
 
 @pytest.mark.parametrize(("current", "wanted"), list(itertools.product(Phase, Phase)))
-def test_the_table_allows_what_the_design_does_and_nothing_else(current: Phase, wanted: Phase) -> None:
+def test_the_table_allows_what_the_design_does_and_nothing_else(
+    current: Phase, wanted: Phase
+) -> None:
     """Of 25 pairs of phases, 9 are transitions; each other one is an error that names both."""
     if (str(current), str(wanted)) in ALLOWED:
         check_transition(current, wanted)
         return
-    with pytest.raises(errors.TransitionError, match=f"^no transition from {current} to {wanted}$") as caught:
+    with pytest.raises(
+        errors.TransitionError, match=f"^no transition from {current} to {wanted}$"
+    ) as caught:
         check_transition(current, wanted)
     assert (caught.value.current, caught.value.wanted) == (current, wanted)
 
@@ -51,7 +55,11 @@ def test_the_order_of_the_values_is_the_order_in_time() -> None:
 
 def test_terminating_and_serving_overlap_in_lame_duck_and_draining() -> None:
     """An instance that goes away still answers: that is the point of the two phases."""
-    assert [p for p in Phase if is_terminating(p)] == [Phase.LAME_DUCK, Phase.DRAINING, Phase.STOPPED]
+    assert [p for p in Phase if is_terminating(p)] == [
+        Phase.LAME_DUCK,
+        Phase.DRAINING,
+        Phase.STOPPED,
+    ]
     assert [p for p in Phase if is_serving(p)] == [Phase.SERVING, Phase.LAME_DUCK, Phase.DRAINING]
 
 
@@ -90,7 +98,8 @@ def test_terminating_and_serving_overlap_in_lame_duck_and_draining() -> None:
 def test_errors_have_one_root_and_carry_their_evidence(
     error: Exception, also: type[Exception], evidence: dict[str, object], message: str
 ) -> None:
-    """``except GraceError`` is enough, the built-in kin that gunicorn looks for is there, and values are attributes."""
+    """``except GraceError`` is enough, the built-in kin that gunicorn looks for is there, and
+    values are attributes."""
     assert isinstance(error, errors.GraceError)
     assert isinstance(error, also)
     assert {name: getattr(error, name) for name in evidence} == evidence

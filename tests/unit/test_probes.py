@@ -13,7 +13,17 @@ from hypothesis import strategies as some
 from gunicorn_grace import checks
 from gunicorn_grace.checks import Outcome
 from gunicorn_grace.phase import Phase
-from gunicorn_grace.probes import FORBIDDEN, NOT_ALLOWED, NOT_FOUND, Answer, Kind, Probes, Query, Situation, Target
+from gunicorn_grace.probes import (
+    FORBIDDEN,
+    NOT_ALLOWED,
+    NOT_FOUND,
+    Answer,
+    Kind,
+    Probes,
+    Query,
+    Situation,
+    Target,
+)
 from gunicorn_grace.settings import Settings
 
 pytestmark = pytest.mark.once
@@ -45,8 +55,11 @@ def test_the_table(phase: Phase, kind: Kind) -> None:
         (Phase.STARTING, 0, 503),
     ],
 )
-def test_readiness_can_turn_later_but_not_while_draining(phase: Phase, since_t0: float, status: int) -> None:
-    """``grace_readiness_delay`` 3: ready for 3 s of LAME_DUCK, never once no connection is taken any more."""
+def test_readiness_can_turn_later_but_not_while_draining(
+    phase: Phase, since_t0: float, status: int
+) -> None:
+    """``grace_readiness_delay`` 3: ready for 3 s of LAME_DUCK, never once no connection is taken
+    any more."""
     probes = Probes(Settings(readiness_delay=3))
     assert probes.answer(Kind.READINESS, Situation(phase, since_t0)).status == status
 
@@ -54,7 +67,9 @@ def test_readiness_can_turn_later_but_not_while_draining(phase: Phase, since_t0:
 @pytest.mark.parametrize("phase", [Phase.LAME_DUCK, Phase.DRAINING])
 def test_an_upgraded_instance_stays_ready(phase: Phase) -> None:
     """The new arbiter serves the same sockets: whoever gets this answer is asking about both."""
-    assert Probes(Settings()).answer(Kind.READINESS, Situation(phase, 5, upgraded=True)).status == 200
+    assert (
+        Probes(Settings()).answer(Kind.READINESS, Situation(phase, 5, upgraded=True)).status == 200
+    )
 
 
 def test_the_paths_are_those_of_the_settings_and_the_alias() -> None:
@@ -66,7 +81,12 @@ def test_the_paths_are_those_of_the_settings_and_the_alias() -> None:
         "/healthz": Kind.LIVENESS,
     }
     moved = Probes(Settings(readiness_path="/r", liveness_path="/l", startup_path="/s")).paths
-    assert moved == {"/r": Kind.READINESS, "/l": Kind.LIVENESS, "/s": Kind.STARTUP, "/healthz": Kind.LIVENESS}
+    assert moved == {
+        "/r": Kind.READINESS,
+        "/l": Kind.LIVENESS,
+        "/s": Kind.STARTUP,
+        "/healthz": Kind.LIVENESS,
+    }
 
 
 @pytest.mark.parametrize(
@@ -89,8 +109,11 @@ def test_the_paths_are_those_of_the_settings_and_the_alias() -> None:
     ],
     ids=["ok", "shutdown", "booted", "forbidden", "unknown", "method"],
 )
-def test_an_answer_is_complete_and_withholds_reasons(answer: Answer, status_line: str, body: str) -> None:
-    """Plain text that nobody caches or sniffs; which check failed is on the wire, and why is not."""
+def test_an_answer_is_complete_and_withholds_reasons(
+    answer: Answer, status_line: str, body: str
+) -> None:
+    """Plain text that nobody caches or sniffs; which check failed is on the wire, and why is
+    not."""
     assert (answer.status_line, answer.body) == (status_line, body)
     headers = dict(answer.headers)
     assert headers.pop("Content-Type") == "text/plain; charset=utf-8"
@@ -107,14 +130,20 @@ def test_the_shutdown_is_just_a_named_check() -> None:
     assert list(probes.failed(Kind.LIVENESS, Situation(Phase.DRAINING))) == []
 
 
-# -- the application's checks ------------------------------------------------------------------------------------------
+# -- the application's checks ----
 
-UP, DOWN = Outcome("cache", True), Outcome("database", False, "OperationalError: no route to 10.9.8.7")
+
+UP, DOWN = (
+    Outcome("cache", True),
+    Outcome("database", False, "OperationalError: no route to 10.9.8.7"),
+)
 SERVING = Situation(Phase.SERVING)
 DOWN_LINE = "[-]database failed: reason withheld\n"
 
 
-def answer(kind: Kind = Kind.READINESS, situation: Situation = SERVING, *outcomes: Outcome, **more: Any) -> Answer:
+def answer(
+    kind: Kind = Kind.READINESS, situation: Situation = SERVING, *outcomes: Outcome, **more: Any
+) -> Answer:
     return Probes(Settings()).answer(kind, situation, outcomes, **more)
 
 
@@ -125,20 +154,28 @@ def test_kinds_are_those_of_the_checks() -> None:
 
 @pytest.mark.parametrize(("phase", "kind"), list(itertools.product(Phase, Kind)))
 def test_the_table_with_checks(phase: Phase, kind: Kind) -> None:
-    """A check that fails turns what it is a check of while serving, and nothing else: not alive is no reason to end
-    what is ending, and before a worker has booted, and from T0 on, nobody need run any."""
+    """A check that fails turns what it is a check of while serving, and nothing else: not alive is
+    no reason to end what is ending, and before a worker has booted, and from T0 on, nobody need run
+    any."""
     expected = 503 if phase is Phase.SERVING else dict(zip(Kind, TABLE[phase], strict=True))[kind]
     assert answer(kind, Situation(phase), UP, DOWN).status == expected
-    assert answer(kind, Situation(phase), UP).status == dict(zip(Kind, TABLE[phase], strict=True))[kind]
+    assert (
+        answer(kind, Situation(phase), UP).status
+        == dict(zip(Kind, TABLE[phase], strict=True))[kind]
+    )
     assert Probes(Settings()).asks_checks(kind, Situation(phase)) is (phase is Phase.SERVING)
 
 
 def test_checks_count_as_long_as_the_instance_is_ready() -> None:
-    """For ``grace_readiness_delay`` after T0, and of one that was upgraded, whose sockets another arbiter serves."""
+    """For ``grace_readiness_delay`` after T0, and of one that was upgraded, whose sockets another
+    arbiter serves."""
     probes = Probes(Settings(readiness_delay=3))
     for situation in (Situation(Phase.LAME_DUCK, 2.9), Situation(Phase.DRAINING, 5, upgraded=True)):
         assert probes.asks_checks(Kind.READINESS, situation)
-        assert probes.answer(Kind.READINESS, situation, [DOWN]).body == "[-]database failed: reason withheld\n"
+        assert (
+            probes.answer(Kind.READINESS, situation, [DOWN]).body
+            == "[-]database failed: reason withheld\n"
+        )
     assert not probes.asks_checks(Kind.READINESS, Situation(Phase.LAME_DUCK, 3))
 
 
@@ -153,7 +190,12 @@ def test_a_check_without_an_outcome_has_not_passed() -> None:
     ("query", "situation", "status", "body"),
     [
         (Query(), SERVING, 503, DOWN_LINE),
-        (Query(verbose=True), SERVING, 503, f"[+]booted ok\n[+]shutdown ok\n[+]cache ok\n{DOWN_LINE}"),
+        (
+            Query(verbose=True),
+            SERVING,
+            503,
+            f"[+]booted ok\n[+]shutdown ok\n[+]cache ok\n{DOWN_LINE}",
+        ),
         (
             Query(verbose=True, exclude=frozenset({"database"})),
             SERVING,
@@ -177,13 +219,18 @@ def test_verbose_and_exclude(query: Query, situation: Situation, status: int, bo
 
 @pytest.mark.parametrize("name", ["shutdown", "booted", "nothing", "<script>", "database2"])
 def test_what_cannot_be_excluded_warns_and_counts(name: str) -> None:
-    """The plugin's own checks, and names of no check: told to whoever asks for the list, and not shown to them."""
+    """The plugin's own checks, and names of no check: told to whoever asks for the list, and not
+    shown to them."""
     query = Query(verbose=True, exclude=frozenset({name, "database"}))
     told = answer(Kind.READINESS, SERVING, UP, DOWN, query=query)
     assert told.status == 200
-    assert told.body.endswith("warn: not excluded: 1 given as exclude, no check by that name or the plugin's own\n")
+    assert told.body.endswith(
+        "warn: not excluded: 1 given as exclude, no check by that name or the plugin's own\n"
+    )
     assert name not in told.body.splitlines()[-1]
-    ending = answer(Kind.READINESS, Situation(Phase.DRAINING), query=Query(exclude=frozenset({name})))
+    ending = answer(
+        Kind.READINESS, Situation(Phase.DRAINING), query=Query(exclude=frozenset({name}))
+    )
     assert (ending.status, ending.body) == (503, "[-]shutdown failed: reason withheld\n")
 
 
@@ -206,7 +253,8 @@ def test_a_liveness_probe_without_checks_has_nothing_to_list() -> None:
     ],
 )
 def test_a_single_check(check: str, situation: Situation, status: int, body: str) -> None:
-    """It decides alone, but for the plugin's own that fail: whoever routes by one check has to see the flip too."""
+    """It decides alone, but for the plugin's own that fail: whoever routes by one check has to see
+    the flip too."""
     found = answer(Kind.READINESS, situation, UP, DOWN, check=check, known=("cache", "database"))
     assert (found.status, found.body) == (status, body)
 
@@ -223,7 +271,8 @@ def test_a_single_check_of_liveness_while_ending_is_200() -> None:
     assert found == answer(Kind.LIVENESS)
 
 
-# -- JSON --------------------------------------------------------------------------------------------------------------
+# -- JSON
+
 
 JSON = Query(as_json=True)
 
@@ -280,7 +329,7 @@ def test_json_is_for_those_who_prefer_it(accept: str, as_json: bool) -> None:
     assert Query.of("", accept).as_json is as_json
 
 
-# -- paths and queries -------------------------------------------------------------------------------------------------
+# -- paths and queries ----
 
 
 @pytest.mark.parametrize(
@@ -334,21 +383,30 @@ def test_dockerflow_paths_are_aliases_when_they_are_wanted() -> None:
     ],
 )
 def test_what_a_query_asks(query: str, meant: Query) -> None:
-    """As Kubernetes' API server has it: ``verbose`` by being there, ``exclude`` as often as it takes."""
+    """As Kubernetes' API server has it: ``verbose`` by being there, ``exclude`` as often as it
+    takes."""
     assert Query.of(query) == meant
 
 
-@given(some.text(max_size=200), some.text(max_size=100), some.sampled_from(Phase), some.text(max_size=20))
+@given(
+    some.text(max_size=200),
+    some.text(max_size=100),
+    some.sampled_from(Phase),
+    some.text(max_size=20),
+)
 def test_whatever_is_asked_is_answered_and_nothing_of_it_comes_back(
     query: str, accept: str, phase: Phase, check: str
 ) -> None:
-    """No query, header or name raises; the status is one of three; the body holds words of ours alone."""
+    """No query, header or name raises; the status is one of three; the body holds words of ours
+    alone."""
     said = (
         "ok failed excluded reason withheld warn not by that name no such check given as exclude or the plugin's own "
         "booted shutdown cache database"
     )
     for single in (None, check):
-        told = answer(Kind.READINESS, Situation(phase), UP, DOWN, query=Query.of(query, accept), check=single)
+        told = answer(
+            Kind.READINESS, Situation(phase), UP, DOWN, query=Query.of(query, accept), check=single
+        )
         assert told.status in (200, 404, 503)
         if ("Content-Type", "application/json") in told.headers:
             assert json.loads(told.body).keys() == {"status", "phase", "seconds_left", "checks"}

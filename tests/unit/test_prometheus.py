@@ -39,18 +39,26 @@ def scrape(collector: Collector | None = None) -> dict[tuple[str, str], float]:
     registry = CollectorRegistry()
     registry.register(collector or Collector())
     families = text_string_to_metric_families(generate_latest(registry).decode())
-    return {(s.name, "".join(s.labels.values())): s.value for family in families for s in family.samples}
+    return {
+        (s.name, "".join(s.labels.values())): s.value for family in families for s in family.samples
+    }
 
 
 @pytest.fixture
 def instance(memory: State, monkeypatch: pytest.MonkeyPatch) -> State:
-    """This process belongs to an instance: one worker serves 2 of its 7 requests, one boots, one was told to go."""
+    """This process belongs to an instance: one worker serves 2 of its 7 requests, one boots, one
+    was told to go."""
     monkeypatch.setattr(state, "current", memory)
     memory.cells[st.PHASE] = Phase.SERVING
-    for number, (booted, dismissed, in_flight, requests) in enumerate([(1, 0, 2, 7), (0, 0, 0, 0), (1, 1, 1, 5)]):
+    for number, (booted, dismissed, in_flight, requests) in enumerate(
+        [(1, 0, 2, 7), (0, 0, 0, 0), (1, 1, 1, 5)]
+    ):
         memory.claim(number, number + 1)
         slot = memory.slot(number)
-        memory.cells[slot + st.BOOTED], memory.cells[memory.meter(number) + st.DISMISSED] = booted, dismissed
+        memory.cells[slot + st.BOOTED], memory.cells[memory.meter(number) + st.DISMISSED] = (
+            booted,
+            dismissed,
+        )
         memory.cells[slot + st.IN_FLIGHT], memory.cells[slot + st.REQUESTS] = in_flight, requests
     return memory
 
@@ -73,20 +81,26 @@ def registry_of(*collectors: Collector) -> CollectorRegistry:
 
 
 def test_outside_gunicorn_it_serves_and_everything_is_zero() -> None:
-    """An application that runs under something else is told what an instance without traffic would say."""
+    """An application that runs under something else is told what an instance without traffic would
+    say."""
     told = scrape()
-    assert {label for (name, label), value in told.items() if name == NAMES[0] and value} == {"SERVING"}
+    assert {label for (name, label), value in told.items() if name == NAMES[0] and value} == {
+        "SERVING"
+    }
     assert {value for (name, _), value in told.items() if name != NAMES[0]} == {0}
     assert (NAMES[-1], "") not in told
 
 
 def test_it_tells_of_all_workers(instance: State) -> None:
-    """Phase, states of the workers, in flight and totals are those of the instance, whichever process is asked."""
+    """Phase, states of the workers, in flight and totals are those of the instance, whichever
+    process is asked."""
     told = scrape()
-    assert {label: value for (name, label), value in told.items() if name == "gunicorn_grace_phase"} == {
-        str(phase): float(phase is Phase.SERVING) for phase in Phase
-    }
-    assert {label: value for (name, label), value in told.items() if name == "gunicorn_grace_workers"} == {
+    assert {
+        label: value for (name, label), value in told.items() if name == "gunicorn_grace_phase"
+    } == {str(phase): float(phase is Phase.SERVING) for phase in Phase}
+    assert {
+        label: value for (name, label), value in told.items() if name == "gunicorn_grace_workers"
+    } == {
         "booting": 1,
         "serving": 1,
         "leaving": 1,
@@ -96,25 +110,31 @@ def test_it_tells_of_all_workers(instance: State) -> None:
 
 
 def test_a_worker_that_died_stays_in_the_counters_and_leaves_the_gauges(instance: State) -> None:
-    """Its requests still count, those it had in flight are cut off; the next worker of its slot is another one."""
+    """Its requests still count, those it had in flight are cut off; the next worker of its slot is
+    another one."""
     instance.free(0)
     instance.claim(0, age=9)
     told = scrape()
     assert told["gunicorn_grace_requests_total", ""] == 12
     assert told["gunicorn_grace_requests_cut_off_total", ""] == 2
     assert told["gunicorn_grace_requests_in_flight", ""] == 1
-    assert (told["gunicorn_grace_workers", "serving"], told["gunicorn_grace_workers", "booting"]) == (0, 2)
+    assert (
+        told["gunicorn_grace_workers", "serving"],
+        told["gunicorn_grace_workers", "booting"],
+    ) == (0, 2)
 
 
 def test_the_shutdown_shows_as_soon_as_it_was_triggered(instance: State) -> None:
-    """The arbiter need not have taken it up: phase and start time are there at once, and gone when it is taken back;
-    what was counted meanwhile stays."""
+    """The arbiter need not have taken it up: phase and start time are there at once, and gone when
+    it is taken back; what was counted meanwhile stays."""
     before = time.time()
     assert instance.trigger(3)
     instance.cells[instance.slot(0) + st.SINCE_T0] = 4
     told = scrape()
     assert told["gunicorn_grace_phase", "LAME_DUCK"] == 1
-    assert before - 0.1 <= told["gunicorn_grace_shutdown_start_time_seconds", ""] <= time.time() + 0.1
+    assert (
+        before - 0.1 <= told["gunicorn_grace_shutdown_start_time_seconds", ""] <= time.time() + 0.1
+    )
     instance.cells[st.CONSUMED] = time.monotonic_ns()
     told = scrape()
     assert told["gunicorn_grace_phase", "SERVING"] == 1
@@ -142,7 +162,8 @@ def test_registered_before_the_fork_it_reads_what_is_there_at_the_scrape(
 def test_it_stands_beside_the_multiprocess_mode(
     instance: State, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """In one registry with a MultiProcessCollector both give what is theirs, and no file is of ours."""
+    """In one registry with a MultiProcessCollector both give what is theirs, and no file is of
+    ours."""
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
     registry = CollectorRegistry()
     MultiProcessCollector(registry)
@@ -152,11 +173,14 @@ def test_it_stands_beside_the_multiprocess_mode(
     own = CollectorRegistry()
     Gauge("users_own", "A metric beside ours.", registry=own).set(1)
     own.register(Collector())
-    assert {"users_own", *NAMES} <= set(re.findall(r"^# TYPE (\S+)", generate_latest(own).decode(), re.M))
+    assert {"users_own", *NAMES} <= set(
+        re.findall(r"^# TYPE (\S+)", generate_latest(own).decode(), re.M)
+    )
 
 
 def test_a_scrape_in_many_threads_is_whole(instance: State) -> None:
-    """Threads that scrape while requests are counted each get a complete page, and no counter goes back."""
+    """Threads that scrape while requests are counted each get a complete page, and no counter goes
+    back."""
     stop = threading.Event()
     cell = instance.slot(0) + st.REQUESTS
 
@@ -187,7 +211,8 @@ def test_a_scrape_in_many_threads_is_whole(instance: State) -> None:
 
 
 def test_without_prometheus_client_the_way_out_is_told() -> None:
-    """The package itself does not need it; who imports the collector without it is told what to install."""
+    """The package itself does not need it; who imports the collector without it is told what to
+    install."""
     hide = (
         "import sys\n"
         "class Hide:\n"
@@ -198,7 +223,9 @@ def test_without_prometheus_client_the_way_out_is_told() -> None:
         "import gunicorn_grace.prometheus\n"
     )
     root = Path(metrics.__file__).parents[1]
-    done = subprocess.run([sys.executable, "-c", hide], cwd=root, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", hide], cwd=root, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].endswith(
         "gunicorn_grace.prometheus needs prometheus_client: pip install 'gunicorn-grace[prometheus]'"

@@ -63,8 +63,11 @@ def test_the_keys_are_the_fields() -> None:
     seconds=hyp.one_of(hyp.none(), hyp.floats(-1e17, 1e17)),
     reason=hyp.one_of(hyp.none(), hyp.text(max_size=3000)),
 )
-def test_it_never_exceeds_the_limit(workers: int, number: int, seconds: float | None, reason: str | None) -> None:
-    """Whatever the numbers, however many workers, whatever an application's error says: at most 4096 bytes of JSON."""
+def test_it_never_exceeds_the_limit(
+    workers: int, number: int, seconds: float | None, reason: str | None
+) -> None:
+    """Whatever the numbers, however many workers, whatever an application's error says: at most
+    4096 bytes of JSON."""
     told = report(
         ended=reason,
         requests_since_t0=number,
@@ -84,7 +87,8 @@ def test_it_never_exceeds_the_limit(workers: int, number: int, seconds: float | 
 
 
 def test_the_list_is_what_gives_way() -> None:
-    """A report that would be too long keeps every other key, and the first workers of the list: as many as fit."""
+    """A report that would be too long keeps every other key, and the first workers of the list: as
+    many as fit."""
     workers = [{"pid": 10_000 + i, "requests": 500 - i} for i in range(500)]
     data = report(cut_off=7, cut_off_by_worker=workers).to_json()
     told = json.loads(data)
@@ -93,10 +97,14 @@ def test_the_list_is_what_gives_way() -> None:
     assert 50 < len(kept) < 500
     assert LIMIT - len(json.dumps(workers[0])) - 2 < len(data) <= LIMIT
     assert told["cut_off"] == 7
-    assert len(json.loads(report(cut_off_by_worker=workers[:20]).to_json())["cut_off_by_worker"]) == 20
+    assert (
+        len(json.loads(report(cut_off_by_worker=workers[:20]).to_json())["cut_off_by_worker"]) == 20
+    )
 
 
-@pytest.mark.parametrize(("before", "after"), [("drained", "x" * 100), ("x" * 100, "drained"), (None, "drained")])
+@pytest.mark.parametrize(
+    ("before", "after"), [("drained", "x" * 100), ("x" * 100, "drained"), (None, "drained")]
+)
 def test_a_report_replaces_the_one_before(before: str | None, after: str, tmp_path: Path) -> None:
     """Longer or shorter, nothing of the old one stays."""
     path = tmp_path / "report.json"
@@ -127,7 +135,8 @@ while True:
 
 @pytest.mark.parametrize("writes", [1, 2, 3, 50])
 def test_whenever_it_is_killed_a_whole_report_is_there(writes: int, tmp_path: Path) -> None:
-    """A process that writes all the time is ended by SIGKILL while it does: what it leaves is JSON, long or short."""
+    """A process that writes all the time is ended by SIGKILL while it does: what it leaves is JSON,
+    long or short."""
     path = tmp_path / "report.json"
     with subprocess.Popen(
         [sys.executable, "-c", WRITER, str(path), str(ROOT), str(TESTS)],
@@ -143,7 +152,9 @@ def test_whenever_it_is_killed_a_whole_report_is_there(writes: int, tmp_path: Pa
     assert json.loads(path.read_bytes())["version"] == "1.2.3"
 
 
-def test_between_its_two_steps_a_whole_report_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_between_its_two_steps_a_whole_report_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The new one over the longer old one is JSON already before the file is cut to its length."""
     path = tmp_path / "report.json"
     reporting.write(str(path), report(ended="x" * 150), last=False)
@@ -155,7 +166,8 @@ def test_between_its_two_steps_a_whole_report_is_there(tmp_path: Path, monkeypat
 
 
 def test_a_fifo_that_nobody_reads_holds_nothing(tmp_path: Path) -> None:
-    """Opening one waits for a reader, for ever (fifo(7)); it is an error at once. A reader gets the last report."""
+    """Opening one waits for a reader, for ever (fifo(7)); it is an error at once. A reader gets the
+    last report."""
     path = tmp_path / "fifo"
     os.mkfifo(path)
     with pytest.raises(OSError) as error:

@@ -46,11 +46,15 @@ class Asked:
         self.state = state
         self.now = NOW
         self.said: list[str] = []
-        self.probe = r.Probe(state, Settings(**settings), timeout, self.said.append, lambda: self.now)
+        self.probe = r.Probe(
+            state, Settings(**settings), timeout, self.said.append, lambda: self.now
+        )
 
     def __call__(self, target: str, method: str = "GET", **headers: str) -> Answer:
         path, _, query = target.partition("?")
-        return self.probe.answer(r.Request(method, path, query, {"gunicorn.socket": None, **headers}))
+        return self.probe.answer(
+            r.Request(method, path, query, {"gunicorn.socket": None, **headers})
+        )
 
 
 def boot(state: State, number: int, heartbeat: int = NOW) -> None:
@@ -63,7 +67,9 @@ def boot(state: State, number: int, heartbeat: int = NOW) -> None:
     state.cells[st.PHASE] = Phase.SERVING
 
 
-def show(state: State, number: int, name: str, at: int, passed: bool, kind: Kind = Kind.READINESS) -> int:
+def show(
+    state: State, number: int, name: str, at: int, passed: bool, kind: Kind = Kind.READINESS
+) -> int:
     cell = state.show(number, name, r.KINDS.index(kind), 20 * S)
     assert cell is not None
     if at:
@@ -71,7 +77,7 @@ def show(state: State, number: int, name: str, at: int, passed: bool, kind: Kind
     return cell
 
 
-# -- phases ------------------------------------------------------------------------------------------------------------
+# -- phases ----
 
 
 @pytest.mark.parametrize(
@@ -113,7 +119,8 @@ def test_ready_needs_a_worker_that_has_booted_now(shared: State) -> None:
 
 
 def test_the_newest_heartbeat_counts(shared: State) -> None:
-    """Until ``timeout`` is over for the last of the workers; 0 switches it off, as it does gunicorn's."""
+    """Until ``timeout`` is over for the last of the workers; 0 switches it off, as it does
+    gunicorn's."""
     asked = Asked(shared, timeout=30)
     boot(shared, 0, NOW - 100 * S)
     boot(shared, 1, NOW - 30 * S)
@@ -125,7 +132,10 @@ def test_the_newest_heartbeat_counts(shared: State) -> None:
     assert asked("/readyz").status == 503
     boot(shared, 0, asked.now)
     assert asked("/readyz").status == 200
-    assert [line.split(":")[0] for line in asked.said] == ["not ready, heartbeat", "heartbeat is good again"]
+    assert [line.split(":")[0] for line in asked.said] == [
+        "not ready, heartbeat",
+        "heartbeat is good again",
+    ]
 
 
 def test_an_upgraded_instance_stays_ready(shared: State) -> None:
@@ -139,11 +149,12 @@ def test_an_upgraded_instance_stays_ready(shared: State) -> None:
     assert asked("/readyz").status == 200
 
 
-# -- checks ------------------------------------------------------------------------------------------------------------
+# -- checks ----
 
 
 def test_the_newest_result_of_each_check_counts(shared: State) -> None:
-    """Whichever worker it comes from; one that is gone does not count, nor one that has not booted."""
+    """Whichever worker it comes from; one that is gone does not count, nor one that has not
+    booted."""
     asked = Asked(shared)
     boot(shared, 0)
     boot(shared, 1)
@@ -164,10 +175,17 @@ def test_the_newest_result_of_each_check_counts(shared: State) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "unknown", "stale", "failed"),
-    [(Kind.READINESS, 503, 503, 503), (Kind.LIVENESS, 200, 200, 503), (Kind.STARTUP, 503, 200, 503)],
+    [
+        (Kind.READINESS, 503, 503, 503),
+        (Kind.LIVENESS, 200, 200, 503),
+        (Kind.STARTUP, 503, 200, 503),
+    ],
 )
-def test_what_is_not_known(kind: Kind, unknown: int, stale: int, failed: int, shared: State) -> None:
-    """No result yet, and one that nobody brought up to date: readiness is red, liveness never is for that alone."""
+def test_what_is_not_known(
+    kind: Kind, unknown: int, stale: int, failed: int, shared: State
+) -> None:
+    """No result yet, and one that nobody brought up to date: readiness is red, liveness never is
+    for that alone."""
     path = {Kind.READINESS: "/readyz", Kind.LIVENESS: "/livez", Kind.STARTUP: "/startupz"}[kind]
     asked = Asked(shared, timeout=0)
     boot(shared, 0)
@@ -199,7 +217,10 @@ def test_a_board_has_room_for_so_many(shared: State) -> None:
     shared.claim(1, 1)
     long = "n" * st.NAME_BYTES
     assert shared.show(1, long + "n", 0, 1) is None
-    cells = [shared.show(1, f"{number}".rjust(st.NAME_BYTES, "n"), 1, number) for number in range(st.ENTRIES)]
+    cells = [
+        shared.show(1, f"{number}".rjust(st.NAME_BYTES, "n"), 1, number)
+        for number in range(st.ENTRIES)
+    ]
     assert len(set(cells)) == st.ENTRIES
     assert shared.show(1, "more", 0, 1) is None
     shown = shared.shown(1)
@@ -212,14 +233,15 @@ def test_a_board_has_room_for_so_many(shared: State) -> None:
 
 
 def test_the_boards_lie_after_everything_else(shared: State) -> None:
-    """Nothing that a reader without boards knows has moved, and the last board ends with the memory."""
+    """Nothing that a reader without boards knows has moved, and the last board ends with the
+    memory."""
     last = shared.board(3)
     assert last is not None
     assert shared.board(0) == shared.meter(3) + st.METER_CELLS
     assert last + st.BOARD_CELLS == len(shared.cells)
 
 
-# -- the publisher -----------------------------------------------------------------------------------------------------
+# -- the publisher ----
 
 
 class Log:
@@ -259,11 +281,16 @@ class Turned:
 
 
 def test_a_check_is_run_once_its_ttl_is_over(shared: State) -> None:
-    """Not before, and then its new result is shown; one with a ``ttl`` of 0 is run once a second."""
+    """Not before, and then its new result is shown; one with a ``ttl`` of 0 is run once a
+    second."""
     turned, answers, calls = Turned(shared), {"a": True, "b": True}, []
     for name, ttl in (("a", 5.0), ("b", 0.0)):
         turned.registry.register(
-            name, lambda name=name: (calls.append(name), answers[name])[1], kind="readiness", timeout=1, ttl=ttl
+            name,
+            lambda name=name: (calls.append(name), answers[name])[1],
+            kind="readiness",
+            timeout=1,
+            ttl=ttl,
         )
     turned.publisher.add()
     assert [(shown.name, shown.known) for shown in shared.shown(0)] == [("a", 0), ("b", 0)]
@@ -321,7 +348,8 @@ def test_nothing_is_run_once_the_shutdown_has_begun(shared: State) -> None:
 
 
 def test_checks_are_run_as_long_as_they_decide(shared: State) -> None:
-    """Readiness is theirs for ``grace_readiness_delay`` after T0; and in an upgrade, which has no T0, to the end."""
+    """Readiness is theirs for ``grace_readiness_delay`` after T0; and in an upgrade, which has no
+    T0, to the end."""
     turned, calls = Turned(shared, readiness_delay=3600), []
     turned.registry.register("a", lambda: calls.append(1), kind="readiness", timeout=1, ttl=0)
     shared.trigger(Origin.HTTP)
@@ -348,14 +376,16 @@ def test_one_check_too_many_is_told_once(shared: State) -> None:
     ]
 
 
-# -- paths, methods, the trigger ---------------------------------------------------------------------------------------
+# -- paths, methods, the trigger ----
 
 
 def test_paths_and_methods(shared: State) -> None:
     """404 for what is no probe, 405 with Allow for what does not read; nothing sent comes back."""
     asked = Asked(shared, readiness_path="/ok")
     boot(shared, 0)
-    assert [asked(path).status for path in ("/", "/readyz", "/ok/", "//ok", "/OK", "*")] == [404] * 6
+    assert [asked(path).status for path in ("/", "/readyz", "/ok/", "//ok", "/OK", "*")] == [
+        404
+    ] * 6
     assert asked("/ok").status == 200
     refused = asked("/ok", "DELETE")
     assert (refused.status, dict(refused.headers)["Allow"]) == (405, "GET, HEAD")
@@ -364,7 +394,8 @@ def test_paths_and_methods(shared: State) -> None:
 
 
 def test_a_token_decides_over_the_trigger(shared: State) -> None:
-    """Right: 503 and the shutdown has begun; wrong or none: 403, logged once a minute; never for another path."""
+    """Right: 503 and the shutdown has begun; wrong or none: 403, logged once a minute; never for
+    another path."""
     asked = Asked(shared, trigger="token", trigger_token=Secret("s3cret"))
     boot(shared, 0)
     for _ in range(3):
@@ -397,12 +428,14 @@ def test_off_makes_the_trigger_a_probe(shared: State) -> None:
     assert not shared.is_terminating()
 
 
-# -- parsing -----------------------------------------------------------------------------------------------------------
+# -- parsing ----
 
 
 def test_a_request_is_read() -> None:
     """Method, decoded path, query, and headers as WSGI names them; the same twice are one."""
-    got = r.parse(b"\r\nGET /re%61dyz?a=b&c HTTP/1.1\r\nHost: x\r\nX-Grace-Token: 1\r\nx-grace-token: 2\r\n\r\n")
+    got = r.parse(
+        b"\r\nGET /re%61dyz?a=b&c HTTP/1.1\r\nHost: x\r\nX-Grace-Token: 1\r\nx-grace-token: 2\r\n\r\n"
+    )
     assert isinstance(got, r.Request)
     assert got[:3] == ("GET", "/readyz", "a=b&c")
     assert got.environ["HTTP_HOST"] == "x"
@@ -431,9 +464,15 @@ def test_what_is_no_request_is_refused(head: bytes) -> None:
 
 
 @trials(300)
-@given(hyp.one_of(hyp.binary(max_size=300), hyp.binary(max_size=60).map(lambda b: b"GET /readyz HTTP/1.1\r\n" + b)))
+@given(
+    hyp.one_of(
+        hyp.binary(max_size=300),
+        hyp.binary(max_size=60).map(lambda b: b"GET /readyz HTTP/1.1\r\n" + b),
+    )
+)
 def test_no_garbage_gets_through_the_parser(head: bytes) -> None:
-    """Whatever comes is a request or a status, and whatever is answered is HTTP that a strict parser takes."""
+    """Whatever comes is a request or a status, and whatever is answered is HTTP that a strict
+    parser takes."""
     got = r.parse(head + b"\r\n\r\n")
     answer = Answer(got, "no\n") if isinstance(got, int) else Answer(200, "ok\n")
     client = h11.Connection(h11.CLIENT)
@@ -445,7 +484,7 @@ def test_no_garbage_gets_through_the_parser(head: bytes) -> None:
     assert event.status_code == answer.status
 
 
-# -- the loop ----------------------------------------------------------------------------------------------------------
+# -- the loop ----
 
 
 @pytest.fixture
@@ -454,7 +493,8 @@ def served() -> Iterator[Callable[..., tuple[r.Server, Callable[[], socket.socke
     with contextlib.ExitStack() as stack:
 
         def start(
-            answer: Callable[[r.Request], Answer] = lambda request: Answer(200, request.path), **options: Any
+            answer: Callable[[r.Request], Answer] = lambda request: Answer(200, request.path),
+            **options: Any,
         ) -> tuple[r.Server, Callable[[], socket.socket]]:
             listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=128))
             server = r.Server(listener, answer, options.pop("say", lambda line: None), **options)
@@ -470,7 +510,9 @@ def served() -> Iterator[Callable[..., tuple[r.Server, Callable[[], socket.socke
             thread.start()
 
             def connect() -> socket.socket:
-                return stack.enter_context(socket.create_connection(listener.getsockname(), timeout=20))
+                return stack.enter_context(
+                    socket.create_connection(listener.getsockname(), timeout=20)
+                )
 
             return server, connect
 
@@ -493,7 +535,8 @@ GET = b"GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
 def test_one_answer_and_the_end(served: Served) -> None:
-    """The response is complete, says that it closes, and the connection ends; what was sent after it is not read."""
+    """The response is complete, says that it closes, and the connection ends; what was sent after
+    it is not read."""
     _, connect = served()
     sock = connect()
     sock.sendall(GET + GET)
@@ -576,7 +619,8 @@ def test_an_error_is_an_answer_and_told_once(served: Served) -> None:
 
 
 def test_retiring_answers_what_has_come(served: Served) -> None:
-    """What waits in the accept queue is accepted, and what was accepted is answered, before the loop ends."""
+    """What waits in the accept queue is accepted, and what was accepted is answered, before the
+    loop ends."""
     holding, go = threading.Event(), threading.Event()
 
     def slowly(request: r.Request) -> Answer:

@@ -1,4 +1,5 @@
-"""The settings: each row parsed from a file and from the environment, inside gunicorn's own ``Config``."""
+"""The settings: each row parsed from a file and from the environment, inside gunicorn's own
+``Config``."""
 
 from __future__ import annotations
 
@@ -15,11 +16,28 @@ from hypothesis import strategies as st
 from gunicorn_grace import settings as module
 from gunicorn_grace.conf import install
 from gunicorn_grace.errors import ConfigurationError, SettingError, UnknownSetting
-from gunicorn_grace.settings import NAMES, Secret, Settings, adopt, budget_line, check, longest_delay, rows
+from gunicorn_grace.settings import (
+    NAMES,
+    Secret,
+    Settings,
+    adopt,
+    budget_line,
+    check,
+    longest_delay,
+    rows,
+)
 
 SECONDS = [(3, 3), ("7.5", 7.5), ("8", 8), (0, 0)]
 NO_SECONDS: list[Any] = [-1, "x", None, True, math.inf, math.nan, [], ""]
-FLAGS = [(True, True), (False, False), ("true", True), ("No", False), ("0", False), ("on", True), (" 1 ", True)]
+FLAGS = [
+    (True, True),
+    (False, False),
+    ("true", True),
+    ("No", False),
+    ("0", False),
+    ("on", True),
+    (" 1 ", True),
+]
 NO_FLAGS: list[Any] = ["maybe", None, 1, 0, 2.0, [], ""]
 PATHS = [("/healthz/ready", "/healthz/ready")]
 NO_PATHS: list[Any] = ["ready", "", None, 3, "/a?b", "/a b", "/a#b", "/a\nb", "a\nb", "  \n"]
@@ -31,7 +49,10 @@ TABLE: dict[str, tuple[list[tuple[Any, Any]], list[Any]]] = {
     "grace_extend_delay": (FLAGS, NO_FLAGS),
     "grace_drain_reserve": (SECONDS, NO_SECONDS),
     "grace_quiet_period": ([*SECONDS, ("auto", "auto")], [*NO_SECONDS, "Auto"]),
-    "grace_quiet_share": ([(0.5, 0.5), ("0.01", 0.01), (1, 1.0)], [0, 1.1, -1, "x", True, None, math.nan]),
+    "grace_quiet_share": (
+        [(0.5, 0.5), ("0.01", 0.01), (1, 1.0)],
+        [0, 1.1, -1, "x", True, None, math.nan],
+    ),
     "grace_termination_period": (SECONDS, NO_SECONDS),
     "grace_exit_margin": (SECONDS, NO_SECONDS),
     "grace_readiness_delay": (SECONDS, NO_SECONDS),
@@ -41,11 +62,23 @@ TABLE: dict[str, tuple[list[tuple[Any, Any]], list[Any]]] = {
     "grace_dockerflow": (FLAGS, NO_FLAGS),
     "grace_overlay": (FLAGS, NO_FLAGS),
     "grace_ignore_paths": (
-        [(["/a", "/b"], ["/a", "/b"]), ("/a, /b,", ["/a", "/b"]), (("/a",), ["/a"]), ([], []), ("", [])],
+        [
+            (["/a", "/b"], ["/a", "/b"]),
+            ("/a, /b,", ["/a", "/b"]),
+            (("/a",), ["/a"]),
+            ([], []),
+            ("", []),
+        ],
         [3, None, ["a"], ["/a", 3], "/a,b"],
     ),
-    "grace_trigger": ([("off", "off"), ("local", "local"), ("token", "token")], ["Local", None, True, ""]),
-    "grace_trigger_token": ([("s3cret", "s3cret"), (None, None)], ["", "  ", 3, "file:/nowhere/at/all"]),
+    "grace_trigger": (
+        [("off", "off"), ("local", "local"), ("token", "token")],
+        ["Local", None, True, ""],
+    ),
+    "grace_trigger_token": (
+        [("s3cret", "s3cret"), (None, None)],
+        ["", "  ", 3, "file:/nowhere/at/all"],
+    ),
     "grace_probe_bind": (
         [
             ("127.0.0.1:8081", "127.0.0.1:8081"),
@@ -56,8 +89,27 @@ TABLE: dict[str, tuple[list[tuple[Any, Any]], list[Any]]] = {
             ("", None),
         ],
         [
-            *(8081, True, "8081", ":8081", "localhost", "127.0.0.1:", "127.0.0.1:http", "127.0.0.1:65536", "h:-1"),
-            *("::1:8081", "[::1]", "[::1:8081", "[127.0.0.1]:80", "a b:80", "http://h:80", "h\n:80", "[::1\n]:80"),
+            *(
+                8081,
+                True,
+                "8081",
+                ":8081",
+                "localhost",
+                "127.0.0.1:",
+                "127.0.0.1:http",
+                "127.0.0.1:65536",
+                "h:-1",
+            ),
+            *(
+                "::1:8081",
+                "[::1]",
+                "[::1:8081",
+                "[127.0.0.1]:80",
+                "a b:80",
+                "http://h:80",
+                "h\n:80",
+                "[::1\n]:80",
+            ),
             *("unix:probe.sock", "unix:", "unix:/", "unix:/a\0b", "unix:/" + 107 * "a", "fd://3"),
         ],
     ),
@@ -80,7 +132,7 @@ def value(cfg: Config, name: str) -> Any:
     return cfg.settings[name].get()
 
 
-# -- the rows ----------------------------------------------------------------------------------------------------------
+# -- the rows ----
 
 
 def test_the_table_of_this_file_is_complete() -> None:
@@ -90,16 +142,22 @@ def test_the_table_of_this_file_is_complete() -> None:
 
 @pytest.mark.parametrize(("name", "given", "meant"), GOOD)
 def test_a_file_sets_it(config: Config, name: str, given: Any, meant: Any) -> None:
-    """Assigned as gunicorn assigns what a file says, it comes out as the type that the code reads."""
+    """Assigned as gunicorn assigns what a file says, it comes out as the type that the code
+    reads."""
     config.set(name, given)
     assert value(config, name) == meant
     assert type(value(config, name)) in (type(meant), Secret)
     assert getattr(Settings.of(config), name.removeprefix("grace_")) == meant
 
 
-@pytest.mark.parametrize(("name", "given", "meant"), [row for row in GOOD if isinstance(row[1], str)])
-def test_the_environment_wins(monkeypatch: pytest.MonkeyPatch, name: str, given: str, meant: Any) -> None:
-    """A variable beats the default and what a file says later; the file's own value is a good one all the same."""
+@pytest.mark.parametrize(
+    ("name", "given", "meant"), [row for row in GOOD if isinstance(row[1], str)]
+)
+def test_the_environment_wins(
+    monkeypatch: pytest.MonkeyPatch, name: str, given: str, meant: Any
+) -> None:
+    """A variable beats the default and what a file says later; the file's own value is a good one
+    all the same."""
     monkeypatch.setenv(name.upper(), given)
     cfg = Config()
     adopt(cfg, {})
@@ -127,10 +185,18 @@ def test_a_bad_value_is_told_in_one_line(config: Config, name: str, given: Any) 
 
 @pytest.mark.parametrize(
     ("name", "bad"),
-    [(name, bad) for name, (_, refused) in TABLE.items() for bad in refused[-1:] if isinstance(bad, str)],
+    [
+        (name, bad)
+        for name, (_, refused) in TABLE.items()
+        for bad in refused[-1:]
+        if isinstance(bad, str)
+    ],
 )
-def test_a_bad_variable_is_told_by_its_own_name(monkeypatch: pytest.MonkeyPatch, name: str, bad: str) -> None:
-    """What the environment says is checked as a file is, and the culprit is the variable, at adoption already."""
+def test_a_bad_variable_is_told_by_its_own_name(
+    monkeypatch: pytest.MonkeyPatch, name: str, bad: str
+) -> None:
+    """What the environment says is checked as a file is, and the culprit is the variable, at
+    adoption already."""
     monkeypatch.setenv(name.upper(), bad)
     # From the second one on a Config has our settings from gunicorn's own table.
     with pytest.raises(SettingError, match=f"^{name.upper()} = "):
@@ -146,10 +212,13 @@ def test_a_typo_in_the_file_does_not_hide_behind_the_environment(
         config.set("grace_min_delay", "x")
 
 
-@given(st.one_of(st.floats(), st.integers(), st.text(), st.none(), st.booleans(), st.lists(st.text())))
+@given(
+    st.one_of(st.floats(), st.integers(), st.text(), st.none(), st.booleans(), st.lists(st.text()))
+)
 @pytest.mark.parametrize("row", rows(), ids=lambda row: row.name)
 def test_a_parser_returns_or_raises_a_setting_error(row: Any, given: Any) -> None:
-    """Whatever a file says, no other exception comes out, and what is accepted is accepted again unchanged."""
+    """Whatever a file says, no other exception comes out, and what is accepted is accepted again
+    unchanged."""
     parse = row.metadata["parse"]
     refusal = ""
     try:
@@ -163,7 +232,8 @@ def test_a_parser_returns_or_raises_a_setting_error(row: Any, given: Any) -> Non
 
 @pytest.mark.parametrize("huge", [1e10, "1e300"])
 def test_seconds_fit_into_the_shared_memory(config: Config, huge: Any) -> None:
-    """A duration that 64 bits of nanoseconds cannot hold is refused here, not by a crash when gunicorn starts."""
+    """A duration that 64 bits of nanoseconds cannot hold is refused here, not by a crash when
+    gunicorn starts."""
     with pytest.raises(SettingError, match=r"^grace_shutdown_delay = "):
         config.set("grace_shutdown_delay", huge)
 
@@ -196,15 +266,24 @@ def test_defaults_are_those_of_the_design() -> None:
     assert all(row.metadata["meaning"].endswith(".") for row in rows())
 
 
-# -- secrets -----------------------------------------------------------------------------------------------------------
+# -- secrets ----
 
 
 def test_the_token_is_never_shown(config: Config) -> None:
     """``--print-config``, formatting and ``repr`` show stars; only ``reveal`` has it."""
     config.set("grace_trigger_token", "s3cret")
     secret = value(config, "grace_trigger_token")
-    shown = [str(config), str(secret), repr(secret), f"{secret}", f"{secret:>20}", f"{secret!s} {secret!r}"]
-    assert not [text for text in [*shown, repr(Settings.of(config)), str([secret])] if "s3cret" in text]
+    shown = [
+        str(config),
+        str(secret),
+        repr(secret),
+        f"{secret}",
+        f"{secret:>20}",
+        f"{secret!s} {secret!r}",
+    ]
+    assert not [
+        text for text in [*shown, repr(Settings.of(config)), str([secret])] if "s3cret" in text
+    ]
     assert "grace_trigger_token" in str(config)
     assert secret.reveal() == b"s3cret"
 
@@ -223,7 +302,7 @@ def test_the_token_can_come_from_a_file(config: Config, tmp_path: Path) -> None:
         config.set("grace_trigger_token", f"file:{file}")
 
 
-# -- names -------------------------------------------------------------------------------------------------------------
+# -- names ----
 
 
 @pytest.mark.parametrize(
@@ -235,7 +314,9 @@ def test_the_token_can_come_from_a_file(config: Config, tmp_path: Path) -> None:
         ("grace_zzzzzzzz", None),
     ],
 )
-def test_an_unknown_name_suggests_the_nearest(config: Config, name: str, nearest: str | None) -> None:
+def test_an_unknown_name_suggests_the_nearest(
+    config: Config, name: str, nearest: str | None
+) -> None:
     """gunicorn itself would skip it without a word."""
     with pytest.raises(UnknownSetting) as caught:
         config.set(name, 1)
@@ -252,7 +333,7 @@ def test_names_that_are_not_ours_are_gunicorns_business(config: Config) -> None:
     assert not hasattr(config, "grace_nothing")
 
 
-# -- adoption ----------------------------------------------------------------------------------------------------------
+# -- adoption ----
 
 
 def test_adopting_twice_changes_nothing() -> None:
@@ -273,7 +354,8 @@ def test_adopting_twice_changes_nothing() -> None:
 
 
 def test_the_settings_are_gunicorns_own_kind(config: Config) -> None:
-    """Each is registered once in KNOWN_SETTINGS, in section Grace, described and printed by ``--print-config``."""
+    """Each is registered once in KNOWN_SETTINGS, in section Grace, described and printed by
+    ``--print-config``."""
     ours: list[Any] = [known for known in KNOWN_SETTINGS if str(known.name).startswith("grace_")]
     assert sorted(known.name for known in ours) == sorted(NAMES)
     assert {known.section for known in ours} == {"Grace"}
@@ -306,15 +388,21 @@ def test_nothing_is_loaded_outside_gunicorn() -> None:
     assert module.loaded() is None
 
 
-# -- together ----------------------------------------------------------------------------------------------------------
+# -- together ----
 
 
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
         (Settings(trigger="token"), "grace_trigger_token is not set"),
-        (Settings(liveness_path="/readyz"), r"grace_readiness_path and grace_liveness_path are both '/readyz'"),
-        (Settings(startup_path="/livez"), r"grace_liveness_path and grace_startup_path are both '/livez'"),
+        (
+            Settings(liveness_path="/readyz"),
+            r"grace_readiness_path and grace_liveness_path are both '/readyz'",
+        ),
+        (
+            Settings(startup_path="/livez"),
+            r"grace_liveness_path and grace_startup_path are both '/livez'",
+        ),
     ],
 )
 def test_what_does_not_go_together_is_refused(settings: Settings, says: str) -> None:
@@ -325,7 +413,12 @@ def test_what_does_not_go_together_is_refused(settings: Settings, says: str) -> 
 
 
 @pytest.mark.parametrize(
-    "settings", [Settings(), Settings(trigger="token", trigger_token=Secret("x")), Settings(liveness_path="/healthz")]
+    "settings",
+    [
+        Settings(),
+        Settings(trigger="token", trigger_token=Secret("x")),
+        Settings(liveness_path="/healthz"),
+    ],
 )
 def test_what_goes_together_is_accepted(settings: Settings) -> None:
     """The defaults do, and liveness may have its alias as its own path."""
@@ -333,7 +426,8 @@ def test_what_goes_together_is_accepted(settings: Settings) -> None:
 
 
 def test_a_loaded_configuration_is_checked() -> None:
-    """``Config.validate``, gunicorn's last step of loading, ends with our check and does gunicorn's own first."""
+    """``Config.validate``, gunicorn's last step of loading, ends with our check and does gunicorn's
+    own first."""
     cfg = Config()
     install(cfg)
     cfg.validate()
@@ -342,13 +436,17 @@ def test_a_loaded_configuration_is_checked() -> None:
         cfg.validate()
 
 
-# -- the budget line ---------------------------------------------------------------------------------------------------
+# -- the budget line ----
 
 
 @pytest.mark.parametrize(
     ("settings", "by_hand", "wanted"),
     [
-        (Settings(), False, (False, "lame duck 10 s, then up to 18 s to drain, gone by 28 s of 30 s")),
+        (
+            Settings(),
+            False,
+            (False, "lame duck 10 s, then up to 18 s to drain, gone by 28 s of 30 s"),
+        ),
         (
             Settings(graceful_timeout=8),
             True,
@@ -359,7 +457,11 @@ def test_a_loaded_configuration_is_checked() -> None:
             True,
             (False, "lame duck 10 s, then up to 30 s to drain; the platform's period is not known"),
         ),
-        (Settings(shutdown_delay=23), False, (False, "lame duck 23 s, then up to 5 s to drain, gone by 28 s of 30 s")),
+        (
+            Settings(shutdown_delay=23),
+            False,
+            (False, "lame duck 23 s, then up to 5 s to drain, gone by 28 s of 30 s"),
+        ),
         (
             Settings(shutdown_delay=20),
             True,
@@ -401,9 +503,20 @@ def test_a_loaded_configuration_is_checked() -> None:
             ),
         ),
     ],
-    ids=["fits", "fits-with-room", "unknown", "just-the-reserve", "cut", "too-long", "short-drain", "fractions"],
+    ids=[
+        "fits",
+        "fits-with-room",
+        "unknown",
+        "just-the-reserve",
+        "cut",
+        "too-long",
+        "short-drain",
+        "fractions",
+    ],
 )
-def test_the_budget_in_one_line(settings: Settings, by_hand: bool, wanted: tuple[bool, str]) -> None:
+def test_the_budget_in_one_line(
+    settings: Settings, by_hand: bool, wanted: tuple[bool, str]
+) -> None:
     """The sum that fits, or the formula that does not, both numbers and the way out."""
     assert budget_line(settings, graceful_timeout_given=by_hand) == wanted
 
@@ -423,8 +536,8 @@ seconds = st.integers(0, 120)
     by_hand=st.booleans(),
 )
 def test_the_way_out_is_one(settings: Settings, by_hand: bool) -> None:
-    """Whoever raises the period to the number in the warning is warned no more; what fits is never a warning, and a
-    delay that is cut is cut to what LAME_DUCK then lasts."""
+    """Whoever raises the period to the number in the warning is warned no more; what fits is never
+    a warning, and a delay that is cut is cut to what LAME_DUCK then lasts."""
     warn, line = budget_line(settings, graceful_timeout_given=by_hand)
     assert len(line.splitlines()) == 1
     drain = max(settings.graceful_timeout, settings.drain_reserve)
@@ -442,10 +555,13 @@ def test_the_way_out_is_one(settings: Settings, by_hand: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "by_hand"), [(None, False), (30, True), (8, True)], ids=["default", "the-default-by-hand", "other"]
+    ("value", "by_hand"),
+    [(None, False), (30, True), (8, True)],
+    ids=["default", "the-default-by-hand", "other"],
 )
 def test_a_value_that_was_set_by_hand_is_known(value: int | None, by_hand: bool) -> None:
-    """``graceful_timeout = 30`` in a file is a wish, which is worth a warning when it is cut; the default is none."""
+    """``graceful_timeout = 30`` in a file is a wish, which is worth a warning when it is cut; the
+    default is none."""
     cfg = Config()
     adopt(cfg, {})
     if value is not None:

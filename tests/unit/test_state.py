@@ -33,7 +33,8 @@ PATIENCE = 30
 
 
 def run(code: str, *args: object) -> subprocess.Popen[str]:
-    """A process that shares nothing with this one but what it opens: with ``st``, ``S`` and its arguments at hand."""
+    """A process that shares nothing with this one but what it opens: with ``st``, ``S`` and its
+    arguments at hand."""
     prelude = "import os, sys\nfrom gunicorn_grace import state as st\nfrom gunicorn_grace.state import State as S\n"
     return subprocess.Popen(
         [sys.executable, "-W", "error", "-c", prelude + code, *map(str, args)],
@@ -48,7 +49,7 @@ def path(state: State) -> str:
     return f"/proc/{os.getpid()}/fd/{state.fd}"
 
 
-# -- layout and seals --------------------------------------------------------------------------------------------------
+# -- layout and seals ----
 
 
 def test_every_cell_has_its_own_aligned_place(memory: State) -> None:
@@ -69,7 +70,8 @@ def test_every_cell_has_its_own_aligned_place(memory: State) -> None:
 
 
 def test_the_memory_is_sealed_against_resizing(memory: State) -> None:
-    """No process of ours can pull the mapping from under another one (SIGBUS), nor take the seals off."""
+    """No process of ours can pull the mapping from under another one (SIGBUS), nor take the seals
+    off."""
     seals = fcntl.fcntl(memory.fd, fcntl.F_GET_SEALS)
     assert seals == fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
     for size in (0, 64, 1 << 20):
@@ -80,9 +82,14 @@ def test_the_memory_is_sealed_against_resizing(memory: State) -> None:
 
 
 def test_a_new_memory_belongs_to_the_process_that_made_it(memory: State) -> None:
-    """It says which arbiter, which layout, that nothing has begun and that no worker is there; exec closes it."""
+    """It says which arbiter, which layout, that nothing has begun and that no worker is there; exec
+    closes it."""
     cells = memory.cells
-    assert (cells[st.ARBITER], cells[st.VERSION], cells[st.SLOT_COUNT]) == (os.getpid(), st.LAYOUT, 8)
+    assert (cells[st.ARBITER], cells[st.VERSION], cells[st.SLOT_COUNT]) == (
+        os.getpid(),
+        st.LAYOUT,
+        8,
+    )
     assert memory.phase() is Phase.STARTING
     assert not memory.is_terminating()
     assert memory.t0() == 0
@@ -93,7 +100,8 @@ def test_a_new_memory_belongs_to_the_process_that_made_it(memory: State) -> None
 
 
 def test_closing_gives_every_descriptor_back() -> None:
-    """Opened and closed, in good and in bad cases, this process holds as many descriptors as before."""
+    """Opened and closed, in good and in bad cases, this process holds as many descriptors as
+    before."""
     before = len(os.listdir("/proc/self/fd"))
     made = State.create(slots=1)
     State.open(path(made)).close()
@@ -104,7 +112,7 @@ def test_closing_gives_every_descriptor_back() -> None:
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-# -- processes ---------------------------------------------------------------------------------------------------------
+# -- processes ----
 
 
 def test_a_fork_shares_the_mapping() -> None:
@@ -122,7 +130,8 @@ def test_a_fork_shares_the_mapping() -> None:
 
 
 def test_another_process_opens_it_by_its_link(memory: State) -> None:
-    """A process that was told nothing finds ``/proc/<pid>/fd/<n>``, and both read what the other one stored."""
+    """A process that was told nothing finds ``/proc/<pid>/fd/<n>``, and both read what the other
+    one stored."""
     memory.cells[st.PHASE] = Phase.SERVING
     with run(
         "mine = [p for p in st.instances() if p.startswith(sys.argv[1])]\n"
@@ -149,7 +158,8 @@ def test_a_mapping_is_found_once_however_many_hold_it(memory: State) -> None:
 
 
 def test_no_read_is_torn(memory: State) -> None:
-    """While another process stores two patterns that differ in every byte, each read is one of both."""
+    """While another process stores two patterns that differ in every byte, each read is one of
+    both."""
     patterns = {0x1111111111111111, 0x6E6E6E6E6E6E6E6E}
     cell = memory.slot(3) + st.LAST_ARRIVAL
     stop = memory.slot(4)
@@ -180,7 +190,8 @@ def test_no_read_is_torn(memory: State) -> None:
 
 
 def test_racing_triggers_leave_one_that_is_whole(memory: State) -> None:
-    """Four processes trigger at the same moment: at least one began it, and the cell is the store of one of them."""
+    """Four processes trigger at the same moment: at least one began it, and the cell is the store
+    of one of them."""
     origins = [Origin.HTTP, Origin.PRESTOP, Origin.DRAIN, Origin.HTTP]
     before = time.monotonic_ns() & ~st.ORIGIN_MASK
     racers = [
@@ -202,13 +213,15 @@ def test_racing_triggers_leave_one_that_is_whole(memory: State) -> None:
     began = [int(racer.communicate(timeout=PATIENCE)[0]) for racer in racers]
     winner = memory.cells[st.TRIGGER]
     assert sum(began) >= 1
-    assert Origin(winner & st.ORIGIN_MASK) in [origin for origin, won in zip(origins, began, strict=True) if won]
+    assert Origin(winner & st.ORIGIN_MASK) in [
+        origin for origin, won in zip(origins, began, strict=True) if won
+    ]
     assert before <= memory.t0() <= time.monotonic_ns()
     assert not memory.trigger(Origin.DRAIN)
     assert memory.cells[st.TRIGGER] == winner
 
 
-# -- the trigger -------------------------------------------------------------------------------------------------------
+# -- the trigger ----
 
 
 def test_the_first_trigger_wins(memory: State) -> None:
@@ -234,7 +247,8 @@ def test_a_consumed_trigger_does_not_count(memory: State) -> None:
 
 @pytest.mark.parametrize("cell", [st.SIGTERM, st.TRIGGER])
 def test_it_terminates_before_the_arbiter_looks(memory: State, cell: int) -> None:
-    """A store by a signal handler or a trigger turns every process's answer at once; never ready stays never ready."""
+    """A store by a signal handler or a trigger turns every process's answer at once; never ready
+    stays never ready."""
     memory.cells[cell] = 8_000
     assert memory.phase() is Phase.STARTING
     memory.cells[st.PHASE] = Phase.SERVING
@@ -262,18 +276,22 @@ def test_seconds_left_never_goes_below_zero(memory: State) -> None:
     assert memory.seconds_left() == 0
 
 
-# -- slots -------------------------------------------------------------------------------------------------------------
+# -- slots ----
 
 
 def test_a_slot_is_clean_when_claimed_and_listed_while_it_is(memory: State) -> None:
-    """A worker finds nothing of its predecessor but the totals, to count on; neighbours keep what is theirs."""
+    """A worker finds nothing of its predecessor but the totals, to count on; neighbours keep what
+    is theirs."""
     for number in range(8):
         for begin in (memory.slot(number), memory.meter(number)):
             for cell in range(begin, begin + 8):
                 memory.cells[cell] = 99
     before = memory.cells.tolist()
     memory.claim(3, age=12)
-    mine = {*range(memory.slot(3), memory.slot(3) + 8), *range(memory.meter(3), memory.meter(3) + 8)}
+    mine = {
+        *range(memory.slot(3), memory.slot(3) + 8),
+        *range(memory.meter(3), memory.meter(3) + 8),
+    }
     changed = {i for i, value in enumerate(memory.cells) if value != before[i]}
     kept = {memory.slot(3) + st.REQUESTS, memory.slot(3) + st.SINCE_T0}
     assert changed == mine - kept | {st.SLOTS_USED}
@@ -285,7 +303,8 @@ def test_a_slot_is_clean_when_claimed_and_listed_while_it_is(memory: State) -> N
 
 
 def test_the_totals_outlive_the_worker(memory: State) -> None:
-    """Requests, those since T0, the last arrival and what was cut off are counted once for each worker, dead or not."""
+    """Requests, those since T0, the last arrival and what was cut off are counted once for each
+    worker, dead or not."""
     for number, (in_flight, cut_off, requests, since, last) in enumerate(
         [(2, 0, 10, 4, 500), (0, 3, 5, 0, 300), (1, 1, 1, 1, 400)]
     ):
@@ -302,7 +321,8 @@ def test_the_totals_outlive_the_worker(memory: State) -> None:
 
 
 def test_a_worker_counts_on_from_those_before_it(memory: State) -> None:
-    """The next worker of a slot adds to the slot's totals; the sum over the slots is that over all workers."""
+    """The next worker of a slot adds to the slot's totals; the sum over the slots is that over all
+    workers."""
     for age in (1, 2, 3):
         memory.claim(2, age)
         seat = Seat(memory, 2, Settings(), log=None)
@@ -318,8 +338,8 @@ def test_a_worker_counts_on_from_those_before_it(memory: State) -> None:
 
 
 def test_no_sum_goes_back_while_workers_come_and_go(memory: State) -> None:
-    """Another process that sums all the time never sees a total shrink, nor one that was not reached yet, however many
-    workers are claimed, counted and freed meanwhile."""
+    """Another process that sums all the time never sees a total shrink, nor one that was not
+    reached yet, however many workers are claimed, counted and freed meanwhile."""
     watcher = run(
         "s = S.open(sys.argv[1]); last = looks = 0\n"
         "print('ready', flush=True)\n"
@@ -337,7 +357,9 @@ def test_no_sum_goes_back_while_workers_come_and_go(memory: State) -> None:
         memory.claim(number, age)
         slot = memory.slot(number)
         for _ in range(4):
-            cells[st.DELAY] += 1  # Any two cells that nothing else uses here: what may be seen, and what must be.
+            cells[st.DELAY] += (
+                1  # Any two cells that nothing else uses here: what may be seen, and what must be.
+            )
             cells[slot + st.REQUESTS] += 1
             cells[st.DRAIN] += 1
         memory.free(number)
@@ -369,8 +391,8 @@ class Bare:
 
 
 class Preempted:
-    """The memory, giving up the interpreter between each load and the store that follows: what a free-threaded build,
-    or an unlucky switch, does once in a million times."""
+    """The memory, giving up the interpreter between each load and the store that follows: what a
+    free-threaded build, or an unlucky switch, does once in a million times."""
 
     def __init__(self, cells: Any) -> None:
         self.cells = cells
@@ -386,7 +408,8 @@ class Preempted:
 
 @pytest.mark.parametrize("number", [5, None], ids=["slot", "no-slot"])
 def test_threads_of_a_worker_count_exactly(memory: State, number: int | None) -> None:
-    """8 threads begin and end 50 requests each: none is lost or counted twice, and none is left in flight."""
+    """8 threads begin and end 50 requests each: none is lost or counted twice, and none is left in
+    flight."""
 
     memory.claim(5, age=1)
     seat = Seat(memory, number, Settings(), log=None)
@@ -419,7 +442,7 @@ def test_threads_of_a_worker_count_exactly(memory: State, number: int | None) ->
         assert memory.cells[memory.slot(5) + st.REQUESTS] == 0
 
 
-# -- what is not ours --------------------------------------------------------------------------------------------------
+# -- what is not ours ----
 
 
 @contextlib.contextmanager
@@ -464,7 +487,8 @@ def put(index: int, value: int) -> Callable[[memoryview], object]:
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_what_is_not_ours_is_refused(content: bytes, says: str) -> None:
-    """Truncated, foreign, of another version or damaged: one error of ours, which names the file and the numbers."""
+    """Truncated, foreign, of another version or damaged: one error of ours, which names the file
+    and the numbers."""
     with foreign(content) as file, pytest.raises(StateError, match=says) as caught:
         State.open(file)
     assert file in str(caught.value)
@@ -491,21 +515,40 @@ def use(file: str) -> None:
         hyp.binary(max_size=600),
         hyp.integers(0, 1100).map(lambda size: image()[:size]),
         hyp.binary(min_size=600, max_size=700).map(lambda tail: image()[:32] + tail),
-        hyp.dictionaries(hyp.integers(0, 95), hyp.integers(-(1 << 63), (1 << 63) - 1), max_size=4).map(
-            lambda cells: image(lambda view: [view.__setitem__(i, v) for i, v in cells.items()])
-        ),
+        hyp.dictionaries(
+            hyp.integers(0, 95), hyp.integers(-(1 << 63), (1 << 63) - 1), max_size=4
+        ).map(lambda cells: image(lambda view: [view.__setitem__(i, v) for i, v in cells.items()])),
     )
 )
 def test_no_garbage_crashes_a_reader(content: bytes) -> None:
-    """Random bytes, truncations and random cells are read or refused with StateError; nothing else comes out."""
+    """Random bytes, truncations and random cells are read or refused with StateError; nothing else
+    comes out."""
     with foreign(content) as file:
         use(file)
 
 
 def test_names_of_cells_do_not_collide() -> None:
-    """The cells of a slot are eight, those of a meter no more, and the origins fit beside the time of a trigger."""
-    slot = [st.PID, st.AGE, st.BOOTED, st.IN_FLIGHT, st.REQUESTS, st.SINCE_T0, st.LAST_ARRIVAL, st.HOLDS]
-    meter = [st.CLAIMED, st.DISMISSED, st.TERM_SEEN, st.CUT_OFF, st.LONGEST, st.LONGEST_BEFORE, st.WINDOW]
+    """The cells of a slot are eight, those of a meter no more, and the origins fit beside the time
+    of a trigger."""
+    slot = [
+        st.PID,
+        st.AGE,
+        st.BOOTED,
+        st.IN_FLIGHT,
+        st.REQUESTS,
+        st.SINCE_T0,
+        st.LAST_ARRIVAL,
+        st.HOLDS,
+    ]
+    meter = [
+        st.CLAIMED,
+        st.DISMISSED,
+        st.TERM_SEEN,
+        st.CUT_OFF,
+        st.LONGEST,
+        st.LONGEST_BEFORE,
+        st.WINDOW,
+    ]
     assert sorted(slot) == list(range(st.SLOT_CELLS))
     assert sorted(meter) == list(range(st.METER_CELLS - 1))
     assert max(Origin) <= st.ORIGIN_MASK

@@ -50,7 +50,8 @@ PATHS = ("/livez", "/readyz", "/startupz")
 
 @pytest.mark.parametrize("phase", Phase)
 def test_everything_answers_as_in_the_phase(app: Flask, phase: Phase) -> None:
-    """The functions of the package, the blueprint and the middleware; before and after it, as in SERVING."""
+    """The functions of the package, the blueprint and the middleware; before and after it, as in
+    SERVING."""
     clients: list[Any] = [app.test_client(), Client(Probes(Flask("bare")))]
     before = [[client.get(path).status_code for path in PATHS] for client in clients]
     with in_phase(phase):
@@ -59,13 +60,18 @@ def test_everything_answers_as_in_the_phase(app: Flask, phase: Phase) -> None:
         if phase in TABLE:
             for client in clients:
                 assert tuple(client.get(path).status_code for path in PATHS) == TABLE[phase]
-    assert [[client.get(path).status_code for path in PATHS] for client in clients] == before == [[200] * 3] * 2
+    assert (
+        [[client.get(path).status_code for path in PATHS] for client in clients]
+        == before
+        == [[200] * 3] * 2
+    )
     assert gunicorn_grace.phase() is Phase.SERVING
     assert st.current is worker.current is application.current is None
 
 
 def test_the_seconds_left_are_those_that_were_given() -> None:
-    """They do not count down, so a test can compare them; ``None`` where none are given, and while serving."""
+    """They do not count down, so a test can compare them; ``None`` where none are given, and while
+    serving."""
     with in_phase(Phase.LAME_DUCK, seconds_left=8) as instance:
         assert gunicorn_grace.seconds_left() == 8.0
         instance.enter(Phase.DRAINING, seconds_left=0)
@@ -76,7 +82,9 @@ def test_the_seconds_left_are_those_that_were_given() -> None:
         assert gunicorn_grace.seconds_left() is None
 
 
-@pytest.mark.parametrize(("phase", "left"), [(Phase.SERVING, 5), (Phase.STARTING, 0), (Phase.LAME_DUCK, -1)])
+@pytest.mark.parametrize(
+    ("phase", "left"), [(Phase.SERVING, 5), (Phase.STARTING, 0), (Phase.LAME_DUCK, -1)]
+)
 def test_seconds_that_cannot_be_left_are_refused(phase: Phase, left: float) -> None:
     """No shutdown, no deadline; and what was before stays as it is."""
     with (
@@ -146,8 +154,8 @@ def test_a_hold_may_outlive_the_pretence() -> None:
 
 
 def test_callbacks_run_when_the_test_says_so(app: Flask) -> None:
-    """Those of the phase, in their order, once a shutdown, and where no application context is; nothing runs by itself,
-    and none while it serves."""
+    """Those of the phase, in their order, once a shutdown, and where no application context is;
+    nothing runs by itself, and none while it serves."""
     calls: list[str] = []
     on_drain(lambda: calls.append(f"drain {has_app_context()}"))
     on_lame_duck(lambda: calls.append(f"lame duck {has_app_context()}"))
@@ -196,7 +204,10 @@ def test_a_callback_that_overruns_is_an_error_that_names_it() -> None:
     def slow() -> None:
         let_go.wait(20)
 
-    with in_phase(Phase.DRAINING) as instance, pytest.raises(TimeoutError, match=r"on_drain callback .*slow \("):
+    with (
+        in_phase(Phase.DRAINING) as instance,
+        pytest.raises(TimeoutError, match=r"on_drain callback .*slow \("),
+    ):
         instance.run_callbacks()
     let_go.set()
 
@@ -204,7 +215,9 @@ def test_a_callback_that_overruns_is_an_error_that_names_it() -> None:
 def test_a_real_gunicorn_is_left_alone(memory: State, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a process of one it is refused, and nothing is changed."""
     monkeypatch.setattr(st, "current", memory)
-    with pytest.raises(UsageError, match=r"in_phase\(LAME_DUCK\) in process \d+, which belongs to a real gunicorn"):
+    with pytest.raises(
+        UsageError, match=r"in_phase\(LAME_DUCK\) in process \d+, which belongs to a real gunicorn"
+    ):
         in_phase().__enter__()
     assert st.current is memory
     assert worker.current is None
@@ -217,14 +230,17 @@ def test_no_command_finds_it() -> None:
         assert st.current is not None
         assert not st.current.shared_by_name
         if sys.platform == "linux":
-            assert [path for path in st.instances() if path not in before and f"/{os.getpid()}/" in path] == []
+            assert [
+                path for path in st.instances() if path not in before and f"/{os.getpid()}/" in path
+            ] == []
 
 
-# -- the documentation -------------------------------------------------------------------------------------------------
+# -- the documentation ----
 
 
 def test_the_code_in_the_documentation_works(app: Flask, grace_instance: Instance) -> None:
-    """Every block of docs/application.md is executed, its tests are run, and its callbacks and holds do as it says."""
+    """Every block of docs/application.md is executed, its tests are run, and its callbacks and
+    holds do as it says."""
     page = DOCS / "application.md"
     left: list[str] = []
     sent: SimpleQueue[str] = SimpleQueue()
@@ -254,7 +270,8 @@ def test_the_code_in_the_documentation_works(app: Flask, grace_instance: Instanc
     names["export"]()
 
 
-# -- pytest ------------------------------------------------------------------------------------------------------------
+# -- pytest ----
+
 
 USERS_TEST = """
 import sys
@@ -274,12 +291,23 @@ def test_without_it():
 
 
 def test_pytest_finds_the_fixture(tmp_path: Path) -> None:
-    """In a project of a user's, with nothing in its conftest; and loading the plugin imports no framework."""
+    """In a project of a user's, with nothing in its conftest; and loading the plugin imports no
+    framework."""
     (found,) = [point for point in entry_points(group="pytest11") if point.name == "gunicorn_grace"]
     assert found.value == "gunicorn_grace.pytest_plugin"
     (tmp_path / "test_mine.py").write_text(USERS_TEST)
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "error", str(tmp_path)]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-W",
+        "error",
+        str(tmp_path),
+    ]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 passed" in done.stdout

@@ -1,8 +1,8 @@
 """The trigger's gate, asked by real processes over real sockets.
 
-The test is the worker: it accepts a connection and hands the accepted socket to the gate. Who asks is a child
-of it. A gate whose arbiter is the test takes such a child for one of our own; to others, the child is a
-stranger.
+The test is the worker: it accepts a connection and hands the accepted socket to the gate. Who asks
+is a child of it. A gate whose arbiter is the test takes such a child for one of our own; to others,
+the child is a stranger.
 """
 
 from __future__ import annotations
@@ -34,7 +34,10 @@ from gunicorn_grace.trigger import Gate, Verdict
 from support.trials import trials
 
 LINUX = sys.platform == "linux"
-pytestmark = [pytest.mark.once, pytest.mark.skipif(not LINUX, reason="the gate reads Linux's /proc")]
+pytestmark = [
+    pytest.mark.once,
+    pytest.mark.skipif(not LINUX, reason="the gate reads Linux's /proc"),
+]
 
 ROOT = Path(trigger.__file__).parents[1]
 PATIENCE = 20.0
@@ -57,7 +60,8 @@ with socket.socket(family) as s:
 # Prints that it runs, and lives until its stdin ends. What it holds, it was given.
 HOLDER = "import sys; print('up', flush=True); sys.stdin.read()"
 
-# A worker in a PID namespace of its own, where it is PID 1: prints its address, then the verdict on who asks.
+# A worker in a PID namespace of its own, where it is PID 1: prints its address, then the verdict on
+# who asks.
 INNER = """
 import json, os, socket, subprocess, sys
 from dataclasses import asdict
@@ -72,8 +76,8 @@ sock.sendall(b"HTTP/1.0 503 \\r\\n\\r\\n"); sock.close()
 if child: child.wait()
 """
 
-# A worker of another user, to whom an accepted socket is handed: prints the verdict on who asks. It changes its user
-# after it has imported what that user may not be able to read.
+# A worker of another user, to whom an accepted socket is handed: prints the verdict on who asks. It
+# changes its user after it has imported what that user may not be able to read.
 NOBODYS = """
 import json, os, socket, sys
 from dataclasses import asdict
@@ -88,7 +92,9 @@ print(json.dumps(asdict(Gate("local", None, arbiter).admit(environ))), flush=Tru
 @contextmanager
 def child(*command: str, **how: Any) -> Iterator[subprocess.Popen[str]]:
     """A process that is gone, and reaped, when the block is left."""
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **how)
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **how
+    )
     try:
         yield process
     finally:
@@ -151,7 +157,9 @@ def curl(listener: socket.socket, gate: Gate, *options: str) -> Verdict:
     else:
         host, port = listener.getsockname()[:2]
         where = f"[{host}]:{port}" if listener.family == socket.AF_INET6 else f"{host}:{port}"
-    with child("curl", "-s", "--noproxy", "*", *options, f"http://{where}/readyz?down=true") as process:
+    with child(
+        "curl", "-s", "--noproxy", "*", *options, f"http://{where}/readyz?down=true"
+    ) as process:
         with accepted(listener) as environ:
             verdict = gate.admit(environ)
         process.communicate(timeout=PATIENCE)
@@ -196,7 +204,8 @@ def stranger() -> Iterator[int]:
 
 @needs_curl
 def test_fresh_curl_is_admitted(listener: socket.socket, stranger: int) -> None:
-    """A curl that was started a moment ago may begin the shutdown, on IPv4, on IPv6 and on a UNIX socket."""
+    """A curl that was started a moment ago may begin the shutdown, on IPv4, on IPv6 and on a UNIX
+    socket."""
     verdict = curl(listener, Gate("local", None, stranger))
     assert verdict.allowed, verdict
     assert re.search(r"pid \d+ \(curl\), started \d\.\d\d s ago", verdict.reason)
@@ -215,7 +224,8 @@ def test_the_source_names_who_asked(listener: socket.socket, stranger: int) -> N
 
 @needs_curl
 def test_curl_of_the_application_is_refused(listener: socket.socket) -> None:
-    """A child of the arbiter may not begin the shutdown: the application can be made to run it (SSRF)."""
+    """A child of the arbiter may not begin the shutdown: the application can be made to run it
+    (SSRF)."""
     verdict = curl(listener, Gate("local", None, os.getpid()))
     assert not verdict.allowed
     assert f"one of our own: the arbiter, pid {os.getpid()}" in verdict.reason
@@ -235,7 +245,10 @@ def test_grandchild_of_the_arbiter_is_refused(v4: socket.socket) -> None:
 
 def test_a_worker_is_refused(listener: socket.socket, stranger: int) -> None:
     """The process at the other end may not be the arbiter itself."""
-    with client_of(listener.family, listener.getsockname()) as process, accepted(listener) as environ:
+    with (
+        client_of(listener.family, listener.getsockname()) as process,
+        accepted(listener) as environ,
+    ):
         verdict = Gate("local", None, process.pid).admit(environ)
         assert not verdict.allowed
         assert f"pid {process.pid} " in verdict.reason
@@ -244,7 +257,8 @@ def test_a_worker_is_refused(listener: socket.socket, stranger: int) -> None:
 
 
 def test_a_name_with_parentheses_hides_no_parent(v4: socket.socket, stranger: int) -> None:
-    """A process cannot forge its parent or its age by its name, which /proc/<pid>/stat quotes as it is."""
+    """A process cannot forge its parent or its age by its name, which /proc/<pid>/stat quotes as it
+    is."""
     name = ") R 1 (x) 7 7"
     with client_of(socket.AF_INET, v4.getsockname(), name) as process, accepted(v4) as environ:
         ours = Gate("local", None, os.getpid()).admit(environ)
@@ -267,8 +281,8 @@ def test_a_name_cannot_break_the_log_line(v4: socket.socket, stranger: int) -> N
 def test_age_is_in_seconds_since_the_start(
     listener: socket.socket, stranger: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A process that is older than MAX_AGE is refused, with both numbers, and the age is its own, in
-    seconds."""
+    """A process that is older than MAX_AGE is refused, with both numbers, and the age is its own,
+    in seconds."""
     before = time.clock_gettime(time.CLOCK_BOOTTIME)
     with client_of(listener.family, listener.getsockname()) as _, accepted(listener) as environ:
         reached = time.clock_gettime(time.CLOCK_BOOTTIME)
@@ -292,7 +306,8 @@ def test_an_age_of_ten_seconds_is_the_limit() -> None:
 
 @contextmanager
 def elder_and_younger(*sockets: socket.socket, gap: float = 1.0) -> Iterator[tuple[int, int]]:
-    """Two holders of the same sockets. The elder's age, taken just before a look, lies between theirs at the look."""
+    """Two holders of the same sockets. The elder's age, taken just before a look, lies between
+    theirs at the look."""
     with ExitStack() as stack:
         elder = stack.enter_context(holder(*sockets)).pid
         ticks = os.sysconf("SC_CLK_TCK")
@@ -312,8 +327,8 @@ def age_of(pid: int) -> float:
 def test_age_tells_an_old_process_from_a_young_one(
     v4: socket.socket, stranger: int, who: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of two processes on the two sides of MAX_AGE, the younger alone is admitted, and the elder alone is
-    refused."""
+    """Of two processes on the two sides of MAX_AGE, the younger alone is admitted, and the elder
+    alone is refused."""
     with (
         socket.create_connection(v4.getsockname()) as theirs,
         v4.accept()[0] as ours,
@@ -328,7 +343,9 @@ def test_age_tells_an_old_process_from_a_young_one(
     assert f"pid {elder if who == 'elder' else younger} " in verdict.reason
 
 
-def test_an_old_second_holder_refuses(v4: socket.socket, stranger: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_old_second_holder_refuses(
+    v4: socket.socket, stranger: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A young process that shares its socket with an old one is refused because of the old one."""
     with (
         socket.create_connection(v4.getsockname()) as theirs,
@@ -348,7 +365,8 @@ def test_an_old_second_holder_refuses(v4: socket.socket, stranger: int, monkeypa
 
 @pytest.mark.parametrize("ours_is", [0, 1])
 def test_every_holder_must_pass(v4: socket.socket, stranger: int, ours_is: int) -> None:
-    """A socket of two processes, one of them ours, is refused, whichever of the two is looked at first."""
+    """A socket of two processes, one of them ours, is refused, whichever of the two is looked at
+    first."""
     with (
         socket.create_connection(v4.getsockname()) as theirs,
         v4.accept()[0] as ours,
@@ -365,7 +383,8 @@ def test_every_holder_must_pass(v4: socket.socket, stranger: int, ours_is: int) 
 
 # --- relays
 
-# A young process that asks for others: it has a socket to be asked by, of the kind that its first argument says.
+# A young process that asks for others: it has a socket to be asked by, of the kind that its first
+# argument says.
 RELAY = """
 import os, socket, sys
 kind, address, folder = eval(sys.argv[1])
@@ -387,13 +406,25 @@ with socket.socket(socket.AF_UNIX if isinstance(address, str) else len(address) 
 
 
 @pytest.mark.parametrize(
-    "kind", ["listens on TCP", "listens on IPv6", "listens on a UNIX socket", "has a client", "has a UNIX connection"]
+    "kind",
+    [
+        "listens on TCP",
+        "listens on IPv6",
+        "listens on a UNIX socket",
+        "has a client",
+        "has a UNIX connection",
+    ],
 )
 @pytest.mark.parametrize("over", ["tcp", "unix"])
 def test_a_young_relay_is_refused(kind: str, over: str, stranger: int, tmp_path: Path) -> None:
-    """A process that others can ask may not trigger, however young: a proxy that was started with the container, its
-    worker after a reload, a child that socat forks for a client. The streams of a systemd service are no such sign."""
-    family, address = (socket.AF_INET, ("127.0.0.1", 0)) if over == "tcp" else (socket.AF_UNIX, str(tmp_path / "s"))
+    """A process that others can ask may not trigger, however young: a proxy that was started with
+    the container, its worker after a reload, a child that socat forks for a client. The streams of
+    a systemd service are no such sign."""
+    family, address = (
+        (socket.AF_INET, ("127.0.0.1", 0))
+        if over == "tcp"
+        else (socket.AF_UNIX, str(tmp_path / "s"))
+    )
     if kind == "listens on IPv6":
         with listening(socket.AF_INET6, ("::1", 0)):
             pass  # or it is skipped
@@ -425,7 +456,8 @@ def test_ipv4_client_of_a_dual_stack_listener(stranger: int) -> None:
 
 @pytest.mark.parametrize("dual_stack", [False, True], ids=["IPv4 listener", "dual-stack listener"])
 def test_mapped_client(stranger: int, dual_stack: bool) -> None:
-    """A client that speaks IPv4 through an IPv6 socket, which /proc lists as mapped in tcp6, is found."""
+    """A client that speaks IPv4 through an IPv6 socket, which /proc lists as mapped in tcp6, is
+    found."""
     family, any_address = (socket.AF_INET6, "::") if dual_stack else (socket.AF_INET, "127.0.0.1")
     with listening(family, (any_address, 0), dual_stack=dual_stack) as listener:
         address = ("::ffff:127.0.0.1", listener.getsockname()[1])
@@ -444,10 +476,12 @@ def own_address(family: int, elsewhere: str) -> str:
         return str(sock.getsockname()[0])
 
 
-@pytest.mark.parametrize(("family", "elsewhere"), [(socket.AF_INET, "203.0.113.1"), (socket.AF_INET6, "2001:db8::1")])
+@pytest.mark.parametrize(
+    ("family", "elsewhere"), [(socket.AF_INET, "203.0.113.1"), (socket.AF_INET6, "2001:db8::1")]
+)
 def test_another_address_is_refused(family: int, elsewhere: str, stranger: int) -> None:
-    """A peer that is not on loopback is refused, whatever REMOTE_ADDR says, and its process is not looked
-    up."""
+    """A peer that is not on loopback is refused, whatever REMOTE_ADDR says, and its process is not
+    looked up."""
     address = own_address(family, elsewhere)
     if ipaddress.ip_address(address).is_loopback:
         pytest.skip("this machine has no address but loopback")
@@ -470,8 +504,8 @@ def test_another_address_is_refused(family: int, elsewhere: str, stranger: int) 
     st.tuples(*[st.integers(0, 255)] * 2, st.integers(1, 254)),
 )
 def test_the_kernel_spells_addresses_as_we_do(a: tuple[int, ...], b: tuple[int, ...]) -> None:
-    """Whatever the two addresses and ports, the one row that is taken from /proc/net/tcp is that of the
-    peer."""
+    """Whatever the two addresses and ports, the one row that is taken from /proc/net/tcp is that of
+    the peer."""
     server, client = ("127." + ".".join(map(str, end)) for end in (a, b))
     with (
         closing(socket.create_server((server, 0))) as listener,
@@ -495,8 +529,12 @@ def test_a_tls_socket_is_a_socket(v4: socket.socket, stranger: int) -> None:
 
 
 def test_a_handshake_is_no_connection() -> None:
-    """A socket that only tries to connect is not taken for the peer, and what is not found is refused."""
-    with closing(socket.create_server(("127.0.0.1", 0), backlog=0)) as listener, ExitStack() as stack:
+    """A socket that only tries to connect is not taken for the peer, and what is not found is
+    refused."""
+    with (
+        closing(socket.create_server(("127.0.0.1", 0), backlog=0)) as listener,
+        ExitStack() as stack,
+    ):
         where = listener.getsockname()
         waiting = [stack.enter_context(socket.socket()) for _ in range(4)]
         for sock in waiting:
@@ -568,28 +606,47 @@ def verdict_from(inner: subprocess.Popen[str]) -> Verdict:
 
 @contextmanager
 def inner_worker(
-    family: int, address: Any, arbiter: int, ask: list[str] | None = None, *, mount_proc: bool = True
+    family: int,
+    address: Any,
+    arbiter: int,
+    ask: list[str] | None = None,
+    *,
+    mount_proc: bool = True,
 ) -> Iterator[tuple[subprocess.Popen[str], Any]]:
     """A worker in a new PID namespace, where it is PID 1, and the address it listens at."""
     probe = subprocess.run(
-        ["unshare", "--pid", "--fork", "--mount-proc", "true"], capture_output=True, text=True, check=False
+        ["unshare", "--pid", "--fork", "--mount-proc", "true"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if probe.returncode:
         pytest.skip(f"no PID namespace to be had: {probe.stderr.strip()}")
-    command = ["unshare", "--pid", "--fork", "--kill-child", *(["--mount-proc"] if mount_proc else [])]
+    command = [
+        "unshare",
+        "--pid",
+        "--fork",
+        "--kill-child",
+        *(["--mount-proc"] if mount_proc else []),
+    ]
     argument = repr((int(family), address, arbiter, ask))
     with child(*command, sys.executable, "-S", "-c", INNER, argument, cwd=ROOT) as inner:
         assert inner.stdout is not None
         yield inner, json.loads(inner.stdout.readline())
 
 
-needs_unshare = pytest.mark.skipif(shutil.which("unshare") is None, reason="unshare is not installed")
+needs_unshare = pytest.mark.skipif(
+    shutil.which("unshare") is None, reason="unshare is not installed"
+)
 
 
 @needs_curl
 @needs_unshare
-def test_an_asker_in_a_namespace_below_ours_is_refused(listener: socket.socket, stranger: int) -> None:
-    """A young process that we see, but that lives in a PID namespace of its own, is in another container."""
+def test_an_asker_in_a_namespace_below_ours_is_refused(
+    listener: socket.socket, stranger: int
+) -> None:
+    """A young process that we see, but that lives in a PID namespace of its own, is in another
+    container."""
     where = listener.getsockname()
     options = ["--unix-socket", where] if isinstance(where, str) else []
     host = (
@@ -615,13 +672,16 @@ def test_an_asker_in_a_namespace_below_ours_is_refused(listener: socket.socket, 
 @needs_unshare
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_UNIX])
 def test_an_asker_in_a_namespace_beside_ours_is_refused(family: int, tmp_path: Path) -> None:
-    """Loopback of the same pod, yet of a container whose processes we cannot see: nothing is known, so no."""
+    """Loopback of the same pod, yet of a container whose processes we cannot see: nothing is known,
+    so no."""
     address = ("127.0.0.1", 0) if family == socket.AF_INET else str(tmp_path / "s")
     with inner_worker(family, address, 1) as (inner, where), socket.socket(family) as theirs:
         theirs.connect(tuple(where) if isinstance(where, list) else where)
         verdict = verdict_from(inner)
     assert not verdict.allowed
-    expected = "no process that we may look into" if family == socket.AF_INET else "another PID namespace"
+    expected = (
+        "no process that we may look into" if family == socket.AF_INET else "another PID namespace"
+    )
     assert expected in verdict.reason
     assert trigger.WAY_OUT in verdict.reason
 
@@ -630,8 +690,8 @@ def test_an_asker_in_a_namespace_beside_ours_is_refused(family: int, tmp_path: P
 @needs_unshare
 @pytest.mark.parametrize("shell", [False, True])
 def test_an_exec_hook_is_admitted_where_the_arbiter_is_pid_1(shell: bool) -> None:
-    """A process that is put into the container from outside, as a preStop exec is, has no parent there and
-    passes."""
+    """A process that is put into the container from outside, as a preStop exec is, has no parent
+    there and passes."""
     with inner_worker(socket.AF_INET, ("127.0.0.1", 0), 1) as (inner, where):
         ask = ["curl", "-s", "--noproxy", "*", "http://{}:{}/".format(*where)]
         if shell:
@@ -657,7 +717,8 @@ def test_curl_of_the_application_is_refused_where_the_arbiter_is_pid_1() -> None
 @needs_curl
 @needs_unshare
 def test_a_proc_of_another_namespace_is_not_read() -> None:
-    """Where /proc numbers processes otherwise than we do, our own curl would be a stranger: refused."""
+    """Where /proc numbers processes otherwise than we do, our own curl would be a stranger:
+    refused."""
     ask = ["curl", "-s", "--noproxy", "*", "http://{}:{}/"]
     with inner_worker(socket.AF_INET, ("127.0.0.1", 0), 1, ask, mount_proc=False) as (inner, _):
         verdict = verdict_from(inner)
@@ -666,17 +727,22 @@ def test_a_proc_of_another_namespace_is_not_read() -> None:
 
 
 def verdict_of_nobody(environ: dict[str, Any], arbiter: int) -> Verdict:
-    """The verdict of a worker that gave up its privileges. It is no fork of the test, in which threads of xdist run."""
+    """The verdict of a worker that gave up its privileges. It is no fork of the test, in which
+    threads of xdist run."""
     sock = environ["gunicorn.socket"]
     rest = {name: value for name, value in environ.items() if name != "gunicorn.socket"}
-    with python(NOBODYS, repr((arbiter, sock.fileno(), NOBODY, rest)), cwd=ROOT, pass_fds=[sock.fileno()]) as worker:
+    with python(
+        NOBODYS, repr((arbiter, sock.fileno(), NOBODY, rest)), cwd=ROOT, pass_fds=[sock.fileno()]
+    ) as worker:
         return verdict_from(worker)
 
 
 @needs_root
-def test_a_hook_of_another_user_is_refused_with_the_way_out(listener: socket.socket, stranger: int) -> None:
-    """A worker that may not look into the asking process refuses, and its reason names `prestop` and
-    `token`."""
+def test_a_hook_of_another_user_is_refused_with_the_way_out(
+    listener: socket.socket, stranger: int
+) -> None:
+    """A worker that may not look into the asking process refuses, and its reason names `prestop`
+    and `token`."""
     with client_of(listener.family, listener.getsockname()), accepted(listener) as environ:
         verdict = verdict_of_nobody(environ, stranger)
     assert not verdict.allowed
@@ -717,8 +783,8 @@ def test_a_closed_socket_is_refused(v4: socket.socket, stranger: int) -> None:
 
 
 def test_one_look_up_a_second(listener: socket.socket, stranger: int) -> None:
-    """A second trigger within the second is refused with the reason; a full second later it is looked up
-    again."""
+    """A second trigger within the second is refused with the reason; a full second later it is
+    looked up again."""
     now = [100.0]
     gate = Gate("local", None, stranger, clock=lambda: now[0])
     with client_of(listener.family, listener.getsockname()), accepted(listener) as environ:
@@ -751,7 +817,9 @@ def test_of_many_threads_one_looks_up(v4: socket.socket) -> None:
     try:
         with socket.create_connection(v4.getsockname()), v4.accept()[0] as ours:
             for _ in range(100):
-                gate = Gate("local", None, 1, proc="/nonexistent", clock=lambda: sum(range(50)) * 0.0)
+                gate = Gate(
+                    "local", None, 1, proc="/nonexistent", clock=lambda: sum(range(50)) * 0.0
+                )
                 barrier = threading.Barrier(8)
                 with ThreadPoolExecutor(8) as threads:
                     asked = [threads.submit(ask, gate, barrier, ours) for _ in range(8)]
@@ -793,20 +861,26 @@ def test_the_token_is_admitted_from_a_peer_that_hung_up(v4: socket.socket) -> No
         theirs.close()  # with a reset
         with pytest.raises(ConnectionResetError):
             ours.recv(1)
-        verdict = Gate("token", "s3cret", 1).admit({"gunicorn.socket": ours, "HTTP_X_GRACE_TOKEN": "s3cret"})
+        verdict = Gate("token", "s3cret", 1).admit(
+            {"gunicorn.socket": ours, "HTTP_X_GRACE_TOKEN": "s3cret"}
+        )
     assert verdict.allowed
     assert "gone" in verdict.source
 
 
 def test_a_token_of_raw_bytes_is_admitted() -> None:
-    """A token that came from the environment as bytes that are no UTF-8 is compared as those bytes."""
+    """A token that came from the environment as bytes that are no UTF-8 is compared as those
+    bytes."""
     token = b"\xff\xfe".decode("utf-8", "surrogateescape")
     assert Gate("token", token, 1).admit({"HTTP_X_GRACE_TOKEN": "\xff\xfe"}).allowed
 
 
-@pytest.mark.parametrize("given", [None, "", "s3cre", "s3cret ", "S3CRET", "schlüssel", "鍵", "\ud800", b"s3cret", 7])
+@pytest.mark.parametrize(
+    "given", [None, "", "s3cre", "s3cret ", "S3CRET", "schlüssel", "鍵", "\ud800", b"s3cret", 7]
+)
 def test_another_token_is_refused(given: object) -> None:
-    """A token that is missing, wrong, or not even text in latin-1 is refused, and neither is quoted."""
+    """A token that is missing, wrong, or not even text in latin-1 is refused, and neither is
+    quoted."""
     verdict = Gate("token", "s3cret", 1).admit({"HTTP_X_GRACE_TOKEN": given})
     assert not verdict.allowed
     assert "s3cret" not in verdict.reason + verdict.source
@@ -814,7 +888,9 @@ def test_another_token_is_refused(given: object) -> None:
 
 
 @pytest.mark.parametrize("token", [None, ""])
-@pytest.mark.parametrize("environ", [{}, {"HTTP_X_GRACE_TOKEN": ""}, {"HTTP_X_GRACE_TOKEN": "None"}])
+@pytest.mark.parametrize(
+    "environ", [{}, {"HTTP_X_GRACE_TOKEN": ""}, {"HTTP_X_GRACE_TOKEN": "None"}]
+)
 def test_without_a_token_none_matches(token: str | None, environ: dict[str, str]) -> None:
     """An empty header does not match a token that was never set."""
     verdict = Gate("token", token, 1).admit(environ)
@@ -870,7 +946,13 @@ names = st.text(max_size=8) | st.sampled_from(
     ]
 )
 values = (
-    st.none() | st.integers() | st.text() | st.binary() | st.lists(st.text()) | st.builds(Broken) | st.just(UNCONNECTED)
+    st.none()
+    | st.integers()
+    | st.text()
+    | st.binary()
+    | st.lists(st.text())
+    | st.builds(Broken)
+    | st.just(UNCONNECTED)
 )
 
 
@@ -880,7 +962,9 @@ def test_garbage_is_refused(mode: str, environ: dict[str, Any]) -> None:
     """Whatever an environ holds, the gate answers with a refusal of one printable line, and raises
     nothing."""
     with socket.socket() as unconnected:
-        environ = {name: unconnected if value is UNCONNECTED else value for name, value in environ.items()}
+        environ = {
+            name: unconnected if value is UNCONNECTED else value for name, value in environ.items()
+        }
         verdict = Gate(mode, "\x00 no header is this", 1).admit(environ)
     assert not verdict.allowed
     assert verdict.reason.isprintable()

@@ -1,4 +1,5 @@
-"""What runs in a worker: the shedding latch, the access log's filter, and the look at the worker's own sockets."""
+"""What runs in a worker: the shedding latch, the access log's filter, and the look at the worker's
+own sockets."""
 
 from __future__ import annotations
 
@@ -48,7 +49,7 @@ def own(seat: Seat, cell: int) -> int:
     return int(seat.cells[seat.slot + cell])
 
 
-# -- counting ----------------------------------------------------------------------------------------------------------
+# -- counting ----
 
 
 def test_a_request_is_in_flight_from_begin_to_end(seat: Seat) -> None:
@@ -69,9 +70,12 @@ def test_a_request_is_in_flight_from_begin_to_end(seat: Seat) -> None:
     assert seat.cells[seat.meter + st.LONGEST] > 0
 
 
-@pytest.mark.parametrize("path", [b"/readyz", b"/livez", b"/startupz", b"/healthz", b"/metrics", b"/readyz?down=true"])
+@pytest.mark.parametrize(
+    "path", [b"/readyz", b"/livez", b"/startupz", b"/healthz", b"/metrics", b"/readyz?down=true"]
+)
 def test_probes_and_ignored_paths_are_no_traffic(seat: Seat, path: bytes) -> None:
-    """They neither extend the delay nor break the quiet, but they are told to close as every request."""
+    """They neither extend the delay nor break the quiet, but they are told to close as every
+    request."""
     probe = request(b"GET " + path + b" HTTP/1.1\r\n\r\n")
     seat.begin(probe)
     seat.cells[st.SIGTERM] = 1
@@ -104,11 +108,12 @@ def test_a_worker_without_a_slot_counts_for_itself(memory: State) -> None:
     assert memory.cells.tolist() == before
 
 
-# -- shedding ----------------------------------------------------------------------------------------------------------
+# -- shedding ----
 
 
 def test_the_first_answer_is_kept(seat: Seat) -> None:
-    """A connection that was promised to stay is not closed because the shutdown began between two questions."""
+    """A connection that was promised to stay is not closed because the shutdown began between two
+    questions."""
     promised, late = request(), request()
     seat.begin(promised)
     seat.begin(late)
@@ -131,7 +136,8 @@ def test_a_client_that_closes_is_taken_at_its_word(seat: Seat) -> None:
 
 
 def test_a_shed_request_is_still_what_it_was(seat: Seat) -> None:
-    """Same type for isinstance and by name; one class is made for each, and requests do not leak."""
+    """Same type for isinstance and by name; one class is made for each, and requests do not
+    leak."""
     one, two = request(), request()
     cls = type(one)
     seat.begin(one)
@@ -169,7 +175,9 @@ class Native(int):
         return False
 
 
-@pytest.mark.parametrize("one", [Slotted(), Native(1), Foreign(path="/")], ids=["slots", "native", "foreign"])
+@pytest.mark.parametrize(
+    "one", [Slotted(), Native(1), Foreign(path="/")], ids=["slots", "native", "foreign"]
+)
 def test_a_request_that_cannot_be_shed_is_counted(seat: Seat, one: Any) -> None:
     """It keeps its class and its own opinion."""
     if isinstance(one, Slotted):
@@ -182,7 +190,7 @@ def test_a_request_that_cannot_be_shed_is_counted(seat: Seat, one: Any) -> None:
     assert own(seat, st.IN_FLIGHT) == 0
 
 
-# -- what probes are answered from -------------------------------------------------------------------------------------
+# -- what probes are answered from ----
 
 
 def test_a_worker_that_booted_serves_before_the_arbiter_noticed(seat: Seat) -> None:
@@ -197,7 +205,7 @@ def test_a_worker_that_booted_serves_before_the_arbiter_noticed(seat: Seat) -> N
     assert seat.situation().since_t0 > 0
 
 
-# -- the access log ----------------------------------------------------------------------------------------------------
+# -- the access log ----
 
 
 PROBES = frozenset({"/readyz", "/livez", "/healthz", "/startupz"})
@@ -259,7 +267,8 @@ def test_only_probes_that_succeed_are_left_out(
 
 
 def test_without_an_access_log_nothing_stands_in_front_of_the_logger() -> None:
-    """gunicorn's own writes nothing then, and no request pays; a class of the user's may write all the same."""
+    """gunicorn's own writes nothing then, and no request pays; a class of the user's may write all
+    the same."""
 
     class Mine(Logger):
         def access(self, *given: Any) -> None:
@@ -286,7 +295,12 @@ def test_what_else_is_written_to_the_access_log_stays(access_log: tuple[Logger, 
     [
         (SimpleNamespace(status=b"200 OK"), [("Host", "x")], {"PATH_INFO": "/readyz"}, True),
         (SimpleNamespace(status=200), SimpleNamespace(path="/readyz"), None, True),
-        (SimpleNamespace(status="200 OK"), SimpleNamespace(path="/api/readyz"), {"PATH_INFO": "/readyz"}, False),
+        (
+            SimpleNamespace(status="200 OK"),
+            SimpleNamespace(path="/api/readyz"),
+            {"PATH_INFO": "/readyz"},
+            False,
+        ),
         (None, None, None, False),
     ],
     ids=["pywsgi", "asgi", "mounted", "nothing"],
@@ -294,8 +308,8 @@ def test_what_else_is_written_to_the_access_log_stays(access_log: tuple[Logger, 
 def test_an_access_of_the_users_own_is_not_called_for_probes_that_succeed(
     resp: Any, req: Any, environ: Any, quiet: bool
 ) -> None:
-    """It may write anywhere. What it is given is what each worker class has; a path that the application rewrote in the
-    environ is none of ours."""
+    """It may write anywhere. What it is given is what each worker class has; a path that the
+    application rewrote in the environ is none of ours."""
     seen = []
 
     class Mine:
@@ -309,7 +323,8 @@ def test_an_access_of_the_users_own_is_not_called_for_probes_that_succeed(
 
 
 def test_statsd_goes_on_counting_probes(tmp_path: Path) -> None:
-    """gunicorn's StatsD logger writes the access log and counts in one call: only the line is left out."""
+    """gunicorn's StatsD logger writes the access log and counts in one call: only the line is left
+    out."""
     file = tmp_path / "access.log"
     cfg = Config()
     cfg.set("accesslog", str(file))
@@ -334,7 +349,7 @@ def test_statsd_goes_on_counting_probes(tmp_path: Path) -> None:
     assert file.read_text() == ""
 
 
-# -- worker classes ----------------------------------------------------------------------------------------------------
+# -- worker classes ----
 
 
 @pytest.mark.parametrize(
@@ -350,7 +365,9 @@ def test_statsd_goes_on_counting_probes(tmp_path: Path) -> None:
         ("base", "Worker", None, None),
     ],
 )
-def test_how_each_worker_class_is_tracked(module: str, name: str, how: str | None, needs: str | None) -> None:
+def test_how_each_worker_class_is_tracked(
+    module: str, name: str, how: str | None, needs: str | None
+) -> None:
     """gunicorn's real classes, and a user's subclass of each."""
     if needs:
         pytest.importorskip(needs)
@@ -367,7 +384,8 @@ def test_a_class_of_no_kin_is_not_tracked(name: str) -> None:
     assert tracking(type("Custom" + name, (), {})) is None
 
 
-# -- its own sockets ---------------------------------------------------------------------------------------------------
+# -- its own sockets ----
+
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="/proc/self/fd and tcp_info are Linux's")
 
@@ -415,7 +433,9 @@ def test_the_accepted_connections_are_found_and_nothing_else(pair: Pair) -> None
     try:
         found = [key[1] for _, key in connections.accepted_at(frozenset({pair.address}))]
         assert found == [pair.inode()]
-        both = {key[1] for _, key in connections.accepted_at(frozenset({pair.address, other.address}))}
+        both = {
+            key[1] for _, key in connections.accepted_at(frozenset({pair.address, other.address}))
+        }
         assert both == {pair.inode(), other.inode()}
         assert list(connections.accepted_at(frozenset())) == []
         assert len(os.listdir("/proc/self/fd")) == before
@@ -446,7 +466,8 @@ def test_never_sent_is_true_until_the_first_byte(pair: Pair) -> None:
 @linux
 @pytest.mark.parametrize("state", ["idle", "busy", "unread"])
 def test_idle_connections_read_an_end_of_file(seat: Seat, pair: Pair, state: str) -> None:
-    """Idle for six looks in a row, or two where nothing was ever sent; one with a request in it is left alone."""
+    """Idle for six looks in a row, or two where nothing was ever sent; one with a request in it is
+    left alone."""
     seat._addresses = frozenset({pair.address})
     pair.client.sendall(b"x")
     assert pair.accepted.recv(1) == b"x"
@@ -476,8 +497,8 @@ def test_idle_connections_read_an_end_of_file(seat: Seat, pair: Pair, state: str
 def test_a_connection_in_the_middle_of_a_request_is_left_alone(
     seat: Seat, http2: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A part of a request was read, and the rest may come: until nothing has come for SENDING_FOR seconds. A client of
-    HTTP/2 has the last word also when it asks for nothing."""
+    """A part of a request was read, and the rest may come: until nothing has come for SENDING_FOR
+    seconds. A client of HTTP/2 has the last word also when it asks for nothing."""
     pair = Pair(socket.AF_INET, ("127.0.0.1", 0))
     try:
         seat._addresses = frozenset({pair.address})

@@ -35,7 +35,9 @@ class App:
 
     def __call__(self, environ: dict[str, Any], start_response: Start) -> Iterable[bytes]:
         self.asked.append(environ["PATH_INFO"])
-        start_response(self.status, [PLAIN, ("Content-Length", str(len(self.body))), ("X-Theirs", "1")])
+        start_response(
+            self.status, [PLAIN, ("Content-Length", str(len(self.body))), ("X-Theirs", "1")]
+        )
         return [] if environ["REQUEST_METHOD"] == "HEAD" else [self.body]
 
 
@@ -53,18 +55,23 @@ def overlay(app: Any, seat: Seat) -> Overlay:
     return Overlay(app, Responder(seat))
 
 
-def ask(app: Any, path: str = "/readyz", method: str = "GET", **more: Any) -> tuple[int, str, dict[str, str]]:
-    """One request, served as PEP 3333 says: werkzeug's ``run_wsgi_app`` loses what is written, and raises ``exc_info``.
+def ask(
+    app: Any, path: str = "/readyz", method: str = "GET", **more: Any
+) -> tuple[int, str, dict[str, str]]:
+    """One request, served as PEP 3333 says: werkzeug's ``run_wsgi_app`` loses what is written, and
+    raises ``exc_info``.
 
-    Its lint turns every breach of the standard, ours or the application's, into an error. It knows neither HEAD nor
-    an application that sends 204 without a length.
+    Its lint turns every breach of the standard, ours or the application's, into an error. It knows
+    neither HEAD nor an application that sends 204 without a length.
     """
     lint = method != "HEAD" and more.pop("lint", True)
     environ = EnvironBuilder(path, method=method, **more).get_environ()
     started: list[Any] = []
     sent: list[bytes] = []
 
-    def start_response(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Callable[[bytes], object]:
+    def start_response(
+        status: str, headers: list[tuple[str, str]], exc_info: Any = None
+    ) -> Callable[[bytes], object]:
         assert not started or exc_info
         started[:] = [int(status[:3]), dict(headers)]
         return sent.append
@@ -83,10 +90,12 @@ def begin_shutdown(seat: Seat) -> None:
     seat.cells[st.SIGTERM] = 1
 
 
-# -- who answers -------------------------------------------------------------------------------------------------------
+# -- who answers ----
 
 
-@pytest.mark.parametrize("status", ["200 OK", "204 No Content", "503 Service Unavailable", "500 Oh"])
+@pytest.mark.parametrize(
+    "status", ["200 OK", "204 No Content", "503 Service Unavailable", "500 Oh"]
+)
 @pytest.mark.parametrize("path", ["/readyz", "/livez", "/startupz", "/healthz"])
 def test_an_answer_of_the_application_is_kept(seat: Seat, path: str, status: str) -> None:
     """While nothing shuts down, its own probe means what it meant: status, body and headers."""
@@ -102,9 +111,12 @@ def test_an_answer_of_the_application_is_kept(seat: Seat, path: str, status: str
     assert got[2]["X-Theirs"] == "1"
 
 
-@pytest.mark.parametrize("status", ["404 Not Found", "401 Unauthorized", "302 Found", "400 Bad Request", "405 No"])
+@pytest.mark.parametrize(
+    "status", ["404 Not Found", "401 Unauthorized", "302 Found", "400 Bad Request", "405 No"]
+)
 def test_no_answer_of_the_application_is_ours_to_give(seat: Seat, status: str) -> None:
-    """No such route, a login, a redirect, a host that it does not trust: none of them is about readiness."""
+    """No such route, a login, a redirect, a host that it does not trust: none of them is about
+    readiness."""
     code, body, headers = ask(overlay(App(status), seat))
     assert (code, body) == (200, "ok\n")
     assert "X-Theirs" not in headers
@@ -142,7 +154,8 @@ def test_everything_else_goes_straight_through(seat: Seat, path: str) -> None:
 
 
 def test_a_path_that_is_not_theirs_is_learned(seat: Seat) -> None:
-    """After one 404 the application is asked no more; what it answered otherwise, it is asked every time."""
+    """After one 404 the application is asked no more; what it answered otherwise, it is asked every
+    time."""
     nothing, login = App("404 Not Found"), App("401 Unauthorized")
     for app in (nothing, login):
         wrapped = overlay(app, seat)
@@ -153,7 +166,8 @@ def test_a_path_that_is_not_theirs_is_learned(seat: Seat) -> None:
 
 
 def test_what_is_learned_is_learned_for_one_host_and_bounded(seat: Seat) -> None:
-    """An application that looks at the host keeps its route at another one; made-up hosts take no memory."""
+    """An application that looks at the host keeps its route at another one; made-up hosts take no
+    memory."""
 
     def app(environ: Any, start_response: Start) -> list[bytes]:
         status = "200 OK" if environ["HTTP_HOST"] == "mine" else "404 Not Found"
@@ -167,7 +181,7 @@ def test_what_is_learned_is_learned_for_one_host_and_bounded(seat: Seat) -> None
     assert len(wrapped._not_theirs) == LEARNED
 
 
-# -- checks ------------------------------------------------------------------------------------------------------------
+# -- checks ----
 
 
 class Checked:
@@ -182,7 +196,9 @@ class Checked:
         return self.passes
 
 
-WRAPS = pytest.mark.parametrize("wrap", [overlay, lambda app, seat: Probes(app)], ids=["overlay", "middleware"])
+WRAPS = pytest.mark.parametrize(
+    "wrap", [overlay, lambda app, seat: Probes(app)], ids=["overlay", "middleware"]
+)
 DOWN = "[-]database failed: reason withheld\n"
 
 
@@ -222,7 +238,8 @@ def test_a_shutdown_that_begins_while_a_check_runs_is_in_the_answer(seat: Seat, 
 
 @WRAPS
 def test_formats_reach_the_core(seat: Seat, wrap: Any) -> None:
-    """Query, ``Accept`` and path mean the same whichever way a probe comes in; HEAD has the length of the same body."""
+    """Query, ``Accept`` and path mean the same whichever way a probe comes in; HEAD has the length
+    of the same body."""
     database, app = Checked(), wrap(App("404 Not Found"), seat)
     database.passes = False
     assert ask(app, "/readyz?verbose")[:2] == (503, f"[+]booted ok\n[+]shutdown ok\n{DOWN}")
@@ -241,8 +258,8 @@ def test_formats_reach_the_core(seat: Seat, wrap: Any) -> None:
 
 
 def test_a_check_counts_beside_the_applications_own_probe(seat: Seat) -> None:
-    """Also behind a catch-all route, which answers 200 to everything: registered, a check decides. A failure of the
-    application's own stays its own, and other methods are its business."""
+    """Also behind a catch-all route, which answers 200 to everything: registered, a check decides.
+    A failure of the application's own stays its own, and other methods are its business."""
     database, app = Checked(), App()
     wrapped = overlay(app, seat)
     assert ask(wrapped)[:2] == (200, "theirs")
@@ -286,7 +303,8 @@ def test_dockerflow_paths(seat: Seat) -> None:
 
 
 def test_probes_of_single_checks_are_no_traffic(seat: Seat) -> None:
-    """Once the application is loaded their paths are known: they are not counted, and made-up ones are."""
+    """Once the application is loaded their paths are known: they are not counted, and made-up ones
+    are."""
     Checked()
     seat._note_probe_paths()
     for path in ("/readyz/database", "/readyz/shutdown", "/healthz", "/readyz/other"):
@@ -296,7 +314,7 @@ def test_probes_of_single_checks_are_no_traffic(seat: Seat) -> None:
     assert seat.cells[seat.slot + st.REQUESTS] == 1
 
 
-# -- kinds of applications ---------------------------------------------------------------------------------------------
+# -- kinds of applications ----
 
 
 def writes(environ: Any, start_response: Start) -> list[bytes]:
@@ -333,7 +351,8 @@ def test_an_application_may_answer_in_any_way_of_wsgi(seat: Seat, app: Any, stat
 @pytest.mark.parametrize("status", ["200 OK", "404 Not Found"])
 @pytest.mark.parametrize("fails", [False, True])
 def test_close_is_called_once(seat: Seat, status: str, fails: bool) -> None:
-    """Whether the answer is kept or not, and when it breaks in the middle: then so does the response that was kept."""
+    """Whether the answer is kept or not, and when it breaks in the middle: then so does the
+    response that was kept."""
     closed = []
 
     class Result:
@@ -350,7 +369,11 @@ def test_close_is_called_once(seat: Seat, status: str, fails: bool) -> None:
         start_response(status, [PLAIN])
         return Result()
 
-    with pytest.raises(ZeroDivisionError) if fails and status == "200 OK" else contextlib.nullcontext():
+    with (
+        pytest.raises(ZeroDivisionError)
+        if fails and status == "200 OK"
+        else contextlib.nullcontext()
+    ):
         ask(overlay(app, seat))
     assert closed == [1]
 
@@ -367,7 +390,7 @@ def test_the_applications_changes_to_the_environment_stay_its_own(seat: Seat) ->
     assert ask(overlay(app, seat))[:2] == (200, "ok\n")
 
 
-# -- methods -----------------------------------------------------------------------------------------------------------
+# -- methods ----
 
 
 @pytest.mark.parametrize("terminating", [False, True])
@@ -382,7 +405,9 @@ def test_head_is_get_without_a_body(seat: Seat, terminating: bool) -> None:
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS"])
-def test_other_methods_are_not_allowed_unless_the_application_allows_them(seat: Seat, method: str) -> None:
+def test_other_methods_are_not_allowed_unless_the_application_allows_them(
+    seat: Seat, method: str
+) -> None:
     """405 with Allow; while terminating as well."""
     for status in ("404 Not Found", "405 Method Not Allowed"):
         code, _, headers = ask(overlay(App(status), seat), method=method)
@@ -392,11 +417,15 @@ def test_other_methods_are_not_allowed_unless_the_application_allows_them(seat: 
     assert ask(overlay(App(), seat), method=method)[0] == 405
 
 
-# -- the trigger -------------------------------------------------------------------------------------------------------
+# -- the trigger ----
 
 
-@pytest.mark.parametrize("wrap", [overlay, lambda app, seat: Probes(app)], ids=["overlay", "middleware"])
-def test_a_forged_trigger_is_refused_and_told_once(seat: Seat, caplog: pytest.LogCaptureFixture, wrap: Any) -> None:
+@pytest.mark.parametrize(
+    "wrap", [overlay, lambda app, seat: Probes(app)], ids=["overlay", "middleware"]
+)
+def test_a_forged_trigger_is_refused_and_told_once(
+    seat: Seat, caplog: pytest.LogCaptureFixture, wrap: Any
+) -> None:
     """403, no phase changes, and one log line a minute with the source."""
     app = App()
     wrapped = wrap(app, seat)
@@ -430,7 +459,9 @@ def test_an_admitted_trigger_begins_the_shutdown(seat: Seat) -> None:
     assert ask(wrapped)[0] == 200
 
 
-def test_a_trigger_that_expired_once_stays_shut(seat: Seat, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_trigger_that_expired_once_stays_shut(
+    seat: Seat, caplog: pytest.LogCaptureFixture
+) -> None:
     """Even with the right token; the log says what to use."""
     seat.cells[st.HTTP_SHUT] = 1
     wrapped = overlay(App(), with_token(seat))
@@ -440,7 +471,8 @@ def test_a_trigger_that_expired_once_stays_shut(seat: Seat, caplog: pytest.LogCa
 
 
 @pytest.mark.parametrize(
-    "path", ["/livez?down=true", "/readyz?down=false", "/readyz?down", "/readyz?up=true", "/?down=true"]
+    "path",
+    ["/livez?down=true", "/readyz?down=false", "/readyz?down", "/readyz?up=true", "/?down=true"],
 )
 def test_only_readiness_with_down_true_is_a_trigger(seat: Seat, path: str) -> None:
     """Everything else goes to the application as ever."""
@@ -453,7 +485,7 @@ def test_a_trigger_that_is_off_is_the_applications(seat: Seat) -> None:
     assert ask(overlay(App(), quiet), "/readyz?down=true")[1] == "theirs"
 
 
-# -- the middleware ----------------------------------------------------------------------------------------------------
+# -- the middleware ----
 
 
 def test_the_middleware_answers_the_probes_and_nothing_else(seat: Seat) -> None:
@@ -469,8 +501,11 @@ def test_the_middleware_answers_the_probes_and_nothing_else(seat: Seat) -> None:
     assert app.asked == ["/other"]
 
 
-def test_the_middleware_finds_its_worker_after_the_fork(seat: Seat, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Built and even asked where there was no worker, it answers for the worker that it later is in."""
+def test_the_middleware_finds_its_worker_after_the_fork(
+    seat: Seat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Built and even asked where there was no worker, it answers for the worker that it later is
+    in."""
     wrapped = Probes(App())
     with monkeypatch.context() as patch:
         patch.setattr(worker, "current", None)
@@ -486,7 +521,7 @@ def test_outside_gunicorn_the_instance_serves(path: str) -> None:
     assert ask(Probes(App()), path + "?down=true")[:2] == (200, "ok\n")
 
 
-# -- counting ----------------------------------------------------------------------------------------------------------
+# -- counting ----
 
 
 def in_flight(seat: Seat) -> int:
@@ -517,7 +552,8 @@ def test_a_request_that_fails_is_counted_out(seat: Seat) -> None:
 
 
 def test_a_request_whose_close_fails_is_counted_out(seat: Seat) -> None:
-    """The iterable's own ``close`` may raise: the server gets to know, and nothing stays in flight."""
+    """The iterable's own ``close`` may raise: the server gets to know, and nothing stays in
+    flight."""
 
     class Body(list[bytes]):
         def close(self) -> None:

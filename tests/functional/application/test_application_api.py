@@ -1,4 +1,5 @@
-"""What an application does about the shutdown, in real workers: callbacks, holds, streams that end."""
+"""What an application does about the shutdown, in real workers: callbacks, holds, streams that
+end."""
 
 from __future__ import annotations
 
@@ -49,7 +50,11 @@ def start(serve: Serve, switches: Path) -> Iterator[Serve]:
     """Start the application of these tests, with the callbacks that it is to have."""
 
     def started(*callbacks: str, **options: Any) -> Server:
-        env = {"CALLBACKS": " ".join(callbacks), "SWITCHES": str(switches), **options.pop("env", {})}
+        env = {
+            "CALLBACKS": " ".join(callbacks),
+            "SWITCHES": str(switches),
+            **options.pop("env", {}),
+        }
         return serve("application_service:app", env=env, **options)
 
     yield started
@@ -63,7 +68,9 @@ def said(server: Server, pid: int) -> list[str]:
 
 
 def wait_said(server: Server, pids: list[int], count: int) -> None:
-    server.wait_for(lambda: all(len(said(server, pid)) >= count for pid in pids), f"{count} callbacks", PATIENCE)
+    server.wait_for(
+        lambda: all(len(said(server, pid)) >= count for pid in pids), f"{count} callbacks", PATIENCE
+    )
 
 
 def wait_alone(server: Server, pid: int) -> None:
@@ -75,15 +82,20 @@ def holds(server: Server) -> int:
     return sum(server.memory.cells[slot + st.HOLDS] for _, slot, _ in server.memory.slots())
 
 
-# -- callbacks ---------------------------------------------------------------------------------------------------------
+# -- callbacks ----
 
 
 @pytest.mark.long(but="gthread")
 def test_callbacks_run_once_in_every_worker_in_their_order(kind: str, start: Serve) -> None:
-    """on_lame_duck when LAME_DUCK begins, while requests are served; on_drain when DRAINING does; each in the order in
-    which it was registered, once."""
+    """on_lame_duck when LAME_DUCK begins, while requests are served; on_drain when DRAINING does;
+    each in the order in which it was registered, once."""
     server = start(
-        "drain:third:say", "lame_duck:first:say", "drain:last:say", "lame_duck:second:say", kind=kind, settings=HOLD
+        "drain:third:say",
+        "lame_duck:first:say",
+        "drain:last:say",
+        "lame_duck:second:say",
+        kind=kind,
+        settings=HOLD,
     )
     pids = server.wait_booted(workers_of(kind))
     server.lead_to(Phase.LAME_DUCK)
@@ -99,8 +111,11 @@ def test_callbacks_run_once_in_every_worker_in_their_order(kind: str, start: Ser
 
 
 @pytest.mark.long(but="gthread")
-def test_the_worker_stays_until_its_last_callback_has_ended(kind: str, start: Serve, switches: Path) -> None:
-    """A worker with nothing in flight, dismissed, goes only when on_drain has ended, and by itself."""
+def test_the_worker_stays_until_its_last_callback_has_ended(
+    kind: str, start: Serve, switches: Path
+) -> None:
+    """A worker with nothing in flight, dismissed, goes only when on_drain has ended, and by
+    itself."""
     server = start("drain:last:wait", args=(*WORKERS[kind], "-w", "1", *PATIENT), settings=LONG)
     (pid,) = server.wait_booted(1)
     server.terminate()
@@ -115,14 +130,23 @@ def test_the_worker_stays_until_its_last_callback_has_ended(kind: str, start: Se
 
 @pytest.mark.long(but="gthread")
 def test_a_callback_that_fails_is_logged_and_the_next_one_runs(kind: str, start: Serve) -> None:
-    """An error, SystemExit and KeyboardInterrupt end the callback alone, and are logged with their traceback; one that
-    overran is named with file and line; what comes after them runs, and nothing else is harmed."""
+    """An error, SystemExit and KeyboardInterrupt end the callback alone, and are logged with their
+    traceback; one that overran is named with file and line; what comes after them runs, and nothing
+    else is harmed."""
     plan = ("raises:raise", "exits:exit", "interrupted:interrupt", "hangs:hang", "last:say")
-    server = start(*(f"lame_duck:{word}" for word in plan), args=(*WORKERS[kind], "-w", "1"), settings=HOLD)
+    server = start(
+        *(f"lame_duck:{word}" for word in plan), args=(*WORKERS[kind], "-w", "1"), settings=HOLD
+    )
     (pid,) = server.wait_booted(1)
     server.lead_to(Phase.LAME_DUCK)
     server.wait_line(f"last in LAME_DUCK in {pid}", PATIENCE)
-    assert [line.split()[0] for line in said(server, pid)] == ["raises", "exits", "interrupted", "hangs", "last"]
+    assert [line.split()[0] for line in said(server, pid)] == [
+        "raises",
+        "exits",
+        "interrupted",
+        "hangs",
+        "last",
+    ]
     output = server.output
     for name, error in (
         ("raises", "ZeroDivisionError: raised by a callback"),
@@ -130,11 +154,11 @@ def test_a_callback_that_fails_is_logged_and_the_next_one_runs(kind: str, start:
         ("interrupted", "KeyboardInterrupt"),
     ):
         failed = rf"on_lame_duck callback {name} \(\S*application_service\.py:\d+\) failed$"
-        assert [len(re.findall(line, output, re.M)) for line in (failed, f"^{error}$")] == [1, 1], output
+        assert [len(re.findall(line, output, re.M)) for line in (failed, f"^{error}$")] == [1, 1], (
+            output
+        )
     assert output.count("Traceback") == 3
-    overran = (
-        r"callback hangs \(\S*application_service\.py:\d+\) overran its timeout of 0\.2 s, and is no longer waited"
-    )
+    overran = r"callback hangs \(\S*application_service\.py:\d+\) overran its timeout of 0\.2 s, and is no longer waited"
     assert len(re.findall(overran, output)) == 1, output
     assert server.get("/").status == 200
     assert server.worker_pids() == [pid]
@@ -146,11 +170,13 @@ def test_a_callback_that_fails_is_logged_and_the_next_one_runs(kind: str, start:
 
 @pytest.mark.long(but="gthread")
 def test_a_callback_does_not_hold_the_exit_beyond_the_deadline(kind: str, start: Serve) -> None:
-    """One that never ends: the log names it a second before the drain limit, and the process is gone by then."""
+    """One that never ends: the log names it a second before the drain limit, and the process is
+    gone by then."""
     server = start("drain:never:wait", kind=kind, settings=CUT)
     server.terminate()
     server.wait_line(
-        r"left 1 s before the end of the drain: 0 holds and 1 callbacks: on_drain callback never \(", PATIENCE
+        r"left 1 s before the end of the drain: 0 holds and 1 callbacks: on_drain callback never \(",
+        PATIENCE,
     )
     server.assert_gone()
     assert "0 cut off" in server.summary()
@@ -167,7 +193,9 @@ def test_a_worker_that_boots_in_lame_duck_runs_them_as_well(kind: str, start: Se
     server.wait_for(lambda: set(booted_in(server.memory)) - set(before), "a new worker", PATIENCE)
     (new,) = set(server.wait_booted(workers_of(kind))) - set(before)
     wait_said(server, [new], 1)
-    assert [said(server, pid) for pid in (*before[1:], new)] == [["first in LAME_DUCK"]] * len(before)
+    assert [said(server, pid) for pid in (*before[1:], new)] == [["first in LAME_DUCK"]] * len(
+        before
+    )
 
 
 @pytest.mark.long
@@ -201,14 +229,21 @@ def test_one_that_was_registered_while_serving_runs(kind: str, start: Serve) -> 
 
 
 @pytest.mark.long
-def test_ones_that_were_registered_before_the_fork_run_in_the_workers(kind: str, start: Serve) -> None:
-    """With preload_app the arbiter imports the application; it runs none of its callbacks itself."""
-    server = start("lame_duck:first:say", "drain:last:say", kind=kind, args=("--preload",), settings=LONG)
+def test_ones_that_were_registered_before_the_fork_run_in_the_workers(
+    kind: str, start: Serve
+) -> None:
+    """With preload_app the arbiter imports the application; it runs none of its callbacks
+    itself."""
+    server = start(
+        "lame_duck:first:say", "drain:last:say", kind=kind, args=("--preload",), settings=LONG
+    )
     pids = server.wait_booted(workers_of(kind))
     server.terminate()
     assert server.wait(PATIENCE) == 0, server.output
     assert server.output.count("first in ") == server.output.count("last in ") == len(pids)
-    assert [[line.split()[0] for line in said(server, pid)] for pid in pids] == [["first", "last"]] * len(pids)
+    assert [[line.split()[0] for line in said(server, pid)] for pid in pids] == [
+        ["first", "last"]
+    ] * len(pids)
 
 
 @pytest.mark.long(but="gthread")
@@ -218,14 +253,21 @@ def test_a_second_sigterm_skips_no_callback(kind: str, start: Serve) -> None:
     pids = server.wait_booted(workers_of(kind))
     server.lead_to(Phase.DRAINING)
     assert server.wait(PATIENCE) == 0, server.output
-    assert [[line.split()[0] for line in said(server, pid)] for pid in pids] == [["first", "last"]] * len(pids)
+    assert [[line.split()[0] for line in said(server, pid)] for pid in pids] == [
+        ["first", "last"]
+    ] * len(pids)
 
 
 @pytest.mark.long(but="gthread-SIGINT")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGQUIT], ids=["SIGINT", "SIGQUIT"])
 def test_ctrl_c_waits_for_nothing(number: signal.Signals, kind: str, start: Serve) -> None:
     """No callback runs, and what is held is named and cut off."""
-    server = start("lame_duck:first:say", "drain:last:say", args=(*WORKERS[kind], "-w", "1", *PATIENT), settings=LONG)
+    server = start(
+        "lame_duck:first:say",
+        "drain:last:say",
+        args=(*WORKERS[kind], "-w", "1", *PATIENT),
+        settings=LONG,
+    )
     assert server.get("/hold?name=work").status == 200
     server.signal(number)
     assert server.wait_exit(20), server.output
@@ -233,18 +275,25 @@ def test_ctrl_c_waits_for_nothing(number: signal.Signals, kind: str, start: Serv
     assert "last in" not in server.output
     assert "work is done" not in server.output
     assert (
-        "left when the worker was interrupted, and cut off: 1 holds and 0 callbacks: hold 'work' for" in server.output
+        "left when the worker was interrupted, and cut off: 1 holds and 0 callbacks: hold 'work' for"
+        in server.output
     )
 
 
 @pytest.mark.long
-def test_an_arbiter_that_was_replaced_drains_without_a_lame_duck(start: Serve, tmp_path: Path) -> None:
-    """SIGUSR2, then SIGTERM to the old one: on_drain runs in its workers, on_lame_duck in none, because the address
-    goes on being served."""
+def test_an_arbiter_that_was_replaced_drains_without_a_lame_duck(
+    start: Serve, tmp_path: Path
+) -> None:
+    """SIGUSR2, then SIGTERM to the old one: on_drain runs in its workers, on_lame_duck in none,
+    because the address goes on being served."""
     server = start("lame_duck:first:say", "drain:last:say", kind="sync", settings=HOLD, script=True)
     old = server.wait_booted(workers_of("sync"))
     server.signal(signal.SIGUSR2)
-    new = int(server.wait_for(lambda: re.findall(r"Listening at: .*\((\d+)\)", server.output)[1:], "its successor")[0])
+    new = int(
+        server.wait_for(
+            lambda: re.findall(r"Listening at: .*\((\d+)\)", server.output)[1:], "its successor"
+        )[0]
+    )
     with contextlib.closing(memory_of(new)) as memory:
         server.wait_for(lambda: len(booted_in(memory)) == len(old), "new workers that have booted")
         server.signal(signal.SIGTERM)
@@ -257,7 +306,8 @@ def test_an_arbiter_that_was_replaced_drains_without_a_lame_duck(start: Serve, t
 
 @pytest.mark.long
 def test_without_callbacks_there_is_no_thread(start: Serve) -> None:
-    """A worker of an application that registers nothing is as it was: one thread; and one more with a callback."""
+    """A worker of an application that registers nothing is as it was: one thread; and one more with
+    a callback."""
     for callbacks, threads in (((), 1), (("drain:last:say",), 2)):
         server = start(*callbacks, args=("-k", "sync", "-w", "1"), settings=HOLD)
         (pid,) = server.wait_booted(1)
@@ -265,12 +315,15 @@ def test_without_callbacks_there_is_no_thread(start: Serve) -> None:
         server.wait_for(lambda f=folder, n=threads: len(os.listdir(f)) == n, f"{threads} threads")
 
 
-# -- holds -------------------------------------------------------------------------------------------------------------
+# -- holds ----
 
 
 @pytest.mark.long(but="gthread")
-def test_a_hold_keeps_its_worker_until_it_is_given_back(kind: str, start: Serve, switches: Path) -> None:
-    """All workers are dismissed and the others gone; the one with the hold stays, and goes when the work is done."""
+def test_a_hold_keeps_its_worker_until_it_is_given_back(
+    kind: str, start: Serve, switches: Path
+) -> None:
+    """All workers are dismissed and the others gone; the one with the hold stays, and goes when the
+    work is done."""
     server = start(kind=kind, args=PATIENT, settings=LONG)
     server.wait_booted(workers_of(kind))
     pid = int(server.get("/hold?name=work").body)
@@ -293,7 +346,10 @@ def test_a_hold_that_is_left_at_the_deadline_is_named(kind: str, start: Serve) -
     server.wait_booted(workers_of(kind))
     assert server.get("/hold?name=work").status == 200
     server.terminate()
-    server.wait_line("left 1 s before the end of the drain: 1 holds and 0 callbacks: hold 'work' for [1-9]", PATIENCE)
+    server.wait_line(
+        "left 1 s before the end of the drain: 1 holds and 0 callbacks: hold 'work' for [1-9]",
+        PATIENCE,
+    )
     server.assert_gone()
     assert "work is done" not in server.output
     assert "0 cut off" in server.summary()
@@ -321,9 +377,11 @@ def heartbeat(pid: int) -> float:
 
 
 @pytest.mark.long(but="gthread")
-def test_a_reload_waits_for_a_hold_and_its_heart_beats(kind: str, start: Serve, switches: Path) -> None:
-    """SIGHUP: new workers serve, the old one with the hold stays, and tells gunicorn that it lives, which would abort
-    it otherwise."""
+def test_a_reload_waits_for_a_hold_and_its_heart_beats(
+    kind: str, start: Serve, switches: Path
+) -> None:
+    """SIGHUP: new workers serve, the old one with the hold stays, and tells gunicorn that it lives,
+    which would abort it otherwise."""
     server = start("drain:last:say", args=(*WORKERS[kind], "-w", "1", *PATIENT), settings=HOLD)
     pid = int(server.get("/hold?name=work").body)
     server.signal(signal.SIGHUP)
@@ -340,8 +398,11 @@ def test_a_reload_waits_for_a_hold_and_its_heart_beats(kind: str, start: Serve, 
 
 
 @pytest.mark.long
-def test_a_connection_that_was_kept_alive_does_not_hang(start: Serve, connect: Connect, switches: Path) -> None:
-    """gthread 22 and 23 leave it open until the process ends, and 27 closes it; 24 to 26 serve it, and stay for it."""
+def test_a_connection_that_was_kept_alive_does_not_hang(
+    start: Serve, connect: Connect, switches: Path
+) -> None:
+    """gthread 22 and 23 leave it open until the process ends, and 27 closes it; 24 to 26 serve it,
+    and stay for it."""
     args = (*WORKERS["gthread"], "-w", "1", "--keep-alive", "70", *PATIENT)
     server = start(args=args, settings=HOLD)
     client = connect(server)
@@ -364,15 +425,23 @@ def test_a_reload_waits_no_longer_than_graceful_timeout(kind: str, start: Serve)
     server = start(args=(*WORKERS[kind], "-w", "1", "--graceful-timeout", "2"), settings=HOLD)
     pid = int(server.get("/hold?name=work").body)
     server.signal(signal.SIGHUP)
-    server.wait_line("left 1 s before graceful_timeout: 1 holds and 0 callbacks: hold 'work' for", PATIENCE)
+    server.wait_line(
+        "left 1 s before graceful_timeout: 1 holds and 0 callbacks: hold 'work' for", PATIENCE
+    )
     server.wait_for(lambda: pid not in server.worker_pids(), "the end of the old worker", PATIENCE)
     assert server.get("/").status == 200
 
 
 @pytest.mark.long
-def test_a_worker_that_has_served_max_requests_waits_for_its_hold(kind: str, start: Serve, switches: Path) -> None:
+def test_a_worker_that_has_served_max_requests_waits_for_its_hold(
+    kind: str, start: Serve, switches: Path
+) -> None:
     """It goes when the work is done; its successor comes then, as after any worker."""
-    server = start(args=(*WORKERS[kind], "-w", "2", "--max-requests", "1", *PATIENT), settings=HOLD, ready=False)
+    server = start(
+        args=(*WORKERS[kind], "-w", "2", "--max-requests", "1", *PATIENT),
+        settings=HOLD,
+        ready=False,
+    )
     server.wait_booted(2)
     pid = int(server.get("/hold?name=work").body)
     server.wait_line("Autorestarting worker after current request", PATIENCE)
@@ -384,14 +453,18 @@ def test_a_worker_that_has_served_max_requests_waits_for_its_hold(kind: str, sta
 
 
 def listening(port: int) -> int:
-    """How many sockets listen at this port: the fourth column of /proc/net/tcp is 0A for those (proc(5))."""
+    """How many sockets listen at this port: the fourth column of /proc/net/tcp is 0A for those
+    (proc(5))."""
     rows = [row.split() for row in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     return sum(row[3] == "0A" and int(row[1].split(":")[1], 16) == port for row in rows)
 
 
 @pytest.mark.long
-def test_with_reuse_port_no_connection_waits_for_a_worker_that_stays(kind: str, start: Serve, switches: Path) -> None:
-    """It closes the listeners that are its own: the kernel would go on giving it connections, which nobody accepts."""
+def test_with_reuse_port_no_connection_waits_for_a_worker_that_stays(
+    kind: str, start: Serve, switches: Path
+) -> None:
+    """It closes the listeners that are its own: the kernel would go on giving it connections, which
+    nobody accepts."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         port = sock.getsockname()[1]
@@ -407,13 +480,13 @@ def test_with_reuse_port_no_connection_waits_for_a_worker_that_stays(kind: str, 
     server.wait_for(lambda: old not in server.worker_pids(), "the end of the old worker", PATIENCE)
 
 
-# -- streams -----------------------------------------------------------------------------------------------------------
+# -- streams ----
 
 
 @pytest.mark.long(but="gthread")
 def test_a_stream_ends_when_the_shutdown_begins(kind: str, start: Serve, connect: Connect) -> None:
-    """The client gets a complete response, chunked to its end, while the instance goes on serving; the application's
-    generator is closed in its request's context."""
+    """The client gets a complete response, chunked to its end, while the instance goes on serving;
+    the application's generator is closed in its request's context."""
     server = start(kind=kind, settings=HOLD)
     client = connect(server)
     client.send("/events")
@@ -430,7 +503,8 @@ def test_a_stream_ends_when_the_shutdown_begins(kind: str, start: Serve, connect
     assert server.get("/").status == 200
 
 
-# -- the other worker classes ------------------------------------------------------------------------------------------
+# -- the other worker classes ----
+
 
 OTHERS = {
     "gevent_pywsgi": ("gevent", "service:app"),
@@ -465,7 +539,8 @@ gunicorn_grace.install(globals())
 def test_callbacks_and_holds_of_threads_work_in_every_worker_class(
     worker_class: str, serve: Serve, tmp_path: Path, switches: Path
 ) -> None:
-    """They run in a thread of their own beside the loop; the worker stays for them when its loop has ended."""
+    """They run in a thread of their own beside the loop; the worker stays for them when its loop
+    has ended."""
     needs, app = OTHERS[worker_class]
     if importlib.util.find_spec(needs) is None:
         pytest.skip(f"no {needs} here")

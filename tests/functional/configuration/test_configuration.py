@@ -36,7 +36,9 @@ def on_exit(server):
 """
 
 
-def gunicorn(*args: str, cwd: Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+def gunicorn(
+    *args: str, cwd: Path, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """Run gunicorn to its end."""
     return subprocess.run(
         [sys.executable, "-m", "gunicorn", *args, "service:app"],
@@ -67,7 +69,8 @@ WAYS = ("module", "import", "install")
 
 @pytest.mark.parametrize("way", WAYS)
 def test_print_config_lists_the_settings_of_the_file(way: str, tmp_path: Path) -> None:
-    """`--print-config` shows ours beside gunicorn's: the file's value, and the default of what it does not name."""
+    """`--print-config` shows ours beside gunicorn's: the file's value, and the default of what it
+    does not name."""
     args = ways_in("grace_shutdown_delay = 7\nworkers = 3\n", tmp_path)[way]
     shown = gunicorn(*args, "--print-config", cwd=tmp_path)
     assert shown.returncode == 0, shown.stderr
@@ -83,7 +86,9 @@ def test_the_environment_wins_over_the_file(way: str, tmp_path: Path) -> None:
     """A Deployment sets GRACE_SHUTDOWN_DELAY; the image's configuration file does not change it."""
     args = ways_in("grace_shutdown_delay = 7\n", tmp_path)[way]
     shown = gunicorn(*args, "--print-config", cwd=tmp_path, env={"GRACE_SHUTDOWN_DELAY": "4.5"})
-    assert "= 4.5" in next(line for line in shown.stdout.splitlines() if line.startswith("grace_shutdown_delay"))
+    assert "= 4.5" in next(
+        line for line in shown.stdout.splitlines() if line.startswith("grace_shutdown_delay")
+    )
 
 
 @pytest.mark.long(but="module")
@@ -100,8 +105,11 @@ def test_the_environment_wins_over_the_file(way: str, tmp_path: Path) -> None:
         ("grace_trigger = 'token'", ("grace_trigger_token is not set", "file:")),
     ],
 )
-def test_gunicorn_refuses_to_start_with_one_line(way: str, line: str, words: tuple[str, ...], tmp_path: Path) -> None:
-    """A setting that is wrong stops gunicorn before it listens, with one line that names it, its value and the fix."""
+def test_gunicorn_refuses_to_start_with_one_line(
+    way: str, line: str, words: tuple[str, ...], tmp_path: Path
+) -> None:
+    """A setting that is wrong stops gunicorn before it listens, with one line that names it, its
+    value and the fix."""
     done = gunicorn(*ways_in(line + "\n", tmp_path)[way], "-b", "127.0.0.1:0", cwd=tmp_path)
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr
@@ -142,9 +150,11 @@ def test_users_hooks_are_chained(way: str, serve: Serve, tmp_path: Path) -> None
     assert "shutdown_initiated" in server.output
 
 
-def test_a_hook_that_a_worker_sets_takes_the_place_of_the_users(serve: Serve, tmp_path: Path) -> None:
-    """Set in post_worker_init, when ours are already where gunicorn looks first: it is called, the one before is not,
-    and requests go on being counted."""
+def test_a_hook_that_a_worker_sets_takes_the_place_of_the_users(
+    serve: Serve, tmp_path: Path
+) -> None:
+    """Set in post_worker_init, when ours are already where gunicorn looks first: it is called, the
+    one before is not, and requests go on being counted."""
     late = """
 def post_worker_init(worker):
     worker.cfg.set("pre_request", lambda worker, req: worker.log.info("late: pre_request %s", req.path))
@@ -169,7 +179,10 @@ def test_sighup_reads_the_users_file_again(way: str, serve: Serve, tmp_path: Pat
     args = ways_in("grace_shutdown_delay = 11\n" + HOOKS, tmp_path)[way]
     server = serve(kind="gthread", config=args)
     server.wait_line("lame duck 11 s")
-    ways_in("grace_shutdown_delay = 0.25\ngrace_extend_delay = False\ngrace_min_delay = 0\n" + HOOKS, tmp_path)
+    ways_in(
+        "grace_shutdown_delay = 0.25\ngrace_extend_delay = False\ngrace_min_delay = 0\n" + HOOKS,
+        tmp_path,
+    )
     server.signal(signal.SIGHUP)
     server.wait_line("lame duck 0.25 s")
     server.wait_ready()
@@ -182,14 +195,19 @@ def test_sighup_reads_the_users_file_again(way: str, serve: Serve, tmp_path: Pat
 @pytest.mark.long(but="grace_shutdown_delay = -1\n-install")
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("body", ["grace_shutdown_delay = -1\n", "this is no python\n"])
-def test_a_broken_file_at_sighup_leaves_the_service_running(way: str, body: str, serve: Serve, tmp_path: Path) -> None:
-    """gunicorn alone would end there and orphan its workers; with us the old configuration goes on, and is logged."""
+def test_a_broken_file_at_sighup_leaves_the_service_running(
+    way: str, body: str, serve: Serve, tmp_path: Path
+) -> None:
+    """gunicorn alone would end there and orphan its workers; with us the old configuration goes on,
+    and is logged."""
     server = serve(kind="gthread", config=ways_in("", tmp_path)[way])
     ways_in(body, tmp_path)
     server.signal(signal.SIGHUP)
     server.wait_line("SIGHUP: the configuration cannot be loaded, and stays as it was")
     assert server.get("/readyz").status == 200
-    ways_in("grace_shutdown_delay = 0.25\ngrace_extend_delay = False\ngrace_min_delay = 0\n", tmp_path)
+    ways_in(
+        "grace_shutdown_delay = 0.25\ngrace_extend_delay = False\ngrace_min_delay = 0\n", tmp_path
+    )
     server.signal(signal.SIGHUP)
     server.wait_line("lame duck 0.25 s")
     server.signal(signal.SIGTERM)
@@ -198,13 +216,16 @@ def test_a_broken_file_at_sighup_leaves_the_service_running(way: str, body: str,
 
 def test_the_environment_variable_of_gunicorn_is_a_way_in(serve: Serve) -> None:
     """GUNICORN_CMD_ARGS="-c python:gunicorn_grace.conf" does the same as the command line."""
-    server = serve(kind="gthread", config=(), env={"GUNICORN_CMD_ARGS": "-c python:gunicorn_grace.conf"})
+    server = serve(
+        kind="gthread", config=(), env={"GUNICORN_CMD_ARGS": "-c python:gunicorn_grace.conf"}
+    )
     assert server.memory.cells[0]
     assert server.get("/readyz").status == 200
 
 
 def test_the_configuration_module_has_no_name_of_a_setting() -> None:
-    """gunicorn takes every global of a configuration module that is named like a setting: ours has none by accident."""
+    """gunicorn takes every global of a configuration module that is named like a setting: ours has
+    none by accident."""
     from gunicorn.config import KNOWN_SETTINGS
 
     import gunicorn_grace.conf
@@ -213,9 +234,12 @@ def test_the_configuration_module_has_no_name_of_a_setting() -> None:
 
 
 def test_the_sum_is_told_at_boot(serve: Serve) -> None:
-    """One line says what the timeline comes to; it is a warning when a graceful_timeout set by hand will be cut."""
+    """One line says what the timeline comes to; it is a warning when a graceful_timeout set by hand
+    will be cut."""
     calm = serve(kind="gthread", settings={"shutdown_delay": 10, "termination_period": 30})
-    assert "INFO" in calm.wait_line("lame duck 10 s, then up to 18 s to drain, gone by 28 s of 30 s")
+    assert "INFO" in calm.wait_line(
+        "lame duck 10 s, then up to 18 s to drain, gone by 28 s of 30 s"
+    )
     cut = serve(kind="gthread", settings={"shutdown_delay": 10}, args=("--graceful-timeout", "25"))
     line = cut.wait_line("draining will be cut to 18 s")
     assert "WARNING" in line

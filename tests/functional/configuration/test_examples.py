@@ -28,22 +28,34 @@ QUICK_END = {"shutdown_delay": 0.3, "min_delay": 0, "extend_delay": "false"}
     ids=["module", "file"],
 )
 def test_the_example_runs_both_ways(config: tuple[str, ...], serve: Serve) -> None:
-    """The example application under either `-c`: its routes, the blueprint's, the flip, and exit code 0."""
-    server = serve("app:app", cwd=EXAMPLES, config=config, settings={**QUICK_END, "shutdown_delay": 60})
+    """The example application under either `-c`: its routes, the blueprint's, the flip, and exit
+    code 0."""
+    server = serve(
+        "app:app", cwd=EXAMPLES, config=config, settings={**QUICK_END, "shutdown_delay": 60}
+    )
     assert server.get("/").body == b"hello\n"
     assert server.get("/readyz").body == b"ok\n"
     server.signal(signal.SIGTERM)
     server.wait_line("shutdown_initiated")
     assert server.get("/readyz").status == 503
     assert {server.get(path).status for path in ("/", "/healthz", "/livez", "/startupz")} == {200}
-    assert server.get("/stream").body == b"tick 0\n", "the stream ends itself once the shutdown has begun"
+    assert server.get("/stream").body == b"tick 0\n", (
+        "the stream ends itself once the shutdown has begun"
+    )
     server.signal(signal.SIGTERM)
     assert server.wait(20) == 0, server.output
 
 
 def test_the_file_that_was_there_before_keeps_its_hooks(serve: Serve) -> None:
-    """An existing gunicorn.conf.py with hooks of its own, found by gunicorn itself, plus two lines."""
-    server = serve("app:app", cwd=EXAMPLES / "existing", config=(), settings=QUICK_END, env={"BIND": "127.0.0.1:0"})
+    """An existing gunicorn.conf.py with hooks of its own, found by gunicorn itself, plus two
+    lines."""
+    server = serve(
+        "app:app",
+        cwd=EXAMPLES / "existing",
+        config=(),
+        settings=QUICK_END,
+        env={"BIND": "127.0.0.1:0"},
+    )
     assert server.get("/").body == b"hello\n"
     assert server.get("/readyz").status == 200
     server.signal(signal.SIGTERM)
@@ -55,7 +67,10 @@ def test_the_file_that_was_there_before_keeps_its_hooks(serve: Serve) -> None:
 
 def documents(name: str) -> dict[str, Any]:
     """The documents of a manifest, by kind."""
-    return {part["kind"]: part for part in yaml.safe_load_all((EXAMPLES / "kubernetes" / name).read_text())}
+    return {
+        part["kind"]: part
+        for part in yaml.safe_load_all((EXAMPLES / "kubernetes" / name).read_text())
+    }
 
 
 @pytest.mark.parametrize("name", ["deployment-curl.yaml", "deployment-prestop.yaml"])
@@ -67,7 +82,10 @@ def test_the_manifests_say_what_the_plugin_needs(name: str) -> None:
     assert pod["terminationGracePeriodSeconds"] == 90
     assert {"name": "GRACE_TERMINATION_PERIOD", "value": "90"} in container["env"]
     assert container["readinessProbe"]["httpGet"]["path"] == "/readyz"
-    assert (container["readinessProbe"]["periodSeconds"], container["readinessProbe"]["failureThreshold"]) == (5, 1)
+    assert (
+        container["readinessProbe"]["periodSeconds"],
+        container["readinessProbe"]["failureThreshold"],
+    ) == (5, 1)
     assert container["livenessProbe"]["httpGet"]["path"] == "/healthz"
     assert container["livenessProbe"]["periodSeconds"] == 10
     assert parts["Service"]["spec"]["ports"][0]["targetPort"] == "http"
@@ -80,14 +98,25 @@ def test_the_manifests_say_what_the_plugin_needs(name: str) -> None:
 @needs_curl
 @pytest.mark.parametrize("name", ["deployment-curl.yaml", "deployment-prestop.yaml"])
 def test_the_manifests_hooks_work(name: str, serve: Serve) -> None:
-    """The preStop command of the manifest, run as it stands but for the port, turns readiness red and exits with 0."""
+    """The preStop command of the manifest, run as it stands but for the port, turns readiness red
+    and exits with 0."""
     server = serve("app:app", cwd=EXAMPLES, settings={**QUICK_END, "shutdown_delay": 1})
-    hook = documents(name)["Deployment"]["spec"]["template"]["spec"]["containers"][0]["lifecycle"]["preStop"]
-    command = [part.replace("localhost:8080", f"127.0.0.1:{server.port}") for part in hook["exec"]["command"]]
+    hook = documents(name)["Deployment"]["spec"]["template"]["spec"]["containers"][0]["lifecycle"][
+        "preStop"
+    ]
+    command = [
+        part.replace("localhost:8080", f"127.0.0.1:{server.port}")
+        for part in hook["exec"]["command"]
+    ]
     if command[0] == "gunicorn-grace":
-        command += ["--pid", str(server.pid)]  # In a container there is one instance; here, others run beside.
+        command += [
+            "--pid",
+            str(server.pid),
+        ]  # In a container there is one instance; here, others run beside.
     path = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
-    done = subprocess.run(command, env={**os.environ, "PATH": path}, capture_output=True, text=True, timeout=30)
+    done = subprocess.run(
+        command, env={**os.environ, "PATH": path}, capture_output=True, text=True, timeout=30
+    )
     assert done.returncode == 0, done.stderr
     assert server.get("/readyz").status == 503
 
@@ -98,16 +127,20 @@ def readme_commands() -> list[str]:
 
 
 def test_the_readme_has_two_one_line_commands_and_ci_runs_the_second() -> None:
-    """One command rehearses the example, one passes the tests; .ci/run takes the second from the README itself."""
+    """One command rehearses the example, one passes the tests; .ci/run takes the second from the
+    README itself."""
     main, tests = readme_commands()
-    assert main.endswith("gunicorn-grace rehearse app:app --config gunicorn_grace.conf --delay 5 --period 90)")
+    assert main.endswith(
+        "gunicorn-grace rehearse app:app --config gunicorn_grace.conf --delay 5 --period 90)"
+    )
     assert tests.endswith("/pytest")
     assert "README.md" in (ROOT / ".ci" / "run").read_text()
 
 
 @pytest.mark.long
 def test_the_readmes_main_job(tmp_path: Path) -> None:
-    """The rehearsal of the README: the example app, plain beside plugin; plain loses requests, the plugin none."""
+    """The rehearsal of the README: the example app, plain beside plugin; plain loses requests, the
+    plugin none."""
     command = re.search(r"gunicorn-grace (rehearse [^)]*)\)", readme_commands()[0])
     assert command is not None
     report = tmp_path / "report.json"

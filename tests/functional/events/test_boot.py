@@ -29,7 +29,8 @@ def container() -> tuple[str, ...]:
 
 
 def test_sigterm_during_a_preload_ends_it_at_once(serve: Serve) -> None:
-    """With preload_app the import runs in the arbiter: SIGTERM ends it without a delay, by the signal or with 0."""
+    """With preload_app the import runs in the arbiter: SIGTERM ends it without a delay, by the
+    signal or with 0."""
     server = serve("slow_import:app", args=("--preload",), settings=HOLD, listens=False)
     server.wait_line("import begins")
     server.signal(signal.SIGTERM)
@@ -39,10 +40,15 @@ def test_sigterm_during_a_preload_ends_it_at_once(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("extra", [(), ("--preload",)], ids=["workers load", "preload"])
-def test_sigterm_during_boot_as_pid_1(extra: tuple[str, ...], serve: Serve, container: tuple[str, ...]) -> None:
-    """The kernel ignores a signal without a handler for PID 1: it ends at once all the same, nothing is left."""
+def test_sigterm_during_boot_as_pid_1(
+    extra: tuple[str, ...], serve: Serve, container: tuple[str, ...]
+) -> None:
+    """The kernel ignores a signal without a handler for PID 1: it ends at once all the same,
+    nothing is left."""
     args = ("-k", "sync", *LONG_DRAIN, *extra)
-    server = serve("slow_import:app", args=args, settings=HOLD, executable_prefix=container, listens=False)
+    server = serve(
+        "slow_import:app", args=args, settings=HOLD, executable_prefix=container, listens=False
+    )
     server.wait_line("import begins")
     first = next(pid for pid in server.processes() if procfs.inner_pid(pid) == 1)
     os.kill(first, signal.SIGTERM)
@@ -79,20 +85,29 @@ def post_fork(server, worker):
 """
 
 
-@pytest.mark.parametrize("where", [BEFORE_OUR_HOOK, AFTER_OUR_HOOK], ids=["before our hook", "after our hook"])
-def test_sigterm_between_a_fork_and_the_workers_signals(where: str, serve: Serve, tmp_path: Path) -> None:
-    """A worker that is dismissed before gunicorn has set its signals leaves as soon as it runs; gunicorn alone would
-    lose the signal and wait for it as long as graceful_timeout."""
+@pytest.mark.parametrize(
+    "where", [BEFORE_OUR_HOOK, AFTER_OUR_HOOK], ids=["before our hook", "after our hook"]
+)
+def test_sigterm_between_a_fork_and_the_workers_signals(
+    where: str, serve: Serve, tmp_path: Path
+) -> None:
+    """A worker that is dismissed before gunicorn has set its signals leaves as soon as it runs;
+    gunicorn alone would lose the signal and wait for it as long as graceful_timeout."""
     (tmp_path / "conf.py").write_text(GATE.format(where=where))
-    server = serve(args=("-k", "sync", "-w", "1", *LONG_DRAIN), config=("-c", "conf.py"), settings=SHORT)
+    server = serve(
+        args=("-k", "sync", "-w", "1", *LONG_DRAIN), config=("-c", "conf.py"), settings=SHORT
+    )
     (first,) = server.wait_booted(1)
     gate = tmp_path / "gate"
     os.mkfifo(gate)
     server.signal(signal.SIGTTIN)
-    (young,) = server.wait_for(lambda: set(procfs.children(server.pid)) - {first}, "a second worker")
+    (young,) = server.wait_for(
+        lambda: set(procfs.children(server.pid)) - {first}, "a second worker"
+    )
     memory = server.memory
     meter = server.wait_for(
-        lambda: [meter for _, slot, meter in memory.slots() if memory.cells[slot + st.AGE] == 2], "its slot"
+        lambda: [meter for _, slot, meter in memory.slots() if memory.cells[slot + st.AGE] == 2],
+        "its slot",
     )[0]
     server.signal(signal.SIGTERM)
     server.wait_for(lambda: memory.cells[meter + st.DISMISSED], "its dismissal")

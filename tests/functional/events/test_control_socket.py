@@ -25,13 +25,17 @@ def gunicornc(server: Server, command: str) -> str:
     return done.stdout
 
 
-@pytest.mark.skipif(gunicorn.version_info < (25, 1), reason="gunicorn has a control socket from 25.1 on")
+@pytest.mark.skipif(
+    gunicorn.version_info < (25, 1), reason="gunicorn has a control socket from 25.1 on"
+)
 def test_the_control_socket_in_lame_duck(serve: Serve) -> None:
-    """`gunicornc -c shutdown` begins a lame duck phase like any SIGTERM, in which the socket still answers, and
-    changes the number of workers; a second shutdown drains."""
+    """`gunicornc -c shutdown` begins a lame duck phase like any SIGTERM, in which the socket still
+    answers, and changes the number of workers; a second shutdown drains."""
     server = serve(kind="gthread", settings=HOLD)
     server.wait_booted(2)
-    server.wait_line("Control socket listening")  # A thread of the arbiter's begins to, later than the workers.
+    server.wait_line(
+        "Control socket listening"
+    )  # A thread of the arbiter's begins to, later than the workers.
     gunicornc(server, "shutdown")
     server.wait_phase(Phase.LAME_DUCK)
     assert server.get("/readyz").status == 503

@@ -29,10 +29,14 @@ def test_a_third_sigterm_changes_nothing(kind: str, serve: Serve, connect: Conne
 
 @pytest.mark.long(but=("SIGINT-sync", "SIGQUIT-gevent"))
 @pytest.mark.parametrize(
-    ("name", "kind"), [("SIGINT", "sync"), ("SIGQUIT", "gthread"), ("SIGINT", "gthread"), ("SIGQUIT", "gevent")]
+    ("name", "kind"),
+    [("SIGINT", "sync"), ("SIGQUIT", "gthread"), ("SIGINT", "gthread"), ("SIGQUIT", "gevent")],
 )
-def test_ctrl_c_names_what_it_cuts_off(name: str, kind: str, serve: Serve, connect: Connect) -> None:
-    """SIGINT and SIGQUIT in SERVING end the instance promptly, and the log names each request that was cut off."""
+def test_ctrl_c_names_what_it_cuts_off(
+    name: str, kind: str, serve: Serve, connect: Connect
+) -> None:
+    """SIGINT and SIGQUIT in SERVING end the instance promptly, and the log names each request that
+    was cut off."""
     server = serve(kind=kind, settings=HOLD, args=LONG_DRAIN)
     begin_a_request(server, connect(server), "/slow?s=50")
     server.signal(signal.Signals[name])
@@ -47,8 +51,9 @@ def test_ctrl_c_names_what_it_cuts_off(name: str, kind: str, serve: Serve, conne
 def test_ctrl_c_ends_a_gthread_worker_that_is_submitting_a_request(
     number: signal.Signals, where: str, serve: Serve, connect: Connect
 ) -> None:
-    """The main thread holds the lock of its pool, for which gunicorn's own handler would wait until SIGKILL; or a
-    thread of the pool has just been started, and is not among those that the interpreter wakes."""
+    """The main thread holds the lock of its pool, for which gunicorn's own handler would wait until
+    SIGKILL; or a thread of the pool has just been started, and is not among those that the
+    interpreter wakes."""
     args = ("-k", "gthread", "--threads", "4", "-w", "1")
     server = serve("submitting:app", args=args, env={"WHERE": where}, ready=False)
     server.wait_booted(1)

@@ -9,34 +9,49 @@ import pytest
 
 from gunicorn_grace import state as st
 from gunicorn_grace.phase import Phase
-from support.servers import HOLD, Connect, Serve, booted_in, hold_a_request, load_on, looks, nothing_lost, workers_of
+from support.servers import (
+    HOLD,
+    Connect,
+    Serve,
+    booted_in,
+    hold_a_request,
+    load_on,
+    looks,
+    nothing_lost,
+    workers_of,
+)
 
 
 @pytest.mark.long(but="gthread")
 def test_a_reload_under_load_loses_nothing_and_reads_the_settings_again(
     kind: str, serve: Serve, tmp_path: Path
 ) -> None:
-    """SIGHUP while requests come on new and kept-alive connections: none is lost, and the new delay is in the log."""
+    """SIGHUP while requests come on new and kept-alive connections: none is lost, and the new delay
+    is in the log."""
     config = tmp_path / "conf.py"
     config.write_text("from gunicorn_grace.conf import *\ngrace_shutdown_delay = 11\n")
     # gthread workers of gunicorn 24 to 26 stay that long for an idle connection.
     server = serve(kind=kind, config=("-c", "conf.py"), args=("--graceful-timeout", "6"))
     server.wait_line("lame duck 11 s")
     before = set(server.wait_booted(workers_of(kind)))
-    # Of another size: Python takes a file of the same second and size for the one that it has compiled.
+    # Of another size: Python takes a file of the same second and size for the one that it has
+    # compiled.
     config.write_text("from gunicorn_grace.conf import *\ngrace_shutdown_delay = 12.0\n")
     with load_on(server) as load:
         load.wait_completed(40)
         server.signal(signal.SIGHUP)
         server.wait_line("lame duck 12 s")
-        server.wait_for(lambda: not before & set(server.worker_pids()), "the end of the old workers")
+        server.wait_for(
+            lambda: not before & set(server.worker_pids()), "the end of the old workers"
+        )
         load.wait_completed(60)
         tally = load.stop()
     nothing_lost(tally, server)
 
 
 def test_a_reload_in_lame_duck_is_refused(serve: Serve, tmp_path: Path) -> None:
-    """SIGHUP after SIGTERM is one log line: no worker is replaced, no file is read, the clock is not touched."""
+    """SIGHUP after SIGTERM is one log line: no worker is replaced, no file is read, the clock is
+    not touched."""
     config = tmp_path / "conf.py"
     config.write_text("from gunicorn_grace.conf import *\n")
     server = serve(kind="gthread", config=("-c", "conf.py"), settings=HOLD)
@@ -52,8 +67,9 @@ def test_a_reload_in_lame_duck_is_refused(serve: Serve, tmp_path: Path) -> None:
 
 
 def test_sigterm_in_the_middle_of_a_reload(serve: Serve, connect: Connect) -> None:
-    """While a reload waits for an old worker's slow request, SIGTERM turns readiness red at once, T0 is the signal's
-    time, the lame duck phase does not wait for the reload to end, and the slow request is answered."""
+    """While a reload waits for an old worker's slow request, SIGTERM turns readiness red at once,
+    T0 is the signal's time, the lame duck phase does not wait for the reload to end, and the slow
+    request is answered."""
     server = serve(args=("-k", "sync", "-w", "1"), settings=HOLD)
     (old,) = server.wait_booted(1)
     client = connect(server)

@@ -1,4 +1,5 @@
-"""``reuse_port``: from gunicorn 24.1 on each worker has listeners of its own, which the arbiter cannot reach."""
+"""``reuse_port``: from gunicorn 24.1 on each worker has listeners of its own, which the arbiter
+cannot reach."""
 
 from __future__ import annotations
 
@@ -43,7 +44,8 @@ def server(kind: str, serve: Callable[..., Server]) -> Server:
 
 @pytest.mark.long(but="gthread")
 def test_each_worker_seals_and_empties_its_own_listener(server: Server, connect: Connect) -> None:
-    """What waits in the accept queue when the drain begins is served to its end, and no new connection gets in."""
+    """What waits in the accept queue when the drain begins is served to its end, and no new
+    connection gets in."""
     busy = connect(server)
     busy.send("/slow?s=2")
     server.wait_line("slow request begins")
@@ -53,7 +55,9 @@ def test_each_worker_seals_and_empties_its_own_listener(server: Server, connect:
     server.signal(signal.SIGTERM)
     server.wait_phase(Phase.DRAINING)
     server.wait_line("sealed by each worker" if OWN else "sealed")
-    server.wait_for(lambda: not accepts(server), "the seal, which the worker puts on when it is poked")
+    server.wait_for(
+        lambda: not accepts(server), "the seal, which the worker puts on when it is poked"
+    )
     all_answered(busy, *waiting)
     assert server.wait(20) == 0, server.output
     assert ", 0 cut off" in server.summary()
@@ -61,7 +65,8 @@ def test_each_worker_seals_and_empties_its_own_listener(server: Server, connect:
 
 @pytest.mark.long
 def test_idle_connections_do_not_hold_the_exit(server: Server, connect: Connect) -> None:
-    """A worker that leaves closes its own listeners first; idle connections are looked after all the same."""
+    """A worker that leaves closes its own listeners first; idle connections are looked after all
+    the same."""
     clients = [connect(server) for _ in range(2)]
     if "gevent" in server.args:
         clients[0].get("/")  # The others have one thread, or keep none alive.

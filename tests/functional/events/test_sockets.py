@@ -11,7 +11,16 @@ import pytest
 
 from gunicorn_grace.phase import Phase
 from gunicorn_grace.rehearsal.wire import Address
-from support.servers import SHORT, WORKERS, Client, Connect, Serve, all_answered, hold_a_request, look
+from support.servers import (
+    SHORT,
+    WORKERS,
+    Client,
+    Connect,
+    Serve,
+    all_answered,
+    hold_a_request,
+    look,
+)
 
 # What systemd does for a socket unit with a service that is started again when it ends.
 SYSTEMD = """
@@ -36,13 +45,16 @@ while True:
 @pytest.mark.long(but="gthread-activate-127.0.0.1:0")
 @pytest.mark.parametrize(
     ("kind", "how", "bind"),
-    [*((kind, "activate", "127.0.0.1:0") for kind in sorted(WORKERS)), ("gthread", "inherit", "fd://3")],
+    [
+        *((kind, "activate", "127.0.0.1:0") for kind in sorted(WORKERS)),
+        ("gthread", "inherit", "fd://3"),
+    ],
 )
 def test_a_socket_that_was_handed_to_us_is_never_sealed(
     kind: str, how: str, bind: str, serve: Serve, connect: Connect, tmp_path: Path
 ) -> None:
-    """Socket activation and fd:// sockets: connections made while we drain wait in the queue, and the next process
-    serves them."""
+    """Socket activation and fd:// sockets: connections made while we drain wait in the queue, and
+    the next process serves them."""
     (tmp_path / "systemd.py").write_text(SYSTEMD)
     prefix = (sys.executable, str(tmp_path / "systemd.py"), how)
     server = serve(kind=kind, executable_prefix=prefix, bind=bind, settings=SHORT, args=("-w", "1"))
@@ -62,7 +74,9 @@ def test_a_socket_that_was_handed_to_us_is_never_sealed(
     answers = [look(late.receive()) for late in waiting]
     server.wait_line("Listening at", after=seen)
     if kind == "sync":
-        assert {answer["pid"] for answer in answers}.isdisjoint({worker}), "its only worker was busy to the end"
+        assert {answer["pid"] for answer in answers}.isdisjoint({worker}), (
+            "its only worker was busy to the end"
+        )
     server.wait_line("gunicorn-grace: stopped.* 0 cut off", after=seen)
     assert "sealed" not in server.output
 
@@ -72,8 +86,9 @@ def test_a_socket_that_was_handed_to_us_is_never_sealed(
 def test_every_listener_is_emptied(
     kinds: tuple[str, ...], serve: Serve, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    """With the only worker busy, connections wait in the queue of each address; when the drain begins no new one gets
-    in anywhere, a UNIX socket's path is gone first, and all that wait are answered."""
+    """With the only worker busy, connections wait in the queue of each address; when the drain
+    begins no new one gets in anywhere, a UNIX socket's path is gone first, and all that wait are
+    answered."""
     path = tmp_path / "socket"
     binds = ["127.0.0.1:0" if name == "tcp" else f"unix:{path}" for name in kinds]
     more = [part for bind in binds[1:] for part in ("-b", bind)]
@@ -109,8 +124,8 @@ def test_every_listener_is_emptied(
 def test_a_unix_socket_whose_queue_is_not_served_to_its_end(
     how: str, serve: Serve, connect: Connect, tmp_path: Path
 ) -> None:
-    """Ctrl-C in the middle of it, or a graceful_timeout of 0: gunicorn, which would unlink the path once more, ends
-    with 0 and leaves nothing behind."""
+    """Ctrl-C in the middle of it, or a graceful_timeout of 0: gunicorn, which would unlink the path
+    once more, ends with 0 and leaves nothing behind."""
     args = ("-k", "sync", "-w", "1", *(("--graceful-timeout", "0") if how.startswith("no") else ()))
     server = serve(args=args, bind=f"unix:{tmp_path / 'socket'}", settings=SHORT)
     busy = connect(server)
@@ -144,8 +159,9 @@ def when_ready(server):
 def test_without_the_capability_for_a_filter_it_is_sealed_all_the_same(
     kind: str, serve: Serve, connect: Connect, tmp_path: Path
 ) -> None:
-    """By the least hop limit. What waits in the queue is served; so is a request whose connection is established after
-    that, of which the kernel drops all but the first segment until the worker has admitted it; and no new one comes."""
+    """By the least hop limit. What waits in the queue is served; so is a request whose connection
+    is established after that, of which the kernel drops all but the first segment until the worker
+    has admitted it; and no new one comes."""
     (tmp_path / "conf.py").write_text(WITHOUT_A_FILTER)
     # It accepts two at a time at most, so that the queue is not empty until the first is let go.
     args = ("-w", "1", "--threads", "1", "--worker-connections", "2")

@@ -17,8 +17,26 @@ from support.servers import HOLD, Client, Serve, hold_a_request
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A self-signed certificate for localhost and its key, in one file."""
     path = tmp_path_factory.mktemp("tls") / "both.pem"
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
-    extension = ["-addext", "subjectAltName=DNS:localhost", "-keyout", str(path), "-out", f"{path}.crt"]
+    command = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        "-days",
+        "2",
+        "-subj",
+        "/CN=localhost",
+    ]
+    extension = [
+        "-addext",
+        "subjectAltName=DNS:localhost",
+        "-keyout",
+        str(path),
+        "-out",
+        f"{path}.crt",
+    ]
     try:
         subprocess.run([*command, *extension], check=True, capture_output=True, timeout=30)
     except FileNotFoundError:
@@ -30,8 +48,8 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.long(but="gthread")
 def test_tls(kind: str, serve: Serve, certificate: Path, request: pytest.FixtureRequest) -> None:
-    """Over TLS: readiness flips, a request in flight completes and says close, and connections that waited in the
-    accept queue when the drain began, before their handshake, are served."""
+    """Over TLS: readiness flips, a request in flight completes and says close, and connections that
+    waited in the accept queue when the drain began, before their handshake, are served."""
     context = ssl.create_default_context(cafile=str(certificate))
     args = ("-w", "1", "--certfile", str(certificate), "--keyfile", str(certificate))
     server = serve(kind=kind, args=args, settings=HOLD, ready=False)
@@ -50,7 +68,8 @@ def test_tls(kind: str, serve: Serve, certificate: Path, request: pytest.Fixture
     waiting = [connected() for _ in range(3)]
     server.signal(signal.SIGTERM)
     server.wait_phase(Phase.DRAINING)
-    # The only thread of a sync worker is busy: there they are answered after it, elsewhere meanwhile.
+    # The only thread of a sync worker is busy: there they are answered after it, elsewhere
+    # meanwhile.
     answers = [client.get("/") for client in waiting] if kind != "sync" else []
     release()
     answer = busy.receive()

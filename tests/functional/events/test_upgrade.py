@@ -14,13 +14,23 @@ from gunicorn_grace import state as st
 from gunicorn_grace.phase import Phase
 from gunicorn_grace.rehearsal import procfs
 from gunicorn_grace.rehearsal.wire import fetch
-from support.servers import HOLD, LONG_DRAIN, SHORT, Serve, booted_in, load_on, memory_of, nothing_lost, workers_of
+from support.servers import (
+    HOLD,
+    LONG_DRAIN,
+    SHORT,
+    Serve,
+    booted_in,
+    load_on,
+    memory_of,
+    nothing_lost,
+    workers_of,
+)
 
 
 @pytest.mark.long
 def test_a_successor_that_cannot_be_executed_changes_nothing(serve: Serve, tmp_path: Path) -> None:
-    """gunicorn's child ends in the loop that it has inherited, and stops none of the workers: the instance is ready as
-    before, and a SIGTERM has a delay and an end."""
+    """gunicorn's child ends in the loop that it has inherited, and stops none of the workers: the
+    instance is ready as before, and a SIGTERM has a delay and an end."""
     config = tmp_path / "gunicorn.conf.py"
     config.write_text(
         "from gunicorn_grace.conf import *\ndef pre_exec(server):\n    raise RuntimeError('no such thing')\n"
@@ -29,7 +39,9 @@ def test_a_successor_that_cannot_be_executed_changes_nothing(serve: Serve, tmp_p
     before = set(server.wait_booted(workers_of("gthread")))
     server.signal(signal.SIGUSR2)
     server.wait_line("no such thing")
-    server.wait_for(lambda: set(procfs.children(server.arbiter_pid)) == before, "the end of the child")
+    server.wait_for(
+        lambda: set(procfs.children(server.arbiter_pid)) == before, "the end of the child"
+    )
     assert server.memory.cells[st.PHASE] == Phase.SERVING
     assert server.get("/readyz").status == 200
     server.signal(signal.SIGTERM)
@@ -39,8 +51,9 @@ def test_a_successor_that_cannot_be_executed_changes_nothing(serve: Serve, tmp_p
 
 @pytest.mark.long(but="gthread")
 def test_a_binary_upgrade_under_load_loses_nothing(kind: str, serve: Serve, tmp_path: Path) -> None:
-    """SIGUSR2, then SIGTERM to the old arbiter: no request is lost, none refused, readiness is never 503, the shared
-    listener is never sealed, the old one goes without a lame duck phase, and the new one has one of its own."""
+    """SIGUSR2, then SIGTERM to the old arbiter: no request is lost, none refused, readiness is
+    never 503, the shared listener is never sealed, the old one goes without a lame duck phase, and
+    the new one has one of its own."""
     pidfile = tmp_path / "pid"
     server = serve(kind=kind, args=("--pid", str(pidfile), *LONG_DRAIN), settings=HOLD, script=True)
     count = workers_of(kind)
@@ -49,7 +62,11 @@ def test_a_binary_upgrade_under_load_loses_nothing(kind: str, serve: Serve, tmp_
         load.wait_completed(30)
         server.signal(signal.SIGUSR2)
         second = tmp_path / "pid.2"
-        new = int(server.wait_for(lambda: second.exists() and second.read_text().strip(), "the second pid file"))
+        new = int(
+            server.wait_for(
+                lambda: second.exists() and second.read_text().strip(), "the second pid file"
+            )
+        )
         server.wait_for(lambda: len(procfs.children(new)) == count, "the new workers")
         with contextlib.closing(memory_of(new)) as memory:
             server.wait_for(lambda: len(booted_in(memory)) == count, "new workers that have booted")
@@ -74,25 +91,34 @@ def test_a_binary_upgrade_under_load_loses_nothing(kind: str, serve: Serve, tmp_
 
 @pytest.mark.long
 def test_sigterm_to_the_new_one_as_soon_as_the_old_one_is_gone(serve: Serve) -> None:
-    """The new arbiter notices only at its next look that it is alone: the signal is not lost for that, and the delay
-    runs from it."""
+    """The new arbiter notices only at its next look that it is alone: the signal is not lost for
+    that, and the delay runs from it."""
     # A sync worker of the old one looks every half of its timeout whether its arbiter is there.
     server = serve(kind="sync", args=("--timeout", "4"), settings=HOLD, script=True)
     server.wait_booted(workers_of("sync"))
     server.signal(signal.SIGUSR2)
-    new = int(server.wait_for(lambda: re.findall(r"Listening at: .*\((\d+)\)", server.output)[1:], "its successor")[0])
+    new = int(
+        server.wait_for(
+            lambda: re.findall(r"Listening at: .*\((\d+)\)", server.output)[1:], "its successor"
+        )[0]
+    )
     with contextlib.closing(memory_of(new)) as memory:
-        server.wait_for(lambda: len(booted_in(memory)) == workers_of("sync"), "new workers that have booted")
+        server.wait_for(
+            lambda: len(booted_in(memory)) == workers_of("sync"), "new workers that have booted"
+        )
         server.signal(signal.SIGKILL)
         server.wait(20)
         os.kill(new, signal.SIGTERM)
-        server.wait_for(lambda: memory.cells[st.PHASE] == Phase.LAME_DUCK, "the lame duck phase of the new one")
+        server.wait_for(
+            lambda: memory.cells[st.PHASE] == Phase.LAME_DUCK, "the lame duck phase of the new one"
+        )
     os.kill(new, signal.SIGTERM)
     server.wait_for(lambda: not server.processes(), "the end of the new one")
 
 
 def test_an_upgrade_is_refused_once_the_shutdown_has_begun(serve: Serve) -> None:
-    """SIGUSR2 after SIGTERM: a new server on listeners that are about to be sealed would serve nobody."""
+    """SIGUSR2 after SIGTERM: a new server on listeners that are about to be sealed would serve
+    nobody."""
     server = serve(kind="sync", settings=HOLD)
     server.lead_to(Phase.LAME_DUCK)
     server.signal(signal.SIGUSR2)

@@ -30,7 +30,8 @@ from support.servers import (
 
 
 def test_a_daemon_drains_as_ever(serve: Serve, tmp_path: Path) -> None:
-    """Detached, with its pid from the pidfile and its words in a file: the flip, the delay, the drain, no leftover."""
+    """Detached, with its pid from the pidfile and its words in a file: the flip, the delay, the
+    drain, no leftover."""
     log, pidfile = tmp_path / "log", tmp_path / "pid"
     args = ("--daemon", "--pid", str(pidfile), "--error-logfile", str(log))
     server = serve(kind="gthread", args=args, settings=HOLD, listens=False)
@@ -68,15 +69,18 @@ WAYS: dict[str, tuple[str, tuple[str, ...]]] = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_it_works_however_it_is_run(way: str, serve: Serve, connect: Connect, tmp_path: Path) -> None:
-    """Preloaded, with its workers' privileges dropped, with another folder for their heartbeats: the flip is seen in
-    every worker, what is in flight completes, and nothing is left behind."""
+def test_it_works_however_it_is_run(
+    way: str, serve: Serve, connect: Connect, tmp_path: Path
+) -> None:
+    """Preloaded, with its workers' privileges dropped, with another folder for their heartbeats:
+    the flip is seen in every worker, what is in flight completes, and nothing is left behind."""
     folder = tmp_path / "heartbeats"
     folder.mkdir()
     kind, args = WAYS[way]
     if way == "user" and os.getuid():
         pytest.skip("only root can become somebody else")
-    # The interpreter may be root's own, where nobody else can import from: so what is needed later is loaded by root.
+    # The interpreter may be root's own, where nobody else can import from: so what is needed later
+    # is loaded by root.
     (tmp_path / "conf.py").write_text(
         "import encodings.idna\nimport gunicorn_grace.wsgi\nfrom gunicorn_grace.conf import *\n"
     )
@@ -103,11 +107,14 @@ def test_it_works_however_it_is_run(way: str, serve: Serve, connect: Connect, tm
 @pytest.mark.long(but="gthread")
 def test_workers_that_are_recycled_under_load(kind: str, tmp_path: Path) -> None:
     """With max_requests and jitter workers come and go in every phase: a deletion loses nothing."""
-    # No kept-alive connections, because of gunicorn itself. A gthread worker that has reached max_requests closes those
-    # on which it has just said keep-alive (finish_request in 24.1 and 25.3): 25.3 alone lost 30 of 2300 requests on
-    # them, and none on new ones. A gevent worker accepts none while idle ones hold it, up to graceful_timeout (22.0 to
-    # 27.0): when two leave at once, new connections wait.
-    scene = plan(kind, tmp_path, lag=1.0, keepalive_share=0.0, settings={"shutdown_delay": 2, "min_delay": 0})
+    # No kept-alive connections, because of gunicorn itself. A gthread worker that has reached
+    # max_requests closes those on which it has just said keep-alive (finish_request in 24.1 and
+    # 25.3): 25.3 alone lost 30 of 2300 requests on them, and none on new ones. A gevent worker
+    # accepts none while idle ones hold it, up to graceful_timeout (22.0 to 27.0): when two leave at
+    # once, new connections wait.
+    scene = plan(
+        kind, tmp_path, lag=1.0, keepalive_share=0.0, settings={"shutdown_delay": 2, "min_delay": 0}
+    )
     recycling = ("--max-requests", "40", "--max-requests-jitter", "20")
     result = play(dataclasses.replace(scene, args=(*scene.args, *recycling)), GRACE)
     assert "Autorestarting worker" in "\n".join(result.outputs.values()), told(result)

@@ -1,4 +1,5 @@
-"""SIGTTIN, SIGTTOU and SIGUSR1: the number of workers and their log files can be changed in every phase."""
+"""SIGTTIN, SIGTTOU and SIGUSR1: the number of workers and their log files can be changed in every
+phase."""
 
 from __future__ import annotations
 
@@ -15,10 +16,13 @@ from support.servers import HOLD, WORKERS, Serve, look, look_at_each, workers_of
 
 @pytest.mark.long(but="LAME_DUCK-gthread")
 @pytest.mark.parametrize(
-    ("phase", "kind"), [(Phase.SERVING, "gthread"), *((Phase.LAME_DUCK, kind) for kind in sorted(WORKERS))], ids=str
+    ("phase", "kind"),
+    [(Phase.SERVING, "gthread"), *((Phase.LAME_DUCK, kind) for kind in sorted(WORKERS))],
+    ids=str,
 )
 def test_the_number_of_workers_can_be_changed(phase: Phase, kind: str, serve: Serve) -> None:
-    """SIGTTIN forks a worker that knows the phase from its first request on; SIGTTOU lets one go, and nothing else."""
+    """SIGTTIN forks a worker that knows the phase from its first request on; SIGTTOU lets one go,
+    and nothing else."""
     server = serve(kind=kind, settings=HOLD)
     count = workers_of(kind)
     old = server.wait_booted(count)
@@ -43,7 +47,8 @@ def test_the_number_of_workers_can_be_changed(phase: Phase, kind: str, serve: Se
 
 
 def test_log_files_are_reopened_in_lame_duck(serve: Serve, tmp_path: Path) -> None:
-    """SIGUSR1 during the delay: the rotated file is left, the new one written, no worker goes, the clock runs on."""
+    """SIGUSR1 during the delay: the rotated file is left, the new one written, no worker goes, the
+    clock runs on."""
     log = tmp_path / "access.log"
     server = serve(kind="gthread", args=("--access-logfile", str(log)), settings=HOLD)
     before = sorted(server.wait_booted(2))
@@ -53,7 +58,9 @@ def test_log_files_are_reopened_in_lame_duck(serve: Serve, tmp_path: Path) -> No
     server.signal(signal.SIGUSR1)
     server.wait_for(log.exists, "the new log file")
     for number, _ in enumerate(look_at_each(server, before), 1):
-        server.wait_for(lambda n=number: log.read_text().count("GET /look") == n, "its line in the new log file")
+        server.wait_for(
+            lambda n=number: log.read_text().count("GET /look") == n, "its line in the new log file"
+        )
     assert sorted(server.wait_booted(2)) == before
     assert server.get("/readyz").status == 503
     assert (server.memory.cells[st.PHASE], server.memory.cells[st.T0]) == (Phase.LAME_DUCK, t0)

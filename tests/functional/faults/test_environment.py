@@ -1,6 +1,8 @@
-"""What happens when what a process stands on gives way: its output, /proc, its files, its memory, the clock.
+"""What happens when what a process stands on gives way: its output, /proc, its files, its memory,
+the clock.
 
-``docs/faults.md`` is the table of all faults. ``Server.assert_gone`` says what must hold after each of them.
+``docs/faults.md`` is the table of all faults. ``Server.assert_gone`` says what must hold after each
+of them.
 """
 
 from __future__ import annotations
@@ -30,8 +32,11 @@ SLOWER = {**QUICK, "shutdown_delay": 1}
 
 
 def interpreter(path: Path, lines: str) -> str:
-    """A stand-in for the Python interpreter: it changes what a process stands on, then becomes the real one."""
-    path.write_text(f"#!{sys.executable} -S\nimport os, sys\npython = {sys.executable!r}\n{lines}\n")
+    """A stand-in for the Python interpreter: it changes what a process stands on, then becomes the
+    real one."""
+    path.write_text(
+        f"#!{sys.executable} -S\nimport os, sys\npython = {sys.executable!r}\n{lines}\n"
+    )
     path.chmod(0o755)
     return str(path)
 
@@ -52,7 +57,8 @@ def assert_shuts_down_as_ever(server: Server, client: Client) -> None:
     assert "0 cut off" in server.summary()
 
 
-# -- output ------------------------------------------------------------------------------------------------------------
+# -- output ----
+
 
 OUTPUT = {
     "reader is gone": "end, pipe = os.pipe(); os.close(end); os.dup2(pipe, 1); os.dup2(pipe, 2); os.close(pipe)",
@@ -64,12 +70,23 @@ OUTPUT = {
 @pytest.mark.long(but="closed-gthread")
 @pytest.mark.parametrize(
     ("output", "kind"),
-    [*((output, "gthread") for output in OUTPUT), ("closed", "sync"), ("closed", "gevent"), ("full", "gevent")],
+    [
+        *((output, "gthread") for output in OUTPUT),
+        ("closed", "sync"),
+        ("closed", "gevent"),
+        ("full", "gevent"),
+    ],
 )
 def test_nothing_hangs_on_the_output(
-    output: str, kind: str, serve: Serve, connect: Connect, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+    output: str,
+    kind: str,
+    serve: Serve,
+    connect: Connect,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
-    """Where not a line can be written, readiness flips, requests are served, and it exits with 0 in time."""
+    """Where not a line can be written, readiness flips, requests are served, and it exits with 0 in
+    time."""
     mute = interpreter(tmp_path_factory.mktemp("bin") / "python", f"{OUTPUT[output]}\n{BECOME}")
     report = tmp_path / "report.json"
     report.touch()
@@ -90,8 +107,11 @@ def test_nothing_hangs_on_the_output(
 
 
 @pytest.mark.long
-def test_the_memory_is_never_the_standard_output(serve: Serve, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """With 1 and 2 closed the next file that is opened gets those numbers, and what C code prints would land in it."""
+def test_the_memory_is_never_the_standard_output(
+    serve: Serve, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """With 1 and 2 closed the next file that is opened gets those numbers, and what C code prints
+    would land in it."""
     mute = interpreter(tmp_path_factory.mktemp("bin") / "python", f"{OUTPUT['closed']}\n{BECOME}")
     server = serve(kind="sync", python=mute, settings=SLOWER)
     for fd in (0, 1, 2):
@@ -101,20 +121,25 @@ def test_the_memory_is_never_the_standard_output(serve: Serve, tmp_path_factory:
     server.assert_gone()
 
 
-# -- file systems ------------------------------------------------------------------------------------------------------
+# -- file systems ----
+
 
 UNSHARE = shutil.which("unshare")
 can_mount = pytest.mark.skipif(
-    UNSHARE is None or subprocess.run([UNSHARE, "--mount", "true"], capture_output=True, check=False).returncode != 0,
+    UNSHARE is None
+    or subprocess.run([UNSHARE, "--mount", "true"], capture_output=True, check=False).returncode
+    != 0,
     reason="mount namespaces are not to be had here",
 )
 
 
 def mounting(path: Path, commands: str) -> str:
-    """A stand-in for the Python interpreter that first changes what it sees mounted; it keeps its pid."""
+    """A stand-in for the Python interpreter that first changes what it sees mounted; it keeps its
+    pid."""
     shell = f'{commands} && exec "$0" "$@"'
     return interpreter(
-        path, f"os.execvp('unshare', ['unshare', '--mount', 'sh', '-c', {shell!r}, python, *sys.argv[1:]])"
+        path,
+        f"os.execvp('unshare', ['unshare', '--mount', 'sh', '-c', {shell!r}, python, *sys.argv[1:]])",
     )
 
 
@@ -123,7 +148,8 @@ def mounting(path: Path, commands: str) -> str:
 def test_without_proc_it_shuts_down(
     kind: str, serve: Serve, connect: Connect, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """No /proc: readiness flips, what is in flight completes, a trigger over HTTP is refused, it exits in time."""
+    """No /proc: readiness flips, what is in flight completes, a trigger over HTTP is refused, it
+    exits in time."""
     server = serve(
         kind=kind,
         python=mounting(tmp_path_factory.mktemp("bin") / "python", "mount -t tmpfs none /proc"),
@@ -140,10 +166,13 @@ def test_without_proc_it_shuts_down(
 @pytest.mark.long
 @can_mount
 def test_a_read_only_root_changes_nothing(serve: Serve, connect: Connect, tmp_path: Path) -> None:
-    """A container without one writable file system but /dev/shm: it boots and shuts down, and the report is missed."""
+    """A container without one writable file system but /dev/shm: it boots and shuts down, and the
+    report is missed."""
     # /tmp may be a file system of its own.
     mounted = {Path("/"), next(path for path in tmp_path.resolve().parents if path.is_mount())}
-    remounts = " && ".join(f"mount -o remount,bind,ro {shlex.quote(str(path))}" for path in sorted(mounted))
+    remounts = " && ".join(
+        f"mount -o remount,bind,ro {shlex.quote(str(path))}" for path in sorted(mounted)
+    )
     read_only = mounting(tmp_path / "python", remounts)
     server = serve(
         kind="gthread",
@@ -156,7 +185,8 @@ def test_a_read_only_root_changes_nothing(serve: Serve, connect: Connect, tmp_pa
     server.wait_line("grace_report .* cannot be written: .*Read-only file system")
 
 
-# -- the shared memory, seen from outside ------------------------------------------------------------------------------
+# -- the shared memory, seen from outside ----
+
 
 HOLDER = """
 import os, sys
@@ -185,7 +215,8 @@ DAMAGED = {
     "garbage": bytes(range(1, 256)) * 40,
     "all zero": bytes(8192),
     "too many slots": struct.pack("q" * 64, st.MAGIC_NUMBER, st.LAYOUT, 1 << 40, *[1] * 61),
-    "no such phase": struct.pack("q" * 64, st.MAGIC_NUMBER, st.LAYOUT, 1, 1, 99, *[0] * 59) + bytes(128),
+    "no such phase": struct.pack("q" * 64, st.MAGIC_NUMBER, st.LAYOUT, 1, 1, 99, *[0] * 59)
+    + bytes(128),
 }
 
 
@@ -210,7 +241,8 @@ def grace(*args: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.long
 @pytest.mark.parametrize("content", ["truncated", "garbage"])
 def test_a_damaged_memory_is_told_from_the_good_one_beside_it(content: str, serve: Serve) -> None:
-    """Asked for the damaged one, the command says so in one line and fails; the instance beside it is found."""
+    """Asked for the damaged one, the command says so in one line and fails; the instance beside it
+    is found."""
     server = serve(kind="gthread", settings={**SLOWER, "termination_period": 30})
     with holder(DAMAGED[content]) as pid:
         for command in ("prestop", "drain", "undrain"):
@@ -228,19 +260,26 @@ def test_a_damaged_memory_is_told_from_the_good_one_beside_it(content: str, serv
 @pytest.mark.long
 @pytest.mark.parametrize("content", DAMAGED)
 def test_a_damaged_memory_is_never_taken_for_the_only_one(content: str) -> None:
-    """Without --pid it is no instance: alone it gives one line and exit code 1, beside a good one it is passed over."""
+    """Without --pid it is no instance: alone it gives one line and exit code 1, beside a good one
+    it is passed over."""
     shell = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
-    if UNSHARE is None or subprocess.run([*shell, "true"], capture_output=True, check=False).returncode:
+    if (
+        UNSHARE is None
+        or subprocess.run([*shell, "true"], capture_output=True, check=False).returncode
+    ):
         pytest.skip("PID namespaces are not to be had here")
     command = [*shell, sys.executable, "-c", ALONE, HOLDER, DAMAGED[content].hex()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done
     assert done.stderr.count("\n") == 1, done.stderr
-    assert done.stderr.startswith("Error: no gunicorn with gunicorn-grace that this user may open (/proc/")
+    assert done.stderr.startswith(
+        "Error: no gunicorn with gunicorn-grace that this user may open (/proc/"
+    )
     assert done.stdout == "not ready until undrain\n"
 
 
-# -- the clock ---------------------------------------------------------------------------------------------------------
+# -- the clock ----
+
 
 DAY = 86400
 
@@ -269,7 +308,8 @@ def shifted_clock(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Shift:
-    """Sets the wall clock off by so many seconds, from now on, and by more at each look that a process takes at it."""
+    """Sets the wall clock off by so many seconds, from now on, and by more at each look that a
+    process takes at it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -290,8 +330,13 @@ def shift(tmp_path_factory: pytest.TempPathFactory) -> Shift:
 def test_a_clock_that_runs_ahead_ends_neither_delay_nor_drain(
     kind: str, serve: Serve, connect: Connect, shifted_clock: Path, shift: Shift
 ) -> None:
-    """Set forth by a day again and again from T0 on: the delay lasts as long, and what is in flight completes."""
-    server = serve(kind=kind, settings=CLOCK, env={"LD_PRELOAD": str(shifted_clock), "CLOCK_SHIFT": str(shift.path)})
+    """Set forth by a day again and again from T0 on: the delay lasts as long, and what is in flight
+    completes."""
+    server = serve(
+        kind=kind,
+        settings=CLOCK,
+        env={"LD_PRELOAD": str(shifted_clock), "CLOCK_SHIFT": str(shift.path)},
+    )
     memory = server.memory
     client = connect(server)
     client.send("/slow?s=5")
@@ -300,7 +345,9 @@ def test_a_clock_that_runs_ahead_ends_neither_delay_nor_drain(
     server.terminate()
     server.wait_phase(Phase.LAME_DUCK)
     shift(DAY)
-    assert float(server.get("/clock").body) - before > DAY - 100, "the clock of the workers did step"
+    assert float(server.get("/clock").body) - before > DAY - 100, (
+        "the clock of the workers did step"
+    )
     days = itertools.count(2)
 
     def answered() -> bool:
@@ -320,8 +367,13 @@ def test_a_clock_that_runs_ahead_ends_neither_delay_nor_drain(
 def test_a_clock_that_runs_back_does_not_postpone_the_deadline(
     kind: str, serve: Serve, connect: Connect, shifted_clock: Path, shift: Shift
 ) -> None:
-    """Set back whenever a process looks at it: what takes too long is cut off at the deadline all the same."""
-    server = serve(kind=kind, settings=SLOWER, env={"LD_PRELOAD": str(shifted_clock), "CLOCK_SHIFT": str(shift.path)})
+    """Set back whenever a process looks at it: what takes too long is cut off at the deadline all
+    the same."""
+    server = serve(
+        kind=kind,
+        settings=SLOWER,
+        env={"LD_PRELOAD": str(shifted_clock), "CLOCK_SHIFT": str(shift.path)},
+    )
     client = connect(server)
     client.send("/slow?s=60")
     server.wait_line("slow request begins")

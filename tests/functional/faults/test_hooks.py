@@ -1,7 +1,8 @@
 """What happens when a user's own hook raises, hangs or calls ``sys.exit`` during the shutdown.
 
-The outcome is that of plain gunicorn, with one exception: a hook of the arbiter that fails then does not cost the
-requests that other workers are serving. In all cases it is over before the deadline.
+The outcome is that of plain gunicorn, with one exception: a hook of the arbiter that fails then
+does not cost the requests that other workers are serving. In all cases it is over before the
+deadline.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ gunicorn_grace.install(globals())
 
 
 def start(hook: str, deed: str, serve: Serve, tmp_path: Path, **options: object) -> Server:
-    """An instance with two workers and one hook that misbehaves; ``pre_request`` and its like do so for ``/trip``."""
+    """An instance with two workers and one hook that misbehaves; ``pre_request`` and its like do so
+    for ``/trip``."""
     text = CONF.format(hook=hook, parameters=PARAMETERS[hook], deed=DEEDS[deed])
     (tmp_path / "conf.py").write_text(text)
     server = serve(config=("-c", "conf.py"), **{"args": ("-w", "2"), "settings": QUICK, **options})
@@ -74,10 +76,18 @@ def answer(client: Client, path: str) -> int:
     ],
 )
 def test_a_request_hook_that_fails_costs_that_request_at_most(
-    hook: str, deed: str, status: set[int], kind: str, serve: Serve, connect: Connect, tmp_path: Path
+    hook: str,
+    deed: str,
+    status: set[int],
+    kind: str,
+    serve: Serve,
+    connect: Connect,
+    tmp_path: Path,
 ) -> None:
-    """A failing pre_request or post_request leaves nothing in flight that would hold the exit; the service goes on."""
-    # Four threads: sys.exit costs gthread 22.0 and 23.0 the one that it runs in, and its connection is never closed.
+    """A failing pre_request or post_request leaves nothing in flight that would hold the exit; the
+    service goes on."""
+    # Four threads: sys.exit costs gthread 22.0 and 23.0 the one that it runs in, and its connection
+    # is never closed.
     args = ("-k", kind, "-w", "2", *(("--threads", "4") if kind == "gthread" else ()))
     server = start(hook, deed, serve, tmp_path, args=args, settings=HOLD)
     server.lead_to(Phase.LAME_DUCK)
@@ -99,7 +109,8 @@ def test_a_request_hook_that_fails_costs_that_request_at_most(
 def test_a_request_hook_that_hangs_does_not_pass_the_deadline(
     hook: str, lost: int, kind: str, serve: Serve, connect: Connect, tmp_path: Path
 ) -> None:
-    """Its worker is ended at the deadline; the request counts as cut off if its response had not been sent."""
+    """Its worker is ended at the deadline; the request counts as cut off if its response had not
+    been sent."""
     server = start(hook, "hangs", serve, tmp_path, args=("-k", kind, "-w", "2"))
     client = connect(server)
     client.send("/trip")
@@ -112,7 +123,9 @@ def test_a_request_hook_that_hangs_does_not_pass_the_deadline(
 
 @pytest.mark.long
 @pytest.mark.parametrize("deed", ["raises", "exits", "is slow", "hangs"])
-def test_a_worker_exit_hook_that_fails_does_not_hold_the_exit(deed: str, serve: Serve, tmp_path: Path) -> None:
+def test_a_worker_exit_hook_that_fails_does_not_hold_the_exit(
+    deed: str, serve: Serve, tmp_path: Path
+) -> None:
     """The worker has finished its work by then; one that hangs in it is ended at the deadline."""
     server = start("worker_exit", deed, serve, tmp_path)
     server.terminate()
@@ -126,7 +139,8 @@ def test_a_worker_exit_hook_that_fails_does_not_hold_the_exit(deed: str, serve: 
 def test_a_child_exit_hook_that_fails_costs_no_other_worker_its_request(
     deed: str, serve: Serve, connect: Connect, tmp_path: Path
 ) -> None:
-    """It runs in the arbiter when the first worker has gone; the request of the other one completes."""
+    """It runs in the arbiter when the first worker has gone; the request of the other one
+    completes."""
     server = start("child_exit", deed, serve, tmp_path)
     client = connect(server)
     client.send("/slow?s=2")
@@ -139,8 +153,11 @@ def test_a_child_exit_hook_that_fails_costs_no_other_worker_its_request(
 
 
 @pytest.mark.long
-def test_a_child_exit_hook_that_exits_leaves_no_orphan(serve: Serve, connect: Connect, tmp_path: Path) -> None:
-    """sys.exit ends the arbiter at once, as in plain gunicorn; its workers, already dismissed, finish and go."""
+def test_a_child_exit_hook_that_exits_leaves_no_orphan(
+    serve: Serve, connect: Connect, tmp_path: Path
+) -> None:
+    """sys.exit ends the arbiter at once, as in plain gunicorn; its workers, already dismissed,
+    finish and go."""
     server = start("child_exit", "exits", serve, tmp_path)
     client = connect(server)
     client.send("/slow?s=2")
@@ -155,7 +172,8 @@ def test_a_child_exit_hook_that_exits_leaves_no_orphan(serve: Serve, connect: Co
 def test_a_child_exit_hook_that_raises_in_lame_duck_cuts_nothing_off(
     serve: Serve, connect: Connect, tmp_path: Path
 ) -> None:
-    """A worker crashes during the delay, and the hook with it: the others serve on, and the dead one is replaced."""
+    """A worker crashes during the delay, and the hook with it: the others serve on, and the dead
+    one is replaced."""
     server = start("child_exit", "raises", serve, tmp_path, settings=HOLD)
     client = connect(server)
     client.send("/slow?s=2")
@@ -177,7 +195,8 @@ def test_a_child_exit_hook_that_raises_in_lame_duck_cuts_nothing_off(
 def test_an_on_exit_hook_that_fails_comes_too_late_to_harm(
     deed: str, code: int, serve: Serve, connect: Connect, tmp_path: Path
 ) -> None:
-    """Ours has written the summary and the report before it; the exit code is the one that plain gunicorn has."""
+    """Ours has written the summary and the report before it; the exit code is the one that plain
+    gunicorn has."""
     report = tmp_path / "report.json"
     report.touch()
     server = start("on_exit", deed, serve, tmp_path, settings={**QUICK, "report": report})
@@ -193,8 +212,11 @@ def test_an_on_exit_hook_that_fails_comes_too_late_to_harm(
 
 
 @pytest.mark.long
-def test_a_worker_that_hangs_while_it_boots_does_not_hold_the_exit(serve: Serve, tmp_path: Path) -> None:
-    """SIGTERM reaches a worker in its post_worker_init too: that one goes at once, and nothing waits for it."""
+def test_a_worker_that_hangs_while_it_boots_does_not_hold_the_exit(
+    serve: Serve, tmp_path: Path
+) -> None:
+    """SIGTERM reaches a worker in its post_worker_init too: that one goes at once, and nothing
+    waits for it."""
     server = start("post_worker_init", "hangs", serve, tmp_path, ready=False)
     server.wait_line("the post_worker_init hook runs")
     server.terminate()

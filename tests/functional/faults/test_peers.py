@@ -1,6 +1,8 @@
-"""What happens when others misbehave at T0: forged triggers, thousands of idle or slow clients, a stopped arbiter.
+"""What happens when others misbehave at T0: forged triggers, thousands of idle or slow clients, a
+stopped arbiter.
 
-``docs/faults.md`` is the table of all faults. ``Server.assert_gone`` says what must hold after each of them.
+``docs/faults.md`` is the table of all faults. ``Server.assert_gone`` says what must hold after each
+of them.
 """
 
 from __future__ import annotations
@@ -26,12 +28,13 @@ from support.servers import QUICK, Client, Connect, Serve, look
 SLOWER = {**QUICK, "shutdown_delay": 1}
 
 
-# -- peers -------------------------------------------------------------------------------------------------------------
+# -- peers ----
 
 
 @pytest.mark.long
 def test_a_storm_of_forged_triggers_harms_nothing(kind: str, serve: Serve) -> None:
-    """300 forged ?down=true a second, from before T0 to the drain: none is obeyed, and no other request is lost."""
+    """300 forged ?down=true a second, from before T0 to the drain: none is obeyed, and no other
+    request is lost."""
     server = serve(kind=kind, settings={**SLOWER, "termination_period": 9})
     memory = server.memory
     over = threading.Event()
@@ -39,16 +42,17 @@ def test_a_storm_of_forged_triggers_harms_nothing(kind: str, serve: Serve) -> No
     problems: list[str] = []
     served = 0
     host, port = server.address
-    forgery = (
-        f"GET /readyz?down=true HTTP/1.1\r\nHost: {host}\r\nX-Forwarded-For: 127.0.0.1\r\nConnection: close\r\n\r\n"
-    )
+    forgery = f"GET /readyz?down=true HTTP/1.1\r\nHost: {host}\r\nX-Forwarded-For: 127.0.0.1\r\nConnection: close\r\n\r\n"
 
     def storm() -> None:
         due = time.monotonic()
         while not over.is_set():
             due += 1 / 100
             over.wait(max(0.0, min(0.05, due - time.monotonic())))
-            with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=2) as sock:
+            with (
+                contextlib.suppress(OSError),
+                socket.create_connection((host, port), timeout=2) as sock,
+            ):
                 sock.sendall(forgery.encode())
                 if answer := sock.recv(4096):
                     forged.append(int(answer.split()[1]))
@@ -92,7 +96,8 @@ IDLE = 1500
 
 @pytest.fixture
 def many_files() -> Iterator[None]:
-    """Enough descriptors for a client, and for the server that it starts, with so many connections."""
+    """Enough descriptors for a client, and for the server that it starts, with so many
+    connections."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = IDLE * 2 + 500
     if hard != resource.RLIM_INFINITY and hard < wanted:
@@ -105,7 +110,8 @@ def many_files() -> Iterator[None]:
 @pytest.mark.long
 @pytest.mark.usefixtures("many_files")
 def test_idle_and_slow_connections_do_not_hold_the_exit(kind: str, serve: Serve) -> None:
-    """1,500 connections that say nothing, and 20 that send a byte of a header at a time: gone before the deadline."""
+    """1,500 connections that say nothing, and 20 that send a byte of a header at a time: gone
+    before the deadline."""
     server = serve(
         kind=kind,
         args=("--backlog", "4096", "--worker-connections", "2000", "--keep-alive", "60"),
@@ -140,7 +146,7 @@ def test_idle_and_slow_connections_do_not_hold_the_exit(kind: str, serve: Serve)
     assert "0 cut off" in server.summary()
 
 
-# -- the arbiter sleeps ------------------------------------------------------------------------------------------------
+# -- the arbiter sleeps ----
 
 
 @pytest.mark.long
@@ -148,7 +154,8 @@ def test_idle_and_slow_connections_do_not_hold_the_exit(kind: str, serve: Serve)
 def test_an_arbiter_stopped_across_its_deadline_exits_when_it_goes_on(
     kind: str, serve: Serve, connect: Connect
 ) -> None:
-    """SIGSTOP in LAME_DUCK, SIGCONT past the deadline: not ready all the while, then it exits at once, and counts."""
+    """SIGSTOP in LAME_DUCK, SIGCONT past the deadline: not ready all the while, then it exits at
+    once, and counts."""
     settings = {**SLOWER, "termination_period": 4, "exit_margin": 2}
     server = serve(kind=kind, settings=settings)
     memory = server.memory
@@ -171,7 +178,8 @@ def test_an_arbiter_stopped_across_its_deadline_exits_when_it_goes_on(
 
 @pytest.mark.long
 def test_an_arbiter_stopped_before_sigterm_takes_it_up_when_it_goes_on(serve: Serve) -> None:
-    """The signal waits for the process: T0 is when it runs again, and the whole delay is kept from there."""
+    """The signal waits for the process: T0 is when it runs again, and the whole delay is kept from
+    there."""
     server = serve(kind="gthread", settings=QUICK)
     memory = server.memory
     server.signal(signal.SIGSTOP)
@@ -186,7 +194,8 @@ def test_an_arbiter_stopped_before_sigterm_takes_it_up_when_it_goes_on(serve: Se
 
 @pytest.mark.long
 def test_the_command_gives_up_on_an_arbiter_that_does_not_run(serve: Serve) -> None:
-    """With the arbiter stopped, prestop flips every worker all the same, and returns when the delay is over."""
+    """With the arbiter stopped, prestop flips every worker all the same, and returns when the delay
+    is over."""
     server = serve(kind="gthread", settings=SLOWER)
     server.signal(signal.SIGSTOP)
     prestop = [sys.executable, "-m", "gunicorn_grace.cli", "prestop", "--pid", str(server.pid)]

@@ -1,6 +1,8 @@
-"""What happens when a process dies, hangs or has no memory, or something of ours raises: nothing else is lost.
+"""What happens when a process dies, hangs or has no memory, or something of ours raises: nothing
+else is lost.
 
-``docs/faults.md`` is the table of all faults. ``Server.assert_gone`` says what must hold after each of them.
+``docs/faults.md`` is the table of all faults. ``Server.assert_gone`` says what must hold after each
+of them.
 """
 
 from __future__ import annotations
@@ -59,10 +61,16 @@ ESSENTIAL = ("gunicorn_grace.arbiter.Lifetime.observe", "gunicorn_grace.worker._
 @pytest.mark.long(but=ESSENTIAL)
 @pytest.mark.parametrize(
     ("target", "kind"),
-    [*((target, "gthread") for target in TARGETS), *itertools.product(ESSENTIAL, ("sync", "gevent"))],
+    [
+        *((target, "gthread") for target in TARGETS),
+        *itertools.product(ESSENTIAL, ("sync", "gevent")),
+    ],
 )
-def test_a_failure_of_ours_leaves_gunicorn_as_it_is(target: str, kind: str, serve: Serve, tmp_path: Path) -> None:
-    """Whatever raises in a hook or in the loop: logged with its traceback, requests are served, SIGTERM ends it."""
+def test_a_failure_of_ours_leaves_gunicorn_as_it_is(
+    target: str, kind: str, serve: Serve, tmp_path: Path
+) -> None:
+    """Whatever raises in a hook or in the loop: logged with its traceback, requests are served,
+    SIGTERM ends it."""
     server = serve(kind=kind, config=broken(target, tmp_path), settings=SHORT, ready=False)
     server.wait_ready()
     assert {server.get("/").status for _ in range(20)} == {200}
@@ -74,9 +82,13 @@ def test_a_failure_of_ours_leaves_gunicorn_as_it_is(target: str, kind: str, serv
 
 
 def test_after_a_failure_of_ours_nothing_waits_for_us(serve: Serve, tmp_path: Path) -> None:
-    """Once the loop has failed, a worker goes at any SIGTERM and is replaced, and a trigger takes nothing out of
-    rotation: nobody would take it back."""
-    server = serve(kind="gthread", config=broken("gunicorn_grace.arbiter.Lifetime.observe", tmp_path), ready=False)
+    """Once the loop has failed, a worker goes at any SIGTERM and is replaced, and a trigger takes
+    nothing out of rotation: nobody would take it back."""
+    server = serve(
+        kind="gthread",
+        config=broken("gunicorn_grace.arbiter.Lifetime.observe", tmp_path),
+        ready=False,
+    )
     server.wait_ready()
     server.wait_line("leaves the shutdown to gunicorn")
     before = set(server.wait_booted(2))
@@ -89,8 +101,11 @@ def test_after_a_failure_of_ours_nothing_waits_for_us(serve: Serve, tmp_path: Pa
 
 
 @pytest.mark.long
-def test_a_worker_that_asked_before_a_failure_of_ours_is_answered(serve: Serve, tmp_path: Path) -> None:
-    """A SIGTERM by hand waits for the arbiter's word; a loop that fails meanwhile gives it as its last one."""
+def test_a_worker_that_asked_before_a_failure_of_ours_is_answered(
+    serve: Serve, tmp_path: Path
+) -> None:
+    """A SIGTERM by hand waits for the arbiter's word; a loop that fails meanwhile gives it as its
+    last one."""
     flag = tmp_path / "flag"
     (tmp_path / "conf.py").write_text(
         "import os\nfrom gunicorn_grace.arbiter import Lifetime\nanswer = Lifetime._answer_asked\n"
@@ -104,7 +119,10 @@ def test_a_worker_that_asked_before_a_failure_of_ours_is_answered(serve: Serve, 
     cells = server.memory.cells
     server.signal(signal.SIGSTOP)
     os.kill(min(before), signal.SIGTERM)
-    server.wait_for(lambda: any(cells[m + st.TERM_SEEN] for _, _, m in server.memory.slots()), "the worker's request")
+    server.wait_for(
+        lambda: any(cells[m + st.TERM_SEEN] for _, _, m in server.memory.slots()),
+        "the worker's request",
+    )
     flag.touch()
     server.signal(signal.SIGCONT)
     server.wait_for(lambda: set(booted_in(server.memory)) - before, "a new worker")
@@ -117,7 +135,8 @@ def test_a_worker_that_asked_before_a_failure_of_ours_is_answered(serve: Serve, 
 def test_a_dismissed_worker_whose_application_catches_everything_goes_when_it_has_booted(
     serve: Serve, tmp_path: Path
 ) -> None:
-    """SystemExit, by which a worker that is still loading leaves, may be caught by what it loads."""
+    """SystemExit, by which a worker that is still loading leaves, may be caught by what it
+    loads."""
     flag = tmp_path / "flag"
     (tmp_path / "stubborn.py").write_text(
         "import os, signal, sys\nfrom service import app\n"
@@ -141,8 +160,12 @@ def test_a_dismissed_worker_whose_application_catches_everything_goes_when_it_ha
 @pytest.mark.long
 def test_without_memfd_an_anonymous_mapping_serves(serve: Serve, tmp_path: Path) -> None:
     """One warning at boot; readiness flips in every worker all the same."""
-    (tmp_path / "conf.py").write_text("import os\ndel os.memfd_create\nfrom gunicorn_grace.conf import *\n")
-    server = serve(kind="gthread", config=("-c", "conf.py"), settings={**SHORT, "shutdown_delay": 60})
+    (tmp_path / "conf.py").write_text(
+        "import os\ndel os.memfd_create\nfrom gunicorn_grace.conf import *\n"
+    )
+    server = serve(
+        kind="gthread", config=("-c", "conf.py"), settings={**SHORT, "shutdown_delay": 60}
+    )
     assert server.output.count("no memfd here") == 1
     server.terminate()
     server.wait_line("shutdown_initiated")
@@ -151,8 +174,11 @@ def test_without_memfd_an_anonymous_mapping_serves(serve: Serve, tmp_path: Path)
     server.assert_gone()
 
 
-def test_where_the_seal_is_refused_the_listener_closes_as_ever(serve: Serve, tmp_path: Path) -> None:
-    """Neither filter nor hop limit: a warning, and the shutdown of plain gunicorn after the delay."""
+def test_where_the_seal_is_refused_the_listener_closes_as_ever(
+    serve: Serve, tmp_path: Path
+) -> None:
+    """Neither filter nor hop limit: a warning, and the shutdown of plain gunicorn after the
+    delay."""
     (tmp_path / "conf.py").write_text(
         "import gunicorn_grace.listener\n"
         "def refuse(sock):\n    raise PermissionError(1, 'no filter here')\n"
@@ -183,7 +209,9 @@ def test_more_workers_than_slots_are_served_uncounted(serve: Serve, tmp_path: Pa
 
 
 @pytest.mark.long
-def test_a_worker_class_that_cannot_be_tracked_is_named_at_boot(serve: Serve, tmp_path: Path) -> None:
+def test_a_worker_class_that_cannot_be_tracked_is_named_at_boot(
+    serve: Serve, tmp_path: Path
+) -> None:
     """One warning says what does not work for it and what does; the delay and the exit work."""
     (tmp_path / "strange.py").write_text(
         "from gunicorn.workers.base import Worker\n"
@@ -202,7 +230,7 @@ def test_a_worker_class_that_cannot_be_tracked_is_named_at_boot(serve: Serve, tm
     server.assert_gone()
 
 
-# -- a process dies ----------------------------------------------------------------------------------------------------
+# -- a process dies ----
 
 
 def lost(client: Client) -> bool:
@@ -219,7 +247,8 @@ def lost(client: Client) -> bool:
 def test_a_killed_worker_is_replaced_and_costs_its_own_request_only(
     phase: Phase, serve: Serve, connect: Connect
 ) -> None:
-    """SIGKILL of one worker: another is forked, the service goes on; only what it served is lost, and is counted."""
+    """SIGKILL of one worker: another is forked, the service goes on; only what it served is lost,
+    and is counted."""
     server = serve(args=("-k", "sync", "-w", "2"), settings=HOLD)
     before = set(server.wait_booted(2))
     server.lead_to(phase)
@@ -240,8 +269,11 @@ def test_a_killed_worker_is_replaced_and_costs_its_own_request_only(
 
 
 @pytest.mark.long
-def test_a_worker_killed_after_its_dismissal_is_not_replaced(serve: Serve, connect: Connect) -> None:
-    """SIGKILL while draining: its request counts as cut off, that of the other worker completes, none is forked."""
+def test_a_worker_killed_after_its_dismissal_is_not_replaced(
+    serve: Serve, connect: Connect
+) -> None:
+    """SIGKILL while draining: its request counts as cut off, that of the other worker completes,
+    none is forked."""
     server = serve(args=("-k", "sync", "-w", "2"), settings=QUICK)
     server.wait_booted(2)
     hit, spared = connect(server), connect(server)
@@ -262,8 +294,11 @@ def test_a_worker_killed_after_its_dismissal_is_not_replaced(serve: Serve, conne
 
 
 @pytest.mark.long
-def test_a_worker_killed_while_the_queue_is_served_is_replaced(serve: Serve, connect: Connect) -> None:
-    """While connections still wait in the accept queue, a dead worker is replaced, and they are served."""
+def test_a_worker_killed_while_the_queue_is_served_is_replaced(
+    serve: Serve, connect: Connect
+) -> None:
+    """While connections still wait in the accept queue, a dead worker is replaced, and they are
+    served."""
     server = serve(args=("-k", "sync", "-w", "1"), settings=QUICK)
     busy = connect(server)
     busy.send("/slow?s=60")
@@ -285,7 +320,8 @@ def test_a_worker_killed_while_the_queue_is_served_is_replaced(serve: Serve, con
 @pytest.mark.long
 @pytest.mark.parametrize("phase", [Phase.SERVING, Phase.LAME_DUCK], ids=str)
 def test_all_workers_killed_are_all_replaced(phase: Phase, serve: Serve) -> None:
-    """SIGKILL of every worker at once: each is forked anew, in the phase that the instance is in."""
+    """SIGKILL of every worker at once: each is forked anew, in the phase that the instance is
+    in."""
     server = serve(args=("-k", "gthread", "-w", "3"), settings=HOLD)
     before = server.wait_booted(3)
     server.lead_to(phase)
@@ -306,7 +342,8 @@ def test_all_workers_killed_are_all_replaced(phase: Phase, serve: Serve) -> None
 
 @pytest.mark.long
 def test_all_workers_killed_while_draining_end_it(serve: Serve, connect: Connect) -> None:
-    """With no worker left after the dismissal nothing is waited for; every request that was lost is counted."""
+    """With no worker left after the dismissal nothing is waited for; every request that was lost is
+    counted."""
     server = serve(args=("-k", "sync", "-w", "2"), settings={**HOLD, "termination_period": 60})
     workers = server.wait_booted(2)
     clients = [connect(server), connect(server)]
@@ -325,8 +362,11 @@ def test_all_workers_killed_while_draining_end_it(serve: Serve, connect: Connect
 
 @pytest.mark.long(but="gthread-LAME_DUCK")
 @pytest.mark.parametrize("phase", [Phase.SERVING, Phase.LAME_DUCK, Phase.DRAINING], ids=str)
-def test_workers_do_not_outlive_their_arbiter(phase: Phase, kind: str, serve: Serve, connect: Connect) -> None:
-    """SIGKILL of the arbiter: each worker notices that its parent is another, and goes, in every phase."""
+def test_workers_do_not_outlive_their_arbiter(
+    phase: Phase, kind: str, serve: Serve, connect: Connect
+) -> None:
+    """SIGKILL of the arbiter: each worker notices that its parent is another, and goes, in every
+    phase."""
     # A worker looks at least every half `timeout`: an idle sync worker sleeps as long.
     server = serve(kind=kind, args=("--timeout", "2", "--graceful-timeout", "3"), settings=HOLD)
     client = connect(server)
@@ -337,12 +377,13 @@ def test_workers_do_not_outlive_their_arbiter(phase: Phase, kind: str, serve: Se
     server.assert_gone(-signal.SIGKILL, patience=20)
 
 
-# -- a worker hangs, or has no memory left -----------------------------------------------------------------------------
+# -- a worker hangs, or has no memory left ----
 
 
 @pytest.mark.long
 def test_a_worker_hung_in_c_code_is_replaced_in_lame_duck(serve: Serve, connect: Connect) -> None:
-    """No Python runs in it any more, not even a signal handler: `timeout` ends it all the same, and it is replaced."""
+    """No Python runs in it any more, not even a signal handler: `timeout` ends it all the same, and
+    it is replaced."""
     server = serve(args=("-k", "gthread", "-w", "2", "--timeout", "2"), settings=HOLD)
     server.wait_booted(2)
     server.lead_to(Phase.LAME_DUCK)
@@ -359,8 +400,11 @@ def test_a_worker_hung_in_c_code_is_replaced_in_lame_duck(serve: Serve, connect:
 
 
 @pytest.mark.long(but="gthread")
-def test_a_worker_hung_in_c_code_does_not_pass_the_deadline(kind: str, serve: Serve, connect: Connect) -> None:
-    """Dismissed, it does not even see its SIGTERM; it is ended at the deadline, and its request is counted."""
+def test_a_worker_hung_in_c_code_does_not_pass_the_deadline(
+    kind: str, serve: Serve, connect: Connect
+) -> None:
+    """Dismissed, it does not even see its SIGTERM; it is ended at the deadline, and its request is
+    counted."""
     server = serve(kind=kind, settings=QUICK)
     client = connect(server)
     client.send("/hang")
@@ -373,7 +417,8 @@ def test_a_worker_hung_in_c_code_does_not_pass_the_deadline(kind: str, serve: Se
 
 @pytest.mark.long
 def test_a_stopped_worker_does_not_pass_the_deadline(serve: Serve, connect: Connect) -> None:
-    """SIGSTOP of a worker: no signal reaches it but SIGKILL, which comes at the deadline; the other one finishes."""
+    """SIGSTOP of a worker: no signal reaches it but SIGKILL, which comes at the deadline; the other
+    one finishes."""
     server = serve(args=("-k", "sync", "-w", "2"), settings=QUICK)
     server.wait_booted(2)
     hit, spared = connect(server), connect(server)
@@ -391,10 +436,12 @@ def test_a_stopped_worker_does_not_pass_the_deadline(serve: Serve, connect: Conn
 
 @pytest.mark.long
 def test_a_worker_out_of_memory_serves_on(kind: str, serve: Serve) -> None:
-    """MemoryError costs the request that asked for too much, with 500; the others are served, and it ends in time."""
+    """MemoryError costs the request that asked for too much, with 500; the others are served, and
+    it ends in time."""
     server = serve(kind=kind, settings=HOLD)
     server.lead_to(Phase.LAME_DUCK)
-    # A thread takes up to 136 MiB of addresses (glibc); where one of the pool's cannot start, CPython waits for it.
+    # A thread takes up to 136 MiB of addresses (glibc); where one of the pool's cannot start,
+    # CPython waits for it.
     assert server.get("/hog?spare=700").status == 500
     assert {server.get("/").status for _ in range(12)} == {200}
     server.terminate()
@@ -404,7 +451,8 @@ def test_a_worker_out_of_memory_serves_on(kind: str, serve: Serve) -> None:
 
 @pytest.mark.long
 def test_a_worker_that_dies_for_want_of_memory_is_replaced(serve: Serve, connect: Connect) -> None:
-    """Code that aborts where it gets no memory takes its worker along: replaced in LAME_DUCK, its request counted."""
+    """Code that aborts where it gets no memory takes its worker along: replaced in LAME_DUCK, its
+    request counted."""
     server = serve(args=("-k", "gthread", "-w", "2"), settings=HOLD)
     before = set(server.wait_booted(2))
     server.lead_to(Phase.LAME_DUCK)
@@ -420,7 +468,8 @@ def test_a_worker_that_dies_for_want_of_memory_is_replaced(serve: Serve, connect
 
 @pytest.mark.long
 def test_a_worker_without_memory_for_a_thread_still_goes(kind: str, serve: Serve) -> None:
-    """Where not even the thread can start that watches the drain, the worker leaves as gunicorn's own."""
+    """Where not even the thread can start that watches the drain, the worker leaves as gunicorn's
+    own."""
     server = serve(args=("-k", kind, "-w", "1"), settings=QUICK)
     server.get("/hog?spare=1")
     server.terminate()

@@ -1,6 +1,8 @@
-"""What happens when a worker has died and no other can take its place: gunicorn halts, but not in a shutdown.
+"""What happens when a worker has died and no other can take its place: gunicorn halts, but not in a
+shutdown.
 
-``docs/faults.md`` is the table of all faults. ``Server.assert_gone`` says what must hold after each of them.
+``docs/faults.md`` is the table of all faults. ``Server.assert_gone`` says what must hold after each
+of them.
 """
 
 from __future__ import annotations
@@ -45,14 +47,19 @@ IRREPLACEABLE = {
     "pre_fork raises": (HOOK.replace("{hook}", "pre_fork"), "", "the hook raises", 255),
     "fork fails": (NO_FORK, "", "there is no fork", 255),
 }
-"""What a configuration file holds and what the flag file says; the line that shows it, and how gunicorn then halts."""
+"""What a configuration file holds and what the flag file says; the line that shows it, and how
+gunicorn then halts."""
 
 
-def start_irreplaceable(how: str, serve: Serve, tmp_path: Path, **settings: object) -> tuple[Server, Path]:
+def start_irreplaceable(
+    how: str, serve: Serve, tmp_path: Path, **settings: object
+) -> tuple[Server, Path]:
     """An instance with two workers of which none can be replaced once the flag file exists."""
     config, _, _, _ = IRREPLACEABLE[how]
     flag = tmp_path / "flag"
-    (tmp_path / "conf.py").write_text(config.format(flag=str(flag)) or "from gunicorn_grace.conf import *\n")
+    (tmp_path / "conf.py").write_text(
+        config.format(flag=str(flag)) or "from gunicorn_grace.conf import *\n"
+    )
     server = serve(
         "broken_import:app",
         args=("-k", "sync", "-w", "2"),
@@ -69,7 +76,8 @@ def start_irreplaceable(how: str, serve: Serve, tmp_path: Path, **settings: obje
 def test_a_worker_that_cannot_be_replaced_in_lame_duck_halts_nothing(
     how: str, serve: Serve, connect: Connect, tmp_path: Path
 ) -> None:
-    """gunicorn would halt, and cut off what the others serve; here they serve to the end of the delay."""
+    """gunicorn would halt, and cut off what the others serve; here they serve to the end of the
+    delay."""
     _, content, line, _ = IRREPLACEABLE[how]
     server, flag = start_irreplaceable(how, serve, tmp_path)
     busy = connect(server)
@@ -95,7 +103,8 @@ def test_a_worker_that_cannot_be_replaced_in_lame_duck_halts_nothing(
 def test_a_worker_that_cannot_be_replaced_while_serving_halts_gunicorn_as_ever(
     how: str, serve: Serve, tmp_path: Path
 ) -> None:
-    """Outside a shutdown it is gunicorn's own decision: it halts, with its own exit code, and nothing stays behind."""
+    """Outside a shutdown it is gunicorn's own decision: it halts, with its own exit code, and
+    nothing stays behind."""
     _, content, line, code = IRREPLACEABLE[how]
     server, flag = start_irreplaceable(how, serve, tmp_path)
     flag.write_text(content)
@@ -108,7 +117,8 @@ def test_a_worker_that_cannot_be_replaced_while_serving_halts_gunicorn_as_ever(
 
 @pytest.mark.long
 def test_workers_are_replaced_again_after_an_undrain(serve: Serve, tmp_path: Path) -> None:
-    """A fork that failed during an operator's drain is no reason to fork none once the instance serves again."""
+    """A fork that failed during an operator's drain is no reason to fork none once the instance
+    serves again."""
     server, flag = start_irreplaceable("fork fails", serve, tmp_path)
     memory = server.memory
     assert memory.trigger(4)

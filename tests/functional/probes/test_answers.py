@@ -90,10 +90,13 @@ def ask(server: Server, way: str, path: str, **options: Any) -> Response:
 
 
 @pytest.mark.long(but="overlay")
-@pytest.mark.parametrize("ways", [("overlay",), ("blueprint", "init_app", "middleware")], ids=["overlay", "others"])
+@pytest.mark.parametrize(
+    "ways", [("overlay",), ("blueprint", "init_app", "middleware")], ids=["overlay", "others"]
+)
 def test_the_table(kind: str, ways: tuple[str, ...], serve: Serve, switches: Switches) -> None:
-    """Every phase, endpoint and alias, by every way in, with all checks passing and with all failing: a check decides
-    while serving, and over its own kind alone; from T0 on the phase does."""
+    """Every phase, endpoint and alias, by every way in, with all checks passing and with all
+    failing: a check decides while serving, and over its own kind alone; from T0 on the phase
+    does."""
     server = start(serve, switches, kind, settings={"overlay": str(ways == ("overlay",))})
     for phase, row in TABLE.items():
         with held_in(server, phase):
@@ -105,10 +108,17 @@ def test_the_table(kind: str, ways: tuple[str, ...], serve: Serve, switches: Swi
                     for what, paths in ENDPOINTS.items():
                         status = 503 if phase is Phase.SERVING and what in failing else row[what]
                         found = {path: ask(server, way, path).status for path in paths}
-                        assert found == dict.fromkeys(paths, status), (phase, way, failing, server.output)
+                        assert found == dict.fromkeys(paths, status), (
+                            phase,
+                            way,
+                            failing,
+                            server.output,
+                        )
 
 
-@pytest.mark.parametrize("ways", [("overlay",), ("blueprint", "init_app", "middleware")], ids=["overlay", "others"])
+@pytest.mark.parametrize(
+    "ways", [("overlay",), ("blueprint", "init_app", "middleware")], ids=["overlay", "others"]
+)
 def test_formats(ways: tuple[str, ...], serve: Serve, switches: Switches) -> None:
     """The same bytes by every way in, on the wire of a real server."""
     server = start(serve, switches, "gthread", settings={"overlay": str(ways == ("overlay",))})
@@ -125,14 +135,20 @@ def test_formats(ways: tuple[str, ...], serve: Serve, switches: Switches) -> Non
         switches.set("database-down")
         assert ask(server, way, "/readyz").body.decode() == down
         verbose = ask(server, way, "/readyz?verbose&exclude=shutdown&exclude=<b>").body.decode()
-        assert verbose.startswith(f"[+]booted ok\n[+]shutdown ok\n{down}warn: not excluded: 2 given as exclude")
+        assert verbose.startswith(
+            f"[+]booted ok\n[+]shutdown ok\n{down}warn: not excluded: 2 given as exclude"
+        )
         assert "<b>" not in verbose
         assert ask(server, way, "/readyz?exclude=database").status == 200
         assert ask(server, way, "/readyz/database").body.decode() == down
         assert ask(server, way, "/readyz/booted").status == 200
         assert ask(server, way, "/readyz/nothing").status == 404
         head = ask(server, way, "/readyz", method="HEAD")
-        assert (head.status, head.body, head.headers["content-length"]) == (503, b"", str(len(down)))
+        assert (head.status, head.body, head.headers["content-length"]) == (
+            503,
+            b"",
+            str(len(down)),
+        )
         post = ask(server, way, "/readyz", method="POST")
         assert (post.status, post.headers["allow"]) == (405, "GET, HEAD")
         told = ask(server, way, "/readyz", headers=(("Accept", "application/json"),))
@@ -145,8 +161,13 @@ def test_formats(ways: tuple[str, ...], serve: Serve, switches: Switches) -> Non
         }
     server.lead_to(Phase.LAME_DUCK)
     for way in ways:
-        told = json.loads(ask(server, way, "/readyz", headers=(("Accept", "application/json"),)).body)
-        assert (told["phase"], told["checks"]) == ("LAME_DUCK", {"booted": "ok", "shutdown": "failed"})
+        told = json.loads(
+            ask(server, way, "/readyz", headers=(("Accept", "application/json"),)).body
+        )
+        assert (told["phase"], told["checks"]) == (
+            "LAME_DUCK",
+            {"booted": "ok", "shutdown": "failed"},
+        )
         assert 0 < told["seconds_left"] <= HOLD["termination_period"]
 
 
@@ -154,7 +175,8 @@ def test_formats(ways: tuple[str, ...], serve: Serve, switches: Switches) -> Non
 def test_a_hanging_check_costs_one_timeout_and_one_thread(
     kind: str, serve: Serve, connect: Connect, switches: Switches
 ) -> None:
-    """Over a thousand probes; requests are served meanwhile, and once it no longer hangs the instance is ready."""
+    """Over a thousand probes; requests are served meanwhile, and once it no longer hangs the
+    instance is ready."""
     args = {"sync": ("-w", "2"), "gthread": ("-w", "1"), "gevent": ("-w", "1")}[kind]
     server = start(serve, switches, kind, *args, env={"CHECK_TIMEOUT": "0.5"})
     (worker, *others) = server.wait_booted(2 if kind == "sync" else 1)
@@ -187,9 +209,11 @@ def probes(server: Server, connect: Connect, kind: str, count: int) -> None:
 
 
 @pytest.mark.long(but="gthread")
-def test_with_preload_app_checks_work_in_every_worker(kind: str, serve: Serve, switches: Switches) -> None:
-    """Registered once, in the arbiter, and after a reload too; the reason is in the log, once a worker and change, and
-    not on the wire."""
+def test_with_preload_app_checks_work_in_every_worker(
+    kind: str, serve: Serve, switches: Switches
+) -> None:
+    """Registered once, in the arbiter, and after a reload too; the reason is in the log, once a
+    worker and change, and not on the wire."""
     server = start(serve, switches, kind, "--preload")
     count = int(WORKERS[kind][3])
     server.wait_booted(count)
@@ -203,7 +227,9 @@ def test_with_preload_app_checks_work_in_every_worker(kind: str, serve: Serve, s
         switches.set()
         server.wait_for(lambda: server.get("/readyz").status == 200, "readiness")
         reload(server, count)
-    reason = "gunicorn-grace: readiness check database failed: ConnectionError: s3cret place of database"
+    reason = (
+        "gunicorn-grace: readiness check database failed: ConnectionError: s3cret place of database"
+    )
     assert 2 <= server.output.count(reason) <= 2 * count
 
 
@@ -212,13 +238,16 @@ def reload(server: Server, count: int) -> None:
     before = set(server.wait_booted(count))
     server.signal(signal.SIGHUP)
     server.wait_for(
-        lambda: len(now := booted_in(server.memory)) == count and not before & set(now), f"{count} new workers"
+        lambda: len(now := booted_in(server.memory)) == count and not before & set(now),
+        f"{count} new workers",
     )
 
 
 def test_a_check_that_cannot_be_registered_is_told(serve: Serve, tmp_path: Path) -> None:
     """The worker does not boot, and the log has the line that says what to do."""
-    (tmp_path / "wrong.py").write_text('import gunicorn_grace\ngunicorn_grace.check("shutdown")(print)\n')
+    (tmp_path / "wrong.py").write_text(
+        'import gunicorn_grace\ngunicorn_grace.check("shutdown")(print)\n'
+    )
     server = serve("wrong:app", kind="sync", listens=False, env={"PYTHONPATH": str(tmp_path)})
     assert server.wait() != 0
     assert "CheckError: check name 'shutdown' is one of the plugin's own" in server.output

@@ -1,4 +1,5 @@
-"""The probe port: answers while every worker is busy, and ends with the instance, whatever ends that."""
+"""The probe port: answers while every worker is busy, and ends with the instance, whatever ends
+that."""
 
 from __future__ import annotations
 
@@ -20,7 +21,17 @@ from gunicorn_grace import state as st
 from gunicorn_grace.phase import Phase
 from gunicorn_grace.rehearsal import procfs
 from gunicorn_grace.rehearsal.wire import Response, fetch, parse_address
-from support.servers import HOLD, SHORT, Client, Connect, Serve, Server, booted_in, memory_of, needs_curl
+from support.servers import (
+    HOLD,
+    SHORT,
+    Client,
+    Connect,
+    Serve,
+    Server,
+    booted_in,
+    memory_of,
+    needs_curl,
+)
 
 pytestmark = pytest.mark.ends
 
@@ -82,11 +93,14 @@ def is_refused(address: Any) -> bool:
     return False
 
 
-# -- answering ---------------------------------------------------------------------------------------------------------
+# -- answering ----
 
 
-def test_it_answers_while_every_sync_worker_is_busy(serve: Serve, connect: Connect, block: Block) -> None:
-    """Ready, then not ready from SIGTERM on and live all the while, when the plain port answers nobody."""
+def test_it_answers_while_every_sync_worker_is_busy(
+    serve: Serve, connect: Connect, block: Block
+) -> None:
+    """Ready, then not ready from SIGTERM on and live all the while, when the plain port answers
+    nobody."""
     server = serve(args=("-k", "sync", "-w", "2"), settings={**SHORT, **BIND})
     server.wait_booted(2)
     release = block(server, 2)
@@ -109,7 +123,8 @@ def test_it_answers_while_every_sync_worker_is_busy(serve: Serve, connect: Conne
 
 
 def test_readiness_turns_red_with_the_signal_itself(serve: Serve) -> None:
-    """The store of the signal handler is what it reads: whatever the arbiter is doing, the next probe says 503."""
+    """The store of the signal handler is what it reads: whatever the arbiter is doing, the next
+    probe says 503."""
     server = serve(args=("-k", "gthread", "-w", "1"), settings={**HOLD, **BIND})
     server.wait_booted(1)
     assert probe(server).status == 200
@@ -132,7 +147,10 @@ def test_nothing_but_probes_is_answered(serve: Serve) -> None:
     assert (refused.status, refused.headers["allow"]) == (405, "GET, HEAD")
     address = port(server)
     done = subprocess.run(
-        ["curl", "-sS", "--head", f"http://{address[0]}:{address[1]}/livez"], capture_output=True, text=True, timeout=20
+        ["curl", "-sS", "--head", f"http://{address[0]}:{address[1]}/livez"],
+        capture_output=True,
+        text=True,
+        timeout=20,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("HTTP/1.1 200 OK")
@@ -159,7 +177,8 @@ def test_not_ready_before_a_worker_has_booted(serve: Serve, tmp_path: Path) -> N
 
 @pytest.mark.long
 def test_not_ready_while_no_worker_is_left(serve: Serve, tmp_path: Path) -> None:
-    """A worker that crashed and whose successor still loads serves nobody; the start-up is past all the same."""
+    """A worker that crashed and whose successor still loads serves nobody; the start-up is past all
+    the same."""
     (tmp_path / "once.py").write_text(
         "import os, time\n"
         f"while os.path.exists({str(tmp_path / 'halt')!r}): time.sleep(0.02)\n"
@@ -181,8 +200,8 @@ def test_not_ready_while_no_worker_is_left(serve: Serve, tmp_path: Path) -> None
 
 @pytest.mark.long
 def test_a_stale_heartbeat_is_not_ready(serve: Serve) -> None:
-    """No worker has told gunicorn for longer than ``timeout`` that it lives: 503. That the arbiter is stopped is none
-    of a router's business as long as workers serve."""
+    """No worker has told gunicorn for longer than ``timeout`` that it lives: 503. That the arbiter
+    is stopped is none of a router's business as long as workers serve."""
     server = serve(args=("-k", "gthread", "-w", "1", "--timeout", "3"), settings=BIND)
     (worker,) = server.wait_booted(1)
     os.kill(server.arbiter_pid, signal.SIGSTOP)
@@ -190,7 +209,9 @@ def test_a_stale_heartbeat_is_not_ready(serve: Serve) -> None:
         board = server.memory.board(0)
         assert board is not None
         first = server.memory.cells[board + st.HEARTBEAT]
-        server.wait_for(lambda: server.memory.cells[board + st.HEARTBEAT] > first, "another heartbeat")
+        server.wait_for(
+            lambda: server.memory.cells[board + st.HEARTBEAT] > first, "another heartbeat"
+        )
         assert probe(server).status == 200
         os.kill(worker, signal.SIGSTOP)
         try:
@@ -209,7 +230,10 @@ def test_a_stale_heartbeat_is_not_ready(serve: Serve) -> None:
 def test_every_kind_of_address(bind: str, serve: Serve, tmp_path: Path) -> None:
     """IPv6, and a UNIX socket, whose path is gone at the end."""
     path = tmp_path / "probe.sock"
-    server = serve(args=("-w", "1"), settings={**SHORT, "probe_bind": f"unix:{path}" if bind == "unix" else bind})
+    server = serve(
+        args=("-w", "1"),
+        settings={**SHORT, "probe_bind": f"unix:{path}" if bind == "unix" else bind},
+    )
     server.wait_booted(1)
     assert probe(server).status == 200
     assert path.is_socket() == (bind == "unix")
@@ -220,7 +244,8 @@ def test_every_kind_of_address(bind: str, serve: Serve, tmp_path: Path) -> None:
 
 @pytest.mark.long
 def test_slow_senders_and_garbage_do_not_stop_it(serve: Serve) -> None:
-    """Hundreds of connections that send a byte or nothing, and what is no HTTP: each probe in between is answered."""
+    """Hundreds of connections that send a byte or nothing, and what is no HTTP: each probe in
+    between is answered."""
     server = serve(args=("-k", "sync", "-w", "1"), settings=BIND)
     server.wait_booted(1)
     pid, address = responder(server), port(server)
@@ -230,7 +255,12 @@ def test_slow_senders_and_garbage_do_not_stop_it(serve: Serve) -> None:
             sock.sendall((b"", b"G", b"GET /readyz HTTP/1.1\r\nX: ")[number % 3])
             if number % 50 == 49:
                 assert probe(server).status == 200
-        for garbage in (b"\x16\x03\x01\x02\0\x01\0\r\n\r\n", b"\0" * 20000, b"GET /readyz\r\n\r\n", b"\r\n" * 3000):
+        for garbage in (
+            b"\x16\x03\x01\x02\0\x01\0\r\n\r\n",
+            b"\0" * 20000,
+            b"GET /readyz\r\n\r\n",
+            b"\r\n" * 3000,
+        ):
             sock = stack.enter_context(socket.create_connection(address, timeout=20))
             with contextlib.suppress(ConnectionError):
                 sock.sendall(garbage)
@@ -239,7 +269,8 @@ def test_slow_senders_and_garbage_do_not_stop_it(serve: Serve) -> None:
     assert "failed to answer" not in server.output
 
 
-# -- checks ------------------------------------------------------------------------------------------------------------
+# -- checks ----
+
 
 CHECKED = """
 import os, sys, time
@@ -258,7 +289,9 @@ def alive():
 
 @pytest.mark.long(but="gthread")
 @pytest.mark.parametrize("kind", ["sync", "gthread", "gevent"])
-def test_a_check_of_the_application_counts_there(kind: str, serve: Serve, tmp_path: Path, block: Block) -> None:
+def test_a_check_of_the_application_counts_there(
+    kind: str, serve: Serve, tmp_path: Path, block: Block
+) -> None:
     """The workers run it and show its result, also while they are busy; reasons stay withheld."""
     full, dead = tmp_path / "full", tmp_path / "dead"
     (tmp_path / "checked.py").write_text(CHECKED.format(full=str(full), dead=str(dead)))
@@ -266,18 +299,26 @@ def test_a_check_of_the_application_counts_there(kind: str, serve: Serve, tmp_pa
     server.wait_booted(1)
     release = block(server, 1)
     server.wait_for(lambda: probe(server).status == 200, "a first result")
-    assert probe(server, "/readyz?verbose").body == b"[+]booted ok\n[+]shutdown ok\n[+]heartbeat ok\n[+]disk ok\n"
+    assert (
+        probe(server, "/readyz?verbose").body
+        == b"[+]booted ok\n[+]shutdown ok\n[+]heartbeat ok\n[+]disk ok\n"
+    )
     assert probe(server, "/readyz/nonsense").status == 404
     full.touch()
     server.wait_for(lambda: probe(server).status == 503, "the failed check")
     assert probe(server).body == b"[-]disk failed: reason withheld\n"
-    assert (probe(server, "/readyz/disk").status, probe(server, "/readyz?exclude=disk").status) == (503, 200)
+    assert (probe(server, "/readyz/disk").status, probe(server, "/readyz?exclude=disk").status) == (
+        503,
+        200,
+    )
     assert probe(server, "/livez").status == 200
     dead.touch()
     server.wait_for(lambda: probe(server, "/livez").status == 503, "the failed liveness check")
     full.unlink()
     dead.unlink()
-    server.wait_for(lambda: probe(server).status == probe(server, "/livez").status == 200, "both checks")
+    server.wait_for(
+        lambda: probe(server).status == probe(server, "/livez").status == 200, "both checks"
+    )
     told = json.loads(probe(server, headers=(("Accept", "application/json"),)).body)
     assert told["checks"] == {"booted": "ok", "shutdown": "ok", "heartbeat": "ok", "disk": "ok"}
     assert told["phase"] == "SERVING"
@@ -291,8 +332,8 @@ def test_a_check_of_the_application_counts_there(kind: str, serve: Serve, tmp_pa
 
 @pytest.mark.long
 def test_a_check_that_has_not_run_yet_has_not_passed(serve: Serve, tmp_path: Path) -> None:
-    """From the moment the worker counts as booted until the first result, readiness is red; so it is when the check
-    hangs."""
+    """From the moment the worker counts as booted until the first result, readiness is red; so it
+    is when the check hangs."""
     (tmp_path / "hanging.py").write_text(
         "import os, time, gunicorn_grace\nfrom service import app\n"
         "@gunicorn_grace.check('slow', timeout=600)\n"
@@ -305,18 +346,27 @@ def test_a_check_that_has_not_run_yet_has_not_passed(serve: Serve, tmp_path: Pat
     server.wait_for(lambda: probe(server).status == 200, "the result")
 
 
-# -- the trigger -------------------------------------------------------------------------------------------------------
+# -- the trigger ----
 
 
 @needs_curl
 def test_curl_triggers_there_while_every_worker_is_busy(serve: Serve, block: Block) -> None:
-    """The preStop hook's ``curl`` may use the probe port: the proof is the same, and nobody has to be free for it."""
+    """The preStop hook's ``curl`` may use the probe port: the proof is the same, and nobody has to
+    be free for it."""
     server = serve(args=("-k", "sync", "-w", "1"), settings={**HOLD, **BIND})
     server.wait_booted(1)
     release = block(server, 1)
     host, number = port(server)
     done = subprocess.run(
-        ["curl", "-s", "-o", os.devnull, "-w", "%{http_code}", f"http://{host}:{number}/readyz?down=true"],
+        [
+            "curl",
+            "-s",
+            "-o",
+            os.devnull,
+            "-w",
+            "%{http_code}",
+            f"http://{host}:{number}/readyz?down=true",
+        ],
         capture_output=True,
         text=True,
         timeout=20,
@@ -343,7 +393,9 @@ def test_a_forged_trigger_is_refused_and_logged(serve: Serve) -> None:
 def test_a_token_triggers_there(serve: Serve) -> None:
     """With ``grace_trigger = "token"`` the header decides, and a wrong one is 403."""
     server = serve(
-        args=("-w", "1"), settings={**HOLD, **BIND, "trigger": "token", "trigger_token": "s3cret"}, ready=True
+        args=("-w", "1"),
+        settings={**HOLD, **BIND, "trigger": "token", "trigger_token": "s3cret"},
+        ready=True,
     )
     server.wait_booted(1)
     assert probe(server, "/readyz?down=true", headers=(("X-Grace-Token", "guess"),)).status == 403
@@ -353,13 +405,13 @@ def test_a_token_triggers_there(serve: Serve) -> None:
     assert "s3cret" not in server.output
 
 
-# -- what the process is -----------------------------------------------------------------------------------------------
+# -- what the process is ----
 
 
 @pytest.mark.long
 def test_a_killed_responder_is_replaced(serve: Serve) -> None:
-    """SIGTERM does not end it, SIGKILL does; what connects meanwhile is answered by the next, and gunicorn, which
-    counts no such worker, does not even mention it."""
+    """SIGTERM does not end it, SIGKILL does; what connects meanwhile is answered by the next, and
+    gunicorn, which counts no such worker, does not even mention it."""
     server = serve(args=("-w", "1"), settings=BIND)
     server.wait_booted(1)
     first = responder(server)
@@ -368,7 +420,9 @@ def test_a_killed_responder_is_replaced(serve: Serve) -> None:
     assert responder(server) == first
     os.kill(first, signal.SIGKILL)
     assert probe(server).status == 200
-    server.wait_line(rf"probe responder \(pid {first}\) was ended by signal 9; another one is started")
+    server.wait_line(
+        rf"probe responder \(pid {first}\) was ended by signal 9; another one is started"
+    )
     assert responder(server) != first
     assert f"(pid:{first})" not in server.output
     assert len(server.worker_pids()) == 1
@@ -425,8 +479,9 @@ def test_it_is_the_last_to_go(serve: Serve, block: Block) -> None:
 
 @pytest.mark.long
 def test_it_holds_nothing_of_the_application_or_of_gunicorn(serve: Serve) -> None:
-    """Not with ``preload_app`` either, and not the one that replaces the first: no module of the application, and one
-    socket that listens, its own. gunicorn's would keep the service's port open after the drain."""
+    """Not with ``preload_app`` either, and not the one that replaces the first: no module of the
+    application, and one socket that listens, its own. gunicorn's would keep the service's port open
+    after the drain."""
     server = serve("marked_app:app", args=("-w", "1", "--preload"), settings=BIND)
     server.wait_booted(1)
     assert "application-was-imported" in Path(f"/proc/{server.arbiter_pid}/maps").read_text()
@@ -452,7 +507,8 @@ def test_it_runs_as_the_user_of_the_workers(serve: Serve, tmp_path: Path) -> Non
     """``user`` and ``group`` count for it as well, and it keeps no other group."""
     if os.getuid():
         pytest.skip("only root can become somebody else")
-    # The interpreter may be root's own, where nobody else can import from: so what is needed later is loaded by root.
+    # The interpreter may be root's own, where nobody else can import from: so what is needed later
+    # is loaded by root.
     (tmp_path / "conf.py").write_text(
         "import encodings.idna\nimport gunicorn_grace.wsgi\nfrom gunicorn_grace.conf import *\n"
     )
@@ -470,7 +526,7 @@ def test_it_runs_as_the_user_of_the_workers(serve: Serve, tmp_path: Path) -> Non
     server.assert_gone(None, patience=20)
 
 
-# -- beginnings and changes --------------------------------------------------------------------------------------------
+# -- beginnings and changes ----
 
 
 @pytest.mark.long
@@ -480,7 +536,9 @@ def test_gunicorns_own_address_is_refused(serve: Serve) -> None:
         address = "{}:{}".format(*free.getsockname())
     server = serve(args=("-w", "1"), bind=address, settings={"probe_bind": address}, listens=False)
     assert server.wait(20) == 1
-    assert f"grace_probe_bind = '{address}' cannot be bound: gunicorn itself binds it" in server.output
+    assert (
+        f"grace_probe_bind = '{address}' cannot be bound: gunicorn itself binds it" in server.output
+    )
     assert "Connection in use" not in server.output
 
 
@@ -515,7 +573,8 @@ def test_a_socket_that_was_left_behind_is_taken(serve: Serve, tmp_path: Path) ->
 
 @pytest.mark.long
 def test_sighup_brings_new_settings(serve: Serve, tmp_path: Path) -> None:
-    """The file is read again: other paths are answered at the same port, and another port is said to take a restart."""
+    """The file is read again: other paths are answered at the same port, and another port is said
+    to take a restart."""
     conf = tmp_path / "conf.py"
     text = "from gunicorn_grace.conf import *\ngrace_probe_bind = '127.0.0.1:0'\n"
     conf.write_text(text)
@@ -527,7 +586,9 @@ def test_sighup_brings_new_settings(serve: Serve, tmp_path: Path) -> None:
     server.signal(signal.SIGHUP)
     server.wait_line("grace_probe_bind stays '127.0.0.1:0': '127.0.0.1:1' takes a restart")
     server.wait_for(lambda: probe(server, "/other").status == 200, "the new path")
-    server.wait_for(lambda: first not in procfs.children(server.arbiter_pid), "the end of the first responder")
+    server.wait_for(
+        lambda: first not in procfs.children(server.arbiter_pid), "the end of the first responder"
+    )
     assert probe(server, "/readyz").status == 404
     assert "another one is started" not in server.output
 
@@ -535,10 +596,12 @@ def test_sighup_brings_new_settings(serve: Serve, tmp_path: Path) -> None:
 @pytest.mark.long
 @pytest.mark.parametrize("kind", ["tcp", "unix"])
 def test_an_upgrade_passes_the_port_on(kind: str, serve: Serve, tmp_path: Path) -> None:
-    """SIGUSR2, then SIGTERM to the old arbiter: each probe is answered 200, before, between and after, and the path of
-    a UNIX socket stays."""
+    """SIGUSR2, then SIGTERM to the old arbiter: each probe is answered 200, before, between and
+    after, and the path of a UNIX socket stays."""
     bind = f"unix:{tmp_path / 'probe.sock'}" if kind == "unix" else "127.0.0.1:0"
-    server = serve(args=("-k", "gthread", "-w", "1"), settings={**HOLD, "probe_bind": bind}, script=True)
+    server = serve(
+        args=("-k", "gthread", "-w", "1"), settings={**HOLD, "probe_bind": bind}, script=True
+    )
     server.wait_booted(1)
     address = port(server)
     assert probe(server).status == 200

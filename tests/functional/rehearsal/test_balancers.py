@@ -1,5 +1,5 @@
-"""Envoy, HAProxy and nginx for real, in front of real gunicorn. What they are told to do does not depend on gunicorn's
-version, so that one version is enough for this file.
+"""Envoy, HAProxy and nginx for real, in front of real gunicorn. What they are told to do does not
+depend on gunicorn's version, so that one version is enough for this file.
 """
 
 from __future__ import annotations
@@ -33,11 +33,13 @@ pytestmark = [pytest.mark.once, pytest.mark.long]
 Balance = Callable[..., Balancer]
 
 QUICK = Setup(interval=0.2, check_timeout=30, connect_timeout=10)
-"""Checks at short intervals, and patience: a busy machine must not look like an instance that does not answer."""
+"""Checks at short intervals, and patience: a busy machine must not look like an instance that does
+not answer."""
 
 
 def processes_of(leader: int) -> list[str]:
-    """Command lines of what runs in a process group; nginx hides the mark that other processes carry."""
+    """Command lines of what runs in a process group; nginx hides the mark that other processes
+    carry."""
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
@@ -73,12 +75,16 @@ def one_worker(serve: Serve, **options: Any) -> tuple[Server, int]:
 
 
 def test_it_sends_where_it_is_told_to(serve: Serve, balance: Balance) -> None:
-    """Every endpoint is sent to; a new one is from when it is told, and what is removed is no more."""
+    """Every endpoint is sent to; a new one is from when it is told, and what is removed is no
+    more."""
     (a, a_pid), (b, b_pid), (c, c_pid) = (one_worker(serve) for _ in range(3))
     balancer = balance(a, b)
     assert answering(balancer) == {a_pid, b_pid}
     balancer.route([b.address, c.address])
-    a.wait_for(lambda: answering(balancer) == {b_pid, c_pid} and not balancer.unrouted(), "the new endpoints")
+    a.wait_for(
+        lambda: answering(balancer) == {b_pid, c_pid} and not balancer.unrouted(),
+        "the new endpoints",
+    )
     processes = processes_of(balancer.pid)
     assert processes
     balancer.stop()
@@ -88,15 +94,18 @@ def test_it_sends_where_it_is_told_to(serve: Serve, balance: Balance) -> None:
 
 def test_it_works_over_unix_sockets(serve: Serve, balance: Balance, tmp_path: Path) -> None:
     """Instances and the balancer itself may be at paths; the application sees the same."""
-    (a, a_pid), (b, b_pid) = (one_worker(serve, bind=f"unix:{tmp_path}/{name}.sock") for name in "ab")
+    (a, a_pid), (b, b_pid) = (
+        one_worker(serve, bind=f"unix:{tmp_path}/{name}.sock") for name in "ab"
+    )
     balancer = balance(a, b, bind=str(tmp_path / "front.sock"))
     assert balancer.address == str(tmp_path / "front.sock")
     assert answering(balancer) == {a_pid, b_pid}
 
 
 def test_what_it_learns_by_itself(serve: Serve, balance: Balance) -> None:
-    """An instance that is not ready gets no more requests, long before the platform tells: by active checks alone.
-    nginx has none, and goes on sending; the instance serves, as it does all through its delay."""
+    """An instance that is not ready gets no more requests, long before the platform tells: by
+    active checks alone. nginx has none, and goes on sending; the instance serves, as it does all
+    through its delay."""
     (a, a_pid), (b, b_pid) = (one_worker(serve, settings=HOLD) for _ in range(2))
     balancer = balance(a, b)
     a.terminate()
@@ -108,7 +117,8 @@ def test_what_it_learns_by_itself(serve: Serve, balance: Balance) -> None:
 
 
 def test_a_scale_down_through_it_loses_nothing(product: type[Balancer], tmp_path: Path) -> None:
-    """One of two instances deleted under load, fresh and kept-alive connections, told to the balancer 1.5 s later."""
+    """One of two instances deleted under load, fresh and kept-alive connections, told to the
+    balancer 1.5 s later."""
     scene = plan(
         "gthread",
         tmp_path,
@@ -128,14 +138,18 @@ def test_a_scale_down_through_it_loses_nothing(product: type[Balancer], tmp_path
 
 
 def test_plain_gunicorn_is_asked_for_what_it_has(tmp_path: Path) -> None:
-    """Without a readiness path in the application, checks of plain gunicorn ask for a path of the load, and it is said:
-    with checks that never pass no request would reach it at all."""
+    """Without a readiness path in the application, checks of plain gunicorn ask for a path of the
+    load, and it is said: with checks that never pass no request would reach it at all."""
     lines: list[str] = []
-    scene = plan("gthread", tmp_path, lag=0.5, through="envoy", setup=QUICK, warm_up=40, cool_down=40)
+    scene = plan(
+        "gthread", tmp_path, lag=0.5, through="envoy", setup=QUICK, warm_up=40, cool_down=40
+    )
     if PRODUCTS["envoy"].find() is None:
         pytest.skip("envoy is not installed")
     result = play(scene, PLAIN, lines.append)
-    assert any(line.startswith("GET /readyz answers 404: envoy asks for / instead") for line in lines)
+    assert any(
+        line.startswith("GET /readyz answers 404: envoy asks for / instead") for line in lines
+    )
     assert result.tally.total > 60
     assert result.lost_elsewhere == 0
 
@@ -152,12 +166,15 @@ def test_a_balancer_that_ends_under_load_is_told(serve: Serve, balance: Balance)
             os.kill(balancer.pid, signal.SIGKILL)
             assert balancer.wait_exit(20)
 
-    with pytest.raises(InstanceFailed, match=f"{balancer.product} ended with exit code -9 under load"):
+    with pytest.raises(
+        InstanceFailed, match=f"{balancer.product} ended with exit code -9 under load"
+    ):
         die()
 
 
 def test_a_balancer_that_cannot_be_told_is_told(serve: Serve, balance: Balance) -> None:
-    """With its folder gone, its files and its socket are: what the table says cannot be passed on, an error."""
+    """With its folder gone, its files and its socket are: what the table says cannot be passed on,
+    an error."""
     server, _ = one_worker(serve)
     balancer = balance(server)
     table = EndpointTable()
@@ -177,33 +194,53 @@ def test_a_balancer_that_cannot_be_told_is_told(serve: Serve, balance: Balance) 
 
 
 def test_a_configuration_that_it_refuses_is_shown(product: type[Balancer]) -> None:
-    """It ends at once; the first line of the error says why, in its own words, and no process is left."""
+    """It ends at once; the first line of the error says why, in its own words, and no process is
+    left."""
     balancer = product([("127.0.0.1", 1)], Setup(connect_timeout=-1.0))
     said = {
         "envoy": r"Invalid duration",
         "haproxy": r"unexpected character '-' in 'timeout connect'",
         "nginx": r'"proxy_connect_timeout" directive invalid value',
     }[product.product]
-    with pytest.raises(InstanceFailed, match=f"^{product.product} ended with .* before it could listen: .*{said}"):
+    with pytest.raises(
+        InstanceFailed, match=f"^{product.product} ended with .* before it could listen: .*{said}"
+    ):
         balancer.start()
     assert processes_of(balancer.pid) == []
 
 
-# -- the command -------------------------------------------------------------------------------------------------------
+# -- the command ----
+
 
 COMMAND = (sys.executable, "-m", "gunicorn_grace.cli", "rehearse")
 
 
 def rehearse(folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
     env = {**os.environ, "PYTHONPATH": str(APPS)}
-    return subprocess.run([*COMMAND, *args], cwd=folder, env=env, capture_output=True, text=True, timeout=150)
+    return subprocess.run(
+        [*COMMAND, *args], cwd=folder, env=env, capture_output=True, text=True, timeout=150
+    )
 
 
 def test_the_command_rehearses_through_it(product: type[Balancer], tmp_path: Path) -> None:
-    """``--through`` names what stands between, in the report and while it runs; nothing is lost, exit code 0."""
+    """``--through`` names what stands between, in the report and while it runs; nothing is lost,
+    exit code 0."""
     name = product.product
-    args = ("--instances", "2", "--rate", "40", "--lag", "1", "--delay", "2", "--worker-class", "gthread")
-    run = rehearse(tmp_path, "service:app", "--only", "grace", "--through", name, *args, "--json", "out.json")
+    args = (
+        "--instances",
+        "2",
+        "--rate",
+        "40",
+        "--lag",
+        "1",
+        "--delay",
+        "2",
+        "--worker-class",
+        "gthread",
+    )
+    run = rehearse(
+        tmp_path, "service:app", "--only", "grace", "--through", name, *args, "--json", "out.json"
+    )
     assert run.returncode == 0, run.stdout + run.stderr
     assert f"All of it through {name}." in run.stdout
     assert f"through {name}, which learns {product.learns}" in run.stderr
@@ -214,7 +251,16 @@ def test_the_command_rehearses_through_it(product: type[Balancer], tmp_path: Pat
 def test_an_interrupted_rehearsal_leaves_none(product: type[Balancer], tmp_path: Path) -> None:
     """Ctrl-C in the middle: exit code 130, and the balancer with all of its workers is gone."""
     env = {**os.environ, "PYTHONPATH": str(APPS)}
-    command = [*COMMAND, "service:app", "--only", "grace", "--instances", "2", "--through", product.product]
+    command = [
+        *COMMAND,
+        "service:app",
+        "--only",
+        "grace",
+        "--instances",
+        "2",
+        "--through",
+        product.product,
+    ]
     with subprocess.Popen(command, cwd=tmp_path, env=env, stderr=subprocess.PIPE, text=True) as run:
         assert run.stderr is not None
         assert any("to warm up" in line for line in run.stderr)

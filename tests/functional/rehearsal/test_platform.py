@@ -1,4 +1,5 @@
-"""The platform with real gunicorn: probes, hooks, roll-outs and restarts, and what is recorded of them."""
+"""The platform with real gunicorn: probes, hooks, roll-outs and restarts, and what is recorded of
+them."""
 
 from __future__ import annotations
 
@@ -33,8 +34,12 @@ def app(environ, start_response):
 
 
 def test_every_instance_has_its_life_recorded(folder: Path) -> None:
-    """Of each instance when it started, listened, went and ended, in seconds since the deletion, and its memory."""
-    result = play(Plan("app:app", instances=2, rate=50, lag=0.5, cwd=str(folder), warm_up=20, cool_down=20), PLAIN)
+    """Of each instance when it started, listened, went and ended, in seconds since the deletion,
+    and its memory."""
+    result = play(
+        Plan("app:app", instances=2, rate=50, lag=0.5, cwd=str(folder), warm_up=20, cool_down=20),
+        PLAIN,
+    )
     stayed, went = result.lives
     for life in (stayed, went):
         assert life.started is not None
@@ -86,14 +91,24 @@ class Watched(Fleet):
         self.prober = Prober().start()
         self.start(ready=20)
         self.pods = [
-            Pod(instance, self.table, self.prober, probes=probes, lag=0.0, again=self.again, **options)
+            Pod(
+                instance,
+                self.table,
+                self.prober,
+                probes=probes,
+                lag=0.0,
+                again=self.again,
+                **options,
+            )
             for instance in self
         ]
         for pod in self.pods:
             pod.begin()
 
     def make(self, name: str, bind: str = "127.0.0.1:0") -> Instance:
-        return Instance("probed:app", args=QUICK, env=self.env, cwd=self.folder, name=name, bind=bind)
+        return Instance(
+            "probed:app", args=QUICK, env=self.env, cwd=self.folder, name=name, bind=bind
+        )
 
     def again(self, before: Instance) -> Instance:
         return self.make(f"{before.name}, again", show_address(before.address))
@@ -127,7 +142,8 @@ def watched(folder: Path) -> Iterator[Callable[..., Watched]]:
 
 
 def test_readiness_puts_an_endpoint_in_and_takes_it_out(watched: Callable[..., Watched]) -> None:
-    """Not routed to before the probe passes, nor after it failed as often as its threshold; and in again."""
+    """Not routed to before the probe passes, nor after it failed as often as its threshold; and in
+    again."""
     fleet = watched(1, {Kind.READINESS: READY})
     (pod,) = fleet.pods
     pod.wait_ready(20)
@@ -141,7 +157,9 @@ def test_readiness_puts_an_endpoint_in_and_takes_it_out(watched: Callable[..., W
     assert [ready for _, ready in pod.readiness] == [True, False, True]
 
 
-def test_one_that_does_not_become_ready_is_told_with_its_probe(watched: Callable[..., Watched]) -> None:
+def test_one_that_does_not_become_ready_is_told_with_its_probe(
+    watched: Callable[..., Watched],
+) -> None:
     """The first line says who, how long, and which probe; what gunicorn printed comes behind it."""
     fleet = watched(1, {Kind.READINESS: READY})
     (pod,) = fleet.pods
@@ -156,10 +174,15 @@ def test_one_that_does_not_become_ready_is_told_with_its_probe(watched: Callable
     assert "Listening at" in str(caught.value)
 
 
-def test_the_others_wait_for_the_start_up_probe(watched: Callable[..., Watched], folder: Path) -> None:
+def test_the_others_wait_for_the_start_up_probe(
+    watched: Callable[..., Watched], folder: Path
+) -> None:
     """Readiness passes all the time, but is not asked before the start-up probe has passed."""
     started = folder / "started"
-    probes = {Kind.READINESS: READY, Kind.STARTUP: Probe("/started", period=0.1, failure_threshold=1000)}
+    probes = {
+        Kind.READINESS: READY,
+        Kind.STARTUP: Probe("/started", period=0.1, failure_threshold=1000),
+    }
     fleet = watched(1, probes, env={"SLOW_START": str(started)})
     (pod,) = fleet.pods
     fleet[0].wait_ready(path="/ready")
@@ -171,8 +194,12 @@ def test_the_others_wait_for_the_start_up_probe(watched: Callable[..., Watched],
 def test_a_failed_liveness_probe_restarts_the_container_at_its_address(
     watched: Callable[..., Watched], folder: Path
 ) -> None:
-    """Hook, SIGTERM, another process at the same address; out of the routing until that is ready."""
-    probes = {Kind.READINESS: READY, Kind.LIVENESS: Probe("/alive", period=0.1, failure_threshold=2)}
+    """Hook, SIGTERM, another process at the same address; out of the routing until that is
+    ready."""
+    probes = {
+        Kind.READINESS: READY,
+        Kind.LIVENESS: Probe("/alive", period=0.1, failure_threshold=2),
+    }
     fleet = watched(1, probes, pre_stop=("touch", "hooked"), period=10.0)
     (pod,) = fleet.pods
     pod.wait_ready(20)
@@ -193,9 +220,15 @@ def test_a_failed_liveness_probe_restarts_the_container_at_its_address(
 
 
 def test_a_pod_being_deleted_is_not_restarted(watched: Callable[..., Watched]) -> None:
-    """Its liveness fails within the shutdown: the kubelet does not ask any more; readiness it still does."""
-    probes = {Kind.READINESS: READY, Kind.LIVENESS: Probe("/alive", period=0.1, failure_threshold=1)}
-    fleet = watched(2, probes, pre_stop=("sh", "-c", "while [ ! -e go ]; do sleep 0.05; done"), period=30.0)
+    """Its liveness fails within the shutdown: the kubelet does not ask any more; readiness it still
+    does."""
+    probes = {
+        Kind.READINESS: READY,
+        Kind.LIVENESS: Probe("/alive", period=0.1, failure_threshold=1),
+    }
+    fleet = watched(
+        2, probes, pre_stop=("sh", "-c", "while [ ! -e go ]; do sleep 0.05; done"), period=30.0
+    )
     one, two = fleet.pods
     for pod in fleet.pods:
         pod.wait_ready(20)
@@ -210,9 +243,15 @@ def test_a_pod_being_deleted_is_not_restarted(watched: Callable[..., Watched]) -
 
 
 def test_readiness_is_asked_until_the_container_has_ended(watched: Callable[..., Watched]) -> None:
-    """Liveness failed, and the container is being ended: readiness turns red all the same, by its own threshold."""
-    probes = {Kind.READINESS: replace(READY, failure_threshold=10), Kind.LIVENESS: Probe("/alive", 0.1, 1.0, 1)}
-    fleet = watched(1, probes, pre_stop=("sh", "-c", "while [ ! -e go ]; do sleep 0.05; done"), period=60.0)
+    """Liveness failed, and the container is being ended: readiness turns red all the same, by its
+    own threshold."""
+    probes = {
+        Kind.READINESS: replace(READY, failure_threshold=10),
+        Kind.LIVENESS: Probe("/alive", 0.1, 1.0, 1),
+    }
+    fleet = watched(
+        1, probes, pre_stop=("sh", "-c", "while [ ! -e go ]; do sleep 0.05; done"), period=60.0
+    )
     (pod,) = fleet.pods
     pod.wait_ready(20)
     fleet.sick.touch()
@@ -247,12 +286,21 @@ def test_hooks_that_the_node_runs_itself(folder: Path, hook: Hook, problem: str)
         assert deletion.sigterm - deletion.started >= min(hook.seconds, 1.0)
 
 
-GRACE_ENV = {"GRACE_SHUTDOWN_DELAY": "1.5", "GRACE_MIN_DELAY": "0.5", "GRACE_TERMINATION_PERIOD": "20"}
+GRACE_ENV = {
+    "GRACE_SHUTDOWN_DELAY": "1.5",
+    "GRACE_MIN_DELAY": "0.5",
+    "GRACE_TERMINATION_PERIOD": "20",
+}
 
 
-@pytest.mark.parametrize("rollout", [Rollout("1", "0"), Rollout(in_order=True)], ids=["Deployment", "StatefulSet"])
-def test_a_rollout_replaces_every_instance_and_loses_nothing(folder: Path, rollout: Rollout) -> None:
-    """Two instances replaced under load, each node with a lag of its own: other instances, no request lost."""
+@pytest.mark.parametrize(
+    "rollout", [Rollout("1", "0"), Rollout(in_order=True)], ids=["Deployment", "StatefulSet"]
+)
+def test_a_rollout_replaces_every_instance_and_loses_nothing(
+    folder: Path, rollout: Rollout
+) -> None:
+    """Two instances replaced under load, each node with a lag of its own: other instances, no
+    request lost."""
     plan = Plan(
         "app:app",
         instances=2,
@@ -275,15 +323,20 @@ def test_a_rollout_replaces_every_instance_and_loses_nothing(folder: Path, rollo
     assert all(life.ended is not None for life in old)
     assert all(life.ended is None and life.readiness[-1][1] for life in new)
     assert {gone.name for gone in result.gone} == {"instance 1", "instance 2"}
-    if rollout.in_order:  # one is gone before its successor starts, and that is ready before the next one goes
+    if (
+        rollout.in_order
+    ):  # one is gone before its successor starts, and that is ready before the next one goes
         first, second = sorted(old, key=lambda life: life.deleted or 0.0)
         assert (new[0].started or 0.0) > (first.ended or 0.0)
         assert (second.deleted or 0.0) > new[0].readiness[0][0]
 
 
 def test_many_instances_are_scaled_to_one(folder: Path) -> None:
-    """A small form of 100 to 1: 12 instances, 11 deleted at once, none of the requests lost, memory told."""
-    plan = Plan("app:app", instances=12, to=1, rate=30, lag=1.0, args=QUICK, env=GRACE_ENV, cwd=str(folder))
+    """A small form of 100 to 1: 12 instances, 11 deleted at once, none of the requests lost, memory
+    told."""
+    plan = Plan(
+        "app:app", instances=12, to=1, rate=30, lag=1.0, args=QUICK, env=GRACE_ENV, cwd=str(folder)
+    )
     result = play(plan, GRACE)
     assert result.tally.lost == 0, result.as_dict()
     assert len(result.gone) == 11
@@ -312,13 +365,33 @@ spec:
 
 
 def test_the_command_takes_its_platform_from_a_manifest(folder: Path) -> None:
-    """Replicas, period, probe, hook and environment; the hook finds its instance; what is left out is said."""
+    """Replicas, period, probe, hook and environment; the hook finds its instance; what is left out
+    is said."""
     (folder / "web.yaml").write_text(MANIFEST)
     (folder / "urls.txt").write_text("/ 3\nPOST / a=1\n")
-    command = [sys.executable, "-c", "from gunicorn_grace.rehearsal.command import rehearse; rehearse()"]
-    options = ["-f", "web.yaml", "--requests", "urls.txt", "--lag", "0.5..1", "--only", "grace", "--rate", "40"]
+    command = [
+        sys.executable,
+        "-c",
+        "from gunicorn_grace.rehearsal.command import rehearse; rehearse()",
+    ]
+    options = [
+        "-f",
+        "web.yaml",
+        "--requests",
+        "urls.txt",
+        "--lag",
+        "0.5..1",
+        "--only",
+        "grace",
+        "--rate",
+        "40",
+    ]
     run = subprocess.run(
-        [*command, "app:app", *options, "--json", "out.json"], cwd=folder, capture_output=True, text=True, timeout=120
+        [*command, "app:app", *options, "--json", "out.json"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert run.returncode == 0, run.stdout + run.stderr
     assert "web.yaml:15: liveness probe left out: only httpGet is played" in run.stderr
@@ -335,12 +408,21 @@ def test_the_command_takes_its_platform_from_a_manifest(folder: Path) -> None:
     [
         (["-f", "bare.yaml"], "bare.yaml:3: Deployment a has no readinessProbe"),
         (["-f", "nowhere.yaml"], "-f nowhere.yaml: No such file or directory"),
-        (["-f", "tcp.yaml"], "tcp.yaml:3: the readinessProbe of Deployment a is tcpSocket; only httpGet"),
-        (["-f", "recreate.yaml", "--rollout"], "the strategy of Deployment a is Recreate, not RollingUpdate"),
+        (
+            ["-f", "tcp.yaml"],
+            "tcp.yaml:3: the readinessProbe of Deployment a is tcpSocket; only httpGet",
+        ),
+        (
+            ["-f", "recreate.yaml", "--rollout"],
+            "the strategy of Deployment a is Recreate, not RollingUpdate",
+        ),
         (["-f", "bad.yaml"], "bad.yaml:1: no YAML"),
         (["--lag", "5..1"], "lag 5..1 s"),
         (["--slow-node", "5"], "slow node '5' is not SHARE:SECONDS"),
-        (["--readiness", "/nowhere", "--only", "grace"], "readiness probe GET /nowhere answers 404"),
+        (
+            ["--readiness", "/nowhere", "--only", "grace"],
+            "readiness probe GET /nowhere answers 404",
+        ),
         (["--max-surge", "1"], "--max-surge is of a roll-out: add --rollout"),
         (["--requests", "urls.txt"], "urls.txt:2: 'x' is no path"),
         (["--", "--bind", "127.0.0.1:0"], "--bind cannot be given to the gunicorn of a rehearsal"),
@@ -355,9 +437,17 @@ def test_what_cannot_be_played_is_one_line(folder: Path, args: list[str], said: 
     (folder / "recreate.yaml").write_text(container % ("strategy: {type: Recreate},", ready))
     (folder / "bad.yaml").write_text("a: [")
     (folder / "urls.txt").write_text("/\nx\n")
-    (folder / "app.py").write_text(APP.replace('"200 OK"', '"404 No" if "now" in environ["PATH_INFO"] else "200 OK"'))
-    command = [sys.executable, "-c", "from gunicorn_grace.rehearsal.command import rehearse; rehearse()"]
-    run = subprocess.run([*command, "app:app", *args], cwd=folder, capture_output=True, text=True, timeout=120)
+    (folder / "app.py").write_text(
+        APP.replace('"200 OK"', '"404 No" if "now" in environ["PATH_INFO"] else "200 OK"')
+    )
+    command = [
+        sys.executable,
+        "-c",
+        "from gunicorn_grace.rehearsal.command import rehearse; rehearse()",
+    ]
+    run = subprocess.run(
+        [*command, "app:app", *args], cwd=folder, capture_output=True, text=True, timeout=120
+    )
     *_, last = run.stderr.splitlines()
     assert run.returncode == 2, run.stderr
     assert last.startswith("rehearse: ")

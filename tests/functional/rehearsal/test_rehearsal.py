@@ -1,4 +1,5 @@
-"""The rehearsal engine with real gunicorn: losses are counted, and nothing that it started is left."""
+"""The rehearsal engine with real gunicorn: losses are counted, and nothing that it started is
+left."""
 
 from __future__ import annotations
 
@@ -66,15 +67,19 @@ def routed(*instances: Instance) -> EndpointTable:
     return table
 
 
-# -- the scene -----------------------------------------------------------------------------------------------
+# -- the scene ----
 
 
 def test_plain_gunicorn_loses_what_is_routed_to_it_late(folder: Path) -> None:
-    """One of two instances deleted, routed to for 1 s more at 100 per second: about 50 requests are refused.
+    """One of two instances deleted, routed to for 1 s more at 100 per second: about 50 requests are
+    refused.
 
-    All of them at that instance and within that second; both kinds of connection lose; the report tells it.
+    All of them at that instance and within that second; both kinds of connection lose; the report
+    tells it.
     """
-    plan = Plan("app:app", instances=2, rate=100, lag=1.0, cwd=str(folder), warm_up=40, cool_down=40)
+    plan = Plan(
+        "app:app", instances=2, rate=100, lag=1.0, cwd=str(folder), warm_up=40, cool_down=40
+    )
     result = play(plan, PLAIN)
     tally, (deleted,) = result.tally, result.gone
     assert 25 <= tally.lost <= 75
@@ -112,18 +117,22 @@ def test_a_path_that_fails_anyway_is_told_before_the_load(folder: Path) -> None:
 
 @pytest.mark.long
 def test_losses_before_the_deletion_are_no_result(folder: Path) -> None:
-    """A service that loses requests without any deletion is not one to rehearse with: said, not counted."""
+    """A service that loses requests without any deletion is not one to rehearse with: said, not
+    counted."""
     (folder / "crash.py").write_text(
         "import os\ndef pre_request(worker, req):\n    if worker.nr > 5:\n        os._exit(0)\n"
     )
     plan = Plan("app:app", instances=2, rate=40, cwd=str(folder))
-    with pytest.raises(PlanFailed, match=r"were lost before anything was deleted \(the first: reset"):
+    with pytest.raises(
+        PlanFailed, match=r"were lost before anything was deleted \(the first: reset"
+    ):
         play(plan, Contender("crash", ("-c", "crash.py")))
 
 
 @pytest.mark.long
 def test_of_the_users_file_all_but_the_plugin_stays(folder: Path) -> None:
-    """The plain contender runs with the user's file; the plugin in it is silent, whichever way it is used."""
+    """The plain contender runs with the user's file; the plugin in it is silent, whichever way it
+    is used."""
     file = folder / "gunicorn.conf.py"
     for lines in (
         "import gunicorn_grace\nworkers = 3\nproc_name = 'mine'\ngunicorn_grace.install(globals())\n",
@@ -140,11 +149,12 @@ def test_of_the_users_file_all_but_the_plugin_stays(folder: Path) -> None:
             assert "shutdown_initiated" not in instance.output
 
 
-# -- nothing is left -----------------------------------------------------------------------------------------
+# -- nothing is left ----
 
 
 def test_every_process_is_gone_after_an_exception(folder: Path) -> None:
-    """An error in the block: no arbiter, no worker, no folder of theirs is left when it comes out."""
+    """An error in the block: no arbiter, no worker, no folder of theirs is left when it comes
+    out."""
     pids: list[int] = []
     fleet = Fleet([Instance("app:app", cwd=folder, args=["-w", "2"]) for _ in "12"])
 
@@ -163,12 +173,16 @@ def test_every_process_is_gone_after_an_exception(folder: Path) -> None:
 
 @pytest.mark.long
 def test_one_that_fails_to_start_takes_the_others_along(folder: Path) -> None:
-    """The second one's application does not exist: the error says why in a line, and all are ended."""
-    fleet = Fleet([Instance("app:app", cwd=folder), Instance("nowhere:app", cwd=folder, name="second")])
+    """The second one's application does not exist: the error says why in a line, and all are
+    ended."""
+    fleet = Fleet(
+        [Instance("app:app", cwd=folder), Instance("nowhere:app", cwd=folder, name="second")]
+    )
     with pytest.raises(InstanceFailed) as caught:
         fleet.start(ready=20)
     assert re.match(
-        "second ended with exit code 3 before it (was ready|listened): ModuleNotFoundError", caught.value.line
+        "second ended with exit code 3 before it (was ready|listened): ModuleNotFoundError",
+        caught.value.line,
     )
     assert "Traceback" in caught.value.output
     for instance in fleet:
@@ -177,18 +191,24 @@ def test_one_that_fails_to_start_takes_the_others_along(folder: Path) -> None:
 
 @pytest.mark.long
 def test_a_daemon_does_not_escape(folder: Path) -> None:
-    """``--daemon`` forks into another session and the first process ends: told, and found by its mark."""
+    """``--daemon`` forks into another session and the first process ends: told, and found by its
+    mark."""
     instance = Instance("app:app", cwd=folder, args=["--daemon"])
-    with pytest.raises(InstanceFailed, match=r"exit code 0 .daemon must be off. before it listened"):
+    with pytest.raises(
+        InstanceFailed, match=r"exit code 0 .daemon must be off. before it listened"
+    ):
         instance.start()
     assert procfs.marked(MARK, str(instance.runtime_dir)) == []
 
 
 @pytest.mark.long
 def test_a_prefix_that_changes_the_session_does_not_escape(folder: Path) -> None:
-    """Behind a command such as dumb-init, the arbiter is found by its log line and ended with the rest."""
+    """Behind a command such as dumb-init, the arbiter is found by its log line and ended with the
+    rest."""
     init = "import os, signal, subprocess, sys; sys.exit(subprocess.call(sys.argv[1:], start_new_session=True))"
-    with Instance("app:app", cwd=folder, executable_prefix=[sys.executable, "-c", init]) as instance:
+    with Instance(
+        "app:app", cwd=folder, executable_prefix=[sys.executable, "-c", init]
+    ) as instance:
         instance.wait_ready()
         (worker,) = instance.wait_workers(1)
         arbiter = instance.arbiter_pid
@@ -223,7 +243,7 @@ def test_an_interrupted_command_leaves_nothing(folder: Path, after: str, number:
             command.kill()
 
 
-# -- an instance ---------------------------------------------------------------------------------------------
+# -- an instance ----
 
 
 @pytest.mark.long
@@ -238,7 +258,8 @@ def test_a_line_that_does_not_come_shows_the_whole_output(plain: Instance) -> No
 
 @pytest.mark.long
 def test_a_wait_ends_with_the_output(plain: Instance) -> None:
-    """After the end nothing more can come, so that a wait for it fails at once, and the exit is stamped."""
+    """After the end nothing more can come, so that a wait for it fails at once, and the exit is
+    stamped."""
     before = time.monotonic()
     plain.signal(signal.SIGTERM)
     assert plain.wait(10) == 0
@@ -284,11 +305,13 @@ def test_the_group_can_be_signalled(plain: Instance) -> None:
     assert all(map(gone, workers))
 
 
-# -- a deletion ----------------------------------------------------------------------------------------------
+# -- a deletion ----
 
 
 @pytest.mark.long
-def test_the_hook_runs_before_sigterm_and_counts_in_the_period(plain: Instance, folder: Path) -> None:
+def test_the_hook_runs_before_sigterm_and_counts_in_the_period(
+    plain: Instance, folder: Path
+) -> None:
     """A preStop hook gets the port and the pid, and SIGTERM comes when it has ended, not before."""
     script = "import sys, time; open('hook', 'w').write(' '.join(sys.argv[1:])); time.sleep(0.3)"
     hook = ["python", "-c", script, "{host}", "{port}", "{pid}", '{"json": 1}']
@@ -315,24 +338,30 @@ def test_the_hook_runs_before_sigterm_and_counts_in_the_period(plain: Instance, 
 def test_a_hook_that_fails_does_not_hold_up_sigterm(
     plain: Instance, hook: list[str], period: float, problem: str
 ) -> None:
-    """As with the kubelet: the failure is recorded, SIGTERM follows, at the latest at the period's end."""
+    """As with the kubelet: the failure is recorded, SIGTERM follows, at the latest at the period's
+    end."""
     deletion = delete(plain, routed(plain), lag=0, period=period, pre_stop=hook).join(20)
     assert problem in deletion.pre_stop_problem
     assert "Handling signal: term" in plain.output
-    assert procfs.marked(MARK, str(plain.runtime_dir)) == []  # the sleeping hook went with its container
+    assert (
+        procfs.marked(MARK, str(plain.runtime_dir)) == []
+    )  # the sleeping hook went with its container
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("hook", [[], ["sleep", "60"]], ids=["no hook", "hook takes it all"])
 def test_what_overruns_the_period_is_killed(plain: Instance, hook: list[str]) -> None:
-    """A request that hangs holds plain gunicorn for 30 s; SIGKILL comes at the period's end or 2 s after.
+    """A request that hangs holds plain gunicorn for 30 s; SIGKILL comes at the period's end or 2 s
+    after.
 
     Arbiter and workers are gone then, as all is that is in a container.
     """
     (worker,) = plain.wait_workers(1)
     with contextlib.closing(hanging_request(plain)):
         plain.wait_line("hanging")
-        deletion = delete(plain, routed(plain), lag=0, period=1.0 if hook else 2.5, pre_stop=hook).join(20)
+        deletion = delete(
+            plain, routed(plain), lag=0, period=1.0 if hook else 2.5, pre_stop=hook
+        ).join(20)
     assert deletion.killed
     assert deletion.exit_code == -signal.SIGKILL
     assert deletion.exit_after is not None
@@ -351,7 +380,8 @@ def hanging_request(instance: Instance) -> Any:
 
 @pytest.mark.long
 def test_a_deletion_waits_for_the_routing_too(plain: Instance) -> None:
-    """The process is gone at once, but the deletion is over only when the routing has learned of it."""
+    """The process is gone at once, but the deletion is over only when the routing has learned of
+    it."""
     table = routed(plain)
     deletion = Deletion(plain, table, lag=3.0).start()
     assert plain.wait_exit(10)
@@ -362,19 +392,29 @@ def test_a_deletion_waits_for_the_routing_too(plain: Instance) -> None:
     assert deletion.unrouted == deletion.started + 3.0
 
 
-# -- the command ---------------------------------------------------------------------------------------------
+# -- the command ----
 
-REHEARSE = (sys.executable, "-c", "from gunicorn_grace.rehearsal.command import rehearse; rehearse()")
+
+REHEARSE = (
+    sys.executable,
+    "-c",
+    "from gunicorn_grace.rehearsal.command import rehearse; rehearse()",
+)
 
 
 def rehearse(folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*REHEARSE, *args], cwd=folder, capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        [*REHEARSE, *args], cwd=folder, capture_output=True, text=True, timeout=120
+    )
 
 
 @pytest.mark.long
 def test_the_command_exits_1_when_requests_were_lost(folder: Path) -> None:
-    """Plain gunicorn alone, judged: a table on stdout, exit code 1; the JSON file holds the same numbers."""
-    run = rehearse(folder, "app:app", "--only", "plain", "--instances", "2", "--lag", "1", "--json", "out.json")
+    """Plain gunicorn alone, judged: a table on stdout, exit code 1; the JSON file holds the same
+    numbers."""
+    run = rehearse(
+        folder, "app:app", "--only", "plain", "--instances", "2", "--lag", "1", "--json", "out.json"
+    )
     assert run.returncode == 1, run.stderr
     assert "plain gunicorn LOST" in run.stdout
     (result,) = json.loads((folder / "out.json").read_text())["results"]
@@ -398,7 +438,9 @@ def test_the_command_exits_1_when_requests_were_lost(folder: Path) -> None:
         (["app:app", "--rate", "0"], "rate 0 is not above 0"),
     ],
 )
-def test_the_command_exits_2_with_one_line_when_it_cannot_be_run(folder: Path, args: list[str], said: str) -> None:
+def test_the_command_exits_2_with_one_line_when_it_cannot_be_run(
+    folder: Path, args: list[str], said: str
+) -> None:
     """A mistake of the user is told in one line, without a traceback, and exit code 2."""
     run = rehearse(folder, "--only", "plain", *args)
     *_, last = run.stderr.splitlines()
@@ -411,15 +453,19 @@ def test_the_command_exits_2_with_one_line_when_it_cannot_be_run(folder: Path, a
 
 @pytest.mark.long
 def test_a_file_without_the_plugin_is_not_taken_for_it(folder: Path) -> None:
-    """A configuration that does not load the plugin would be judged in its name: exit code 2 says so."""
+    """A configuration that does not load the plugin would be judged in its name: exit code 2 says
+    so."""
     (folder / "mine.py").write_text(textwrap.dedent("workers = 1\n"))
-    run = rehearse(folder, "app:app", "--only", "grace", "--config", "mine.py", "--lag", "0", "--rate", "20")
+    run = rehearse(
+        folder, "app:app", "--only", "grace", "--config", "mine.py", "--lag", "0", "--rate", "20"
+    )
     assert run.returncode == 2
     assert "the plugin was not at work" in run.stderr
 
 
 def test_the_plugin_loses_nothing_where_plain_gunicorn_does(folder: Path) -> None:
-    """Both, one after the other, with the same seed: exit code 0 and a verdict with both numbers."""
+    """Both, one after the other, with the same seed: exit code 0 and a verdict with both
+    numbers."""
     run = rehearse(folder, "app:app", "--instances", "2", "--lag", "2", "--delay", "5")
     assert run.returncode == 0, run.stdout + run.stderr
     assert "gunicorn-grace lost none of" in run.stdout

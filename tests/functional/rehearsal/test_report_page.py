@@ -1,4 +1,5 @@
-"""What a rehearsal writes, end to end: one real run, its page in a real browser, its JSON against the schema.
+"""What a rehearsal writes, end to end: one real run, its page in a real browser, its JSON against
+the schema.
 
 The browser is Chromium, headless; where there is none, the tests that need it are skipped.
 """
@@ -32,8 +33,12 @@ pytestmark = [pytest.mark.once, pytest.mark.long]
 
 pytest_plugins = "pytester"
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-needs_browser = pytest.mark.skipif(BROWSER is None, reason="no chromium on the PATH: nothing to look at the page with")
+BROWSER = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+needs_browser = pytest.mark.skipif(
+    BROWSER is None, reason="no chromium on the PATH: nothing to look at the page with"
+)
 FLAGS = (
     "--headless",
     "--no-sandbox",
@@ -75,14 +80,16 @@ def rehearse(folder: Path, *args: str, **options: object) -> subprocess.Complete
     )
 
 
-# -- the browser -------------------------------------------------------------------------------------------------------
+# -- the browser ----
+
 
 Browse = Callable[..., str]
 
 
 @pytest.fixture
 def browse(tmp_path: Path) -> Iterator[Browse]:
-    """Runs the browser with further arguments, and returns what it printed. None of its processes is left."""
+    """Runs the browser with further arguments, and returns what it printed. None of its processes
+    is left."""
     profile = str(tmp_path / "profile")
 
     def run(*args: str) -> str:
@@ -101,7 +108,8 @@ def browse(tmp_path: Path) -> Iterator[Browse]:
     procfs.end_marked(MARK, profile)
 
 
-#: Put behind the page's own script, in a copy whose policy does not forbid it: asks what the browser made of the page.
+#: Put behind the page's own script, in a copy whose policy does not forbid it: asks what the
+#: browser made of the page.
 PROBE = """<script type="module">
 const found = {
   width: document.documentElement.clientWidth,
@@ -137,19 +145,27 @@ parent.postMessage("FOUND" + JSON.stringify(found) + "DNUOF", "*");
 </script></body>"""
 
 
-def examine(browse: Browse, folder: Path, html: str, *, width: int, dark: bool = False) -> dict[str, object]:
+def examine(
+    browse: Browse, folder: Path, html: str, *, width: int, dark: bool = False
+) -> dict[str, object]:
     """What the browser made of the page on a screen so many pixels wide.
 
     Chromium's own window is 500 pixels wide at least, so the page is shown in a frame.
     """
-    inner = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", html).replace("</body>", PROBE)
+    inner = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", html).replace(
+        "</body>", PROBE
+    )
     (folder / "inner.html").write_text(inner, encoding="utf-8")
     outer = (
         "<script>onmessage = event => { document.title = event.data; };</script><body style='margin:0'>"
         f"<iframe src='inner.html' style='width:{width}px;height:1500px;border:0'></iframe>"
     )
     (folder / "outer.html").write_text(outer, encoding="utf-8")
-    theme = ("--blink-settings=preferredColorScheme=0",) if dark else ("--blink-settings=preferredColorScheme=1",)
+    theme = (
+        ("--blink-settings=preferredColorScheme=0",)
+        if dark
+        else ("--blink-settings=preferredColorScheme=1",)
+    )
     dom = browse(
         *theme,
         f"--window-size={max(width, 500)},1500",
@@ -159,7 +175,9 @@ def examine(browse: Browse, folder: Path, html: str, *, width: int, dark: bool =
     )
     told = re.search(r"<title>FOUND(.*?)DNUOF</title>", dom, re.S)
     assert told, dom[:2000]
-    found: dict[str, object] = json.loads(told[1].replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))
+    found: dict[str, object] = json.loads(
+        told[1].replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")
+    )
     return found
 
 
@@ -176,9 +194,12 @@ def drawn() -> str:
 @needs_browser
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [360, 1100], ids=["phone", "desktop"])
-def test_the_page_is_readable_on_every_screen(tmp_path: Path, browse: Browse, width: int, dark: bool) -> None:
-    """It is as wide as the screen and no wider, no text covers another or leaves its picture, and letters keep their
-    size; it is dark where the reader's system is; a tap on a bar says what it stands for; nothing was loaded."""
+def test_the_page_is_readable_on_every_screen(
+    tmp_path: Path, browse: Browse, width: int, dark: bool
+) -> None:
+    """It is as wide as the screen and no wider, no text covers another or leaves its picture, and
+    letters keep their size; it is dark where the reader's system is; a tap on a bar says what it
+    stands for; nothing was loaded."""
     found = examine(browse, tmp_path, drawn(), width=width, dark=dark)
     assert found["width"] == width
     assert found["overflow"] == width
@@ -194,7 +215,8 @@ def test_the_page_is_readable_on_every_screen(tmp_path: Path, browse: Browse, wi
 
 
 def pixels(png: bytes) -> set[tuple[int, int, int]]:
-    """The colours that occur in a PNG of 8 bits a channel, as Chromium writes it (PNG, 9.2: filters)."""
+    """The colours that occur in a PNG of 8 bits a channel, as Chromium writes it (PNG, 9.2:
+    filters)."""
     assert png[:8] == b"\x89PNG\r\n\x1a\n"
     width, height, depth, kind = struct.unpack(">IIBB", png[16:26])
     assert depth == 8
@@ -231,9 +253,11 @@ def pixels(png: bytes) -> set[tuple[int, int, int]]:
 
 @needs_browser
 def test_what_was_lost_is_seen_on_the_picture(tmp_path: Path, browse: Browse) -> None:
-    """A screenshot with the policy in force, so that its hashes are right: bars of both kinds are painted.
+    """A screenshot with the policy in force, so that its hashes are right: bars of both kinds are
+    painted.
 
-    The style is one that the policy allows by its hash: without it, there would be no colour at all.
+    The style is one that the policy allows by its hash: without it, there would be no colour at
+    all.
     """
     (tmp_path / "page.html").write_text(drawn(), encoding="utf-8")
     # Scrolled to the first picture: a small screenshot is read in no time.
@@ -255,7 +279,8 @@ def test_what_was_lost_is_seen_on_the_picture(tmp_path: Path, browse: Browse) ->
 
 @needs_browser
 def test_the_pages_own_script_runs_under_its_policy(tmp_path: Path, browse: Browse) -> None:
-    """The titles have become tips: the one script that the hash allows was executed. Without it they would remain."""
+    """The titles have become tips: the one script that the hash allows was executed. Without it
+    they would remain."""
     (tmp_path / "page.html").write_text(drawn(), encoding="utf-8")
     dom = browse("--virtual-time-budget=5000", "--dump-dom", f"file://{tmp_path}/page.html")
     assert "data-tip=" in dom
@@ -263,12 +288,15 @@ def test_the_pages_own_script_runs_under_its_policy(tmp_path: Path, browse: Brow
     assert dom.count("</title>") == 1
 
 
-# -- one real run ------------------------------------------------------------------------------------------------------
+# -- one real run ----
 
 
 def test_one_run_writes_all_reports(folder: Path) -> None:
-    """All three contenders, really played: the terminal, the JSON (as its schema has it) and the page tell the same."""
-    run = rehearse(folder, *SHORT, "--beside", "sleep:1", "--json", "out.json", "--html", "out.html")
+    """All three contenders, really played: the terminal, the JSON (as its schema has it) and the
+    page tell the same."""
+    run = rehearse(
+        folder, *SHORT, "--beside", "sleep:1", "--json", "out.json", "--html", "out.html"
+    )
     assert run.returncode == 0, run.stdout + run.stderr
     assert "\x1b" not in run.stdout + run.stderr, "no colours but on a terminal"
     assert max(map(len, run.stdout.splitlines())) <= report.WIDTH
@@ -281,13 +309,16 @@ def test_one_run_writes_all_reports(folder: Path) -> None:
     assert document["results"][1]["gone"][0]["pre_stop_done"] >= 1
     html = (folder / "out.html").read_text()
     for played in document["results"]:
-        assert f"{played['contender']}: {played['requests']} requests, {played['lost']} lost" in html
+        assert (
+            f"{played['contender']}: {played['requests']} requests, {played['lost']} lost" in html
+        )
         assert sum(map(sum, played["timeline"]["began"].values())) == played["requests"]
     assert "lame duck" in html
 
 
 def test_json_alone_goes_to_standard_output(folder: Path) -> None:
-    """``--json -`` prints a document and nothing else; losses that --max-lost allows are exit code 0."""
+    """``--json -`` prints a document and nothing else; losses that --max-lost allows are exit code
+    0."""
     run = rehearse(folder, *SHORT, "--only", "plain", "--json", "-", "--max-lost", "1000")
     assert run.returncode == 0, run.stderr
     document = json.loads(run.stdout)
@@ -297,7 +328,7 @@ def test_json_alone_goes_to_standard_output(folder: Path) -> None:
     assert document["passed"] is True
 
 
-# -- what cannot be ----------------------------------------------------------------------------------------------------
+# -- what cannot be ----
 
 
 @pytest.mark.parametrize(
@@ -308,10 +339,15 @@ def test_json_alone_goes_to_standard_output(folder: Path) -> None:
         (["--json", "x", "--html", "x"], "the same file"),
         (["--max-lost", "-1"], "--max-lost -1 is negative"),
         (["--beside", "uwsgi"], "contender 'uwsgi' is unknown"),
-        (["--", "--bind", "127.0.0.1:8000"], "--bind cannot be given to the gunicorn of a rehearsal"),
+        (
+            ["--", "--bind", "127.0.0.1:8000"],
+            "--bind cannot be given to the gunicorn of a rehearsal",
+        ),
     ],
 )
-def test_what_cannot_be_is_told_before_anything_is_started(folder: Path, args: list[str], said: str) -> None:
+def test_what_cannot_be_is_told_before_anything_is_started(
+    folder: Path, args: list[str], said: str
+) -> None:
     """One line and exit code 2, no instance booted, no file made."""
     run = rehearse(folder, *args)
     assert run.returncode == 2
@@ -327,11 +363,18 @@ def test_a_full_disk_is_one_line_and_exit_code_2(folder: Path, where: str) -> No
     """The rehearsal was played, and the report could not be kept."""
     args = ("--only", "plain", "--instances", "2", "--rate", "40", "--lag", "0")
     if where == "stdout":
-        # Buffered, as it is unless somebody says otherwise: what is left is flushed once more at the end.
+        # Buffered, as it is unless somebody says otherwise: what is left is flushed once more at
+        # the end.
         env = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
         with open("/dev/full", "w") as full:
             run = subprocess.run(
-                [*REHEARSE, *args], cwd=folder, env=env, stdout=full, stderr=subprocess.PIPE, text=True, timeout=150
+                [*REHEARSE, *args],
+                cwd=folder,
+                env=env,
+                stdout=full,
+                stderr=subprocess.PIPE,
+                text=True,
+                timeout=150,
             )
         where = "standard output"
     else:
@@ -352,8 +395,8 @@ def descendants(pid: int) -> list[int]:
 
 
 def test_ctrl_c_leaves_a_report_on_what_was_played(folder: Path) -> None:
-    """In the middle of the second contender's shutdown: exit code 130, all children gone, and JSON and page hold both
-    runs, the second one as far as it came."""
+    """In the middle of the second contender's shutdown: exit code 130, all children gone, and JSON
+    and page hold both runs, the second one as far as it came."""
     args = ("--instances", "2", "--rate", "40", "--lag", "0.5", "--delay", "60", "--period", "120")
     command = subprocess.Popen(
         [*REHEARSE, *args, "--json", "out.json", "--html", "out.html"],
@@ -387,7 +430,7 @@ def test_ctrl_c_leaves_a_report_on_what_was_played(folder: Path) -> None:
     assert "Interrupted." in (folder / "out.html").read_text()
 
 
-# -- the terminal ------------------------------------------------------------------------------------------------------
+# -- the terminal ----
 
 
 def on_a_terminal(folder: Path, env: dict[str, str]) -> str:
@@ -399,7 +442,12 @@ def on_a_terminal(folder: Path, env: dict[str, str]) -> str:
         stdin=theirs,
         stdout=theirs,
         stderr=theirs,
-        env={**{k: v for k, v in os.environ.items() if k != "NO_COLOR"}, "TERM": "xterm", "COLUMNS": "80", **env},
+        env={
+            **{k: v for k, v in os.environ.items() if k != "NO_COLOR"},
+            "TERM": "xterm",
+            "COLUMNS": "80",
+            **env,
+        },
     )
     os.close(theirs)
     said = b""
@@ -421,7 +469,8 @@ def on_a_terminal(folder: Path, env: dict[str, str]) -> str:
 
 
 def test_on_a_terminal_one_line_tells_how_it_goes(folder: Path) -> None:
-    """It counts requests and losses as they happen, is written over, and is gone when the report comes, in colour."""
+    """It counts requests and losses as they happen, is written over, and is gone when the report
+    comes, in colour."""
     said = on_a_terminal(folder, {})
     progress, _, told = said.rpartition("\r\x1b[K")
     assert re.search(r"plain gunicorn: deleting 1 of 2, \d+ s: \d+ requests, \d+ lost", progress)
@@ -432,18 +481,20 @@ def test_on_a_terminal_one_line_tells_how_it_goes(folder: Path) -> None:
 
 
 def test_no_color_is_respected(folder: Path) -> None:
-    """https://no-color.org: set and not empty, nothing is coloured; the line that is written over needs no colour."""
+    """https://no-color.org: set and not empty, nothing is coloured; the line that is written over
+    needs no colour."""
     said = on_a_terminal(folder, {"NO_COLOR": "1"})
     assert "plain gunicorn LOST" in said
     assert re.findall(r"\x1b\[[0-9;]*m", said) == []
 
 
-# -- in a user's tests -------------------------------------------------------------------------------------------------
+# -- in a user's tests ----
 
 
 def test_the_fixture_rehearses_an_application(folder: Path, pytester: pytest.Pytester) -> None:
-    """The three lines of the documentation pass, and pytest finds the fixture by itself; a rehearsal that lost requests
-    fails with the whole report, and one that cannot be carried out with the reason."""
+    """The three lines of the documentation pass, and pytest finds the fixture by itself; a
+    rehearsal that lost requests fails with the whole report, and one that cannot be carried out
+    with the reason."""
     pytester.makepyfile(app=APP)
     (documented,) = re.findall(r"```python\n(def .*?)```", PAGE.read_text(encoding="utf-8"), re.S)
     pytester.makepyfile(test_documented=documented)
@@ -472,7 +523,11 @@ def test_the_fixture_rehearses_an_application(folder: Path, pytester: pytest.Pyt
 
 
 def entry_point_is_installed() -> bool:
-    """Whether pytest finds the fixture by itself; it does where the package is installed as it is now."""
+    """Whether pytest finds the fixture by itself; it does where the package is installed as it is
+    now."""
     from importlib.metadata import entry_points
 
-    return any(point.value == "gunicorn_grace.rehearsal.pytest_plugin" for point in entry_points(group="pytest11"))
+    return any(
+        point.value == "gunicorn_grace.rehearsal.pytest_plugin"
+        for point in entry_points(group="pytest11")
+    )

@@ -16,9 +16,12 @@ from support.servers import WORKERS, plan, told
 
 
 def test_nothing_is_lost_when_the_lag_is_shorter_than_the_delay(kind: str, tmp_path: Path) -> None:
-    """New and kept-alive connections, slow requests among them: a deletion loses none, and gunicorn exits with 0."""
+    """New and kept-alive connections, slow requests among them: a deletion loses none, and gunicorn
+    exits with 0."""
     settings = {"shutdown_delay": 2, "min_delay": 0}
-    scene = plan(kind, tmp_path, lag=1.0, settings=settings, slow_path="/slow?s=0.4", slow_share=0.05)
+    scene = plan(
+        kind, tmp_path, lag=1.0, settings=settings, slow_path="/slow?s=0.4", slow_share=0.05
+    )
     result = play(scene, GRACE)
     assert result.plugin_spoke, told(result)
     assert result.tally.lost == 0, told(result)
@@ -28,15 +31,20 @@ def test_nothing_is_lost_when_the_lag_is_shorter_than_the_delay(kind: str, tmp_p
 
 @pytest.mark.long(but="gthread")
 def test_nothing_is_lost_when_the_lag_is_longer_than_the_delay(kind: str, tmp_path: Path) -> None:
-    """The delay is extended while requests still arrive, so a lag of three times the delay loses none."""
+    """The delay is extended while requests still arrive, so a lag of three times the delay loses
+    none."""
     scene = plan(kind, tmp_path, lag=3.0, settings={"shutdown_delay": 1, "min_delay": 0})
     result = play(scene, GRACE)
     assert result.tally.lost == 0, told(result)
-    assert any("lame_duck_ended" in text and "extended until quiet" in text for _, text in result.gone[0].events)
+    assert any(
+        "lame_duck_ended" in text and "extended until quiet" in text
+        for _, text in result.gone[0].events
+    )
 
 
 def test_a_delay_too_short_only_refuses(kind: str, tmp_path: Path) -> None:
-    """Without extension and with a lag far beyond the delay, connections are refused, and none is reset or cut off."""
+    """Without extension and with a lag far beyond the delay, connections are refused, and none is
+    reset or cut off."""
     settings = {"shutdown_delay": 0.5, "min_delay": 0, "extend_delay": "false"}
     result = play(plan(kind, tmp_path, lag=3.0, settings=settings, timeout=4.0), GRACE)
     assert result.tally.count(Outcome.REFUSED) > 0, told(result)
@@ -44,7 +52,8 @@ def test_a_delay_too_short_only_refuses(kind: str, tmp_path: Path) -> None:
 
 
 def test_plain_gunicorn_loses_requests(tmp_path: Path) -> None:
-    """The same deletion without the plugin loses requests: the rehearsal sees losses where there are some."""
+    """The same deletion without the plugin loses requests: the rehearsal sees losses where there
+    are some."""
     result = play(plan("gthread", tmp_path, lag=1.0), PLAIN)
     assert result.tally.lost > 0, told(result)
     assert not result.plugin_spoke
@@ -52,7 +61,8 @@ def test_plain_gunicorn_loses_requests(tmp_path: Path) -> None:
 
 @pytest.mark.long(but="sync")
 def test_prestop_then_sigterm_is_one_clock_and_loses_nothing(kind: str, tmp_path: Path) -> None:
-    """`gunicorn-grace prestop` waits out the delay; the SIGTERM after it drains at once, and nothing is lost."""
+    """`gunicorn-grace prestop` waits out the delay; the SIGTERM after it drains at once, and
+    nothing is lost."""
     scene = plan(
         kind,
         tmp_path,
@@ -69,7 +79,9 @@ def test_prestop_then_sigterm_is_one_clock_and_loses_nothing(kind: str, tmp_path
     assert began, told(result)
     assert ended, told(result)
     assert gone.sigterm is not None
-    assert began[0] < gone.sigterm <= ended[0], "the clock ran from the trigger, and the drain waited for SIGTERM"
+    assert began[0] < gone.sigterm <= ended[0], (
+        "the clock ran from the trigger, and the drain waited for SIGTERM"
+    )
 
 
 @pytest.mark.long(but="plain")
@@ -80,11 +92,17 @@ def test_prestop_then_sigterm_is_one_clock_and_loses_nothing(kind: str, tmp_path
         pytest.param("gthread", ("--preload",), id="gthread-preload"),
     ],
 )
-def test_sigterm_to_the_whole_process_group_loses_nothing(kind: str, extra: tuple[str, ...], tmp_path: Path) -> None:
-    """dumb-init and `tini -g` send SIGTERM to the workers as well: they stay until the arbiter dismisses them."""
+def test_sigterm_to_the_whole_process_group_loses_nothing(
+    kind: str, extra: tuple[str, ...], tmp_path: Path
+) -> None:
+    """dumb-init and `tini -g` send SIGTERM to the workers as well: they stay until the arbiter
+    dismisses them."""
     scene = plan(kind, tmp_path, lag=1.0, settings={"shutdown_delay": 2, "min_delay": 0})
     stay, goes = (
-        Instance("service:app", args=(*GRACE.args, *scene.args, *extra), env=scene.env, cwd=tmp_path) for _ in range(2)
+        Instance(
+            "service:app", args=(*GRACE.args, *scene.args, *extra), env=scene.env, cwd=tmp_path
+        )
+        for _ in range(2)
     )
     with Fleet([stay, goes]) as fleet:
         table = EndpointTable()

@@ -1,4 +1,5 @@
-"""One instance and its shutdown, phase by phase. Phases are held open and looked into, never timed."""
+"""One instance and its shutdown, phase by phase. Phases are held open and looked into, never
+timed."""
 
 from __future__ import annotations
 
@@ -36,8 +37,11 @@ def sigterm(server: Server) -> None:
 
 
 def test_readiness_is_red_in_every_worker_at_once(serve: Serve, connect: Connect) -> None:
-    """Of 8 workers, asked one by one after SIGTERM, each answers 503 to readiness, 200 to liveness, and serves."""
-    server = serve(args=("-k", "gthread", "-w", "8", "--threads", "2", "--keep-alive", "60"), settings=HOLD)
+    """Of 8 workers, asked one by one after SIGTERM, each answers 503 to readiness, 200 to liveness,
+    and serves."""
+    server = serve(
+        args=("-k", "gthread", "-w", "8", "--threads", "2", "--keep-alive", "60"), settings=HOLD
+    )
     server.wait_booted(8)
     clients: dict[int, Client] = {}
     with stopped() as stop:  # Those that have a connection, so that the next one is another's.
@@ -60,8 +64,11 @@ def test_readiness_is_red_in_every_worker_at_once(serve: Serve, connect: Connect
         assert {server.get(path).status for _ in range(8)} == {200}, path
 
 
-def test_every_worker_of_each_class_sees_the_shutdown_and_serves_on(kind: str, serve: Serve) -> None:
-    """After SIGTERM the application sees LAME_DUCK in every worker, and no worker ever answers ready again."""
+def test_every_worker_of_each_class_sees_the_shutdown_and_serves_on(
+    kind: str, serve: Serve
+) -> None:
+    """After SIGTERM the application sees LAME_DUCK in every worker, and no worker ever answers
+    ready again."""
     server = serve(kind=kind, settings=HOLD)
     pids = server.wait_booted(workers_of(kind))
     sigterm(server)
@@ -72,7 +79,8 @@ def test_every_worker_of_each_class_sees_the_shutdown_and_serves_on(kind: str, s
 
 
 def test_a_request_in_flight_completes(kind: str, serve: Serve, connect: Connect) -> None:
-    """A 3 s request that is in flight at SIGTERM gets its whole response, which says Connection: close."""
+    """A 3 s request that is in flight at SIGTERM gets its whole response, which says Connection:
+    close."""
     server = serve(kind=kind, settings=SHORT)
     client = connect(server)
     client.send("/slow?s=3")
@@ -100,8 +108,11 @@ def test_a_stream_in_flight_completes(kind: str, serve: Serve, connect: Connect)
     assert server.wait(20) == 0, server.output
 
 
-def test_a_request_longer_than_the_budget_is_cut_off_and_counted(kind: str, serve: Serve, connect: Connect) -> None:
-    """At the deadline the process ends all the same; the log names the request, and the summary counts it."""
+def test_a_request_longer_than_the_budget_is_cut_off_and_counted(
+    kind: str, serve: Serve, connect: Connect
+) -> None:
+    """At the deadline the process ends all the same; the log names the request, and the summary
+    counts it."""
     settings = {**SHORT, "termination_period": 4, "exit_margin": 1, "drain_reserve": 1}
     server = serve(kind=kind, settings=settings)
     client = connect(server)
@@ -140,8 +151,13 @@ def test_a_second_sigterm_ends_the_delay(kind: str, serve: Serve, connect: Conne
 def test_ctrl_c_ends_it_at_once_in_every_phase(
     number: signal.Signals, phase: Phase, serve: Serve, connect: Connect
 ) -> None:
-    """SIGINT and SIGQUIT end the instance without any delay, also while it is draining; what was cut off is counted."""
-    server = serve(kind="gthread", settings={**HOLD, "termination_period": 120}, args=("--graceful-timeout", "60"))
+    """SIGINT and SIGQUIT end the instance without any delay, also while it is draining; what was
+    cut off is counted."""
+    server = serve(
+        kind="gthread",
+        settings={**HOLD, "termination_period": 120},
+        args=("--graceful-timeout", "60"),
+    )
     memory = server.memory
     client = connect(server)
     client.send("/slow?s=50")
@@ -161,9 +177,14 @@ def test_ctrl_c_ends_it_at_once_in_every_phase(
 
 @pytest.mark.long(but="gthread-SIGINT")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGQUIT], ids=["SIGINT", "SIGQUIT"])
-def test_ctrl_c_while_it_boots_ends_it_at_once(number: signal.Signals, kind: str, serve: Serve) -> None:
-    """In STARTING nothing was ever served: it ends with 0, without the delay and without graceful_timeout."""
-    server = serve("slow_import:app", kind=kind, settings=HOLD, args=("--graceful-timeout", "50"), ready=False)
+def test_ctrl_c_while_it_boots_ends_it_at_once(
+    number: signal.Signals, kind: str, serve: Serve
+) -> None:
+    """In STARTING nothing was ever served: it ends with 0, without the delay and without
+    graceful_timeout."""
+    server = serve(
+        "slow_import:app", kind=kind, settings=HOLD, args=("--graceful-timeout", "50"), ready=False
+    )
     server.wait_line("import begins")
     server.signal(number)
     server.assert_gone()
@@ -172,7 +193,8 @@ def test_ctrl_c_while_it_boots_ends_it_at_once(number: signal.Signals, kind: str
 
 @pytest.mark.long(but="gthread")
 def test_a_crashed_worker_is_replaced_in_lame_duck(kind: str, serve: Serve) -> None:
-    """A worker that dies during the delay is forked again, and the new one knows the phase from the start."""
+    """A worker that dies during the delay is forked again, and the new one knows the phase from the
+    start."""
     server = serve(kind=kind, settings=HOLD)
     before = server.wait_booted(workers_of(kind))
     sigterm(server)
@@ -198,7 +220,8 @@ def test_a_hung_worker_is_killed_in_lame_duck(serve: Serve, connect: Connect) ->
 
 
 def test_kept_alive_connections_are_told_to_close(serve: Serve, connect: Connect) -> None:
-    """A kept-alive connection works before SIGTERM; the first response after it says close, and the server closes."""
+    """A kept-alive connection works before SIGTERM; the first response after it says close, and the
+    server closes."""
     for kind in ("gthread", "gevent"):
         server = serve(kind=kind, settings=HOLD, args=("--keep-alive", "30"))
         client = connect(server)
@@ -210,7 +233,8 @@ def test_kept_alive_connections_are_told_to_close(serve: Serve, connect: Connect
 
 
 def test_a_response_promised_to_stay_keeps_its_word(serve: Serve, connect: Connect) -> None:
-    """A response whose headers were written before T0 keeps its connection: the next request on it is answered."""
+    """A response whose headers were written before T0 keeps its connection: the next request on it
+    is answered."""
     for kind in ("gthread", "gevent"):
         server = serve(kind=kind, settings=HOLD, args=("--keep-alive", "30"))
         client = connect(server)
@@ -222,10 +246,15 @@ def test_a_response_promised_to_stay_keeps_its_word(serve: Serve, connect: Conne
 
 
 @pytest.mark.long
-def test_idle_and_silent_connections_do_not_hold_the_exit(kind: str, serve: Serve, connect: Connect) -> None:
-    """With graceful_timeout 30, idle kept-alive connections and ones that never sent a byte are closed by the drain."""
+def test_idle_and_silent_connections_do_not_hold_the_exit(
+    kind: str, serve: Serve, connect: Connect
+) -> None:
+    """With graceful_timeout 30, idle kept-alive connections and ones that never sent a byte are
+    closed by the drain."""
     settings = {**SHORT, "termination_period": 60}
-    server = serve(kind=kind, settings=settings, args=("--graceful-timeout", "30", "--keep-alive", "30"))
+    server = serve(
+        kind=kind, settings=settings, args=("--graceful-timeout", "30", "--keep-alive", "30")
+    )
     clients = [connect(server) for _ in range(6)]
     if kind != "sync":
         for client in clients[:3]:
@@ -238,7 +267,8 @@ def test_idle_and_silent_connections_do_not_hold_the_exit(kind: str, serve: Serv
 
 
 def test_connections_in_the_accept_queue_are_served(serve: Serve, connect: Connect) -> None:
-    """With the only worker busy, connections that wait in the accept queue when the drain begins all get answers."""
+    """With the only worker busy, connections that wait in the accept queue when the drain begins
+    all get answers."""
     server = serve(args=("-k", "sync", "-w", "1"), settings=SHORT)
     busy = connect(server)
     busy.send("/slow?s=2")
@@ -253,7 +283,8 @@ def test_connections_in_the_accept_queue_are_served(serve: Serve, connect: Conne
 
 
 def test_no_new_connection_is_taken_while_draining(serve: Serve, connect: Connect) -> None:
-    """Once sealed, a connection is not established: the client may try it elsewhere, whatever its method."""
+    """Once sealed, a connection is not established: the client may try it elsewhere, whatever its
+    method."""
     server = serve(kind="gthread", settings=SHORT)
     client = connect(server)
     client.send("/slow?s=2")
@@ -278,8 +309,15 @@ def test_sigterm_to_one_worker_by_hand_replaces_it(kind: str, serve: Serve) -> N
 
 
 def test_sigterm_before_any_worker_has_booted_exits_at_once(serve: Serve) -> None:
-    """While the application is still being imported nothing is waited for, neither delay nor graceful_timeout."""
-    server = serve("slow_import:app", kind="sync", settings=HOLD, args=("--graceful-timeout", "50"), ready=False)
+    """While the application is still being imported nothing is waited for, neither delay nor
+    graceful_timeout."""
+    server = serve(
+        "slow_import:app",
+        kind="sync",
+        settings=HOLD,
+        args=("--graceful-timeout", "50"),
+        ready=False,
+    )
     server.wait_line("import begins")
     server.signal(signal.SIGTERM)
     assert server.wait_exit(15), server.output
@@ -288,7 +326,8 @@ def test_sigterm_before_any_worker_has_booted_exits_at_once(serve: Serve) -> Non
 
 @pytest.mark.long
 def test_a_sigterm_that_goes_unnoticed_in_an_import_is_sent_again(serve: Serve) -> None:
-    """One that comes just before a system call that waits is not handled until that returns: here it is taken away."""
+    """One that comes just before a system call that waits is not handled until that returns: here
+    it is taken away."""
     args = ("--graceful-timeout", "50")
     server = serve("inattentive_import:app", kind="sync", settings=HOLD, args=args, ready=False)
     server.wait_line("import begins")
@@ -300,9 +339,16 @@ def test_a_sigterm_that_goes_unnoticed_in_an_import_is_sent_again(serve: Serve) 
 
 
 def test_a_worker_that_hangs_while_it_boots_does_not_outlast_the_deadline(serve: Serve) -> None:
-    """No signal reaches it; graceful_timeout is longer than the period, and is cut to what is left of that."""
+    """No signal reaches it; graceful_timeout is longer than the period, and is cut to what is left
+    of that."""
     settings = {"termination_period": 4, "exit_margin": 1, "drain_reserve": 1}
-    server = serve("deaf_import:app", kind="sync", settings=settings, args=("--graceful-timeout", "100"), ready=False)
+    server = serve(
+        "deaf_import:app",
+        kind="sync",
+        settings=settings,
+        args=("--graceful-timeout", "100"),
+        ready=False,
+    )
     server.wait_line("import begins")
     server.signal(signal.SIGTERM)
     assert server.wait_exit(50), server.output
@@ -323,14 +369,19 @@ def test_the_phase_is_serving_again_after_an_undrain(serve: Serve) -> None:
 
 @pytest.mark.long(but="gthread")
 def test_a_late_request_names_its_source_once(kind: str, serve: Serve, connect: Connect) -> None:
-    """Past 80 % of the delay a new request is logged with where it came from, without its query, once an instance."""
+    """Past 80 % of the delay a new request is logged with where it came from, without its query,
+    once an instance."""
     server = serve(kind=kind, settings={"shutdown_delay": 1, "min_delay": 0})
     server.signal(signal.SIGTERM)
     server.wait_line("shutdown_initiated")
     late = server.memory.t0() + round(0.85 * st.NS)
     server.wait_for(lambda: time.monotonic_ns() > late, "the last fifth of the delay")
     client = connect(server)
-    headers = (("X-Forwarded-For", "192.0.2.7"), ("User-Agent", "slow-router/1"), ("Connection", "close"))
+    headers = (
+        ("X-Forwarded-For", "192.0.2.7"),
+        ("User-Agent", "slow-router/1"),
+        ("Connection", "close"),
+    )
     assert client.get("/look?secret=1", headers=headers).status == 200
     line = server.wait_line("late_request")
     assert re.search(
@@ -345,7 +396,8 @@ def test_a_late_request_names_its_source_once(kind: str, serve: Serve, connect: 
 
 @pytest.mark.long
 def test_an_operators_drain_makes_no_request_late(serve: Serve) -> None:
-    """What comes during it says nothing of a router; after an undrain the next shutdown names its late request."""
+    """What comes during it says nothing of a router; after an undrain the next shutdown names its
+    late request."""
     server = serve(kind="gthread", settings={"shutdown_delay": 1, "min_delay": 0})
     memory = server.memory
     assert memory.trigger(Origin.DRAIN)

@@ -1,4 +1,5 @@
-"""The quiet end of the delay against real traffic: not while requests come, soon after they have stopped."""
+"""The quiet end of the delay against real traffic: not while requests come, soon after they have
+stopped."""
 
 from __future__ import annotations
 
@@ -29,13 +30,20 @@ def load(server: Server, rate: float, **options: object) -> Load:
 
 
 @pytest.mark.long(but="gthread-auto")
-@pytest.mark.parametrize(("kind", "period"), [("sync", "2"), ("gthread", "auto"), ("gevent", "auto")])
-def test_when_the_traffic_stops_the_delay_ends_as_quiet(kind: str, period: str, serve: Serve) -> None:
-    """LAME_DUCK goes on while requests come, and ends as quiet once they have stopped, long before the delay is over.
+@pytest.mark.parametrize(
+    ("kind", "period"), [("sync", "2"), ("gthread", "auto"), ("gevent", "auto")]
+)
+def test_when_the_traffic_stops_the_delay_ends_as_quiet(
+    kind: str, period: str, serve: Serve
+) -> None:
+    """LAME_DUCK goes on while requests come, and ends as quiet once they have stopped, long before
+    the delay is over.
 
-    Not before the traffic has stopped, although ``grace_min_delay`` is over by then; and no request is lost by it.
+    Not before the traffic has stopped, although ``grace_min_delay`` is over by then; and no request
+    is lost by it.
     """
-    # A third of 60 requests per second, and that diluted by the idle time of the boot: about 2 s of silence.
+    # A third of 60 requests per second, and that diluted by the idle time of the boot: about 2 s of
+    # silence.
     server = serve(kind=kind, settings={**SETTINGS, "quiet_period": period, "quiet_share": 0.3})
     memory = server.memory
     with load(server, 60) as traffic:
@@ -45,7 +53,9 @@ def test_when_the_traffic_stops_the_delay_ends_as_quiet(kind: str, period: str, 
         server.signal(signal.SIGTERM)
         server.wait_phase(Phase.LAME_DUCK)
         # Whatever the machine is doing, the least delay is over when the traffic stops.
-        server.wait_for(lambda: time.monotonic() > memory.cells[st.T0] / st.NS + 1.5, "the least delay")
+        server.wait_for(
+            lambda: time.monotonic() > memory.cells[st.T0] / st.NS + 1.5, "the least delay"
+        )
         traffic.wait_completed(60)
         assert memory.cells[st.PHASE] == Phase.LAME_DUCK, server.output
         tally = traffic.stop()
@@ -57,7 +67,8 @@ def test_when_the_traffic_stops_the_delay_ends_as_quiet(kind: str, period: str, 
 
 @pytest.mark.long
 def test_the_least_delay_is_kept_without_any_request(serve: Serve) -> None:
-    """No request comes after T0: the end is quiet all the same, but not before ``grace_min_delay``."""
+    """No request comes after T0: the end is quiet all the same, but not before
+    ``grace_min_delay``."""
     server = serve(kind="gthread", settings={**SETTINGS, "quiet_period": 0.5, "min_delay": 3})
     memory = server.memory
     server.signal(signal.SIGTERM)
@@ -68,9 +79,12 @@ def test_the_least_delay_is_kept_without_any_request(serve: Serve) -> None:
 
 @pytest.mark.long
 def test_a_trickle_at_the_smallest_share_keeps_the_delay_running(serve: Serve) -> None:
-    """A twentieth of the traffic still comes: LAME_DUCK does not end as quiet; when that stops as well, it does."""
+    """A twentieth of the traffic still comes: LAME_DUCK does not end as quiet; when that stops as
+    well, it does."""
     share, rate = 0.05, 120.0
-    server = serve(kind="gthread", settings={**SETTINGS, "quiet_period": "auto", "quiet_share": share})
+    server = serve(
+        kind="gthread", settings={**SETTINGS, "quiet_period": "auto", "quiet_share": share}
+    )
     memory = server.memory
     with load(server, rate) as traffic:
         traffic.wait_completed(round(3 * rate))
@@ -87,5 +101,7 @@ def test_a_trickle_at_the_smallest_share_keeps_the_delay_running(serve: Serve) -
         tally = trickle.stop()
     assert server.wait(45) == 0, server.output
     server.wait_line(r"lame_duck_ended after .*: quiet$")
-    assert memory.cells[st.DRAIN] / st.NS >= max(record.started for record in tally.records) + enough
+    assert (
+        memory.cells[st.DRAIN] / st.NS >= max(record.started for record in tally.records) + enough
+    )
     assert tally.lost == 0, tally.lost_records

@@ -27,7 +27,7 @@ from support.servers import HOLD, SHORT, WORKERS, Connect, Serve, Server, booted
 pytestmark = pytest.mark.ends
 
 
-# -- Prometheus --------------------------------------------------------------------------------------------------------
+# -- Prometheus ----
 
 
 def numbers(page: Response) -> dict[str, float]:
@@ -61,8 +61,9 @@ def pages(server: Server, workers: set[int]) -> list[dict[str, float]]:
 def test_every_worker_tells_of_all_of_them(
     multiprocess: bool, kind: str, serve: Serve, connect: Connect, tmp_path: Path
 ) -> None:
-    """Asked for themselves, all workers say the same: what all of them did, the dead and their successors included. In
-    prometheus_client's multiprocess mode the application's own numbers are there as well; no file is of ours."""
+    """Asked for themselves, all workers say the same: what all of them did, the dead and their
+    successors included. In prometheus_client's multiprocess mode the application's own numbers are
+    there as well; no file is of ours."""
     files = tmp_path / "files"
     files.mkdir()
     server = serve(
@@ -78,7 +79,11 @@ def test_every_worker_tells_of_all_of_them(
     for page in pages(server, workers):
         assert page["requests_total"] == 20
         assert page["requests_in_flight"] == page["requests_cut_off_total"] == 0
-        assert [page[f"workers {state}"] for state in ("booting", "serving", "leaving")] == [0, count, 0]
+        assert [page[f"workers {state}"] for state in ("booting", "serving", "leaving")] == [
+            0,
+            count,
+            0,
+        ]
         assert not multiprocess or page["own_total"] == 20
 
     client = connect(server)
@@ -90,7 +95,11 @@ def test_every_worker_tells_of_all_of_them(
     successors = set(server.wait_booted(count))
     assert successors != workers
     for page in pages(server, successors):
-        assert (page["requests_total"], page["requests_cut_off_total"], page["requests_in_flight"]) == (21, 1, 0)
+        assert (
+            page["requests_total"],
+            page["requests_cut_off_total"],
+            page["requests_in_flight"],
+        ) == (21, 1, 0)
     for _ in range(10):
         assert server.get("/own").status == 200
     server.wait_in_flight(0)
@@ -103,8 +112,8 @@ def test_every_worker_tells_of_all_of_them(
 
 @pytest.mark.long
 def test_no_counter_goes_back_while_workers_die(serve: Serve) -> None:
-    """Scraped all the time under load while one worker after the other gets SIGKILL: no total ever shrinks, and at the
-    end it is the number of requests that were begun."""
+    """Scraped all the time under load while one worker after the other gets SIGKILL: no total ever
+    shrinks, and at the end it is the number of requests that were begun."""
     server = serve("metrics_service:app", kind="gthread", args=("-w", "3"))
     server.wait_booted(3)
     stop, done = threading.Event(), [0, 0, 0]
@@ -137,20 +146,27 @@ def test_no_counter_goes_back_while_workers_die(serve: Serve) -> None:
             thread.join(30)
     assert seen == sorted(seen)
     assert len(seen) > 8
-    server.wait_for(lambda: numbers(server.get("/metrics"))["requests_in_flight"] == 0, "the last request")
+    server.wait_for(
+        lambda: numbers(server.get("/metrics"))["requests_in_flight"] == 0, "the last request"
+    )
     told = numbers(server.get("/metrics"))["requests_total"]
-    assert sum(done) <= told <= sum(done) + 4 * len(done), "but for those that died with their worker"
+    assert sum(done) <= told <= sum(done) + 4 * len(done), (
+        "but for those that died with their worker"
+    )
 
 
 @pytest.mark.once
 def test_a_shutdown_shows_in_the_metrics(serve: Serve) -> None:
-    """Phase, start and the requests that came since; taken back, the counter keeps its value and the start is gone."""
+    """Phase, start and the requests that came since; taken back, the counter keeps its value and
+    the start is gone."""
     server = serve("metrics_service:app", kind="gthread", settings=HOLD)
     before = time.time()
     assert "shutdown_start_time_seconds" not in numbers(server.get("/metrics"))
     assert server.memory.trigger(Origin.DRAIN)
     page = numbers(server.get("/metrics"))
-    assert [name for name, value in page.items() if name.startswith("phase") and value] == ["phase LAME_DUCK"]
+    assert [name for name, value in page.items() if name.startswith("phase") and value] == [
+        "phase LAME_DUCK"
+    ]
     assert before <= page["shutdown_start_time_seconds"] + 0.01
     assert page["shutdown_start_time_seconds"] <= time.time() + 0.01
     for _ in range(5):
@@ -176,7 +192,7 @@ def test_the_example_of_the_docs(serve: Serve, tmp_path: Path) -> None:
     assert numbers(server.get("/metrics"))["phase SERVING"] == 1
 
 
-# -- StatsD ------------------------------------------------------------------------------------------------------------
+# -- StatsD
 
 
 class Agent:
@@ -221,8 +237,9 @@ def agent() -> Iterator[Callable[[Server | None], Agent]]:
 def test_statsd_gets_the_gauges(
     kind: str, serve: Serve, connect: Connect, agent: Callable[..., Agent], tmp_path: Path
 ) -> None:
-    """Over UDP, with gunicorn's prefix: each phase, what is in flight, also a 0 (which gunicorn 22 to 25 leave out of
-    what they are told by a log call); again and again in LAME_DUCK; and the last word is what was cut off."""
+    """Over UDP, with gunicorn's prefix: each phase, what is in flight, also a 0 (which gunicorn 22
+    to 25 leave out of what they are told by a log call); again and again in LAME_DUCK; and the last
+    word is what was cut off."""
     listening = agent()
     args = ("--statsd-host", listening.address, "--statsd-prefix", "svc")
     server = serve(kind=kind, args=args, settings=HOLD)
@@ -263,17 +280,22 @@ def test_without_statsd_no_gauge_is_logged(serve: Serve) -> None:
 
 @pytest.mark.long
 def test_a_statsd_agent_that_hangs_does_not_hold_the_shutdown(serve: Serve, tmp_path: Path) -> None:
-    """It has a UNIX socket and reads no more from it: a blocking sender waits for ever, and the arbiter does not."""
+    """It has a UNIX socket and reads no more from it: a blocking sender waits for ever, and the
+    arbiter does not."""
     path = str(tmp_path / "statsd")
     with (
         socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as hanging,
         socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as filling,
     ):
         hanging.bind(path)
-        server = serve(kind="sync", args=("--statsd-host", f"unix://{path}"), settings=SHORT, ready=False)
+        server = serve(
+            kind="sync", args=("--statsd-host", f"unix://{path}"), settings=SHORT, ready=False
+        )
         server.wait_booted(4)
         hanging.settimeout(20)
-        while b"gunicorn.workers:4" not in hanging.recv(4096):  # gunicorn's own, by a blocking sender.
+        while b"gunicorn.workers:4" not in hanging.recv(
+            4096
+        ):  # gunicorn's own, by a blocking sender.
             pass
         filling.connect(path)
         filling.setblocking(False)
@@ -285,7 +307,7 @@ def test_a_statsd_agent_that_hangs_does_not_hold_the_shutdown(serve: Serve, tmp_
         os.unlink(path)
 
 
-# -- systemd -----------------------------------------------------------------------------------------------------------
+# -- systemd ----
 
 
 class Manager:
@@ -302,7 +324,9 @@ class Manager:
 
     def _listen(self) -> None:
         while True:
-            message, ancillary, _, _ = self._sock.recvmsg(4096, socket.CMSG_SPACE(struct.calcsize("3i")))
+            message, ancillary, _, _ = self._sock.recvmsg(
+                4096, socket.CMSG_SPACE(struct.calcsize("3i"))
+            )
             pid = struct.unpack("3i", ancillary[0][2])[0]
             if message == b"":
                 return
@@ -315,11 +339,21 @@ class Manager:
         self._sock.close()
 
     def statuses(self) -> list[str]:
-        return [word.removeprefix("STATUS=") for _, message in self.heard for word in message if "STATUS=" in word]
+        return [
+            word.removeprefix("STATUS=")
+            for _, message in self.heard
+            for word in message
+            if "STATUS=" in word
+        ]
 
     def phases(self) -> list[str]:
         """The phase of each status, in order, each once."""
-        return [phase for phase, _ in itertools.groupby(status.partition(":")[0] for status in self.statuses())]
+        return [
+            phase
+            for phase, _ in itertools.groupby(
+                status.partition(":")[0] for status in self.statuses()
+            )
+        ]
 
     def count(self, word: str) -> int:
         return sum(word in message for _, message in self.heard)
@@ -346,9 +380,11 @@ by_path = pytest.mark.parametrize("manager", ["path"], indirect=True)
 
 
 @pytest.mark.long(but="path")
-def test_systemd_is_told_of_the_shutdown(manager: Manager, serve: Serve, connect: Connect, tmp_path: Path) -> None:
-    """READY=1 is gunicorn's word; then a status for each phase, STOPPING=1 once, with SIGTERM, and the time to the
-    deadline and beyond. Nobody but the arbiter speaks."""
+def test_systemd_is_told_of_the_shutdown(
+    manager: Manager, serve: Serve, connect: Connect, tmp_path: Path
+) -> None:
+    """READY=1 is gunicorn's word; then a status for each phase, STOPPING=1 once, with SIGTERM, and
+    the time to the deadline and beyond. Nobody but the arbiter speaks."""
     server = serve(kind="gthread", env={"NOTIFY_SOCKET": manager.address}, settings=HOLD)
     client = connect(server)
     client.send(f"/wait?for={tmp_path / 'go'}")
@@ -367,7 +403,8 @@ def test_systemd_is_told_of_the_shutdown(manager: Manager, serve: Serve, connect
     assert {"LAME_DUCK: not ready, 1 in flight", "DRAINING: 1 in flight"} <= set(manager.statuses())
     assert manager.count("STOPPING=1") == 1
     assert {pid for pid, _ in manager.heard} == {server.arbiter_pid}
-    # 90 s from T0, less what has passed: to the deadline, 88 s after it, and grace_exit_margin beyond.
+    # 90 s from T0, less what has passed: to the deadline, 88 s after it, and grace_exit_margin
+    # beyond.
     assert all(60 < seconds <= 90 for seconds in manager.extensions(Phase.LAME_DUCK))
     assert manager.extensions(Phase.LAME_DUCK)
     assert manager.extensions(Phase.DRAINING)
@@ -376,11 +413,14 @@ def test_systemd_is_told_of_the_shutdown(manager: Manager, serve: Serve, connect
 @pytest.mark.long
 @by_path
 def test_systemd_is_asked_again_where_no_end_is_known(manager: Manager, serve: Serve) -> None:
-    """With grace_termination_period 0 the time is asked for piece by piece, as long as the arbiter runs."""
+    """With grace_termination_period 0 the time is asked for piece by piece, as long as the arbiter
+    runs."""
     settings = {**HOLD, "termination_period": 0}
     server = serve(kind="sync", env={"NOTIFY_SOCKET": manager.address}, settings=settings)
     server.lead_to(Phase.LAME_DUCK)
-    server.wait_for(lambda: len(manager.extensions(Phase.LAME_DUCK)) >= 2, "the second request for time")
+    server.wait_for(
+        lambda: len(manager.extensions(Phase.LAME_DUCK)) >= 2, "the second request for time"
+    )
     assert set(manager.extensions(Phase.LAME_DUCK)) == {10}
     server.terminate()
     assert server.wait(20) == 0, server.output
@@ -389,11 +429,15 @@ def test_systemd_is_asked_again_where_no_end_is_known(manager: Manager, serve: S
 @pytest.mark.long
 @by_path
 def test_systemd_is_told_nothing_final_of_a_trigger(manager: Manager, serve: Serve) -> None:
-    """A drain that is taken back: the status says so, and neither STOPPING=1 nor more time was asked for."""
+    """A drain that is taken back: the status says so, and neither STOPPING=1 nor more time was
+    asked for."""
     server = serve(kind="sync", env={"NOTIFY_SOCKET": manager.address}, settings=HOLD)
     server.wait_for(lambda: "SERVING" in manager.statuses(), "the status SERVING")
     assert server.memory.trigger(Origin.DRAIN)
-    server.wait_for(lambda: manager.statuses()[-1] == "LAME_DUCK: not ready, 0 in flight", "the status LAME_DUCK")
+    server.wait_for(
+        lambda: manager.statuses()[-1] == "LAME_DUCK: not ready, 0 in flight",
+        "the status LAME_DUCK",
+    )
     server.memory.cells[st.UNDRAIN] = time.monotonic_ns()
     server.wait_for(lambda: manager.statuses()[-1] == "SERVING", "the status SERVING")
     assert manager.count("STOPPING=1") == 0
@@ -406,12 +450,17 @@ def test_systemd_is_told_nothing_final_of_a_trigger(manager: Manager, serve: Ser
 @pytest.mark.long
 @by_path
 def test_systemd_is_not_told_that_an_upgraded_server_stops(manager: Manager, serve: Serve) -> None:
-    """After SIGUSR2 the service goes on in the new arbiter: the old one's end is no end of the service."""
+    """After SIGUSR2 the service goes on in the new arbiter: the old one's end is no end of the
+    service."""
     server = serve(kind="sync", env={"NOTIFY_SOCKET": manager.address}, settings=HOLD, script=True)
     count = int(WORKERS["sync"][-1])
     server.wait_booted(count)
     server.signal(signal.SIGUSR2)
-    new = int(server.wait_for(lambda: re.findall(r"Listening at: .*\((\d+)\)", server.output)[1:], "its successor")[0])
+    new = int(
+        server.wait_for(
+            lambda: re.findall(r"Listening at: .*\((\d+)\)", server.output)[1:], "its successor"
+        )[0]
+    )
     with contextlib.closing(memory_of(new)) as memory:
         server.wait_for(lambda: len(booted_in(memory)) == count, "new workers that have booted")
         server.terminate()

@@ -98,7 +98,9 @@ def test_the_deadline_cuts(kind: str, serve: Serve, connect: Connect, report: Pa
 
 
 @pytest.mark.long
-def test_a_worker_that_dies_in_the_delay_is_named(serve: Serve, connect: Connect, report: Path) -> None:
+def test_a_worker_that_dies_in_the_delay_is_named(
+    serve: Serve, connect: Connect, report: Path
+) -> None:
     """The one that was lost before T0 is not: it is none of the shutdown's."""
     server = serve(kind="sync", settings={**HOLD, "report": report})
     for phase in (Phase.SERVING, Phase.LAME_DUCK):
@@ -110,7 +112,9 @@ def test_a_worker_that_dies_in_the_delay_is_named(serve: Serve, connect: Connect
         client.send("/slow?s=60")
         victim = server.wait_pid("slow request begins in ", after=line)
         os.kill(victim, signal.SIGKILL)
-        server.wait_for(lambda victim=victim: victim not in booted_in(server.memory), "the end of the worker")
+        server.wait_for(
+            lambda victim=victim: victim not in booted_in(server.memory), "the end of the worker"
+        )
     server.terminate()
     server.assert_gone()
     found = told(report)
@@ -168,8 +172,11 @@ gunicorn_grace.install(globals())
 
 
 @pytest.mark.long
-def test_a_hook_ends_the_arbiter(serve: Serve, connect: Connect, report: Path, tmp_path: Path) -> None:
-    """A SystemExit in the arbiter passes every hook of gunicorn's end, and the report is written all the same."""
+def test_a_hook_ends_the_arbiter(
+    serve: Serve, connect: Connect, report: Path, tmp_path: Path
+) -> None:
+    """A SystemExit in the arbiter passes every hook of gunicorn's end, and the report is written
+    all the same."""
     (tmp_path / "conf.py").write_text(EXITS)
     server = serve(config=("-c", "conf.py"), args=("-w", "2"), settings={**SHORT, "report": report})
     server.wait_booted(2)
@@ -187,7 +194,8 @@ def test_a_hook_ends_the_arbiter(serve: Serve, connect: Connect, report: Path, t
 
 @pytest.mark.long
 def test_the_platform_does_not_wait(serve: Serve, connect: Connect, report: Path) -> None:
-    """SIGKILL of the arbiter while it drains: there is a report, and it says that this was not the end."""
+    """SIGKILL of the arbiter while it drains: there is a report, and it says that this was not the
+    end."""
     server = serve(kind="gthread", settings={**HOLD, "report": report})
     client = connect(server)
     client.send("/slow?s=60")
@@ -222,7 +230,14 @@ def test_a_failure_of_ours(serve: Serve, report: Path, tmp_path: Path) -> None:
 def test_the_command_and_the_signal_are_one_shutdown(serve: Serve, report: Path) -> None:
     """With a preStop hook the report names it; T0 is when the hook began it."""
     server = serve(kind="sync", settings={**SHORT, "report": report})
-    command = [sys.executable, "-m", "gunicorn_grace.cli", "prestop", "--pid", str(server.arbiter_pid)]
+    command = [
+        sys.executable,
+        "-m",
+        "gunicorn_grace.cli",
+        "prestop",
+        "--pid",
+        str(server.arbiter_pid),
+    ]
     subprocess.run(command, cwd=APPS, check=True, timeout=60)
     server.terminate()
     server.assert_gone()
@@ -247,7 +262,8 @@ def nothing(path: Path) -> None:
 def test_a_report_that_cannot_be_written_is_one_warning(
     make: Callable[[Path], None], error: str, serve: Serve, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """However often it is tried; nothing else changes, and a FIFO that nobody reads does not hold the exit."""
+    """However often it is tried; nothing else changes, and a FIFO that nobody reads does not hold
+    the exit."""
     folder = tmp_path_factory.mktemp("report")
     path = folder / "missing" / "report" if make is nothing else folder / "report"
     make(path)
@@ -267,7 +283,10 @@ def test_without_a_shutdown_of_ours_there_is_none(
     report.write_text("from before")
     boots = number == signal.SIGTERM
     server = serve(
-        "slow_import:app" if boots else "service:app", kind="sync", ready=not boots, settings={"report": report}
+        "slow_import:app" if boots else "service:app",
+        kind="sync",
+        ready=not boots,
+        settings={"report": report},
     )
     if boots:
         server.wait_line("import begins")

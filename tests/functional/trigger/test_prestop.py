@@ -1,4 +1,5 @@
-"""``?down=true`` and ``prestop`` against real workers: who may begin the shutdown, and what becomes of it."""
+"""``?down=true`` and ``prestop`` against real workers: who may begin the shutdown, and what becomes
+of it."""
 
 from __future__ import annotations
 
@@ -40,7 +41,8 @@ def untouched(server: Server) -> bool:
 
 @pytest.mark.long(but="gthread")
 def test_a_real_curl_flips_every_worker(kind: str, serve: Serve) -> None:
-    """`curl localhost:port/readyz?down=true` gets 503, and from then on every worker is not ready, and serves."""
+    """`curl localhost:port/readyz?down=true` gets 503, and from then on every worker is not ready,
+    and serves."""
     server = serve(kind=kind, settings=HOLD)
     assert curl(url(server)) == 503
     assert server.memory.is_terminating(), "red at once, before the arbiter's loop knows"
@@ -50,9 +52,12 @@ def test_a_real_curl_flips_every_worker(kind: str, serve: Serve) -> None:
 
 
 def test_the_hook_of_the_documentation_works_through_a_shell(serve: Serve) -> None:
-    """The preStop hook as it is documented, `curl -f ... || true` under `sh -c`, flips readiness and exits with 0."""
+    """The preStop hook as it is documented, `curl -f ... || true` under `sh -c`, flips readiness
+    and exits with 0."""
     server = serve(kind="gthread", settings=HOLD)
-    done = subprocess.run(["sh", "-c", f"curl -sf '{url(server)}' || true"], capture_output=True, timeout=20)
+    done = subprocess.run(
+        ["sh", "-c", f"curl -sf '{url(server)}' || true"], capture_output=True, timeout=20
+    )
     assert done.returncode == 0
     assert server.get("/readyz").status == 503
 
@@ -69,7 +74,8 @@ def test_our_own_long_lived_process_may_not(kind: str, serve: Serve) -> None:
 
 @pytest.mark.long
 def test_a_proxy_that_adds_no_header_may_not(serve: Serve) -> None:
-    """Through a reverse proxy on the same host, which shows no forwarding header, the trigger is refused."""
+    """Through a reverse proxy on the same host, which shows no forwarding header, the trigger is
+    refused."""
     server = serve(kind="gthread")
     with old_process("proxy", f"http://{server.address[0]}:{server.address[1]}") as proxy:
         assert curl(f"{proxy('url')}/readyz?down=true") == 403
@@ -79,7 +85,8 @@ def test_a_proxy_that_adds_no_header_may_not(serve: Serve) -> None:
 
 @pytest.mark.long(but="gthread")
 def test_the_application_may_not_be_made_to(kind: str, serve: Serve) -> None:
-    """A request forged through the application, whose workers are our own processes, is refused (SSRF)."""
+    """A request forged through the application, whose workers are our own processes, is refused
+    (SSRF)."""
     server = serve(kind=kind)
     answer = look(server.get(f"/fetch?url={url(server)}"))
     assert answer["status"] == 403
@@ -121,32 +128,43 @@ def test_off_leaves_the_query_to_the_application(serve: Serve) -> None:
 
 
 def test_a_token_opens_from_anywhere(serve: Serve) -> None:
-    """With grace_trigger = "token" the right X-Grace-Token triggers, also forwarded; a wrong one or none is refused."""
+    """With grace_trigger = "token" the right X-Grace-Token triggers, also forwarded; a wrong one or
+    none is refused."""
     server = serve(kind="gthread", settings={**HOLD, "trigger": "token", "trigger_token": "s3cret"})
     assert curl(url(server)) == 403
     assert curl(url(server), "-H", "X-Grace-Token: wrong") == 403
     assert untouched(server)
-    assert curl(url(server), "-H", "X-Grace-Token: s3cret", "-H", "X-Forwarded-For: 10.0.0.1") == 503
+    assert (
+        curl(url(server), "-H", "X-Grace-Token: s3cret", "-H", "X-Forwarded-For: 10.0.0.1") == 503
+    )
     assert server.get("/readyz").status == 503
     assert "s3cret" not in server.output
 
 
 def test_a_trigger_without_sigterm_expires(serve: Serve) -> None:
-    """After grace_termination_period without SIGTERM it is ready again, says so, and the HTTP trigger is shut."""
-    server = serve(kind="gthread", settings={"shutdown_delay": 1, "min_delay": 0, "termination_period": 2})
+    """After grace_termination_period without SIGTERM it is ready again, says so, and the HTTP
+    trigger is shut."""
+    server = serve(
+        kind="gthread", settings={"shutdown_delay": 1, "min_delay": 0, "termination_period": 2}
+    )
     assert curl(url(server)) == 503
     server.wait_line("ERROR.*trigger_expired: http was not followed by SIGTERM")
     server.wait_for(lambda: server.get("/readyz").status == 200, "ready again")
     assert curl(url(server)) == 403
     assert untouched(server)
-    prestop = subprocess.run([*GRACE_COMMAND, "prestop", "--pid", str(server.pid)], capture_output=True, timeout=20)
+    prestop = subprocess.run(
+        [*GRACE_COMMAND, "prestop", "--pid", str(server.pid)], capture_output=True, timeout=20
+    )
     assert prestop.returncode == 0, "the shared memory stays open to the platform"
     assert server.get("/readyz").status == 503
 
 
 def test_the_command_waits_also_where_its_output_fails(serve: Serve) -> None:
-    """With standard output on a full disk the delay is waited for all the same, and the exit code is 0."""
-    server = serve(kind="gthread", settings={"shutdown_delay": 1, "min_delay": 0, "extend_delay": "false"})
+    """With standard output on a full disk the delay is waited for all the same, and the exit code
+    is 0."""
+    server = serve(
+        kind="gthread", settings={"shutdown_delay": 1, "min_delay": 0, "extend_delay": "false"}
+    )
     env = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     with open("/dev/full", "w") as full:
         prestop = subprocess.run(
@@ -161,8 +179,11 @@ def test_the_command_waits_also_where_its_output_fails(serve: Serve) -> None:
 
 
 def test_sigterm_after_the_trigger_does_not_restart_the_clock(serve: Serve) -> None:
-    """Delay and deadline count from the trigger: a SIGTERM that comes when the delay is over drains at once."""
-    server = serve(kind="gthread", settings={"shutdown_delay": 2, "min_delay": 0, "extend_delay": "false"})
+    """Delay and deadline count from the trigger: a SIGTERM that comes when the delay is over drains
+    at once."""
+    server = serve(
+        kind="gthread", settings={"shutdown_delay": 2, "min_delay": 0, "extend_delay": "false"}
+    )
     assert curl(url(server)) == 503
     server.wait_phase(Phase.LAME_DUCK)
     cells = server.memory.cells
@@ -171,7 +192,9 @@ def test_sigterm_after_the_trigger_does_not_restart_the_clock(serve: Serve) -> N
     server.signal(signal.SIGTERM)
     server.wait_phase(Phase.DRAINING)
     assert cells[st.T0] == t0
-    assert cells[st.DEADLINE] == t0 + (30 - 2) * st.NS, "grace_termination_period less grace_exit_margin"
+    assert cells[st.DEADLINE] == t0 + (30 - 2) * st.NS, (
+        "grace_termination_period less grace_exit_margin"
+    )
     assert t0 + 2 * st.NS <= cells[st.DELAY_OVER] <= cells[st.SIGTERM] <= cells[st.DRAIN]
     assert cells[st.DRAIN] - cells[st.SIGTERM] < 2 * st.NS, "no second delay"
     server.wait_line("lame_duck_ended after .* s: delay elapsed")
@@ -208,7 +231,8 @@ else:
 
 @contextmanager
 def old_process(*args: str) -> Iterator[Callable[[str], Any]]:
-    """A process that has lived for more than 10 s: a client that fetches URLs, or a proxy (``"proxy", upstream``)."""
+    """A process that has lived for more than 10 s: a client that fetches URLs, or a proxy
+    (``"proxy", upstream``)."""
     with subprocess.Popen(
         [sys.executable, "-c", OLD, *args], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
@@ -238,7 +262,8 @@ def other_address() -> str | None:
     """An address of this machine that is not loopback."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
-            # A datagram socket that connects sends nothing; the kernel only chooses the address it would use.
+            # A datagram socket that connects sends nothing; the kernel only chooses the address it
+            # would use.
             probe.connect(("192.0.2.1", 9))
         except OSError:
             return None

@@ -1,7 +1,8 @@
-"""Who may begin a shutdown, asked through real proxies; what a flood of forged triggers does; what becomes of garbage.
+"""Who may begin a shutdown, asked through real proxies; what a flood of forged triggers does; what
+becomes of garbage.
 
-Only the first part depends on how gunicorn hands a request over, and that is tested for every version in
-``test_prestop.py`` and ``test_faults_peers.py``: one version is enough for this file.
+Only the first part depends on how gunicorn hands a request over, and that is tested for every
+version in ``test_prestop.py`` and ``test_faults_peers.py``: one version is enough for this file.
 """
 
 from __future__ import annotations
@@ -54,13 +55,16 @@ def sent(address: Address, head: bytes) -> bytes:
     answer = b""
     with socket.create_connection(address, timeout=30) as sock:
         sock.sendall(head + b"\r\nConnection: close\r\n\r\n")
-        with contextlib.suppress(ConnectionResetError):  # gunicorn closes with something of a body unread
+        with contextlib.suppress(
+            ConnectionResetError
+        ):  # gunicorn closes with something of a body unread
             while part := sock.recv(65536):
                 answer += part
     return answer
 
 
-# -- proxies -----------------------------------------------------------------------------------------------------------
+# -- proxies ----
+
 
 INSIDE = ("unshare", "-p", "-f", "--mount-proc", "--kill-child")
 """A PID namespace of its own for what follows, as another container has it."""
@@ -72,12 +76,18 @@ def _may_unshare() -> bool:
     return subprocess.run([*INSIDE, "true"], capture_output=True, timeout=20).returncode == 0
 
 
-needs_namespaces = pytest.mark.skipif(not _may_unshare(), reason="no PID namespace may be made here (unshare -p)")
-namespaces = pytest.mark.parametrize("namespace", ["same", pytest.param("other", marks=needs_namespaces)])
+needs_namespaces = pytest.mark.skipif(
+    not _may_unshare(), reason="no PID namespace may be made here (unshare -p)"
+)
+namespaces = pytest.mark.parametrize(
+    "namespace", ["same", pytest.param("other", marks=needs_namespaces)]
+)
 
 
 @contextlib.contextmanager
-def proxy(product: type[Balancer], upstream: Address, namespace: str = "same", **setup: object) -> Iterator[Balancer]:
+def proxy(
+    product: type[Balancer], upstream: Address, namespace: str = "same", **setup: object
+) -> Iterator[Balancer]:
     """A proxy in front of an instance, a moment old."""
     prefix = INSIDE if namespace == "other" else ()
     with product([upstream], Setup(**setup), executable_prefix=prefix) as balancer:  # type: ignore[arg-type]
@@ -89,10 +99,16 @@ def proxy(product: type[Balancer], upstream: Address, namespace: str = "same", *
 @pytest.mark.parametrize("forwarded", [True, False], ids=["with headers", "without headers"])
 @pytest.mark.parametrize("over", ["tcp", "unix"])
 def test_no_proxy_may_trigger(
-    product: type[Balancer], over: str, forwarded: bool, namespace: str, serve: Serve, tmp_path: Path
+    product: type[Balancer],
+    over: str,
+    forwarded: bool,
+    namespace: str,
+    serve: Serve,
+    tmp_path: Path,
 ) -> None:
-    """A stranger's ?down=true through HAProxy, nginx or Envoy gets 403 and nothing flips, however young the proxy is:
-    refused by its headers, where it says some; else by its namespace, or by the socket that it is asked through."""
+    """A stranger's ?down=true through HAProxy, nginx or Envoy gets 403 and nothing flips, however
+    young the proxy is: refused by its headers, where it says some; else by its namespace, or by the
+    socket that it is asked through."""
     server = serve(bind="127.0.0.1:0" if over == "tcp" else f"unix:{tmp_path}/app.sock", args=ONE)
     with proxy(product, server.address, namespace, forwarded=forwarded) as balancer:
         assert fetch(balancer.address, "/look").status == 200, "it does forward"
@@ -112,14 +128,19 @@ def test_no_proxy_may_trigger(
 def test_a_proxy_outside_our_container_may_not(
     product: type[Balancer], over: str, serve: Serve, tmp_path: Path
 ) -> None:
-    """The other way round: gunicorn in the inner namespace, from where a proxy on the host cannot be seen at all."""
+    """The other way round: gunicorn in the inner namespace, from where a proxy on the host cannot
+    be seen at all."""
     bind = "127.0.0.1:0" if over == "tcp" else f"unix:{tmp_path}/app.sock"
     server = serve(bind=bind, args=ONE, executable_prefix=INSIDE)
     with proxy(product, server.address, forwarded=False) as balancer:
         assert fetch(balancer.address, "/look").status == 200, "it does forward"
         assert fetch(balancer.address, DOWN).status == 403
     assert untouched(server)
-    reason = "no process that we may look into holds the other end" if over == "tcp" else "in another PID namespace"
+    reason = (
+        "no process that we may look into holds the other end"
+        if over == "tcp"
+        else "in another PID namespace"
+    )
     assert reason in refusal(server)
 
 
@@ -139,7 +160,8 @@ def test_a_worker_of_a_proxy_is_young_after_a_reload(serve: Serve) -> None:
 
 @pytest.mark.long
 def test_a_relay_for_one_client_may_not(serve: Serve) -> None:
-    """socat forks a child for each connection: as young as a hook, and it listens nowhere. Its client gives it away."""
+    """socat forks a child for each connection: as young as a hook, and it listens nowhere. Its
+    client gives it away."""
     if shutil.which("socat") is None:
         pytest.skip("socat is not installed")
     server = serve(args=ONE)
@@ -166,7 +188,8 @@ def _status(address: Address, path: str) -> int:
 
 @pytest.mark.long
 def test_a_token_opens_through_a_proxy(product: type[Balancer], serve: Serve) -> None:
-    """With grace_trigger = "token" the right token is as good from behind a proxy, and a wrong one as bad."""
+    """With grace_trigger = "token" the right token is as good from behind a proxy, and a wrong one
+    as bad."""
     server = serve(args=ONE, settings={**HOLD, "trigger": "token", "trigger_token": TOKEN})
     with proxy(product, server.address) as balancer:
         assert fetch(balancer.address, DOWN, headers=[("X-Grace-Token", "wrong")]).status == 403
@@ -175,7 +198,7 @@ def test_a_token_opens_through_a_proxy(product: type[Balancer], serve: Serve) ->
     assert server.memory.is_terminating()
 
 
-# -- the application itself --------------------------------------------------------------------------------------------
+# -- the application itself ----
 
 
 @needs_curl
@@ -183,8 +206,8 @@ def test_a_token_opens_through_a_proxy(product: type[Balancer], serve: Serve) ->
 @pytest.mark.parametrize("way", ["/fetch", "/fetch-here"])
 @pytest.mark.parametrize("through", ["directly", "through a proxy"])
 def test_the_application_may_not_be_made_to(way: str, through: str, serve: Serve) -> None:
-    """A request forged through the application (SSRF), by a process that it starts or by the worker itself, to itself
-    or around through a proxy that adds no header, gets 403 and nothing flips."""
+    """A request forged through the application (SSRF), by a process that it starts or by the worker
+    itself, to itself or around through a proxy that adds no header, gets 403 and nothing flips."""
     server = serve(args=ONE)
     product = next((made for made in PRODUCTS.values() if made.find()), None)
     if through == "directly":
@@ -196,25 +219,32 @@ def test_the_application_may_not_be_made_to(way: str, through: str, serve: Serve
     else:
         with proxy(product, server.address, forwarded=False) as balancer:
             host, port = balancer.address
-            assert look(fetch(balancer.address, f"{way}?url=http://{host}:{port}{DOWN}"))["status"] == 403
+            assert (
+                look(fetch(balancer.address, f"{way}?url=http://{host}:{port}{DOWN}"))["status"]
+                == 403
+            )
     assert untouched(server)
 
 
-# -- a flood -----------------------------------------------------------------------------------------------------------
+# -- a flood ----
+
 
 FORGERIES = 6000
 A_SECOND = 1000.0
 
 
 class Flood:
-    """Forged triggers on kept-alive connections, ``A_SECOND`` of them a second if this machine can, from threads."""
+    """Forged triggers on kept-alive connections, ``A_SECOND`` of them a second if this machine can,
+    from threads."""
 
     def __init__(self, address: Address, header: bytes, connections: int = 4) -> None:
         self.request = b"GET /readyz?down=true HTTP/1.1\r\nHost: forged\r\n" + header + b"\r\n"
         self.statuses: list[int] = []
         self.seconds = 0.0
         self._address = address
-        self._threads = [threading.Thread(target=self._run, args=(connections,)) for _ in range(connections)]
+        self._threads = [
+            threading.Thread(target=self._run, args=(connections,)) for _ in range(connections)
+        ]
 
     def _run(self, share: int) -> None:
         count, spacing = FORGERIES // share, share / A_SECOND
@@ -222,7 +252,9 @@ class Flood:
         due = time.monotonic()
         for _ in range(count):
             due = max(due + spacing, time.monotonic() - 0.1)
-            time.sleep(max(0.0, due - time.monotonic()))  # the pace of the flood, not a wait for something
+            time.sleep(
+                max(0.0, due - time.monotonic())
+            )  # the pace of the flood, not a wait for something
             if sock is None:
                 sock = socket.create_connection(self._address, timeout=30)
             sock.sendall(self.request)
@@ -251,13 +283,17 @@ class Flood:
 @pytest.mark.long
 @pytest.mark.parametrize("mode", ["local", "forwarded", "token"])
 def test_a_thousand_forged_triggers_a_second_harm_nothing(mode: str, serve: Serve) -> None:
-    """6,000 of them, 1,000 a second, beside a steady load: each gets 403, no request of the load is lost, nothing
-    flips, the log stays short, and the shutdown that follows is as ever."""
+    """6,000 of them, 1,000 a second, beside a steady load: each gets 403, no request of the load is
+    lost, nothing flips, the log stays short, and the shutdown that follows is as ever."""
     token = {"trigger": "token", "trigger_token": TOKEN} if mode == "token" else {}
     args = ("-k", "gthread", "-w", "2", "--threads", "8", "--keep-alive", "30")
     server = serve(args=args, settings={**SHORT, **token})
     memory = server.memory
-    header = {"local": b"", "forwarded": b"X-Forwarded-For: 127.0.0.1\r\n", "token": b"X-Grace-Token: guess\r\n"}[mode]
+    header = {
+        "local": b"",
+        "forwarded": b"X-Forwarded-For: 127.0.0.1\r\n",
+        "token": b"X-Grace-Token: guess\r\n",
+    }[mode]
     flood = Flood(server.address, header)
     table = EndpointTable()
     table.add(server.address)
@@ -277,14 +313,20 @@ def test_a_thousand_forged_triggers_a_second_harm_nothing(mode: str, serve: Serv
     assert "shutdown_initiated by SIGTERM" in server.output
 
 
-# -- what is told of a token -------------------------------------------------------------------------------------------
+# -- what is told of a token ----
 
 
 def test_a_token_is_nowhere_to_be_read(serve: Serve, tmp_path: Path) -> None:
-    """Not in the log at its most talkative, nor in the report, nor in what --print-config says: neither when one was
-    refused, nor when it was right."""
+    """Not in the log at its most talkative, nor in the report, nor in what --print-config says:
+    neither when one was refused, nor when it was right."""
     report = tmp_path / "report.json"
-    values = {**SHORT, "trigger": "token", "trigger_token": TOKEN, "report": str(report), "termination_period": 9}
+    values = {
+        **SHORT,
+        "trigger": "token",
+        "trigger_token": TOKEN,
+        "report": str(report),
+        "termination_period": 9,
+    }
     (tmp_path / "elsewhere").mkdir()
     args = (*ONE, "--log-level", "debug", "--access-logfile", "-")
     server = serve(args=args, settings=values, cwd=tmp_path / "elsewhere")
@@ -296,7 +338,15 @@ def test_a_token_is_nowhere_to_be_read(serve: Serve, tmp_path: Path) -> None:
     assert report.read_text()
     assert "trigger_token" in server.output, "the debug log does show the settings"
     shown = subprocess.run(
-        [sys.executable, "-m", "gunicorn", "--print-config", "-c", "python:gunicorn_grace.conf", "service:app"],
+        [
+            sys.executable,
+            "-m",
+            "gunicorn",
+            "--print-config",
+            "-c",
+            "python:gunicorn_grace.conf",
+            "service:app",
+        ],
         env={**server.env},
         cwd=APPS,
         capture_output=True,
@@ -311,12 +361,18 @@ def test_a_token_is_nowhere_to_be_read(serve: Serve, tmp_path: Path) -> None:
 
 @pytest.mark.long
 def test_a_token_may_be_any_bytes(serve: Serve) -> None:
-    """A token from the environment that is no UTF-8 opens with the same bytes, and with no others."""
+    """A token from the environment that is no UTF-8 opens with the same bytes, and with no
+    others."""
     token = b"t\xffken"
-    server = serve(args=ONE, settings={**HOLD, "trigger": "token", "trigger_token": os.fsdecode(token)})
+    server = serve(
+        args=ONE, settings={**HOLD, "trigger": "token", "trigger_token": os.fsdecode(token)}
+    )
 
     def trigger(given: bytes) -> bytes:
-        return sent(server.address, b"GET %s HTTP/1.1\r\nHost: x\r\nX-Grace-Token: %s" % (DOWN.encode(), given))
+        return sent(
+            server.address,
+            b"GET %s HTTP/1.1\r\nHost: x\r\nX-Grace-Token: %s" % (DOWN.encode(), given),
+        )
 
     assert trigger(b"t?ken").startswith(b"HTTP/1.1 403 ")
     assert untouched(server)
@@ -324,7 +380,8 @@ def test_a_token_may_be_any_bytes(serve: Serve) -> None:
     assert server.memory.is_terminating()
 
 
-# -- garbage -----------------------------------------------------------------------------------------------------------
+# -- garbage ----
+
 
 CANARY = b"cAn4ry"
 
@@ -333,7 +390,15 @@ targets = some.one_of(
     some.builds(
         lambda path, tail, query: path + tail + b"?" + query,
         some.sampled_from(
-            [b"/readyz", b"/livez", b"/startupz", b"/healthz", b"/READYZ", b"//readyz", b"http://x/readyz"]
+            [
+                b"/readyz",
+                b"/livez",
+                b"/startupz",
+                b"/healthz",
+                b"/READYZ",
+                b"//readyz",
+                b"http://x/readyz",
+            ]
         ),
         some.sampled_from([b"", b"/", b"/" + CANARY, b"/shutdown", b"%00", b"/..;/"]),
         some.one_of(
@@ -356,9 +421,20 @@ fields = some.lists(
     some.builds(
         lambda name, value: name + b": " + value,
         some.sampled_from(
-            [b"Accept", b"X-Grace-Token", b"X-Forwarded-For", b"Forwarded", b"Via", b"Cookie", b"Range", b"X-" + CANARY]
+            [
+                b"Accept",
+                b"X-Grace-Token",
+                b"X-Forwarded-For",
+                b"Forwarded",
+                b"Via",
+                b"Cookie",
+                b"Range",
+                b"X-" + CANARY,
+            ]
         ),
-        some.one_of(raw, some.sampled_from([CANARY, b"application/json", b"*/*", TOKEN[:-1].encode()])),
+        some.one_of(
+            raw, some.sampled_from([CANARY, b"application/json", b"*/*", TOKEN[:-1].encode()])
+        ),
     ),
     max_size=5,
 )
@@ -380,9 +456,12 @@ def target() -> Iterator[Server]:
 def test_garbage_gets_an_answer_and_nothing_else(
     target: Server, method: bytes, path: bytes, lines: list[bytes]
 ) -> None:
-    """Whatever bytes are sent to the probes of a real gunicorn: no 500, nothing of them in an answer of ours, no
-    shutdown, and no worker the worse for it. What gunicorn itself finds malformed gets its 400 without us."""
-    answer = sent(target.address, b"\r\n".join([method + b" " + path + b" HTTP/1.1", b"Host: x", *lines]))
+    """Whatever bytes are sent to the probes of a real gunicorn: no 500, nothing of them in an
+    answer of ours, no shutdown, and no worker the worse for it. What gunicorn itself finds
+    malformed gets its 400 without us."""
+    answer = sent(
+        target.address, b"\r\n".join([method + b" " + path + b" HTTP/1.1", b"Host: x", *lines])
+    )
     status = int(answer.split(None, 2)[1]) if answer.startswith(b"HTTP/") else 0
     assert status in (0, 200, 400, 403, 404, 405, 503), answer
     if status != 400:
@@ -392,7 +471,8 @@ def test_garbage_gets_an_answer_and_nothing_else(
 
 @pytest.mark.long
 def test_after_the_garbage(target: Server) -> None:
-    """The worker that got it all is the one that began, it is ready, and the log holds neither token nor traceback."""
+    """The worker that got it all is the one that began, it is ready, and the log holds neither
+    token nor traceback."""
     assert look(target.get("/look"))["pid"] == target.wait_booted(1)[0]
     assert target.get("/readyz").status == 200
     assert target.output.count("Booting worker") == 1

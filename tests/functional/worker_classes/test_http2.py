@@ -1,6 +1,8 @@
-"""HTTP/2, over TLS and in cleartext: what is in flight completes, and connections move elsewhere during LAME_DUCK.
+"""HTTP/2, over TLS and in cleartext: what is in flight completes, and connections move elsewhere
+during LAME_DUCK.
 
-gunicorn 27.0. Its HTTP/2 of 25 and 26 has no way to end a connection after the streams that are open.
+gunicorn 27.0. Its HTTP/2 of 25 and 26 has no way to end a connection after the streams that are
+open.
 """
 
 from __future__ import annotations
@@ -23,11 +25,21 @@ from support.servers import HOLD, SHORT, Connect, Serve, Server
 
 h2_connection = pytest.importorskip("h2.connection")
 from h2.config import H2Configuration  # noqa: E402
-from h2.events import ConnectionTerminated, DataReceived, Event, PingAckReceived, ResponseReceived, StreamEnded  # noqa: E402
+from h2.events import (  # noqa: E402
+    ConnectionTerminated,
+    DataReceived,
+    Event,
+    PingAckReceived,
+    ResponseReceived,
+    StreamEnded,
+)
 
 pytestmark = pytest.mark.long
 
-if importlib.util.find_spec("gunicorn.http2") is None or importlib.util.find_spec("gunicorn.http2.h2conn") is None:
+if (
+    importlib.util.find_spec("gunicorn.http2") is None
+    or importlib.util.find_spec("gunicorn.http2.h2conn") is None
+):
     pytest.skip("this gunicorn has no HTTP/2 that can end gracefully", allow_module_level=True)
 
 
@@ -47,9 +59,24 @@ UPGRADE = (
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A self-signed certificate for localhost and its key, in one file."""
     file = tmp_path_factory.mktemp("tls") / "localhost.pem"
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+    command = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        "-days",
+        "2",
+        "-subj",
+        "/CN=localhost",
+    ]
     try:
-        subprocess.run([*command, "-keyout", str(file), "-out", str(file) + ".crt"], check=True, capture_output=True)
+        subprocess.run(
+            [*command, "-keyout", str(file), "-out", str(file) + ".crt"],
+            check=True,
+            capture_output=True,
+        )
     except FileNotFoundError:
         pytest.skip("there is no openssl(1) here")
     with file.open("a") as stream:
@@ -69,7 +96,9 @@ class Client:
             sock = context.wrap_socket(self.sock, server_hostname="localhost")
             assert sock.selected_alpn_protocol() == "h2"
             self.sock = sock
-        self.http = h2_connection.H2Connection(H2Configuration(client_side=True, header_encoding="utf-8"))
+        self.http = h2_connection.H2Connection(
+            H2Configuration(client_side=True, header_encoding="utf-8")
+        )
         self.answers: dict[int, dict[str, Any]] = {}
         self.goaway: int | None = None
         """The last stream that the server has taken up, once it said so."""
@@ -96,7 +125,12 @@ class Client:
         """Begin a request; the number of its stream."""
         stream = int(self.http.get_next_available_stream_id())
         self.answers[stream] = {"status": 0, "body": b"", "ended": False}
-        headers = [(":method", "GET"), (":path", path), (":scheme", "http"), (":authority", "localhost")]
+        headers = [
+            (":method", "GET"),
+            (":path", path),
+            (":scheme", "http"),
+            (":authority", "localhost"),
+        ]
         self.http.send_headers(stream, headers, end_stream=True)
         self._flush()
         return stream
@@ -137,7 +171,8 @@ class Client:
         return self.answers[stream]["status"], self.answers[stream]["body"]
 
     def settle(self) -> None:
-        """Wait until the server is done with what it has answered, and reads again: it acknowledges a PING."""
+        """Wait until the server is done with what it has answered, and reads again: it acknowledges
+        a PING."""
         self.settled = False
         self.http.ping(b"settled?")
         self._flush()
@@ -190,7 +225,8 @@ def sigterm(server: Server) -> None:
 
 
 def complete_both(server: Server, client: Client, *streams: int) -> None:
-    """SIGTERM, then the responses on these streams, a GOAWAY that names the last, and the end of all."""
+    """SIGTERM, then the responses on these streams, a GOAWAY that names the last, and the end of
+    all."""
     server.signal(signal.SIGTERM)
     for stream in streams:
         assert client.receive(stream) == (200, b"slept 1 s\n")
@@ -202,8 +238,8 @@ def complete_both(server: Server, client: Client, *streams: int) -> None:
 
 
 def test_streams_in_flight_complete(kind: str, serve: Serve, connect: Connect) -> None:
-    """Two streams of one cleartext connection, one of them not yet begun where streams are served one by one, are
-    counted, and answered in full; then comes a GOAWAY, and the instance is gone."""
+    """Two streams of one cleartext connection, one of them not yet begun where streams are served
+    one by one, are counted, and answered in full; then comes a GOAWAY, and the instance is gone."""
     server = start(serve, kind)
     client = connect(server)
     streams = client.send("/slow?s=1"), client.send("/slow?s=1")
@@ -212,9 +248,18 @@ def test_streams_in_flight_complete(kind: str, serve: Serve, connect: Connect) -
     complete_both(server, client, *streams)
 
 
-def test_streams_in_flight_complete_over_tls(kind: str, serve: Serve, connect: Connect, certificate: Path) -> None:
+def test_streams_in_flight_complete_over_tls(
+    kind: str, serve: Serve, connect: Connect, certificate: Path
+) -> None:
     """The same over TLS, with HTTP/2 agreed on by ALPN."""
-    tls = ("--certfile", str(certificate), "--keyfile", str(certificate), "--http-protocols", "h2,h1")
+    tls = (
+        "--certfile",
+        str(certificate),
+        "--keyfile",
+        str(certificate),
+        "--http-protocols",
+        "h2,h1",
+    )
     app, own = KINDS[kind]
     server = serve(app, args=(*own, *tls, "--keep-alive", "30"), settings=SHORT, ready=False)
     client = connect(server, tls=True)
@@ -231,9 +276,12 @@ def test_an_upgraded_request_in_flight_completes(kind: str, serve: Serve, connec
     complete_both(server, client, 1)
 
 
-def test_a_connection_moves_elsewhere_after_its_next_response(kind: str, serve: Serve, connect: Connect) -> None:
-    """During LAME_DUCK an idle connection still works; after the last stream that is open then it gets a GOAWAY, and
-    is closed. A new connection gets one response as well, and readiness is red on it."""
+def test_a_connection_moves_elsewhere_after_its_next_response(
+    kind: str, serve: Serve, connect: Connect
+) -> None:
+    """During LAME_DUCK an idle connection still works; after the last stream that is open then it
+    gets a GOAWAY, and is closed. A new connection gets one response as well, and readiness is red
+    on it."""
     server = start(serve, kind, **HOLD)
     client = connect(server)
     assert client.get("/readyz")[0] == 200
@@ -253,7 +301,9 @@ def test_a_connection_moves_elsewhere_after_its_next_response(kind: str, serve: 
     assert new.goaway is not None
 
 
-def test_a_stream_of_before_t0_gets_its_connection_a_goaway(kind: str, serve: Serve, connect: Connect) -> None:
+def test_a_stream_of_before_t0_gets_its_connection_a_goaway(
+    kind: str, serve: Serve, connect: Connect
+) -> None:
     """A connection whose stream was in flight at T0 is closed after it, in LAME_DUCK already."""
     server = start(serve, kind, **HOLD)
     client = connect(server)
@@ -266,8 +316,11 @@ def test_a_stream_of_before_t0_gets_its_connection_a_goaway(kind: str, serve: Se
 
 
 def test_idle_connections_do_not_hold_the_exit(kind: str, serve: Serve, connect: Connect) -> None:
-    """With graceful_timeout 30, a connection that stays idle through the delay gets its GOAWAY in the drain."""
-    server = start(serve, kind, *CLEARTEXT, "--graceful-timeout", "30", **SHORT, termination_period=60)
+    """With graceful_timeout 30, a connection that stays idle through the delay gets its GOAWAY in
+    the drain."""
+    server = start(
+        serve, kind, *CLEARTEXT, "--graceful-timeout", "30", **SHORT, termination_period=60
+    )
     client = connect(server)
     assert client.get("/")[0] == 200
     server.signal(signal.SIGTERM)

@@ -1,4 +1,5 @@
-"""The worker classes beside sync, gthread and gevent: what works for each, and what is said to work not.
+"""The worker classes beside sync, gthread and gevent: what works for each, and what is said to work
+not.
 
 docs/worker-classes.md is the table of what is proved here.
 """
@@ -16,14 +17,30 @@ import pytest
 
 from gunicorn_grace import state as st
 from gunicorn_grace.phase import Phase
-from support.servers import HOLD, SHORT, Connect, Serve, Server, all_answered, look, look_at_each, looks
+from support.servers import (
+    HOLD,
+    SHORT,
+    Connect,
+    Serve,
+    Server,
+    all_answered,
+    look,
+    look_at_each,
+    looks,
+)
 
 UVICORN = "uvicorn_worker.UvicornWorker"
 WSGI, ASGI = ("gevent_pywsgi", "tornado"), ("asgi", UVICORN)
-NEEDS = {"gevent_pywsgi": "gevent", "tornado": "tornado", "asgi": "gunicorn.workers.gasgi", UVICORN: "uvicorn_worker"}
+NEEDS = {
+    "gevent_pywsgi": "gevent",
+    "tornado": "tornado",
+    "asgi": "gunicorn.workers.gasgi",
+    UVICORN: "uvicorn_worker",
+}
 
 CLOSES_ITSELF = importlib.metadata.version("gunicorn") >= "27"
-"""gunicorn 27.0: its ASGI worker announces and closes; before, it leaves the closing to the client."""
+"""gunicorn 27.0: its ASGI worker announces and closes; before, it leaves the closing to the
+client."""
 
 UNWRAPPED = "asgi_service:bare"
 
@@ -51,9 +68,15 @@ def asgi(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def start(serve: Serve, worker_class: str, *args: str, app: str | None = None, **settings: Any) -> Server:
+def start(
+    serve: Serve, worker_class: str, *args: str, app: str | None = None, **settings: Any
+) -> Server:
     """An instance with one worker of this class, or as many as ``-w`` says."""
-    return serve(app or application(worker_class), args=("-k", worker_class, *args), settings=settings or SHORT)
+    return serve(
+        app or application(worker_class),
+        args=("-k", worker_class, *args),
+        settings=settings or SHORT,
+    )
 
 
 def sigterm(server: Server) -> None:
@@ -63,12 +86,14 @@ def sigterm(server: Server) -> None:
 
 
 def wait_serving(server: Server, count: int) -> set[int]:
-    """Wait until so many workers have answered: uvicorn takes SIGTERM for itself only once it serves. Their pids."""
+    """Wait until so many workers have answered: uvicorn takes SIGTERM for itself only once it
+    serves. Their pids."""
     return {answer["pid"] for answer in look_at_each(server, server.wait_booted(count))}
 
 
 def test_the_delay_and_the_flip(other: str, serve: Serve) -> None:
-    """From SIGTERM on both workers answer not ready, serve, and see LAME_DUCK; the memory counts what they serve."""
+    """From SIGTERM on both workers answer not ready, serve, and see LAME_DUCK; the memory counts
+    what they serve."""
     server = start(serve, other, "-w", "2", **HOLD)
     pids = server.wait_booted(2)
     assert server.get("/readyz").status == 200
@@ -89,13 +114,18 @@ def requests(server: Server, cell: int) -> int:
 
 @pytest.mark.long
 def test_sigterm_to_the_whole_group_dismisses_no_worker(other: str, serve: Serve) -> None:
-    """With dumb-init or tini -g: the workers that got SIGTERM serve on, and leave when the arbiter says so."""
+    """With dumb-init or tini -g: the workers that got SIGTERM serve on, and leave when the arbiter
+    says so."""
     server = start(serve, other, "-w", "2", **HOLD)
     before = wait_serving(server, 2)
     server.signal_group(signal.SIGTERM)
     server.wait_phase(Phase.LAME_DUCK)
-    asked = lambda: [server.memory.cells[meter + st.TERM_SEEN] for _, _, meter in server.memory.slots()]  # noqa: E731
-    server.wait_for(lambda: all(asked()), "the question of each worker")
+
+    def has_each_asked() -> bool:
+        cells = server.memory.cells
+        return all(cells[meter + st.TERM_SEEN] for _, _, meter in server.memory.slots())
+
+    server.wait_for(has_each_asked, "the question of each worker")
     answers = looks(server)
     assert {answer["phase"] for answer in answers} == {"LAME_DUCK"}
     assert {answer["pid"] for answer in answers} <= before
@@ -107,14 +137,15 @@ def test_sigterm_to_the_whole_group_dismisses_no_worker(other: str, serve: Serve
 
 @pytest.mark.long
 def test_what_is_in_flight_completes(other: str, serve: Serve, connect: Connect) -> None:
-    """A stream that is being sent at SIGTERM, and goes on for longer than a worker with nothing to do would stay,
-    is sent to its end, and so is a slow response, which says Connection: close."""
+    """A stream that is being sent at SIGTERM, and goes on for longer than a worker with nothing to
+    do would stay, is sent to its end, and so is a slow response, which says Connection: close."""
     server = start(serve, other, "-w", "2")
     server.wait_booted(2)
     stream, slow = connect(server), connect(server)
     stream.send("/stream?n=10&pause=0.3")
     server.wait_line("stream line 1")
-    # On tornado a WSGI application has the worker for itself: this one may wait until the stream is sent.
+    # On tornado a WSGI application has the worker for itself: this one may wait until the stream is
+    # sent.
     slow.send("/slow?s=2")
     if other != "tornado":
         server.wait_line("slow request begins")
@@ -128,15 +159,19 @@ def test_what_is_in_flight_completes(other: str, serve: Serve, connect: Connect)
     assert server.wait(20) == 0, server.output
     server.wait_line("drained in")
     assert "0 cut off" in server.summary()
-    assert "was sent SIGTERM" not in server.output, "a worker that leaves by itself runs worker_exit"
+    assert "was sent SIGTERM" not in server.output, (
+        "a worker that leaves by itself runs worker_exit"
+    )
     if other in ASGI:
         server.wait_line("lifespan ends")
 
 
 @pytest.mark.long
-def test_connections_in_the_accept_queue_are_served(other: str, serve: Serve, connect: Connect) -> None:
-    """With the only worker busy, connections that wait in the accept queue at the drain are answered, none is reset,
-    and no new one is established."""
+def test_connections_in_the_accept_queue_are_served(
+    other: str, serve: Serve, connect: Connect
+) -> None:
+    """With the only worker busy, connections that wait in the accept queue at the drain are
+    answered, none is reset, and no new one is established."""
     server = start(serve, other, app=None if other in ASGI else "blocking_service:app")
     busy = connect(server)
     busy.send("/block?s=2")
@@ -154,8 +189,11 @@ def test_connections_in_the_accept_queue_are_served(other: str, serve: Serve, co
 
 
 @pytest.mark.long
-def test_a_kept_alive_connection_is_told_to_close(other: str, serve: Serve, connect: Connect) -> None:
-    """Before SIGTERM it stays; the first response after it says close, that to a probe too, and the server closes."""
+def test_a_kept_alive_connection_is_told_to_close(
+    other: str, serve: Serve, connect: Connect
+) -> None:
+    """Before SIGTERM it stays; the first response after it says close, that to a probe too, and the
+    server closes."""
     server = start(serve, other, "--keep-alive", "30", **HOLD)
     client, prober = connect(server), connect(server)
     for _ in range(2):
@@ -171,8 +209,11 @@ def test_a_kept_alive_connection_is_told_to_close(other: str, serve: Serve, conn
 
 
 @pytest.mark.long
-def test_idle_and_silent_connections_do_not_hold_the_exit(other: str, serve: Serve, connect: Connect) -> None:
-    """With graceful_timeout 30, idle kept-alive connections and ones that never sent a byte are closed by the drain."""
+def test_idle_and_silent_connections_do_not_hold_the_exit(
+    other: str, serve: Serve, connect: Connect
+) -> None:
+    """With graceful_timeout 30, idle kept-alive connections and ones that never sent a byte are
+    closed by the drain."""
     server = serve(
         application(other),
         args=("-k", other, "--graceful-timeout", "30", "--keep-alive", "30"),
@@ -189,8 +230,11 @@ def test_idle_and_silent_connections_do_not_hold_the_exit(other: str, serve: Ser
 
 
 @pytest.mark.long
-def test_a_request_longer_than_the_budget_is_cut_off_and_counted(other: str, serve: Serve, connect: Connect) -> None:
-    """At the deadline the process ends all the same; the log names the request and the place, the summary counts."""
+def test_a_request_longer_than_the_budget_is_cut_off_and_counted(
+    other: str, serve: Serve, connect: Connect
+) -> None:
+    """At the deadline the process ends all the same; the log names the request and the place, the
+    summary counts."""
     server = start(serve, other, **SHORT, termination_period=4, exit_margin=1, drain_reserve=1)
     client = connect(server)
     client.send("/slow?s=60&secret=42")
@@ -218,14 +262,19 @@ def test_sigterm_to_one_worker_by_hand_replaces_it(other: str, serve: Serve) -> 
 @pytest.mark.long
 def test_sigterm_while_the_application_is_imported_exits_at_once(other: str, serve: Serve) -> None:
     """Neither the delay nor graceful_timeout is waited for, nor the import."""
-    server = serve("slow_import:app", args=("-k", other, "--graceful-timeout", "50"), settings=HOLD, ready=False)
+    server = serve(
+        "slow_import:app",
+        args=("-k", other, "--graceful-timeout", "50"),
+        settings=HOLD,
+        ready=False,
+    )
     server.wait_line("import begins")
     server.signal(signal.SIGTERM)
     assert server.wait_exit(15), server.output
     assert "shutdown_initiated" not in server.output
 
 
-# -- what does not work is said ----------------------------------------------------------------------------------------
+# -- what does not work is said ----
 
 
 def grace_warnings(server: Server) -> list[str]:
@@ -234,7 +283,8 @@ def grace_warnings(server: Server) -> list[str]:
 
 @pytest.mark.long
 def test_nothing_is_said_where_all_works(other: str, serve: Serve) -> None:
-    """Both workers of each class boot without a warning of ours, and the ASGI application is wrapped."""
+    """Both workers of each class boot without a warning of ours, and the ASGI application is
+    wrapped."""
     server = start(serve, other, "-w", "2")
     server.wait_booted(2)
     assert grace_warnings(server) == []
@@ -242,12 +292,19 @@ def test_nothing_is_said_where_all_works(other: str, serve: Serve) -> None:
 
 @pytest.mark.long(but="asgi")
 def test_an_asgi_application_that_is_not_wrapped(asgi: str, serve: Serve, connect: Connect) -> None:
-    """One warning, however many workers there are, says what does not work and how to wrap it. Probes get the
-    application's 404; the delay, the group's SIGTERM and the end of what is in flight are as with the wrapping."""
+    """One warning, however many workers there are, says what does not work and how to wrap it.
+    Probes get the application's 404; the delay, the group's SIGTERM and the end of what is in
+    flight are as with the wrapping."""
     server = serve(UNWRAPPED, args=("-k", asgi, "-w", "2"), settings=HOLD)
     before = wait_serving(server, 2)
-    server.wait_line(f"the worker class {asgi} runs ASGI applications, and this one is not wrapped: .*; wrap it: from")
-    works = "extension and quiet work, probes" if asgi == "asgi" else "sealing work, probes, extension, quiet"
+    server.wait_line(
+        f"the worker class {asgi} runs ASGI applications, and this one is not wrapped: .*; wrap it: from"
+    )
+    works = (
+        "extension and quiet work, probes"
+        if asgi == "asgi"
+        else "sealing work, probes, extension, quiet"
+    )
     assert len(grace_warnings(server)) == 1
     assert works in grace_warnings(server)[0]
     assert server.get("/readyz").status == 404
@@ -256,13 +313,17 @@ def test_an_asgi_application_that_is_not_wrapped(asgi: str, serve: Serve, connec
     client.send("/slow?s=4")
     server.wait_line("slow request begins")
     counted = int(asgi == "asgi")
-    server.wait_for(lambda: requests(server, st.IN_FLIGHT) == counted, "the slow request alone, or nothing, in flight")
+    server.wait_for(
+        lambda: requests(server, st.IN_FLIGHT) == counted,
+        "the slow request alone, or nothing, in flight",
+    )
     server.signal_group(signal.SIGTERM)
     server.wait_phase(Phase.LAME_DUCK)
     assert look(server.get("/look"))["phase"] == "LAME_DUCK"
     assert set(server.worker_pids()) == before
     server.signal(signal.SIGTERM)
-    # It ends later than connections that are known to be idle are closed: it must not be taken for one.
+    # It ends later than connections that are known to be idle are closed: it must not be taken for
+    # one.
     assert client.receive().body == b"slept 4 s\n"
     client.close()
     idle.close()
@@ -271,11 +332,14 @@ def test_an_asgi_application_that_is_not_wrapped(asgi: str, serve: Serve, connec
 
 @pytest.mark.long
 def test_an_application_of_tornados_own(serve: Serve, connect: Connect) -> None:
-    """It is served as it is, a warning says what does not work, and its coroutines in flight complete."""
+    """It is served as it is, a warning says what does not work, and its coroutines in flight
+    complete."""
     pytest.importorskip("tornado")
     server = serve("tornado_service:app", args=("-k", "tornado", "-w", "2"), settings=SHORT)
     server.wait_booted(2)
-    server.wait_line("requests of an application of tornado's own cannot be counted: the delay, .* work; probes, .* do")
+    server.wait_line(
+        "requests of an application of tornado's own cannot be counted: the delay, .* work; probes, .* do"
+    )
     assert len(grace_warnings(server)) == 1
     assert server.get("/").body == b"hello\n"
     client, idle = connect(server), connect(server)
@@ -291,7 +355,8 @@ def test_an_application_of_tornados_own(serve: Serve, connect: Connect) -> None:
 
 @pytest.mark.long
 def test_a_local_trigger_is_refused(other: str, serve: Serve) -> None:
-    """None of these classes shows the socket, so nothing proves who asks: 403, and the log tells the way out."""
+    """None of these classes shows the socket, so nothing proves who asks: 403, and the log tells
+    the way out."""
     server = start(serve, other, **HOLD)
     assert server.get("/readyz?down=true").status == 403
     server.wait_line("trigger refused, from REMOTE_ADDR 127.0.0.1: .*use `gunicorn-grace prestop`")
@@ -317,7 +382,8 @@ HANDSHAKE = (
 
 @pytest.mark.long
 def test_a_websocket_is_in_flight_while_it_is_open(serve: Serve, connect: Connect) -> None:
-    """It counts, and is left alone during the delay and the drain although nothing comes, until the client closes."""
+    """It counts, and is left alone during the delay and the drain although nothing comes, until the
+    client closes."""
     skip_unless_there("asgi")
     server = start(serve, "asgi", **HOLD)
     silent = connect(server)
@@ -329,7 +395,9 @@ def test_a_websocket_is_in_flight_while_it_is_open(serve: Serve, connect: Connec
         sigterm(server)
         server.wait_phase(Phase.LAME_DUCK)
         server.signal(signal.SIGTERM)
-        assert silent.at_end()  # From here on, half a second with nothing to do would end a connection.
+        assert (
+            silent.at_end()
+        )  # From here on, half a second with nothing to do would end a connection.
         sock.settimeout(1)
         with pytest.raises(TimeoutError):
             sock.recv(1)

@@ -1,7 +1,7 @@
 """The project's figures, measured: ``python tests/long/benchmarks`` (or ``tox -e bench``).
 
-Prints medians; what is compared is measured in interleaved runs, so that a slow minute of the machine slows both. No
-number here decides over a test.
+Prints medians; what is compared is measured in interleaved runs, so that a slow minute of the
+machine slows both. No number here decides over a test.
 """
 
 from __future__ import annotations
@@ -57,32 +57,45 @@ EVERYTHING: dict[str, object] = {"dockerflow": "true", "ignore_paths": "/metrics
 
 
 def compared() -> Iterator[tuple[str, tuple[str, tuple[str, ...], dict[str, object]]]]:
-    """The smallest WSGI app in gthread: with the defaults, and with everything that has a part in a request."""
+    """The smallest WSGI app in gthread: with the defaults, and with everything that has a part in a
+    request."""
     for log in ((), ("--access-logfile", "/dev/null")):
-        for what, app, settings in (("defaults", "tiny:app", {}), ("checks, Dockerflow", "checked:app", EVERYTHING)):
+        for what, app, settings in (
+            ("defaults", "tiny:app", {}),
+            ("checks, Dockerflow", "checked:app", EVERYTHING),
+        ):
             yield f"{what}, {'an' if log else 'no'} access log", (app, (*HOT, *log), settings)
 
 
 def cpu_a_request(boots: int, rounds: int, requests: int) -> None:
-    """CPU time of the worker for each request on a kept-alive connection, plugin over plain gunicorn."""
+    """CPU time of the worker for each request on a kept-alive connection, plugin over plain
+    gunicorn."""
     for what, server in compared():
         compare(f"CPU a request, {what}", boots, rounds, requests, server)
 
 
 def compare(
-    what: str, boots: int, rounds: int, requests: int, server: tuple[str, tuple[str, ...], dict[str, object]]
+    what: str,
+    boots: int,
+    rounds: int,
+    requests: int,
+    server: tuple[str, tuple[str, ...], dict[str, object]],
 ) -> None:
-    """The same requests to the same application, with the plugin and without, in turns, to servers that are started
-    anew again and again: one boot of the very same server differs from the next by more than what is looked for, by
-    where its memory happens to be. The servers have a core of their own, the client another: threads that wake each
-    other across cores cost up to half as much again, and now more, now less."""
+    """The same requests to the same application, with the plugin and without, in turns, to servers
+    that are started anew again and again: one boot of the very same server differs from the next by
+    more than what is looked for, by where its memory happens to be. The servers have a core of
+    their own, the client another: threads that wake each other across cores cost up to half as much
+    again, and now more, now less."""
     app, args, settings = server
     first, *others = os.sched_getaffinity(0)
     request = b"GET / HTTP/1.1\r\nHost: test\r\n\r\n"
     found: dict[str, list[float]] = {"plain": [], "grace": []}
     for boot in range(boots):
         os.sched_setaffinity(0, {first})  # Inherited by the servers.
-        with serve(app, args=args, settings=settings) as grace, serve(app, args=args, config=()) as plain:
+        with (
+            serve(app, args=args, settings=settings) as grace,
+            serve(app, args=args, config=()) as plain,
+        ):
             os.sched_setaffinity(0, others or {first})
             pair = {"plain": plain, "grace": grace}
             used: dict[str, list[float]] = {name: [] for name in pair}
@@ -119,14 +132,19 @@ def cpu_of(server: Server, request: bytes, count: int) -> float:
 
 
 def instructions_a_request(few: int, many: int) -> None:
-    """What no other work on the machine changes: how many instructions the worker executes in user space for each
-    request more, plugin over plain gunicorn, counted by valgrind, under which a request takes 20 ms."""
+    """What no other work on the machine changes: how many instructions the worker executes in user
+    space for each request more, plugin over plain gunicorn, counted by valgrind, under which a
+    request takes 20 ms."""
     if shutil.which("valgrind") is None:
-        sys.exit("instructions: there is no valgrind to count them with: install it, or measure `cpu`")
+        sys.exit(
+            "instructions: there is no valgrind to count them with: install it, or measure `cpu`"
+        )
     for what, (app, args, settings) in compared():
         found = []
         for options in ({"config": ()}, {"settings": settings}):
-            counts = [instructions_of(app, requests, args=args, **options) for requests in (few, many)]
+            counts = [
+                instructions_of(app, requests, args=args, **options) for requests in (few, many)
+            ]
             found.append((counts[1] - counts[0]) / (many - few))
         plain, grace = found
         print(
@@ -136,7 +154,8 @@ def instructions_a_request(few: int, many: int) -> None:
 
 
 def instructions_of(app: str, requests: int, **options: Any) -> int:
-    """All that the only worker has executed from its fork to its end, with so many requests in between."""
+    """All that the only worker has executed from its fork to its end, with so many requests in
+    between."""
     with tempfile.TemporaryDirectory() as folder:
         options["args"] = (*options["args"], "--timeout", "600")
         valgrind = ("valgrind", "--quiet", "--tool=callgrind", "--trace-children=yes")
@@ -146,7 +165,9 @@ def instructions_of(app: str, requests: int, **options: Any) -> int:
             server.wait_ready(120)
             with socket.create_connection(server.address) as sock:
                 for number in range(requests):
-                    sock.sendall(b"GET /%s HTTP/1.1\r\nHost: test\r\n\r\n" % (b"" if number else b"pid"))
+                    sock.sendall(
+                        b"GET /%s HTTP/1.1\r\nHost: test\r\n\r\n" % (b"" if number else b"pid")
+                    )
                     received = b""
                     while b"\r\n\r\n" not in received or received.endswith(b"\r\n\r\n"):
                         received += sock.recv(4096)
@@ -160,7 +181,8 @@ def instructions_of(app: str, requests: int, **options: Any) -> int:
 
 
 def cpu_a_probe(calls: int, runs: int) -> None:
-    """CPU of a readiness answer by the overlay: of its call alone, in this process, and of a whole request."""
+    """CPU of a readiness answer by the overlay: of its call alone, in this process, and of a whole
+    request."""
     import checked
     from werkzeug.test import EnvironBuilder
 
@@ -192,19 +214,25 @@ def cpu_a_probe(calls: int, runs: int) -> None:
             for _ in range(calls):
                 b"".join(overlay(dict(environ), lambda status, headers: None))
             found.append((time.process_time_ns() - began) / calls / 1000)
-        print(f"readiness by the overlay, 2 checks, {name}: median {statistics.median(found[1:]):.1f} us of CPU")
+        print(
+            f"readiness by the overlay, 2 checks, {name}: median {statistics.median(found[1:]):.1f} us of CPU"
+        )
     memory.close()
 
     args = ("-k", "gthread", "-w", "1", "--threads", "2", "--keep-alive", "60")
     with serve("checked:app", args=args, settings={"readiness_path": "/ready"}) as server:
         server.wait_ready()
-        requests = {path: f"GET {path} HTTP/1.1\r\nHost: test\r\n\r\n".encode() for path in ("/", "/ready")}
+        requests = {
+            path: f"GET {path} HTTP/1.1\r\nHost: test\r\n\r\n".encode() for path in ("/", "/ready")
+        }
         used: dict[str, list[float]] = {path: [] for path in requests}
         for _ in range(10 * runs):
             for path, request in requests.items():
                 used[path].append(cpu_of(server, request, calls // 10))
         plain, probe = (statistics.median(used[path][2:]) for path in requests)
-        more = statistics.median(b - a for a, b in zip(used["/"][2:], used["/ready"][2:], strict=True))
+        more = statistics.median(
+            b - a for a, b in zip(used["/"][2:], used["/ready"][2:], strict=True)
+        )
         print(
             f"a whole request, gthread: median {plain:.1f} us of CPU, readiness {probe:.1f} us, "
             f"median difference {more:.1f} us"
@@ -216,7 +244,9 @@ def flip(runs: int) -> None:
     found = []
     for _ in range(runs):
         args = ("-k", "gthread", "-w", "16", "--threads", "2")
-        with serve("tiny:app", args=args, settings={"shutdown_delay": 60, "termination_period": 90}) as server:
+        with serve(
+            "tiny:app", args=args, settings={"shutdown_delay": 60, "termination_period": 90}
+        ) as server:
             server.wait_ready()
             server.wait_workers(16)
             clients: dict[str, Client] = {}
@@ -233,7 +263,13 @@ def flip(runs: int) -> None:
             for client in clients.values():
                 client.send("/watch")
             server.wait_for(
-                lambda: sum(server.memory.cells[slot + st.IN_FLIGHT] for _, slot, _ in server.memory.slots()) == 16,
+                lambda: (
+                    sum(
+                        server.memory.cells[slot + st.IN_FLIGHT]
+                        for _, slot, _ in server.memory.slots()
+                    )
+                    == 16
+                ),
                 "16 watching workers",
             )
             began = time.monotonic_ns()
@@ -242,11 +278,14 @@ def flip(runs: int) -> None:
             found.append((seen - began) / MS)
             for client in clients.values():
                 client.close()
-    print(f"readiness flip, last of 16 workers: median {statistics.median(found):.1f} ms, worst {max(found):.1f} ms")
+    print(
+        f"readiness flip, last of 16 workers: median {statistics.median(found):.1f} ms, worst {max(found):.1f} ms"
+    )
 
 
 def exit_time(runs: int) -> None:
-    """From the end of the delay, or of the longest request in flight if that is later, to the end of the process."""
+    """From the end of the delay, or of the longest request in flight if that is later, to the end
+    of the process."""
     for kind in WORKERS:
         found = []
         for number in range(runs):
@@ -257,7 +296,10 @@ def exit_time(runs: int) -> None:
                 client = Client(server.address)
                 client.send(f"/sleep?{request}")
                 server.wait_for(
-                    lambda: any(server.memory.cells[slot + st.IN_FLIGHT] for _, slot, _ in server.memory.slots()),
+                    lambda: any(
+                        server.memory.cells[slot + st.IN_FLIGHT]
+                        for _, slot, _ in server.memory.slots()
+                    ),
                     "the request",
                 )
                 sent = time.monotonic()
@@ -275,8 +317,14 @@ def exit_time(runs: int) -> None:
 
 
 def idle(runs: int) -> None:
-    """From the begin of the drain until the last idle or silent connection is closed, with graceful_timeout 30."""
-    settings = {"shutdown_delay": 0.3, "min_delay": 0, "extend_delay": "false", "termination_period": 60}
+    """From the begin of the drain until the last idle or silent connection is closed, with
+    graceful_timeout 30."""
+    settings = {
+        "shutdown_delay": 0.3,
+        "min_delay": 0,
+        "extend_delay": "false",
+        "termination_period": 60,
+    }
     for kind in WORKERS:
         found = []
         for _ in range(runs):
@@ -306,9 +354,11 @@ def closing(client: Client) -> int:
 
 
 def load(rate: float, seconds: int) -> None:
-    """How well the load generator of the rehearsal keeps its schedule, against one gunicorn, half on kept connections.
+    """How well the load generator of the rehearsal keeps its schedule, against one gunicorn, half
+    on kept connections.
 
-    The limit is 20 ms at 1,000 requests a second, with one core for the generator and another for gunicorn.
+    The limit is 20 ms at 1,000 requests a second, with one core for the generator and another for
+    gunicorn.
     """
     args = ("-k", "gthread", "-w", "1", "--threads", "8")
     with serve("tiny:app", args=args, config=()) as server:
@@ -348,17 +398,23 @@ while True:
 
 
 def probe_port(probes: int) -> None:
-    """Readiness at the probe port, and at gunicorn's own, while every sync worker is busy: a connection for each. In
-    between, as many exchanges with a process that does nothing: on a busy machine most of the time is the machine's."""
+    """Readiness at the probe port, and at gunicorn's own, while every sync worker is busy: a
+    connection for each. In between, as many exchanges with a process that does nothing: on a busy
+    machine most of the time is the machine's."""
     settings = {"probe_bind": "127.0.0.1:0"}
     bare = subprocess.Popen([sys.executable, "-c", BARE], stdout=subprocess.PIPE, text=True)
     try:
-        with serve("tiny:app", args=("-k", "sync", "-w", "2", "--timeout", "600"), settings=settings) as server:
+        with serve(
+            "tiny:app", args=("-k", "sync", "-w", "2", "--timeout", "600"), settings=settings
+        ) as server:
             server.wait_ready()
             server.wait_booted(2)
             line = server.wait_line("probe port at ")
             assert bare.stdout is not None
-            ports = {"probe port": int(line.rpartition(":")[2]), "bare": int(bare.stdout.readline())}
+            ports = {
+                "probe port": int(line.rpartition(":")[2]),
+                "bare": int(bare.stdout.readline()),
+            }
             busy = [Client(server.address) for _ in range(2)]
             for client in busy:
                 client.send("/sleep?600")
@@ -368,7 +424,9 @@ def probe_port(probes: int) -> None:
             cpu = cpu_ns([pid])
             found: dict[str, list[float]] = {name: [] for name in ports}
             for _ in range(probes):
-                time.sleep(0.01)  # Fifty times what ten probers ask; one after the other would be a load of its own.
+                time.sleep(
+                    0.01
+                )  # Fifty times what ten probers ask; one after the other would be a load of its own.
                 for name, port in ports.items():
                     found[name].append(asked(("127.0.0.1", port)))
             cpu = cpu_ns([pid]) - cpu

@@ -2,9 +2,9 @@
 
 ``tox -e bench -- balancers``, about ten minutes.
 
-Each row is one rehearsal: three instances, one deleted, open-loop load through the balancer, no retries by the client.
-Rows differ from "as shown" (what ``--show-config`` prints) in one thing, named in the second column. Behind a balancer
-that is not installed there are no rows.
+Each row is one rehearsal: three instances, one deleted, open-loop load through the balancer, no
+retries by the client. Rows differ from "as shown" (what ``--show-config`` prints) in one thing,
+named in the second column. Behind a balancer that is not installed there are no rows.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ PLAN = Plan(
     env={"PYTHONPATH": str(APP), "GRACE_SHUTDOWN_DELAY": "8", "GRACE_MIN_DELAY": "0"},
     cool_down=40,
 )
-"""What all rows share. The platform tells the balancer after 6 s; 10 % of the requests take half a second."""
+"""What all rows share. The platform tells the balancer after 6 s; 10 % of the requests take half a
+second."""
 
 FIXED = {"GRACE_SHUTDOWN_DELAY": "2", "GRACE_EXTEND_DELAY": "false"}
 """A delay of 2 s, whatever still comes."""
@@ -65,17 +66,34 @@ def rows() -> Iterator[Row]:
             yield Row(product, "as shown", contender)
         busy = {"args": SYNC, "rate": 12, "slow_share": 0.5, "cool_down": 10, "lag": 4}
         for contender in (PLAIN, GRACE):
-            yield Row(product, "2 sync workers each, three quarters of the rest busy", contender, plan=busy)
+            yield Row(
+                product,
+                "2 sync workers each, three quarters of the rest busy",
+                contender,
+                plan=busy,
+            )
         for contender in (PLAIN, GRACE):
             yield Row(product, "no retries", contender, Setup(retries=0))
     for product in ("envoy", "haproxy"):
         rare = Setup(interval=5)
-        yield Row(product, "checks every 5 s, fixed delay 2 s, no retries", GRACE, replace(rare, retries=0), env=FIXED)
+        yield Row(
+            product,
+            "checks every 5 s, fixed delay 2 s, no retries",
+            GRACE,
+            replace(rare, retries=0),
+            env=FIXED,
+        )
         yield Row(product, "checks every 5 s, fixed delay 2 s", GRACE, rare, env=FIXED)
         if product == "envoy":
             what = "checks every 5 s, fixed delay 2 s, max_retries 3"
             yield Row(product, what, GRACE, replace(rare, retries_at_once=3), env=FIXED)
-        yield Row(product, "checks every 5 s, delay 2 s, extended", GRACE, rare, env={"GRACE_SHUTDOWN_DELAY": "2"})
+        yield Row(
+            product,
+            "checks every 5 s, delay 2 s, extended",
+            GRACE,
+            rare,
+            env={"GRACE_SHUTDOWN_DELAY": "2"},
+        )
     overloaded = {"args": SYNC, "rate": 20, "slow_share": 0.5, "cool_down": 10, "lag": 4}
     for seconds in (5.0, 1.0):
         what = f"2 sync workers each, more to do than the rest can, checks may take {seconds:g} s"
@@ -83,7 +101,9 @@ def rows() -> Iterator[Row]:
     scale = {"instances": 4, "to": 1}
     for panic in (50.0, 0.0):
         for contender in (PLAIN, GRACE):
-            yield Row("envoy", f"4 to 1, panic threshold {panic:g}", contender, Setup(panic=panic), scale)
+            yield Row(
+                "envoy", f"4 to 1, panic threshold {panic:g}", contender, Setup(panic=panic), scale
+            )
     late = {"lag": 14, "period": 12, "slow_path": "/nap?s=4", "slow_share": 0.05}
     short = {"GRACE_SHUTDOWN_DELAY": "2", "GRACE_TERMINATION_PERIOD": "12"}
     for seconds in (1, 60):
@@ -98,7 +118,10 @@ def rows() -> Iterator[Row]:
 def last_request(result: Result) -> str:
     """What the summary of the deleted instances says of their last request."""
     said = [text for gone in result.gone for _, text in gone.events if text.startswith("stopped")]
-    found = [re.search(r"last request came ([\d.]+ s)|still arrived at (\d+ %)|(no request)", text) for text in said]
+    found = [
+        re.search(r"last request came ([\d.]+ s)|still arrived at (\d+ %)|(no request)", text)
+        for text in said
+    ]
     return ", ".join(next(filter(None, match.groups())) for match in found if match) or "-"
 
 
@@ -117,7 +140,11 @@ def show() -> None:
             cells = ("-", error.line, "-", "-")
         else:
             tally = result.tally
-            ways = {outcome.value: tally.count(outcome) for outcome in Outcome if outcome is not Outcome.OK}
+            ways = {
+                outcome.value: tally.count(outcome)
+                for outcome in Outcome
+                if outcome is not Outcome.OK
+            }
             how = ", ".join(f"{count} {name}" for name, count in ways.items() if count)
             slowest = max(record.latency for record in tally.records if not record.slow)
             cells = (

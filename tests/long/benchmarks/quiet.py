@@ -1,14 +1,17 @@
 """How often the quiet test is wrong, simulated: ``python tests/long/benchmarks quiet``.
 
-A miss: LAME_DUCK ends as "quiet", and a request of the share that is still routed would have come later. The judge is
-:func:`gunicorn_grace.lifecycle.decide` itself, asked as the arbiter asks it, every 100 ms from a random moment on, with
-the rate and the longest silence as they would have been measured before T0. Only the traffic is made up.
+A miss: LAME_DUCK ends as "quiet", and a request of the share that is still routed would have come
+later. The judge is
+:func:`gunicorn_grace.lifecycle.decide` itself, asked as the arbiter asks it, every 100 ms from a
+random moment on, with the rate and the longest silence as they would have been measured before T0.
+Only the traffic is made up.
 
-A million trials of thousands of arrivals each are too many for Python, and nearly all of them hold no silence worth
-asking about. So only the long silences are drawn, exactly. Time is cut into blocks of half the threshold, from an
-arrival on: a silence as long as the threshold covers one of them. Poisson arrivals make each block empty with the same
-probability, so the number of blocks until the next empty one is geometric. The arrival before it lies in a block that
-is not empty (an exponential, cut at the block's length), the one after it is memoryless; there the next grid begins.
+A million trials of thousands of arrivals each are too many for Python, and nearly all of them hold
+no silence worth asking about. So only the long silences are drawn, exactly. Time is cut into blocks
+of half the threshold, from an arrival on: a silence as long as the threshold covers one of them.
+Poisson arrivals make each block empty with the same probability, so the number of blocks until the
+next empty one is geometric. The arrival before it lies in a block that is not empty (an
+exponential, cut at the block's length), the one after it is memoryless; there the next grid begins.
 """
 
 from __future__ import annotations
@@ -28,7 +31,9 @@ MINUTE, FIVE_MINUTES = 60.0, 300.0
 """Seconds over which the arbiter measures the rate and the longest silence."""
 T0 = 1000.0
 
-SETTINGS = Settings(quiet_period=AUTO, quiet_share=0.01, shutdown_delay=30, min_delay=5, termination_period=90)
+SETTINGS = Settings(
+    quiet_period=AUTO, quiet_share=0.01, shutdown_delay=30, min_delay=5, termination_period=90
+)
 
 Silence = tuple[float, float]
 """Seconds from T0 to the arrival before it and to the one after it."""
@@ -44,7 +49,8 @@ class Before:
 
 @dataclass(frozen=True)
 class Poisson:
-    """Requests that know nothing of each other, before T0 and after it, until the last router has learned of it.
+    """Requests that know nothing of each other, before T0 and after it, until the last router has
+    learned of it.
 
     Attributes:
         name: for the table.
@@ -138,7 +144,8 @@ class OnOff(Poisson):
 
 @dataclass(frozen=True)
 class Pareto(Poisson):
-    """Behind the slow router, gaps with a heavy tail; a hundred such routers together look like Poisson.
+    """Behind the slow router, gaps with a heavy tail; a hundred such routers together look like
+    Poisson.
 
     Attributes:
         shape: of the Pareto distribution; its variance is infinite up to 2.
@@ -157,9 +164,14 @@ class Pareto(Poisson):
 
 
 def is_missed(
-    traffic: Poisson, known: Before, silences: list[Silence], settings: Settings, chance: random.Random
+    traffic: Poisson,
+    known: Before,
+    silences: list[Silence],
+    settings: Settings,
+    chance: random.Random,
 ) -> bool:
-    """Whether LAME_DUCK ends as quiet in one of the silences although a request is still to come."""
+    """Whether LAME_DUCK ends as quiet in one of the silences although a request is still to
+    come."""
     offset = chance.random() * TICK
     least = quiet_after(settings, known.rate, known.longest_silence)
     for last, following in silences:
@@ -215,7 +227,9 @@ def simulate(traffic: Poisson, trials: int, seed: int, settings: Settings = SETT
         if not silences:
             continue
         found.misses += is_missed(traffic, known, silences, settings, chance)
-        found.by_rate_alone += is_missed(traffic, Before(known.rate, 0.0), silences, settings, chance)
+        found.by_rate_alone += is_missed(
+            traffic, Before(known.rate, 0.0), silences, settings, chance
+        )
     return found
 
 
@@ -226,7 +240,9 @@ def upper_bound(misses: int, trials: int, confidence: float = 0.95) -> float:
     """
 
     def so_few(mean: float) -> float:
-        return sum(math.exp(n * math.log(mean) - mean - math.lgamma(n + 1)) for n in range(misses + 1))
+        return sum(
+            math.exp(n * math.log(mean) - mean - math.lgamma(n + 1)) for n in range(misses + 1)
+        )
 
     low, high = 0.0, 10.0 + 3.0 * misses
     for _ in range(50):
@@ -237,7 +253,10 @@ def upper_bound(misses: int, trials: int, confidence: float = 0.95) -> float:
 
 MODELLED = (
     *(Poisson(f"Poisson, {rate:g}/s", rate) for rate in (60, 100, 200, 400, 1000, 4000, 20000)),
-    *(Poisson(f"one slow node of 100, {rate:g}/s", rate, others=1.0, until=20.0) for rate in (100, 400, 4000)),
+    *(
+        Poisson(f"one slow node of 100, {rate:g}/s", rate, others=1.0, until=20.0)
+        for rate in (100, 400, 4000)
+    ),
 )
 """What the derivation speaks of: the miss rate has to be :data:`LIMIT` at the most."""
 BEYOND = (
@@ -253,7 +272,8 @@ LIMIT = 1e-5
 def show(trials: int, seed: int) -> bool:
     """Print a row for each kind of traffic; whether the modelled ones keep the limit.
 
-    :param trials: of each modelled one; the others get a fiftieth, for which single arrivals have to be drawn.
+    :param trials: of each modelled one; the others get a fiftieth, for which single arrivals have
+        to be drawn.
     """
     print(
         f"quiet test: share {SETTINGS.quiet_share:g}, delay {SETTINGS.shutdown_delay:g} s, seed {seed}; "
@@ -271,5 +291,7 @@ def show(trials: int, seed: int) -> bool:
             f"{found.by_rate_alone:19}{'' if modelled else '   not modelled'}",
             flush=True,
         )
-    print(f"\nthe modelled ones {'keep' if kept else 'DO NOT KEEP'} the limit of {LIMIT:g}, at 95 % confidence")
+    print(
+        f"\nthe modelled ones {'keep' if kept else 'DO NOT KEEP'} the limit of {LIMIT:g}, at 95 % confidence"
+    )
     return kept

@@ -28,7 +28,10 @@ except KeyboardInterrupt:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_an_interrupt_within_a_callback_is_not_lost(number: signal.Signals) -> None:
-    """Python drops what a weak reference's callback raises: the interrupt comes again, and is not shown."""
+    """Python drops what a weak reference's callback raises: the interrupt comes again, and is not
+    shown."""
     code = HOLDS_THE_SIGNAL_UP.format(number=int(number))
-    done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, timeout=20)
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", code], capture_output=True, text=True, timeout=20
+    )
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")

@@ -26,10 +26,12 @@ READY = "readinessProbe: {httpGet: {path: /r, port: 80}, periodSeconds: 5, failu
 
 
 def test_everything_is_taken_over() -> None:
-    """Replicas, period, probes with their numbers, hook, roll-out, and the variables that gunicorn reads."""
+    """Replicas, period, probes with their numbers, hook, roll-out, and the variables that gunicorn
+    reads."""
     found = played(
         workload(
-            READY + ", ports: [{containerPort: 80}], livenessProbe: {httpGet: {path: /l, port: 80, httpHeaders: "
+            READY
+            + ", ports: [{containerPort: 80}], livenessProbe: {httpGet: {path: /l, port: 80, httpHeaders: "
             "[{name: Host, value: me}]}, initialDelaySeconds: 3}, lifecycle: {preStop: {sleep: {seconds: 15}}}, env: "
             "[{name: GRACE_SHUTDOWN_DELAY, value: '4'}, {name: WEB_CONCURRENCY, value: '2'}, {name: DB, value: x}]",
             "replicas: 4, minReadySeconds: 2, strategy: {rollingUpdate: {maxSurge: 2}}, ",
@@ -71,9 +73,15 @@ def test_each_kind_of_hook_is_known(hook: str, expected: object) -> None:
     ("command", "expected"),
     [
         (("gunicorn-grace", "prestop"), ["gunicorn-grace", "prestop", "--pid", "{pid}"]),
-        (("/venv/bin/gunicorn-grace", "drain"), ["/venv/bin/gunicorn-grace", "drain", "--pid", "{pid}"]),
+        (
+            ("/venv/bin/gunicorn-grace", "drain"),
+            ["/venv/bin/gunicorn-grace", "drain", "--pid", "{pid}"],
+        ),
         (("gunicorn-grace", "prestop", "--pid", "7"), ["gunicorn-grace", "prestop", "--pid", "7"]),
-        (("sh", "-c", "sleep 1; gunicorn-grace prestop"), ["sh", "-c", "sleep 1; gunicorn-grace prestop --pid {pid}"]),
+        (
+            ("sh", "-c", "sleep 1; gunicorn-grace prestop"),
+            ["sh", "-c", "sleep 1; gunicorn-grace prestop --pid {pid}"],
+        ),
         (("curl", "http://localhost:8080/r"), ["curl", "http://{host}:{port}/r"]),
         (("curl", "127.0.0.1:8080"), ["curl", "{host}:{port}"]),
         (("curl", "http://[::1]:8080/"), ["curl", "http://{host}:{port}/"]),
@@ -82,13 +90,17 @@ def test_each_kind_of_hook_is_known(hook: str, expected: object) -> None:
         (("sleep", "15"), ["sleep", "15"]),
     ],
 )
-def test_a_hook_finds_its_own_instance_among_several(command: tuple[str, ...], expected: list[str]) -> None:
-    """The container's port becomes the instance's, and gunicorn-grace is told whom it means; the rest stays."""
+def test_a_hook_finds_its_own_instance_among_several(
+    command: tuple[str, ...], expected: list[str]
+) -> None:
+    """The container's port becomes the instance's, and gunicorn-grace is told whom it means; the
+    rest stays."""
     assert here(command, {8080, None}) == expected
 
 
 def test_what_cannot_be_shared_or_sent_is_said() -> None:
-    """A probe port, a report file, HTTPS, a probe at another port: played without, and each said with its line."""
+    """A probe port, a report file, HTTPS, a probe at another port: played without, and each said
+    with its line."""
     notes = played(
         workload(
             "command: [gunicorn, '-b', '0.0.0.0:80'], readinessProbe: {httpGet: {port: 9000, scheme: HTTPS}}, "

@@ -1,4 +1,5 @@
-"""What the load generator calls each way in which a request can end, against servers that do exactly that."""
+"""What the load generator calls each way in which a request can end, against servers that do
+exactly that."""
 
 from __future__ import annotations
 
@@ -28,7 +29,13 @@ from gunicorn_grace.rehearsal.load import Load
 from gunicorn_grace.rehearsal.platform import EndpointTable
 from gunicorn_grace.rehearsal.requests import Request
 from gunicorn_grace.rehearsal.tally import Kind, Outcome, Record, Tally
-from gunicorn_grace.rehearsal.wire import Address, IncompleteResponse, fetch, parse_address, show_address
+from gunicorn_grace.rehearsal.wire import (
+    Address,
+    IncompleteResponse,
+    fetch,
+    parse_address,
+    show_address,
+)
 
 pytestmark = pytest.mark.once
 
@@ -57,7 +64,9 @@ def read_request(conn: socket.socket) -> bytes:
 class Peer:
     """A server whose every connection is handled by a function, in a thread of its own."""
 
-    def __init__(self, handle: Callable[[socket.socket], None], family: socket.AddressFamily, where: Address) -> None:
+    def __init__(
+        self, handle: Callable[[socket.socket], None], family: socket.AddressFamily, where: Address
+    ) -> None:
         self.connections = 0
         self._handle = handle
         self._threads: list[threading.Thread] = []
@@ -127,7 +136,9 @@ def reset(conn: socket.socket) -> None:
     conn.close()
 
 
-def answer(*parts: bytes, keep: bool = False, abort: bool = False) -> Callable[[socket.socket], None]:
+def answer(
+    *parts: bytes, keep: bool = False, abort: bool = False
+) -> Callable[[socket.socket], None]:
     """Answer with ``parts``, once or to each request, then close."""
 
     def handle(conn: socket.socket) -> None:
@@ -157,9 +168,13 @@ CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
     ("handle", "outcome", "status"),
     [
         pytest.param(answer(OK), Outcome.OK, 200, id="complete"),
-        pytest.param(answer(b"HTTP/1.1 103 Hints\r\n\r\n", OK), Outcome.OK, 200, id="interim response first"),
+        pytest.param(
+            answer(b"HTTP/1.1 103 Hints\r\n\r\n", OK), Outcome.OK, 200, id="interim response first"
+        ),
         pytest.param(answer(b"HTTP/1.1 204 No\r\n\r\n"), Outcome.OK, 204, id="no content"),
-        pytest.param(answer(b"HTTP/1.1 200 OK\r\n\r\nuntil I close"), Outcome.OK, 200, id="ended by closing"),
+        pytest.param(
+            answer(b"HTTP/1.1 200 OK\r\n\r\nuntil I close"), Outcome.OK, 200, id="ended by closing"
+        ),
         pytest.param(answer(CHUNKED, b"2\r\nok\r\n0\r\n\r\n"), Outcome.OK, 200, id="chunked"),
         pytest.param(answer(), Outcome.RESET, None, id="closed without a byte"),
         pytest.param(answer(abort=True), Outcome.RESET, None, id="reset without a byte"),
@@ -172,7 +187,9 @@ CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
         pytest.param(answer(HEAD, b"part", keep=True), Outcome.TIMEOUT, 200, id="half an answer"),
         pytest.param(answer(OK.replace(b"200", b"500")), Outcome.SERVER_ERROR, 500, id="500"),
         pytest.param(answer(OURS), Outcome.NOT_READY, 503, id="503 by the plugin"),
-        pytest.param(answer(OK.replace(b"200", b"503")), Outcome.SERVER_ERROR, 503, id="503 by another"),
+        pytest.param(
+            answer(OK.replace(b"200", b"503")), Outcome.SERVER_ERROR, 503, id="503 by another"
+        ),
         pytest.param(answer(OK.replace(b"200", b"302")), Outcome.STATUS, 302, id="302"),
     ],
 )
@@ -209,7 +226,8 @@ def test_a_closed_port_is_refused() -> None:
 
 
 def test_no_answer_to_the_syn_is_refused_not_a_timeout() -> None:
-    """A full accept queue drops SYNs, as a sealed listener does: never connected, safe to try again."""
+    """A full accept queue drops SYNs, as a sealed listener does: never connected, safe to try
+    again."""
     with socket.socket() as full, socket.socket() as first:
         full.bind(("127.0.0.1", 0))
         full.listen(0)
@@ -239,7 +257,9 @@ def test_no_endpoint_is_refused() -> None:
     with Load(EndpointTable(), rate=50) as load:
         load.wait_completed(2)
         tally = load.stop()
-    assert {(record.outcome, record.endpoint) for record in tally.records} == {(Outcome.REFUSED, "")}
+    assert {(record.outcome, record.endpoint) for record in tally.records} == {
+        (Outcome.REFUSED, "")
+    }
 
 
 def busy(tally: Tally, record: Record) -> bool:
@@ -248,7 +268,8 @@ def busy(tally: Tally, record: Record) -> bool:
 
 
 def test_kept_connections_are_reused_and_fresh_ones_say_close(peer: Callable[..., Peer]) -> None:
-    """One client alone opens a kept-alive connection only when none of its own is idle; a fresh one says close."""
+    """One client alone opens a kept-alive connection only when none of its own is idle; a fresh one
+    says close."""
     heads: list[bytes] = []
 
     def handle(conn: socket.socket) -> None:
@@ -261,10 +282,13 @@ def test_kept_connections_are_reused_and_fresh_ones_say_close(peer: Callable[...
         load.wait_completed(10)
         tally = load.stop()
     assert tally.lost == 0
-    # A busy machine may take longer for one than the next one waits: then the pool has none to offer.
+    # A busy machine may take longer for one than the next one waits: then the pool has none to
+    # offer.
     opened = [record for record in tally.records if not record.reused]
     assert server.connections == len(opened) < tally.total
-    assert [record for record in opened if not busy(tally, record)] == [min(opened, key=lambda record: record.started)]
+    assert [record for record in opened if not busy(tally, record)] == [
+        min(opened, key=lambda record: record.started)
+    ]
     assert not any(b"close" in head for head in heads)
     heads.clear()
     with Load(table_of(server.address), rate=50, keepalive_share=0.0) as load:
@@ -275,7 +299,8 @@ def test_kept_connections_are_reused_and_fresh_ones_say_close(peer: Callable[...
 
 
 def test_a_connection_said_to_close_is_closed_by_the_client(peer: Callable[..., Peer]) -> None:
-    """The server says Connection: close and leaves it open: the client's FIN comes, and no second request."""
+    """The server says Connection: close and leaves it open: the client's FIN comes, and no second
+    request."""
     closed = threading.Semaphore(0)
 
     def handle(conn: socket.socket) -> None:
@@ -287,14 +312,17 @@ def test_a_connection_said_to_close_is_closed_by_the_client(peer: Callable[..., 
     server = peer(handle)
     with Load(table_of(server.address), rate=50, keepalive_share=1.0, clients=1) as load:
         for _ in range(4):
-            assert closed.acquire(timeout=5)  # while the load goes on: its end would close everything
+            assert closed.acquire(
+                timeout=5
+            )  # while the load goes on: its end would close everything
         tally = load.stop()
     assert tally.lost == 0
     assert not any(record.reused for record in tally.records)
 
 
 def test_an_idle_connection_that_the_server_closed_is_no_loss(peer: Callable[..., Peer]) -> None:
-    """The server promises to keep the connection, then closes it while idle: every real pool notices."""
+    """The server promises to keep the connection, then closes it while idle: every real pool
+    notices."""
     server = peer(answer(OK))
     with Load(table_of(server.address), rate=20, keepalive_share=1.0, clients=1) as load:
         load.wait_completed(5)
@@ -319,10 +347,13 @@ def test_an_open_connection_stays_where_it_is(peer: Callable[..., Peer]) -> None
     assert tally.lost == 0
     assert stayed
     assert all(record.kind is Kind.KEPT and record.reused for record in stayed)
-    # A second kept-alive connection, opened on a busy machine while the first was in use, is a new one as well.
+    # A second kept-alive connection, opened on a busy machine while the first was in use, is a new
+    # one as well.
     moved = [record for record in later if record not in stayed]
     assert {record.endpoint for record in moved} == {show_address(two.address)}
-    assert all(record.kind is Kind.FRESH or record.reused or busy(tally, record) for record in moved)
+    assert all(
+        record.kind is Kind.FRESH or record.reused or busy(tally, record) for record in moved
+    )
 
 
 def test_stop_lets_requests_under_way_finish(peer: Callable[..., Peer]) -> None:
@@ -345,7 +376,8 @@ def test_stop_lets_requests_under_way_finish(peer: Callable[..., Peer]) -> None:
 
 
 def test_an_exception_ends_the_load_without_waiting(peer: Callable[..., Peer]) -> None:
-    """Requests that hang for 60 s do not hold back the error that the block raised; nothing runs on."""
+    """Requests that hang for 60 s do not hold back the error that the block raised; nothing runs
+    on."""
     arrived = threading.Event()
 
     def handle(conn: socket.socket) -> None:
@@ -361,7 +393,8 @@ def test_an_exception_ends_the_load_without_waiting(peer: Callable[..., Peer]) -
 
 
 def test_a_stalled_generator_skips_and_tells(peer: Callable[..., Peer]) -> None:
-    """Stalled for 0.3 s at 100 per second, it sends no burst of 30 afterwards but counts what it left out."""
+    """Stalled for 0.3 s at 100 per second, it sends no burst of 30 afterwards but counts what it
+    left out."""
     server = peer(answer(OK))
     with Load(table_of(server.address), rate=100) as load:
         load.wait_completed(3)
@@ -378,9 +411,12 @@ def test_a_stalled_generator_skips_and_tells(peer: Callable[..., Peer]) -> None:
 
 
 def test_slow_requests_have_their_own_path(peer: Callable[..., Peer]) -> None:
-    """The share of slow requests goes to the slow path, marked so; the others take the paths in turn."""
+    """The share of slow requests goes to the slow path, marked so; the others take the paths in
+    turn."""
     server = peer(answer(OK))
-    with Load(table_of(server.address), rate=200, paths=("/a", "/b"), slow_path="/slow", slow_share=0.5) as load:
+    with Load(
+        table_of(server.address), rate=200, paths=("/a", "/b"), slow_path="/slow", slow_share=0.5
+    ) as load:
         load.wait_completed(60)
         tally = load.stop()
     assert {record.path for record in tally.records if record.slow} == {"/slow"}
@@ -389,12 +425,15 @@ def test_slow_requests_have_their_own_path(peer: Callable[..., Peer]) -> None:
 
 
 def test_the_same_seed_makes_the_same_choices(peer: Callable[..., Peer]) -> None:
-    """Loads with one seed send the same requests, however fast answers come: contenders face the same."""
+    """Loads with one seed send the same requests, however fast answers come: contenders face the
+    same."""
     server = peer(answer(OK))
     paths = [f"/{number}" for number in range(100)]
     chosen = []
     for rate in (100, 200):
-        with Load(table_of(server.address), rate=rate, paths=paths, slow_path="/slow", slow_share=0.2) as load:
+        with Load(
+            table_of(server.address), rate=rate, paths=paths, slow_path="/slow", slow_share=0.2
+        ) as load:
             load.wait_completed(20)
             tally = load.stop()
         began = sorted(tally.records, key=lambda record: record.started)
@@ -406,7 +445,8 @@ def test_the_same_seed_makes_the_same_choices(peer: Callable[..., Peer]) -> None
 
 
 def test_want_of_descriptors_is_the_generators_failure_not_a_loss() -> None:
-    """Out of file descriptors, the load ends with an error that names the way out: nobody refused it."""
+    """Out of file descriptors, the load ends with an error that names the way out: nobody refused
+    it."""
     script = """
 import resource, socket
 from gunicorn_grace.rehearsal.errors import LoadFailed
@@ -473,8 +513,11 @@ def test_a_body_is_sent_with_its_length(peer: Callable[..., Peer]) -> None:
     assert set(got) == {b"POST " + b"x" * 100_000, b"GET "}
 
 
-def test_an_upload_takes_its_time_and_ends_when_the_server_does_not_wait(peer: Callable[..., Peer]) -> None:
-    """The body comes in pieces; one that answers at the first of them gets no more, and one that resets is a loss."""
+def test_an_upload_takes_its_time_and_ends_when_the_server_does_not_wait(
+    peer: Callable[..., Peer],
+) -> None:
+    """The body comes in pieces; one that answers at the first of them gets no more, and one that
+    resets is a loss."""
     sizes: list[int] = []
 
     def handle(conn: socket.socket) -> None:
@@ -504,7 +547,9 @@ def test_an_upload_takes_its_time_and_ends_when_the_server_does_not_wait(peer: C
 def test_a_slow_reader_leaves_the_response_where_it_is(peer: Callable[..., Peer]) -> None:
     """Read slowly, a response that would be there at once takes the seconds that were asked for."""
     body = b"y" * 5_000_000
-    server = peer(answer(b"HTTP/1.1 200 OK\r\nContent-Length: 5000000\r\nConnection: close\r\n\r\n" + body))
+    server = peer(
+        answer(b"HTTP/1.1 200 OK\r\nContent-Length: 5000000\r\nConnection: close\r\n\r\n" + body)
+    )
     with Load(table_of(server.address), rate=0.01, requests=[Request("/", read=1.0)]) as load:
         load.wait_completed(1, timeout=20)
         (record,) = load.stop().records
@@ -513,7 +558,8 @@ def test_a_slow_reader_leaves_the_response_where_it_is(peer: Callable[..., Peer]
 
 
 def test_connections_rest_while_their_client_thinks(peer: Callable[..., Peer]) -> None:
-    """With a second of rest at 20 per second no connection is used twice at first, and later the rested ones are."""
+    """With a second of rest at 20 per second no connection is used twice at first, and later the
+    rested ones are."""
     server = peer(answer(OK, keep=True))
     with Load(table_of(server.address), rate=20, keepalive_share=1.0, think=1.0, clients=1) as load:
         load.wait_completed(50)
@@ -525,19 +571,23 @@ def test_connections_rest_while_their_client_thinks(peer: Callable[..., Peer]) -
 
 
 def test_the_slow_node_sends_its_share(peer: Callable[..., Peer]) -> None:
-    """Half of the requests from a node that does not know of the removal: about half go where nobody else does."""
+    """Half of the requests from a node that does not know of the removal: about half go where
+    nobody else does."""
     old, new = peer(answer(OK)), peer(answer(OK))
     table = table_of(old.address, new.address)
     table.remove(old.address, lag=(0.0, 0.0, 600.0))
     with Load(table, rate=200, clients=2, slow_node_share=0.5) as load:
         load.wait_completed(100)
         tally = load.stop()
-    share = sum(record.endpoint == show_address(old.address) for record in tally.records) / tally.total
+    share = (
+        sum(record.endpoint == show_address(old.address) for record in tally.records) / tally.total
+    )
     assert 0.1 < share < 0.4  # a half of the half that it sends
 
 
 def test_in_a_process_of_its_own_it_counts_the_same(peer: Callable[..., Peer]) -> None:
-    """The same seed sends the same requests; a change of the table arrives, and everything comes back."""
+    """The same seed sends the same requests; a change of the table arrives, and everything comes
+    back."""
     old, new = peer(answer(OK)), peer(answer(OK))
     table = table_of(old.address)
     with Generator(table, rate=100, paths=("/a", "/b"), keepalive_share=0.0, seed=3) as load:
@@ -593,7 +643,9 @@ load = Generator(EndpointTable(), rate=10).start()
 print(load.pid, flush=True)
 sys.stdin.read()
 """
-    parent = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    parent = subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     with parent:
         assert parent.stdout is not None
         descriptor = os.pidfd_open(int(parent.stdout.readline()))
@@ -626,10 +678,15 @@ def test_fetch_tells_a_cut_off_response_from_a_slow_one(peer: Callable[..., Peer
         fetch(peer(hang).address, timeout=0.2)
 
 
-def test_a_unix_socket_and_ipv6_are_addresses_too(peer: Callable[..., Peer], tmp_path: Path) -> None:
+def test_a_unix_socket_and_ipv6_are_addresses_too(
+    peer: Callable[..., Peer], tmp_path: Path
+) -> None:
     """The load and ``fetch`` reach both."""
     path = str(tmp_path / "socket")
-    servers = [peer(answer(OK), socket.AF_UNIX, path), peer(answer(OK), socket.AF_INET6, ("::1", 0))]
+    servers = [
+        peer(answer(OK), socket.AF_UNIX, path),
+        peer(answer(OK), socket.AF_INET6, ("::1", 0)),
+    ]
     assert [fetch(server.address).body for server in servers] == [b"ok", b"ok"]
     with Load(table_of(*(server.address for server in servers)), rate=100) as load:
         load.wait_completed(20)
@@ -649,7 +706,9 @@ def test_a_unix_socket_and_ipv6_are_addresses_too(peer: Callable[..., Peer], tmp
         ("127.0.0.1:1", ("127.0.0.1", 1), "127.0.0.1:1"),
     ],
 )
-def test_addresses_are_read_as_gunicorn_writes_them(text: str, address: Address, shown: str) -> None:
+def test_addresses_are_read_as_gunicorn_writes_them(
+    text: str, address: Address, shown: str
+) -> None:
     """Each form, and a wildcard becomes a loopback address that can be connected to."""
     assert parse_address(text) == address
     assert show_address(address) == shown

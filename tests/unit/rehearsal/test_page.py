@@ -1,4 +1,5 @@
-"""The HTML page of a rehearsal, without a browser; tests/functional/test_report_page.py looks at it in one."""
+"""The HTML page of a rehearsal, without a browser; tests/functional/test_report_page.py looks at it
+in one."""
 
 from __future__ import annotations
 
@@ -59,7 +60,9 @@ class Page(HTMLParser):
     def all(self, tag: str, kind: str | None = None) -> list[dict[str, str | None]]:
         """The attributes of the elements of this name, and of this class if given."""
         return [
-            a for name, a in self.elements if name == tag and (kind is None or kind in (a.get("class") or "").split())
+            a
+            for name, a in self.elements
+            if name == tag and (kind is None or kind in (a.get("class") or "").split())
         ]
 
     def text(self, tag: str) -> list[str]:
@@ -89,7 +92,8 @@ def test_the_page_tells_what_the_terminal_tells() -> None:
 
 
 def test_each_contender_is_drawn_on_the_same_axis() -> None:
-    """Three pictures with the same seconds from end to end, each with its numbers in a table behind it."""
+    """Three pictures with the same seconds from end to end, each with its numbers in a table behind
+    it."""
     shown = rendered(*three())
     boxes = [svg["viewbox"] for svg in shown.all("svg") if "viewbox" in svg]
     assert len(boxes) == 3
@@ -108,16 +112,24 @@ def test_losses_are_marked_where_they_happened() -> None:
 
 
 def test_the_heights_of_the_bars_are_the_counts() -> None:
-    """Twice as many requests, twice the height; all of a step are stacked on one another down to the line."""
-    shown = rendered(result(lost=[record(2.01, Outcome.RESET), record(2.02, Outcome.RESET)], plan=Plan("app:app")))
+    """Twice as many requests, twice the height; all of a step are stacked on one another down to
+    the line."""
+    shown = rendered(
+        result(
+            lost=[record(2.01, Outcome.RESET), record(2.02, Outcome.RESET)], plan=Plan("app:app")
+        )
+    )
     (reset,) = shown.all("rect", "reset")
     ok = next(bar for bar in shown.all("rect", "ok") if bar["x"] == reset["x"])
     assert float(reset["height"] or 0) == pytest.approx(2 * float(ok["height"] or 0), abs=0.02)
-    assert float(reset["y"] or 0) + float(reset["height"] or 0) == pytest.approx(float(ok["y"] or 0), abs=0.02)
+    assert float(reset["y"] or 0) + float(reset["height"] or 0) == pytest.approx(
+        float(ok["y"] or 0), abs=0.02
+    )
 
 
 def test_phases_readiness_and_ends_are_drawn() -> None:
-    """The plugin's phases as its log has them, the platform's view of readiness, the last request and the exit."""
+    """The plugin's phases as its log has them, the platform's view of readiness, the last request
+    and the exit."""
     shown = rendered(plain(0.1), result())
     titles = shown.text("title")
     assert "instance 3: lame duck\n0.0 to 5.0 s" in titles
@@ -132,9 +144,12 @@ def test_phases_readiness_and_ends_are_drawn() -> None:
 
 
 def test_every_shape_explains_itself_without_a_script() -> None:
-    """What the pointer shows is in the page: one title for each step in which something was under way."""
+    """What the pointer shows is in the page: one title for each step in which something was under
+    way."""
     titles = rendered(plain(0.15)).text("title")
-    assert any(re.match(r"0\.1 to 0\.2 s\n\d ok, 1 refused\nin flight: \d", title) for title in titles)
+    assert any(
+        re.match(r"0\.1 to 0\.2 s\n\d ok, 1 refused\nin flight: \d", title) for title in titles
+    )
 
 
 def names(gone: Gone, life: Life | None = None) -> list[tuple[str, float, float]]:
@@ -173,15 +188,27 @@ INJECTED = "</title></svg><script>alert(1)</script><img src=//evil.example onerr
 
 
 def test_nothing_that_others_wrote_becomes_markup() -> None:
-    """Application, contender, instance, log line, path, error and hook: all are shown, none of them acts."""
+    """Application, contender, instance, log line, path, error and hook: all are shown, none of them
+    acts."""
     hostile = result(
         Contender(INJECTED),
-        lost=[record(1.0, Outcome.RESET, path=INJECTED, error=INJECTED, endpoint=INJECTED, method=INJECTED)],
+        lost=[
+            record(
+                1.0,
+                Outcome.RESET,
+                path=INJECTED,
+                error=INJECTED,
+                endpoint=INJECTED,
+                method=INJECTED,
+            )
+        ],
         plan=Plan(INJECTED, rate=10),
         fell_behind=INJECTED,
     )
     (gone,) = hostile.gone
-    gone = replace(gone, name=INJECTED, events=((1.0, INJECTED),), pre_stop_problem=INJECTED, exit_code=3)
+    gone = replace(
+        gone, name=INJECTED, events=((1.0, INJECTED),), pre_stop_problem=INJECTED, exit_code=3
+    )
     hostile = replace(hostile, gone=(gone,), lives=())
     shown = rendered(hostile)
     assert len(shown.all("script")) == 1
@@ -193,12 +220,23 @@ def test_nothing_that_others_wrote_becomes_markup() -> None:
 
 
 def test_the_page_asks_the_network_for_nothing() -> None:
-    """No address in it, nothing that loads; its policy allows one style and one script, by their hashes."""
+    """No address in it, nothing that loads; its policy allows one style and one script, by their
+    hashes."""
     shown = rendered(*three())
-    assert [tag for tag, _ in shown.elements if tag in ("link", "img", "iframe", "object", "image", "use")] == []
-    assert not any(key in ("src", "href", "style") for _, attributes in shown.elements for key in attributes)
+    assert [
+        tag
+        for tag, _ in shown.elements
+        if tag in ("link", "img", "iframe", "object", "image", "use")
+    ] == []
+    assert not any(
+        key in ("src", "href", "style") for _, attributes in shown.elements for key in attributes
+    )
     assert re.findall(r"https?://|url\(|@import", shown.html.replace("http://127", "")) == []
-    (policy,) = [m["content"] or "" for m in shown.all("meta") if m.get("http-equiv") == "Content-Security-Policy"]
+    (policy,) = [
+        m["content"] or ""
+        for m in shown.all("meta")
+        if m.get("http-equiv") == "Content-Security-Policy"
+    ]
     assert policy.startswith("default-src 'none';")
     for tag, directive in (("style", "style-src"), ("script", "script-src")):
         (inside,) = re.findall(rf"<{tag}>(.*?)</{tag}>", shown.html, re.S)
@@ -208,7 +246,9 @@ def test_the_page_asks_the_network_for_nothing() -> None:
 
 def test_an_interrupted_run_can_be_drawn() -> None:
     """Ctrl-C a moment after the deletion: nothing gone, nothing ended, and a page all the same."""
-    begun = result(exited=None, events=(), complete=False, tally=replace(result().tally, records=[]), lives=())
+    begun = result(
+        exited=None, events=(), complete=False, tally=replace(result().tally, records=[]), lives=()
+    )
     text = page([begun], made=MADE, interrupted=True)
     assert "Interrupted." in text
     assert Page(text).all("svg", "picture")
@@ -223,9 +263,12 @@ def test_a_thousand_steps_and_a_minute_fit_the_axis() -> None:
     assert Axis(-2, 8).percent(3) == 50
 
 
-# -- colours -----------------------------------------------------------------------------------------------------------
+# -- colours ----
 
-CSS = resources.files(page_module.__package__ or "").joinpath("page.css").read_text(encoding="utf-8")
+
+CSS = (
+    resources.files(page_module.__package__ or "").joinpath("page.css").read_text(encoding="utf-8")
+)
 
 
 def colours(dark: bool) -> dict[str, tuple[float, float, float]]:
@@ -243,7 +286,9 @@ def linear(value: str) -> tuple[float, float, float]:
 
 
 def _linear(part: float) -> float:
-    return part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4  # WCAG 2.2, relative luminance
+    return (
+        part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4
+    )  # WCAG 2.2, relative luminance
 
 
 def contrast(one: tuple[float, float, float], other: tuple[float, float, float]) -> float:
@@ -252,12 +297,24 @@ def contrast(one: tuple[float, float, float], other: tuple[float, float, float])
     return (lights[1] + 0.05) / (lights[0] + 0.05)
 
 
-#: Machado, Oliveira and Fernandes, A Physiologically-based Model for Simulation of Color Vision Deficiency (2009),
-#: severity 1.
+#: Machado, Oliveira and Fernandes, A Physiologically-based Model for Simulation of Color Vision
+#: Deficiency (2009), severity 1.
 BLIND = {
-    "protanopia": ((0.152286, 1.052583, -0.204868), (0.114503, 0.786281, 0.099216), (-0.003882, -0.048116, 1.051998)),
-    "deuteranopia": ((0.367322, 0.860646, -0.227968), (0.280085, 0.672501, 0.047413), (-0.011820, 0.042940, 0.968881)),
-    "tritanopia": ((1.255528, -0.076749, -0.178779), (-0.078411, 0.930809, 0.147602), (0.004733, 0.691367, 0.303900)),
+    "protanopia": (
+        (0.152286, 1.052583, -0.204868),
+        (0.114503, 0.786281, 0.099216),
+        (-0.003882, -0.048116, 1.051998),
+    ),
+    "deuteranopia": (
+        (0.367322, 0.860646, -0.227968),
+        (0.280085, 0.672501, 0.047413),
+        (-0.011820, 0.042940, 0.968881),
+    ),
+    "tritanopia": (
+        (1.255528, -0.076749, -0.178779),
+        (-0.078411, 0.930809, 0.147602),
+        (0.004733, 0.691367, 0.303900),
+    ),
 }
 
 
@@ -279,39 +336,54 @@ def difference(one: tuple[float, float, float], other: tuple[float, float, float
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_text_and_shapes_stand_out(dark: bool) -> None:
-    """WCAG 2.2: 4.5 to 1 for text (1.4.3), 3 to 1 for what has to be seen to understand a picture (1.4.11)."""
+    """WCAG 2.2: 4.5 to 1 for text (1.4.3), 3 to 1 for what has to be seen to understand a picture
+    (1.4.11)."""
     theme = colours(dark)
     for text in ("ink", "soft", "good", "bad"):
         for ground in ("paper", "card"):
             assert contrast(theme[text], theme[ground]) >= 4.5, (text, ground)
-    for shape in (*(outcome.value for outcome in Outcome), "lame-duck", "draining", "stopping", "prestop", "ready"):
+    for shape in (
+        *(outcome.value for outcome in Outcome),
+        "lame-duck",
+        "draining",
+        "stopping",
+        "prestop",
+        "ready",
+    ):
         assert contrast(theme[shape], theme["card"]) >= 3, shape
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("kind", ["trichromacy", *BLIND])
 def test_a_loss_differs_from_an_answer_for_every_eye(dark: bool, kind: str) -> None:
-    """And so do the phases that lie beside each other. A difference of 15 in CIELAB is seen at a glance."""
+    """And so do the phases that lie beside each other. A difference of 15 in CIELAB is seen at a
+    glance."""
     theme = colours(dark)
 
     def seen(name: str) -> tuple[float, float, float]:
         colour = theme[name]
         if kind == "trichromacy":
             return colour
-        r, g, b = (min(1.0, max(0.0, sum(w * c for w, c in zip(row, colour, strict=True)))) for row in BLIND[kind])
+        r, g, b = (
+            min(1.0, max(0.0, sum(w * c for w, c in zip(row, colour, strict=True))))
+            for row in BLIND[kind]
+        )
         return r, g, b
 
     losses = [outcome.value for outcome in Outcome if outcome is not Outcome.OK]
     pairs = [("ok", loss) for loss in losses] + [("refused", "reset"), ("prestop", "stopping")]
     pairs += [("lame-duck", "draining"), ("prestop", "lame-duck")]
-    close = {pair: round(d, 1) for pair in pairs if (d := difference(seen(pair[0]), seen(pair[1]))) < 15}
+    close = {
+        pair: round(d, 1) for pair in pairs if (d := difference(seen(pair[0]), seen(pair[1]))) < 15
+    }
     assert close == {}
 
 
 def test_kinds_of_connections_and_deleted_endpoints_are_listed_with_their_losses() -> None:
     """The table of losses says when, on what connection, to whom and why."""
     shown = rendered(
-        plain(), result(lost=[record(2.5, Outcome.TIMEOUT, kind=Kind.KEPT, endpoint=DELETED, error="slow")])
+        plain(),
+        result(lost=[record(2.5, Outcome.TIMEOUT, kind=Kind.KEPT, endpoint=DELETED, error="slow")]),
     )
     cells = shown.text("td")
     at = cells.index("2.50")
@@ -319,7 +391,9 @@ def test_kinds_of_connections_and_deleted_endpoints_are_listed_with_their_losses
 
 
 @given(some.floats(0, 20), some.floats(0, 2), some.floats(0, 20), some.floats(0, 20))
-def test_names_of_moments_never_cover_each_other(sigterm: float, stop: float, last: float, unrouted: float) -> None:
+def test_names_of_moments_never_cover_each_other(
+    sigterm: float, stop: float, last: float, unrouted: float
+) -> None:
     """Whenever SIGTERM, the end, the last request and the routing's knowledge come."""
     run = result(lost=[record(last, Outcome.REFUSED, endpoint=DELETED)], seconds=21)
     (gone,) = run.gone
@@ -335,8 +409,12 @@ def test_names_of_moments_never_cover_each_other(sigterm: float, stop: float, la
         left = mark.percent if mark.anchor == "start" else mark.percent - width
         spans.append((mark.row, left, left + width))
     for index, (row, left, right) in enumerate(spans):
-        assert not any(row == r and left < end and start < right for r, start, end in spans[index + 1 :])
+        assert not any(
+            row == r and left < end and start < right for r, start, end in spans[index + 1 :]
+        )
     assert min(mark.row for mark in placed) == 0
     assert {"deleted", "SIGTERM", "gone"} <= {
-        name for mark in placed for name in mark.label.rpartition(" s")[0].rpartition(" ")[0].split(", ")
+        name
+        for mark in placed
+        for name in mark.label.rpartition(" s")[0].rpartition(" ")[0].split(", ")
     }

@@ -7,7 +7,15 @@ import random
 import pytest
 
 from gunicorn_grace.rehearsal.errors import PlanFailed, likely_cause
-from gunicorn_grace.rehearsal.platform import EndpointTable, Exec, HttpGet, Lag, NoEndpoint, State, as_hook
+from gunicorn_grace.rehearsal.platform import (
+    EndpointTable,
+    Exec,
+    HttpGet,
+    Lag,
+    NoEndpoint,
+    State,
+    as_hook,
+)
 from gunicorn_grace.rehearsal.rollout import Rollout
 from gunicorn_grace.rehearsal.scene import Plan
 
@@ -37,7 +45,9 @@ def table(clock: Clock) -> EndpointTable:
     return table
 
 
-def test_a_removed_endpoint_is_routed_to_until_the_lag_is_over(clock: Clock, table: EndpointTable) -> None:
+def test_a_removed_endpoint_is_routed_to_until_the_lag_is_over(
+    clock: Clock, table: EndpointTable
+) -> None:
     """With a lag of 3 s it is still picked after 2.999 s, and no more after 3 s."""
     table.remove(B, lag=3.0)
     clock.now += 2.999
@@ -93,19 +103,26 @@ def test_every_endpoint_is_picked_as_often(table: EndpointTable) -> None:
 
 
 def test_each_node_learns_by_itself(clock: Clock, table: EndpointTable) -> None:
-    """With lags of 1, 2 and 20 s, the nodes stop routing to it one after the other, and the slow one much later."""
+    """With lags of 1, 2 and 20 s, the nodes stop routing to it one after the other, and the slow
+    one much later."""
     table.remove(B, lag=(1.0, 2.0, 20.0))
     known = []
     for _ in range(4):
         known.append([B in table.endpoints(node) for node in range(3)])
         clock.now += 1.0
-    assert known == [[True, True, True], [False, True, True], [False, False, True], [False, False, True]]
+    assert known == [
+        [True, True, True],
+        [False, True, True],
+        [False, False, True],
+        [False, False, True],
+    ]
     clock.now = 120.0
     assert B not in table.endpoints(2)
 
 
 def test_an_addition_travels_as_a_removal_does(clock: Clock, table: EndpointTable) -> None:
-    """A new endpoint, too, is routed to only by those who know it; one that goes before it was known never is."""
+    """A new endpoint, too, is routed to only by those who know it; one that goes before it was
+    known never is."""
     new = ("127.0.0.1", 8003)
     table.add(new, lag=2.0)
     assert new not in table.endpoints()
@@ -119,7 +136,8 @@ def test_an_addition_travels_as_a_removal_does(clock: Clock, table: EndpointTabl
 
 
 def test_terminating_endpoints_are_the_last_resort(clock: Clock, table: EndpointTable) -> None:
-    """As long as one is ready no other is picked; when none is, those that are terminating and still serve are."""
+    """As long as one is ready no other is picked; when none is, those that are terminating and
+    still serve are."""
     rng = random.Random(1)
     table.change(B, State.TERMINATING)
     assert {table.pick(rng) for _ in range(20)} == {A}
@@ -152,7 +170,9 @@ def test_another_table_can_follow(clock: Clock, table: EndpointTable) -> None:
         ("1.5", "0.05:20", Lag(1.5, 1.5, 20.0, 0.05)),
     ],
 )
-def test_a_lag_is_a_time_or_a_range_and_a_slow_node(lag: str, slow: str | None, expected: Lag) -> None:
+def test_a_lag_is_a_time_or_a_range_and_a_slow_node(
+    lag: str, slow: str | None, expected: Lag
+) -> None:
     """As written on the command line."""
     assert Lag.parse(lag, slow) == expected
     assert Lag.parse(lag, slow).longest == max(expected.high, expected.slow or 0.0)
@@ -178,7 +198,8 @@ def test_what_is_no_lag_is_refused(lag: str, slow: str | None, said: str) -> Non
 
 
 def test_each_node_draws_its_own_lag() -> None:
-    """All within the range, not all the same, the slow node one more, and again the same from the same seed."""
+    """All within the range, not all the same, the slow node one more, and again the same from the
+    same seed."""
     lag = Lag(1.0, 8.0, 20.0, 0.05)
     drawn = lag.draw(10, random.Random(3))
     assert len(drawn) == 11

@@ -17,7 +17,8 @@ pytestmark = pytest.mark.once
 def test_a_verdict_takes_as_many_answers_in_a_row_as_its_threshold(
     answers: list[bool], failures: int, successes: int
 ) -> None:
-    """At any time: the verdict is the last answer if it came that often in a row, and none otherwise."""
+    """At any time: the verdict is the last answer if it came that often in a row, and none
+    otherwise."""
     thresholds = Thresholds(Probe("/", failure_threshold=failures, success_threshold=successes))
     for number, answer in enumerate(answers, 1):
         needed = successes if answer else failures
@@ -31,7 +32,10 @@ def test_a_verdict_takes_as_many_answers_in_a_row_as_its_threshold(
     [
         ("/readyz", Probe("/readyz")),
         ("/r?x=1 period=5", Probe("/r?x=1", period=5.0)),
-        ("/r delay=2 success=2 failure=1 timeout=0.5 period=0.25", Probe("/r", 0.25, 0.5, 1, 2, 2.0)),
+        (
+            "/r delay=2 success=2 failure=1 timeout=0.5 period=0.25",
+            Probe("/r", 0.25, 0.5, 1, 2, 2.0),
+        ),
     ],
 )
 def test_a_probe_is_a_path_with_options(text: str, probe: Probe) -> None:

@@ -12,7 +12,10 @@ import pytest
 
 from gunicorn_grace.rehearsal import procfs
 
-pytestmark = [pytest.mark.once, pytest.mark.skipif(not os.path.exists("/proc/self"), reason="there is no /proc")]
+pytestmark = [
+    pytest.mark.once,
+    pytest.mark.skipif(not os.path.exists("/proc/self"), reason="there is no /proc"),
+]
 WAIT = "import sys; print(flush=True); sys.stdin.read()"
 
 
@@ -23,7 +26,11 @@ def marked() -> Iterator[list[subprocess.Popen[str]]]:
     for value in ("one", "one", "two"):
         env = {**os.environ, "PROCFS_TEST": f"{value} {os.getpid()}"}
         process = subprocess.Popen(
-            [sys.executable, "-c", WAIT], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", WAIT],
+            env=env,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         assert process.stdout is not None
         process.stdout.readline()
@@ -48,7 +55,8 @@ def test_marked_processes_are_found_by_their_value(marked: list[subprocess.Popen
 def test_no_thread_gets_what_a_look_found_that_began_before_it_asked(
     marked: list[subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Those who ask while one is under way share later ones: what has come since may have been passed by."""
+    """Those who ask while one is under way share later ones: what has come since may have been
+    passed by."""
     looks: list[threading.Event] = []
     real = procfs.marked_by_value
     under_way = threading.Event()
@@ -86,7 +94,8 @@ def test_no_thread_gets_what_a_look_found_that_began_before_it_asked(
 
 
 def test_memory_is_told_in_bytes(marked: list[subprocess.Popen[str]]) -> None:
-    """An interpreter holds more than a MiB and less than a GiB; a process that is gone holds nothing."""
+    """An interpreter holds more than a MiB and less than a GiB; a process that is gone holds
+    nothing."""
     pid = marked[0].pid
     assert 1 << 20 < procfs.memory(pid) < 1 << 30
     procfs.end_marked("PROCFS_TEST", f"one {os.getpid()}")

@@ -32,7 +32,7 @@ def three() -> list[Result]:
     return [plain(0.1, 0.2, 2.9), result(SLEEP, exited=15.4, seconds=17), result()]
 
 
-# -- text --------------------------------------------------------------------------------------------------------------
+# -- text ----
 
 
 def test_three_contenders_stand_side_by_side_in_80_columns() -> None:
@@ -44,7 +44,23 @@ def test_three_contenders_stand_side_by_side_in_80_columns() -> None:
     assert cells["lost"] == ["3", "0", "0"]
     assert cells["refused"] == ["3", "0", "0"]
     assert cells["gone after"] == ["0.4", "s", "15.4", "s", "5.6", "s"]
-    assert cells["budget used"] == ["1", "%", "of", "30", "s", "51", "%", "of", "30", "s", "19", "%", "of", "30", "s"]
+    assert cells["budget used"] == [
+        "1",
+        "%",
+        "of",
+        "30",
+        "s",
+        "51",
+        "%",
+        "of",
+        "30",
+        "s",
+        "19",
+        "%",
+        "of",
+        "30",
+        "s",
+    ]
     assert cells["slowest answer"] == ["0.01", "s"] * 3
 
 
@@ -74,12 +90,36 @@ def test_the_last_line_is_the_verdict() -> None:
     ("results", "max_lost", "interrupted", "passed", "words"),
     [
         ([result()], 0, False, True, "gunicorn-grace lost none of 70 requests."),
-        ([plain(1.0), result()], 0, False, True, "lost none of 70 requests. plain gunicorn lost 1."),
+        (
+            [plain(1.0), result()],
+            0,
+            False,
+            True,
+            "lost none of 70 requests. plain gunicorn lost 1.",
+        ),
         ([result(lost=refused(1.0))], 0, False, False, "gunicorn-grace LOST 1 of 71 requests."),
-        ([result(lost=refused(1.0))], 1, False, True, "gunicorn-grace lost 1, as --max-lost 1 allows, of 71 requests."),
-        ([result(lost=refused(1, 2))], 1, False, False, "LOST 2 of 72 requests. --max-lost allows 1."),
+        (
+            [result(lost=refused(1.0))],
+            1,
+            False,
+            True,
+            "gunicorn-grace lost 1, as --max-lost 1 allows, of 71 requests.",
+        ),
+        (
+            [result(lost=refused(1, 2))],
+            1,
+            False,
+            False,
+            "LOST 2 of 72 requests. --max-lost allows 1.",
+        ),
         ([result()], 0, True, False, "Interrupted. gunicorn-grace lost 0 of 70."),
-        ([plain(1.0), result(complete=False)], 9, True, False, "lost 1 of 71. gunicorn-grace had lost 0 of 70."),
+        (
+            [plain(1.0), result(complete=False)],
+            9,
+            True,
+            False,
+            "lost 1 of 71. gunicorn-grace had lost 0 of 70.",
+        ),
     ],
 )
 def test_the_verdict_is_that_on_the_last_contender(
@@ -144,7 +184,7 @@ def test_colours_are_paint_and_no_more() -> None:
     assert ("0", "good") in painted
 
 
-# -- JSON --------------------------------------------------------------------------------------------------------------
+# -- JSON
 
 
 def valid(document: Any) -> Any:
@@ -157,7 +197,9 @@ def valid(document: Any) -> Any:
 def test_the_document_is_what_its_schema_says() -> None:
     """All outcomes, all contenders, complete or not: every field is described, and no more."""
     jsonschema.Draft202012Validator.check_schema(schema.schema())
-    losses = [record(n / 10, outcome, kind=kind) for n, outcome in enumerate(Outcome) for kind in Kind]
+    losses = [
+        record(n / 10, outcome, kind=kind) for n, outcome in enumerate(Outcome) for kind in Kind
+    ]
     runs = [*three(), result(lost=losses), result(PLAIN, exited=None, complete=False)]
     document = valid(schema.document(runs, made=MADE, max_lost=3, interrupted=True))
     assert document["made"] == "2026-07-01T12:00:00+00:00"
@@ -173,9 +215,13 @@ def test_the_document_is_what_its_schema_says() -> None:
 def test_the_schema_knows_every_outcome() -> None:
     """A new way to lose a request is described before it is reported."""
     defined = schema.schema()["$defs"]
-    assert set(defined["timeline"]["properties"]["began"]["properties"]) == {outcome.value for outcome in Outcome}
+    assert set(defined["timeline"]["properties"]["began"]["properties"]) == {
+        outcome.value for outcome in Outcome
+    }
     assert {outcome.value for outcome in Outcome} <= set(defined["result"]["properties"])
-    assert {*defined["lost_request"]["properties"]["outcome"]["enum"], "ok"} == {outcome.value for outcome in Outcome}
+    assert {*defined["lost_request"]["properties"]["outcome"]["enum"], "ok"} == {
+        outcome.value for outcome in Outcome
+    }
 
 
 def test_what_is_not_described_is_refused() -> None:
@@ -199,7 +245,7 @@ def test_the_counts_of_the_timeline_add_up_to_the_requests() -> None:
     assert sum(run["timeline"]["began"]["refused"]) == run["refused"] == 2
 
 
-# -- a result ----------------------------------------------------------------------------------------------------------
+# -- a result ----
 
 
 def test_the_budget_counts_from_the_deletion_not_from_sigterm() -> None:
@@ -217,11 +263,12 @@ def test_a_result_in_a_failing_assertion_is_short() -> None:
     assert repr(plain(1.0)) == "<Result plain gunicorn: 1 of 71 requests lost>"
 
 
-# -- the cast ----------------------------------------------------------------------------------------------------------
+# -- the cast ----
 
 
 def test_the_contenders_read_the_same_file(tmp_path: Path) -> None:
-    """The user's configuration goes to all; where plain gunicorn plays, through the module that silences the plugin."""
+    """The user's configuration goes to all; where plain gunicorn plays, through the module that
+    silences the plugin."""
     file = tmp_path / "mine.py"
     file.touch()
     assert contender("grace", str(file)).args == ("-c", str(file))
@@ -254,10 +301,15 @@ def test_a_contender_that_does_not_exist_is_refused(name: str) -> None:
         (["--daemon"], "--daemon cannot"),
         (["--check-config"], "would end at once"),
         (["--version"], "would end at once with -w 2 --version"),
-        (["--workers"], "gunicorn does not take -w 2 --workers: argument -w/--workers: expected one argument"),
+        (
+            ["--workers"],
+            "gunicorn does not take -w 2 --workers: argument -w/--workers: expected one argument",
+        ),
     ],
 )
-def test_arguments_that_a_rehearsal_needs_for_itself_are_refused(args: list[str], said: str) -> None:
+def test_arguments_that_a_rehearsal_needs_for_itself_are_refused(
+    args: list[str], said: str
+) -> None:
     """Also abbreviated, as gunicorn's own parser takes them; one line says why."""
     with pytest.raises(PlanFailed) as caught:
         refuse_clashes(["-w", "2", *args])
@@ -265,7 +317,9 @@ def test_arguments_that_a_rehearsal_needs_for_itself_are_refused(args: list[str]
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("args", [[], ["-w", "3", "-k", "gthread"], ["--bogus"], ["--timeout", "5"]])
+@pytest.mark.parametrize(
+    "args", [[], ["-w", "3", "-k", "gthread"], ["--bogus"], ["--timeout", "5"]]
+)
 def test_all_other_arguments_are_left_to_gunicorn(args: list[str]) -> None:
     """Unknown ones among them: gunicorn says that better."""
     refuse_clashes(args)
@@ -279,11 +333,12 @@ def test_a_result_in_the_plugins_name_must_be_the_plugins() -> None:
         expect_plugin(result(events=()), "mine.py")
 
 
-# -- files -------------------------------------------------------------------------------------------------------------
+# -- files ----
 
 
 def test_a_file_keeps_what_it_held_until_it_is_written(tmp_path: Path) -> None:
-    """A rehearsal that fails leaves the last report alone, and no empty file; one that ends replaces it."""
+    """A rehearsal that fails leaves the last report alone, and no empty file; one that ends
+    replaces it."""
     old, new = tmp_path / "old", tmp_path / "new"
     old.write_text("before, and longer")
     with opened({"--json": str(old), "--html": str(new)}):
@@ -300,15 +355,23 @@ def test_a_file_keeps_what_it_held_until_it_is_written(tmp_path: Path) -> None:
     ("path", "said"),
     [("nowhere/x", "No such file or directory"), (".", "Is a directory"), ("a\0b", "null byte")],
 )
-def test_a_file_that_cannot_be_written_is_told_before_the_rehearsal(tmp_path: Path, path: str, said: str) -> None:
+def test_a_file_that_cannot_be_written_is_told_before_the_rehearsal(
+    tmp_path: Path, path: str, said: str
+) -> None:
     """The option, the path and the reason in one line."""
-    with pytest.raises(OutputFailed, match=f"--html .*: .*{said}"), opened({"--html": str(tmp_path / path)}):
+    with (
+        pytest.raises(OutputFailed, match=f"--html .*: .*{said}"),
+        opened({"--html": str(tmp_path / path)}),
+    ):
         pytest.fail("it was opened")
 
 
 def test_a_full_disk_is_told_and_leaves_no_half_file() -> None:
     """/dev/full takes nothing."""
-    with opened({"--json": "/dev/full"}) as outputs, pytest.raises(OutputFailed, match=r"^--json /dev/full: No space"):
+    with (
+        opened({"--json": "/dev/full"}) as outputs,
+        pytest.raises(OutputFailed, match=r"^--json /dev/full: No space"),
+    ):
         outputs["--json"].write("x" * 100_000)
 
 

@@ -34,7 +34,10 @@ JSON = ("Content-Type", "application/json")
         ("POST /a a=1&b=2", Request("/a", "POST", b"a=1&b=2", (FORM,))),
         ("""POST /a '{"a": 1}' 4""", Request("/a", "POST", b'{"a": 1}', (JSON,), 4)),
         ("PUT /a @file upload=2", Request("/a", "PUT", b"content of file", (FORM,), upload=2)),
-        ('GET /a read=1.5 "Accept: text/csv"', Request("/a", headers=(("Accept", "text/csv"),), read=1.5)),
+        (
+            'GET /a read=1.5 "Accept: text/csv"',
+            Request("/a", headers=(("Accept", "text/csv"),), read=1.5),
+        ),
         (
             'POST /a x "Content-Type: text/plain" 2',
             Request("/a", "POST", b"x", (("Content-Type", "text/plain"),), weight=2),
@@ -85,7 +88,9 @@ def test_any_text_is_a_request_or_an_error(text: str) -> None:
     with contextlib.suppress(ValueError):
         found = parse_lines(text, "urls.txt", no_file)
         assert found
-        assert [request.head(h11.Connection(h11.CLIENT), "", close=True, host=None) for request in found]
+        assert [
+            request.head(h11.Connection(h11.CLIENT), "", close=True, host=None) for request in found
+        ]
 
 
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=6))

@@ -41,12 +41,18 @@ def test_what_is_no_number_of_pods_is_refused(text: str) -> None:
         Rollout(max_unavailable=text)
 
 
-@given(wanted=st.integers(1, 40), surge=AMOUNTS, missing=AMOUNTS, in_order=st.booleans(), seed=st.randoms())
+@given(
+    wanted=st.integers(1, 40),
+    surge=AMOUNTS,
+    missing=AMOUNTS,
+    in_order=st.booleans(),
+    seed=st.randoms(),
+)
 def test_a_rollout_ends_and_keeps_to_its_limits(
     wanted: int, surge: str, missing: str, in_order: bool, seed: st.DataObject
 ) -> None:
-    """Whatever the limits, and whenever new pods become available: every old pod is replaced, there are never more
-    pods than the surge allows, and never fewer available than may be missing."""
+    """Whatever the limits, and whenever new pods become available: every old pod is replaced, there
+    are never more pods than the surge allows, and never fewer available than may be missing."""
     rollout = Rollout(surge, missing, in_order=in_order)
     most, least = wanted + rollout.limits(wanted)[0], wanted - rollout.limits(wanted)[1]
     old, starting, available = wanted, 0, 0
@@ -67,7 +73,8 @@ def test_a_rollout_ends_and_keeps_to_its_limits(
 
 
 def test_old_pods_that_are_not_available_go_first() -> None:
-    """Two of four old pods are broken: they are deleted without waiting for a new one, the others are not."""
+    """Two of four old pods are broken: they are deleted without waiting for a new one, the others
+    are not."""
     assert next_step(4, Rollout("1", "1"), Counts(4, 2, 1, 0)) == Step(delete=1)
     assert next_step(4, Rollout("0", "0"), Counts(4, 4, 0, 0)) == Step(delete=1)
 
@@ -90,5 +97,7 @@ def test_min_ready_seconds_are_checked() -> None:
 
 def test_amount_names_what_is_wrong() -> None:
     """The message has the value and both forms."""
-    with pytest.raises(ValueError, match=r"maxSurge 'many' is neither a number of pods \(1\) nor a share"):
+    with pytest.raises(
+        ValueError, match=r"maxSurge 'many' is neither a number of pods \(1\) nor a share"
+    ):
         amount("many", 3, up=True, name="maxSurge")

@@ -14,9 +14,12 @@ pytestmark = pytest.mark.once
 
 
 def test_each_request_counts_in_the_step_in_which_it_began() -> None:
-    """Three outcomes in two steps, one of them before the deletion; steps lie on whole multiples of a tenth."""
+    """Three outcomes in two steps, one of them before the deletion; steps lie on whole multiples of
+    a tenth."""
     series = count(
-        [record(-0.05), record(0.05), record(0.07, Outcome.REFUSED), record(0.31, Outcome.RESET)], ORIGIN, ORIGIN + 0.4
+        [record(-0.05), record(0.05), record(0.07, Outcome.REFUSED), record(0.31, Outcome.RESET)],
+        ORIGIN,
+        ORIGIN + 0.4,
     )
     assert (round(series.start, 3), series.step) == (-STEP, STEP)
     assert series.began[Outcome.OK][:3] == [1, 1, 0]
@@ -27,11 +30,19 @@ def test_each_request_counts_in_the_step_in_which_it_began() -> None:
 
 
 def test_what_is_under_way_at_one_moment_is_in_flight_together() -> None:
-    """Two that overlap count as two, two that follow each other as one, and a long one in every step until its end."""
-    overlapping = count([record(0.01, latency=0.02), record(0.02, latency=0.02)], ORIGIN, ORIGIN + 0.05)
-    following = count([record(0.01, latency=0.01), record(0.03, latency=0.01)], ORIGIN, ORIGIN + 0.05)
+    """Two that overlap count as two, two that follow each other as one, and a long one in every
+    step until its end."""
+    overlapping = count(
+        [record(0.01, latency=0.02), record(0.02, latency=0.02)], ORIGIN, ORIGIN + 0.05
+    )
+    following = count(
+        [record(0.01, latency=0.01), record(0.03, latency=0.01)], ORIGIN, ORIGIN + 0.05
+    )
     long = count(
-        [record(0.05, latency=0.4), record(0.25, latency=0.01, endpoint=DELETED)], ORIGIN, ORIGIN + 1, {DELETED}
+        [record(0.05, latency=0.4), record(0.25, latency=0.01, endpoint=DELETED)],
+        ORIGIN,
+        ORIGIN + 1,
+        {DELETED},
     )
     assert overlapping.in_flight == [2]
     assert following.in_flight == [1]
@@ -62,11 +73,16 @@ def test_a_run_without_a_request_can_be_counted() -> None:
 
 @given(
     some.lists(
-        some.tuples(some.floats(-5, 60), some.floats(0, 20), some.sampled_from(list(Outcome))), min_size=1, max_size=60
+        some.tuples(some.floats(-5, 60), some.floats(0, 20), some.sampled_from(list(Outcome))),
+        min_size=1,
+        max_size=60,
     )
 )
-def test_no_request_is_missed_and_none_counted_twice(drawn: list[tuple[float, float, Outcome]]) -> None:
-    """Whatever the moments, the steps add up to the records, and nobody is in flight who is not there."""
+def test_no_request_is_missed_and_none_counted_twice(
+    drawn: list[tuple[float, float, Outcome]],
+) -> None:
+    """Whatever the moments, the steps add up to the records, and nobody is in flight who is not
+    there."""
     records = [record(at, outcome, latency=latency) for at, latency, outcome in drawn]
     series = count(records, ORIGIN, ORIGIN + 1)
     for outcome in Outcome:

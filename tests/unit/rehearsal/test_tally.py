@@ -15,20 +15,31 @@ pytestmark = pytest.mark.once
 
 
 def record(outcome: Outcome = Outcome.OK, kind: Kind = Kind.FRESH, latency: float = 0.1) -> Record:
-    return Record(1.0, kind, "/", outcome, 200 if outcome is Outcome.OK else None, latency, "127.0.0.1:1")
+    return Record(
+        1.0, kind, "/", outcome, 200 if outcome is Outcome.OK else None, latency, "127.0.0.1:1"
+    )
 
 
 def test_everything_but_a_complete_2xx_is_lost() -> None:
-    """One record of each outcome: all are lost but the one that is ok, and they keep their order."""
+    """One record of each outcome: all are lost but the one that is ok, and they keep their
+    order."""
     tally = Tally([record(outcome) for outcome in Outcome])
     assert tally.total == len(Outcome)
     assert tally.lost == len(Outcome) - 1
-    assert [lost.outcome for lost in tally.lost_records] == [o for o in Outcome if o is not Outcome.OK]
+    assert [lost.outcome for lost in tally.lost_records] == [
+        o for o in Outcome if o is not Outcome.OK
+    ]
 
 
 def test_counts_are_kept_by_outcome_and_by_kind() -> None:
     """A count can be narrowed to fresh or kept-alive connections, by the enum or by its word."""
-    tally = Tally([record(Outcome.RESET, Kind.KEPT), record(Outcome.RESET, Kind.FRESH), record(kind=Kind.KEPT)])
+    tally = Tally(
+        [
+            record(Outcome.RESET, Kind.KEPT),
+            record(Outcome.RESET, Kind.FRESH),
+            record(kind=Kind.KEPT),
+        ]
+    )
     assert tally.count(Outcome.RESET) == 2
     assert tally.count(Outcome.RESET, Kind.KEPT) == 1
     assert tally.count(Outcome.RESET, "fresh") == 1
@@ -36,26 +47,40 @@ def test_counts_are_kept_by_outcome_and_by_kind() -> None:
 
 
 def test_the_summary_adds_up_and_goes_into_json() -> None:
-    """The outcomes sum up to the requests, both kinds of lost ones to the lost, and JSON takes all of it."""
+    """The outcomes sum up to the requests, both kinds of lost ones to the lost, and JSON takes all
+    of it."""
     tally = Tally([record(o, k) for o in Outcome for k in Kind], lags=[0.001, 0.002], skipped=3)
     summary = json.loads(json.dumps(tally.summary()))
-    assert sum(summary[outcome.value] for outcome in Outcome) == summary["requests"] == 2 * len(Outcome)
+    assert (
+        sum(summary[outcome.value] for outcome in Outcome)
+        == summary["requests"]
+        == 2 * len(Outcome)
+    )
     assert summary["lost_fresh"] + summary["lost_kept"] == summary["lost"] == 2 * len(Outcome) - 2
     assert summary["skipped"] == 3
     assert summary["lag_max"] == 0.002
 
 
 def test_latencies_are_those_of_answered_requests() -> None:
-    """A request that was refused in no time does not make the service look fast, nor a timeout slow."""
-    tally = Tally([record(latency=0.2), record(Outcome.REFUSED, latency=0.0), record(Outcome.TIMEOUT, latency=9.0)])
+    """A request that was refused in no time does not make the service look fast, nor a timeout
+    slow."""
+    tally = Tally(
+        [
+            record(latency=0.2),
+            record(Outcome.REFUSED, latency=0.0),
+            record(Outcome.TIMEOUT, latency=9.0),
+        ]
+    )
     assert tally.summary()["latency_p50"] == tally.summary()["latency_max"] == 0.2
 
 
 @pytest.mark.parametrize(
-    ("percent", "expected"), [(1, 1.0), (50, 50.0), (99, 99.0), (99.5, 100.0), (100, 100.0), (0, 1.0)]
+    ("percent", "expected"),
+    [(1, 1.0), (50, 50.0), (99, 99.0), (99.5, 100.0), (100, 100.0), (0, 1.0)],
 )
 def test_percentiles_are_nearest_rank(percent: float, expected: float) -> None:
-    """Of 1 to 100 in any order, the n-th percentile is n, and a fraction goes up to the next value."""
+    """Of 1 to 100 in any order, the n-th percentile is n, and a fraction goes up to the next
+    value."""
     assert percentile([float(n) for n in range(100, 0, -1)], percent) == expected
 
 
@@ -71,7 +96,8 @@ def test_a_record_knows_when_it_ended() -> None:
 
 
 def test_a_generator_that_kept_its_schedule_is_trusted() -> None:
-    """One late request of a hundred is no reason; two are, and the sentence holds both numbers and the way out."""
+    """One late request of a hundred is no reason; two are, and the sentence holds both numbers and
+    the way out."""
     good = Tally(lags=[0.001] * 99 + [0.5], rate=100.0)
     assert good.fell_behind() == ""
     bad = Tally(lags=[0.001] * 98 + [0.5] * 2, rate=100.0)
@@ -105,14 +131,19 @@ PAGE = DOCS / "rehearsal.md"
 
 
 def test_every_outcome_is_in_the_docs() -> None:
-    """The table of classes names each outcome that is a loss, by its name in the JSON, and no other."""
+    """The table of classes names each outcome that is a loss, by its name in the JSON, and no
+    other."""
     named = re.findall(r"^\| [^|]+ \| `([a-z_]+)` \| ", PAGE.read_text(encoding="utf-8"), re.M)
-    assert sorted(named) == sorted(outcome.value for outcome in Outcome if outcome is not Outcome.OK)
+    assert sorted(named) == sorted(
+        outcome.value for outcome in Outcome if outcome is not Outcome.OK
+    )
 
 
 def test_the_requests_in_the_docs_can_be_sent() -> None:
     """The example of a file of requests is one."""
-    (example,) = re.findall(r"^```text\n(# nine.*?)^```", PAGE.read_text(encoding="utf-8"), re.M | re.S)
+    (example,) = re.findall(
+        r"^```text\n(# nine.*?)^```", PAGE.read_text(encoding="utf-8"), re.M | re.S
+    )
     requests = parse_lines(example, "urls.txt", lambda name: name.encode())
     assert [request.method for request in requests] == ["GET", "GET", "POST", "PUT", "GET"]
     assert (requests[0].weight, sum(request.weight for request in requests)) == (9, 15)
