@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from . import state as _state
 from .application import hold, on_drain, on_lame_duck, until_terminating
 from .errors import (
     CheckError,
@@ -21,7 +20,8 @@ from .errors import (
     UnknownSetting,
     UsageError,
 )
-from .phase import Phase
+from .shared import memory as _state
+from .shared.phase import Phase
 
 if TYPE_CHECKING:
     from .checks import Kind

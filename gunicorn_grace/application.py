@@ -29,9 +29,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Generic, TypeVar, overload
 
-from . import state as st
 from .errors import UsageError
-from .phase import Phase
+from .shared import memory as st
+from .shared.phase import Phase
 
 LOOK_EVERY = 0.25
 """Seconds between two looks for a shutdown while there is none. They were measured to cost a worker

@@ -29,15 +29,16 @@ from typing import TYPE_CHECKING, Any
 
 from gunicorn.errors import HaltServer
 
-from . import __version__, listener, notify
+from . import __version__, notify
 from . import report as reporting
-from . import state as st
 from .errors import GraceError
 from .lifecycle import Observation, Origin, Reason, deadline, decide, drain_limit, is_delay_over
-from .phase import Phase, check_transition
 from .probe_port import ProbePort
 from .report import Report, verdict
-from .settings import Settings, budget_line, longest_delay
+from .shared import listener
+from .shared import memory as st
+from .shared.phase import Phase, check_transition
+from .shared.settings import Settings, budget_line, longest_delay
 from .worker_classes import LINGER, POKE
 
 if TYPE_CHECKING:

@@ -14,12 +14,12 @@ from collections.abc import Sequence
 import click
 
 from . import __version__
-from . import state as st
 from .errors import GraceError, StateError
 from .lifecycle import Origin
-from .phase import Phase
 from .rehearsal.command import rehearse
 from .rehearsal.output import give_up_stdout
+from .shared import memory as st
+from .shared.phase import Phase
 
 LOOK = 0.05
 """Seconds between two looks into the shared memory."""

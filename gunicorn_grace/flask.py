@@ -12,11 +12,12 @@ from typing import Any
 from flask import Blueprint, Flask, Response, request
 from flask.blueprints import BlueprintSetupState
 
-from . import settings, worker
+from . import worker
 from .checks import Kind
 from .probes import DOCKERFLOW_PATHS, LIVENESS_ALIAS, Target
 from .probes import Probes as Core
-from .settings import Settings
+from .shared import settings
+from .shared.settings import Settings
 from .wsgi import Responder
 
 EXTENSION = "gunicorn_grace"

@@ -34,10 +34,10 @@ from pathlib import Path
 from typing import Any
 
 from . import responder
-from . import state as st
 from .checks import Check, Kind, Outcome, Registry, Run, registry
-from .phase import Phase
-from .settings import Settings, address_of
+from .shared import memory as st
+from .shared.phase import Phase
+from .shared.settings import Settings, address_of
 
 BACKLOG = 128
 

@@ -16,8 +16,8 @@ from urllib.parse import parse_qs
 
 from .checks import Kind as Kind
 from .checks import Outcome
-from .phase import Phase, is_terminating
-from .settings import Settings
+from .shared.phase import Phase, is_terminating
+from .shared.settings import Settings
 
 LIVENESS_ALIAS = "/healthz"
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from . import metrics
-from . import state as st
+from .shared import memory as st
+from .shared import metrics
 
 try:
     from prometheus_client import registry

@@ -24,7 +24,7 @@ def grace_instance() -> Iterator[Instance]:
     ``grace_instance.enter(Phase.LAME_DUCK, seconds_left=8)``; see
     :class:`gunicorn_grace.testing.Instance`.
     """
-    from .phase import Phase
+    from .shared.phase import Phase
     from .testing import in_phase
 
     with in_phase(Phase.SERVING) as instance:

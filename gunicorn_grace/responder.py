@@ -42,12 +42,12 @@ from http.server import BaseHTTPRequestHandler
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
-from . import state as st
 from .checks import Outcome
 from .lifecycle import Origin
-from .phase import Phase
 from .probes import FORBIDDEN, NOT_ALLOWED, TRIGGERED, Answer, Kind, Probes, Query, Situation
-from .settings import Secret, Settings
+from .shared import memory as st
+from .shared.phase import Phase
+from .shared.settings import Secret, Settings
 from .trigger import Trigger
 
 LISTENER, MEMORY = 3, 4

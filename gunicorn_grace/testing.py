@@ -23,9 +23,9 @@ import time
 from collections.abc import Iterator
 
 from . import application
-from . import state as st
 from .errors import UsageError
-from .phase import Phase, is_terminating
+from .shared import memory as st
+from .shared.phase import Phase, is_terminating
 
 __all__ = ["Instance", "in_phase"]
 
@@ -114,7 +114,8 @@ def in_phase(
     :param seconds_left: what ``seconds_left()`` says; ``None`` for an instance without a deadline.
     :raises UsageError: this is a process of a real gunicorn; or see :meth:`Instance.enter`.
     """
-    from . import settings, worker
+    from . import worker
+    from .shared import settings
 
     if st.current is not None and not isinstance(st.current, _Pretended):
         raise UsageError(

@@ -22,13 +22,14 @@ import time
 from collections.abc import Callable, Collection
 from typing import Any
 
-from . import application, listener
-from . import state as st
+from . import application
 from .checks import registry
 from .connections import accepted_at, bare, is_sending, never_sent, unread
 from .lifecycle import Origin
 from .probes import Probes, Situation
-from .settings import Settings
+from .shared import listener
+from .shared import memory as st
+from .shared.settings import Settings
 from .worker_classes import (
     ASGI_HOOKS,
     HOOKS,

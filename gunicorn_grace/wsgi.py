@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 from . import worker
 from .checks import Kind, Outcome, Run, registry
 from .lifecycle import Origin
-from .phase import Phase, is_terminating
 from .probes import FORBIDDEN, NOT_ALLOWED, TRIGGERED, Answer, Query, Situation, Target
 from .probes import Probes as Core
-from .settings import Settings
+from .shared.phase import Phase, is_terminating
+from .shared.settings import Settings
 from .trigger import Trigger
 
 if TYPE_CHECKING:

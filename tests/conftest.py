@@ -14,8 +14,10 @@ import gunicorn
 import pytest
 
 import gunicorn_grace
-from gunicorn_grace import application, checks, settings, state, worker
-from gunicorn_grace.state import State
+from gunicorn_grace import application, checks, worker
+from gunicorn_grace.shared import memory as state
+from gunicorn_grace.shared import settings
+from gunicorn_grace.shared.memory import State
 
 TESTS = Path(__file__).parent
 NO_LONG = "not long"

@@ -22,24 +22,15 @@ import click
 import pytest
 
 import gunicorn_grace
-from gunicorn_grace import (
-    arbiter,
-    cli,
-    connections,
-    lifecycle,
-    metrics,
-    notify,
-    report,
-    state,
-    trigger,
-    worker,
-)
+from gunicorn_grace import arbiter, cli, connections, lifecycle, notify, report, trigger, worker
 from gunicorn_grace.checks import Kind, Outcome
 from gunicorn_grace.lifecycle import Observation, Origin, Reason, decide
-from gunicorn_grace.phase import TRANSITIONS, Phase
 from gunicorn_grace.probes import Probes, Query, Situation
 from gunicorn_grace.rehearsal import schema
-from gunicorn_grace.settings import TERMINATION_LOG, Settings, budget_line, rows
+from gunicorn_grace.shared import memory as state
+from gunicorn_grace.shared import metrics
+from gunicorn_grace.shared.phase import TRANSITIONS, Phase
+from gunicorn_grace.shared.settings import TERMINATION_LOG, Settings, budget_line, rows
 from support.paths import DOCS, TESTS
 
 pytestmark = pytest.mark.once
@@ -437,7 +428,7 @@ def test_every_transition_of_the_diagram_is_reached() -> None:
 
 
 def test_the_cells_of_the_shared_memory_exist() -> None:
-    """Who reads the table of writers finds the same names in ``gunicorn_grace.state``."""
+    """Who reads the table of writers finds the same names in ``gunicorn_grace.shared.memory``."""
     cells = first_column("how-it-works.md", "cells")
     assert len(cells) > 10
     assert [name for name in cells if not isinstance(getattr(state, name, None), int)] == []

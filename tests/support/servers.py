@@ -18,8 +18,6 @@ from typing import Any
 import h11
 import pytest
 
-from gunicorn_grace import state as st
-from gunicorn_grace.phase import Phase
 from gunicorn_grace.rehearsal import procfs
 from gunicorn_grace.rehearsal.fleet import MARK, Instance
 from gunicorn_grace.rehearsal.load import Load
@@ -27,6 +25,8 @@ from gunicorn_grace.rehearsal.platform import EndpointTable
 from gunicorn_grace.rehearsal.scene import Plan, Result
 from gunicorn_grace.rehearsal.tally import Tally
 from gunicorn_grace.rehearsal.wire import Response, fetch
+from gunicorn_grace.shared import memory as st
+from gunicorn_grace.shared.phase import Phase
 from support.paths import APPS
 
 WORKERS: dict[str, tuple[str, ...]] = {

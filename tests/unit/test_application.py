@@ -16,11 +16,11 @@ import pytest
 
 import gunicorn_grace
 from gunicorn_grace import application, hold, on_drain, on_lame_duck, until_terminating
-from gunicorn_grace import state as st
 from gunicorn_grace.application import Duties
 from gunicorn_grace.errors import GraceError, UsageError
-from gunicorn_grace.phase import Phase
-from gunicorn_grace.state import State
+from gunicorn_grace.shared import memory as st
+from gunicorn_grace.shared.memory import State
+from gunicorn_grace.shared.phase import Phase
 from gunicorn_grace.testing import _Pretended
 
 PATIENCE = 20

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from gunicorn_grace import __version__, cli
-from gunicorn_grace import state as st
 from gunicorn_grace.lifecycle import Origin
-from gunicorn_grace.phase import Phase
-from gunicorn_grace.state import State
+from gunicorn_grace.shared import memory as st
+from gunicorn_grace.shared.memory import State
+from gunicorn_grace.shared.phase import Phase
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the command needs memfd and /proc")
 
@@ -28,7 +28,7 @@ everybody = st.instances
 # stdin ends.
 ARBITER = """
 import sys
-from gunicorn_grace import state as st
+from gunicorn_grace.shared import memory as st
 state = st.State.create(slots=1)
 for cell, value in eval(sys.argv[1]).items(): state.cells[cell] = value
 print(state.fd, flush=True)

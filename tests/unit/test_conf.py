@@ -12,7 +12,7 @@ from gunicorn.config import Config
 
 from gunicorn_grace import conf
 from gunicorn_grace.errors import ConfigurationError
-from gunicorn_grace.settings import adopt
+from gunicorn_grace.shared.settings import adopt
 
 ARITIES = {
     "on_starting": 1,

@@ -22,11 +22,11 @@ from werkzeug.test import EnvironBuilder
 
 import gunicorn_grace
 from gunicorn_grace import checks, trigger, worker
-from gunicorn_grace import state as st
 from gunicorn_grace.flask import blueprint
-from gunicorn_grace.phase import Phase
-from gunicorn_grace.settings import Secret, Settings
-from gunicorn_grace.state import State
+from gunicorn_grace.shared import memory as st
+from gunicorn_grace.shared.memory import State
+from gunicorn_grace.shared.phase import Phase
+from gunicorn_grace.shared.settings import Secret, Settings
 from gunicorn_grace.worker import Seat
 from gunicorn_grace.wsgi import Overlay, Probes, Responder
 from support.trials import trials

@@ -23,8 +23,8 @@ from gunicorn_grace.lifecycle import (
     is_delay_over,
     quiet_after,
 )
-from gunicorn_grace.phase import Phase, check_transition
-from gunicorn_grace.settings import AUTO, Settings
+from gunicorn_grace.shared.phase import Phase, check_transition
+from gunicorn_grace.shared.settings import AUTO, Settings
 from support.trials import trials
 
 pytestmark = pytest.mark.once

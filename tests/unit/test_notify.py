@@ -12,10 +12,10 @@ from types import SimpleNamespace
 import pytest
 
 from gunicorn_grace import notify
-from gunicorn_grace import state as st
 from gunicorn_grace.notify import RENEW_EVERY, STRETCH, Gauges, ServiceManager
-from gunicorn_grace.phase import Phase
-from gunicorn_grace.state import State
+from gunicorn_grace.shared import memory as st
+from gunicorn_grace.shared.memory import State
+from gunicorn_grace.shared.phase import Phase
 
 
 @pytest.fixture(params=["path", "abstract"])

@@ -12,7 +12,6 @@ from hypothesis import strategies as some
 
 from gunicorn_grace import checks
 from gunicorn_grace.checks import Outcome
-from gunicorn_grace.phase import Phase
 from gunicorn_grace.probes import (
     FORBIDDEN,
     NOT_ALLOWED,
@@ -24,7 +23,8 @@ from gunicorn_grace.probes import (
     Situation,
     Target,
 )
-from gunicorn_grace.settings import Settings
+from gunicorn_grace.shared.phase import Phase
+from gunicorn_grace.shared.settings import Settings
 
 pytestmark = pytest.mark.once
 

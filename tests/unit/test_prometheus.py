@@ -14,12 +14,13 @@ from prometheus_client import CollectorRegistry, Gauge, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.parser import text_string_to_metric_families
 
-from gunicorn_grace import metrics, state
-from gunicorn_grace import state as st
-from gunicorn_grace.metrics import METRICS, Reading
-from gunicorn_grace.phase import Phase
 from gunicorn_grace.prometheus import Collector
-from gunicorn_grace.state import State
+from gunicorn_grace.shared import memory as st
+from gunicorn_grace.shared import memory as state
+from gunicorn_grace.shared import metrics
+from gunicorn_grace.shared.memory import State
+from gunicorn_grace.shared.metrics import METRICS, Reading
+from gunicorn_grace.shared.phase import Phase
 
 pytestmark = pytest.mark.once
 
@@ -219,7 +220,7 @@ def test_without_prometheus_client_the_way_out_is_told() -> None:
         "    def find_spec(self, name, *more):\n"
         "        if name == 'prometheus_client': raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
         "sys.meta_path.insert(0, Hide())\n"
-        "import gunicorn_grace.metrics\n"
+        "import gunicorn_grace.shared.metrics\n"
         "import gunicorn_grace.prometheus\n"
     )
     root = Path(metrics.__file__).parents[1]

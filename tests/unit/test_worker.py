@@ -22,10 +22,10 @@ from gunicorn.http.parser import RequestParser
 from gunicorn.instrument.statsd import Statsd
 
 from gunicorn_grace import connections, worker, worker_classes
-from gunicorn_grace import state as st
-from gunicorn_grace.phase import Phase
-from gunicorn_grace.settings import Settings
-from gunicorn_grace.state import State
+from gunicorn_grace.shared import memory as st
+from gunicorn_grace.shared.memory import State
+from gunicorn_grace.shared.phase import Phase
+from gunicorn_grace.shared.settings import Settings
 from gunicorn_grace.worker import Seat, quieten_probes
 from gunicorn_grace.worker_classes import tracking
 

@@ -13,11 +13,11 @@ from werkzeug.middleware.lint import LintMiddleware
 from werkzeug.test import EnvironBuilder
 
 import gunicorn_grace
-from gunicorn_grace import state as st
 from gunicorn_grace import worker
-from gunicorn_grace.phase import Phase
-from gunicorn_grace.settings import Settings
-from gunicorn_grace.state import State
+from gunicorn_grace.shared import memory as st
+from gunicorn_grace.shared.memory import State
+from gunicorn_grace.shared.phase import Phase
+from gunicorn_grace.shared.settings import Settings
 from gunicorn_grace.worker import Seat
 from gunicorn_grace.wsgi import LEARNED, Counting, Overlay, Probes, Request, Responder
 
@@ -441,7 +441,7 @@ def test_a_forged_trigger_is_refused_and_told_once(
 
 
 def with_token(seat: Seat) -> Seat:
-    from gunicorn_grace.settings import Secret
+    from gunicorn_grace.shared.settings import Secret
 
     settings = Settings(trigger="token", trigger_token=Secret("s3cret"), readiness_delay=5)
     return Seat(seat.state, 0, settings, seat.log)

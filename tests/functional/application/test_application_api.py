@@ -17,9 +17,9 @@ from typing import Any
 import gunicorn
 import pytest
 
-from gunicorn_grace import state as st
 from gunicorn_grace.lifecycle import Origin
-from gunicorn_grace.phase import Phase
+from gunicorn_grace.shared import memory as st
+from gunicorn_grace.shared.phase import Phase
 from support.servers import HOLD, WORKERS, Connect, Serve, Server, booted_in, memory_of
 
 pytestmark = pytest.mark.ends

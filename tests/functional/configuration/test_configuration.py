@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gunicorn_grace import state as st
+from gunicorn_grace.shared import memory as st
 from support.paths import APPS
 from support.servers import Serve
 

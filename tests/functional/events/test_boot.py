@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from gunicorn_grace import state as st
 from gunicorn_grace.rehearsal import procfs
+from gunicorn_grace.shared import memory as st
 from support.servers import HOLD, LONG_DRAIN, SHORT, Serve
 
 

@@ -8,7 +8,7 @@ import sys
 import gunicorn
 import pytest
 
-from gunicorn_grace.phase import Phase
+from gunicorn_grace.shared.phase import Phase
 from support.servers import HOLD, Serve, Server
 
 

@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from gunicorn_grace.phase import Phase
+from gunicorn_grace.shared.phase import Phase
 from support.servers import HOLD, LONG_DRAIN, Connect, Serve, begin_a_request, hold_a_request
 
 

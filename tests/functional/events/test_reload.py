@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from gunicorn_grace import state as st
-from gunicorn_grace.phase import Phase
+from gunicorn_grace.shared import memory as st
+from gunicorn_grace.shared.phase import Phase
 from support.servers import (
     HOLD,
     Connect,

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import gunicorn
 import pytest
 
-from gunicorn_grace.phase import Phase
+from gunicorn_grace.shared.phase import Phase
 from support.servers import Client, Connect, Server, all_answered
 
 OWN = int(gunicorn.__version__.split(".")[0]) >= 24

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gunicorn_grace.phase import Phase
+from gunicorn_grace.shared.phase import Phase
 from support.servers import HOLD, Client, Serve, hold_a_request
 
 

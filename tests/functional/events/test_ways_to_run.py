@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from gunicorn_grace import state as st
-from gunicorn_grace.phase import Phase
 from gunicorn_grace.rehearsal.scene import GRACE, play
 from gunicorn_grace.rehearsal.wire import parse_address
+from gunicorn_grace.shared import memory as st
+from gunicorn_grace.shared.phase import Phase
 from support.servers import (
     HOLD,
     Client,

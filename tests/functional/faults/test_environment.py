@@ -22,8 +22,8 @@ from pathlib import Path
 
 import pytest
 
-from gunicorn_grace import state as st
-from gunicorn_grace.phase import Phase
+from gunicorn_grace.shared import memory as st
+from gunicorn_grace.shared.phase import Phase
 from support.paths import TESTS
 from support.servers import QUICK, Client, Connect, Serve, Server
 
@@ -198,7 +198,7 @@ sys.stdin.read()
 
 ALONE = """
 import os, subprocess, sys
-from gunicorn_grace import state as st
+from gunicorn_grace.shared import memory as st
 PIPE = subprocess.PIPE
 holder = subprocess.Popen([sys.executable, "-c", *sys.argv[1:]], stdin=PIPE, stdout=PIPE)
 holder.stdout.readline()

@@ -15,7 +15,7 @@ from pathlib import Path
 import h11
 import pytest
 
-from gunicorn_grace.phase import Phase
+from gunicorn_grace.shared.phase import Phase
 from support.servers import HOLD, QUICK, Client, Connect, Serve, Server
 
 PARAMETERS = {

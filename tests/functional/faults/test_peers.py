@@ -20,9 +20,9 @@ from collections.abc import Iterator
 import h11
 import pytest
 
-from gunicorn_grace import state as st
 from gunicorn_grace.lifecycle import Origin
-from gunicorn_grace.phase import Phase
+from gunicorn_grace.shared import memory as st
+from gunicorn_grace.shared.phase import Phase
 from support.servers import QUICK, Client, Connect, Serve, look
 
 SLOWER = {**QUICK, "shutdown_delay": 1}

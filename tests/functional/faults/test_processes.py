@@ -15,9 +15,9 @@ from pathlib import Path
 import h11
 import pytest
 
-from gunicorn_grace import state as st
 from gunicorn_grace.lifecycle import Origin
-from gunicorn_grace.phase import Phase
+from gunicorn_grace.shared import memory as st
+from gunicorn_grace.shared.phase import Phase
 from support.servers import HOLD, QUICK, SHORT, Client, Connect, Serve, booted_in
 
 BREAK = """
@@ -180,9 +180,9 @@ def test_where_the_seal_is_refused_the_listener_closes_as_ever(
     """Neither filter nor hop limit: a warning, and the shutdown of plain gunicorn after the
     delay."""
     (tmp_path / "conf.py").write_text(
-        "import gunicorn_grace.listener\n"
+        "import gunicorn_grace.shared.listener\n"
         "def refuse(sock):\n    raise PermissionError(1, 'no filter here')\n"
-        "gunicorn_grace.listener.seal = refuse\n"
+        "gunicorn_grace.shared.listener.seal = refuse\n"
         "from gunicorn_grace.conf import *\n"
     )
     server = serve(kind="sync", config=("-c", "conf.py"), settings=SHORT)
@@ -195,7 +195,7 @@ def test_where_the_seal_is_refused_the_listener_closes_as_ever(
 def test_more_workers_than_slots_are_served_uncounted(serve: Serve, tmp_path: Path) -> None:
     """Running out of slots costs counting, never serving, and the shutdown is as ever."""
     (tmp_path / "conf.py").write_text(
-        "import gunicorn_grace.state as st\n"
+        "import gunicorn_grace.shared.memory as st\n"
         "create = st.State.create.__func__\n"
         "st.State.create = classmethod(lambda cls, **options: create(cls, 1, **options))\n"
         "from gunicorn_grace.conf import *\n"

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from gunicorn_grace import state as st
-from gunicorn_grace.phase import Phase
 from gunicorn_grace.rehearsal.wire import Response
+from gunicorn_grace.shared import memory as st
+from gunicorn_grace.shared.phase import Phase
 from support.servers import HOLD, WORKERS, Client, Connect, Serve, Server, booted_in
 
 pytestmark = pytest.mark.ends

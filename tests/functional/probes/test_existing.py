@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from apps.frameworks import HOSTS, OWN, STRICT
-from gunicorn_grace import state as st
-from gunicorn_grace.phase import Phase
 from gunicorn_grace.rehearsal.wire import Response
+from gunicorn_grace.shared import memory as st
+from gunicorn_grace.shared.phase import Phase
 from support.servers import HOLD, Serve, Server
 
 pytestmark = pytest.mark.ends

@@ -17,10 +17,10 @@ from typing import Any
 
 import pytest
 
-from gunicorn_grace import state as st
-from gunicorn_grace.phase import Phase
 from gunicorn_grace.rehearsal import procfs
 from gunicorn_grace.rehearsal.wire import Response, fetch, parse_address
+from gunicorn_grace.shared import memory as st
+from gunicorn_grace.shared.phase import Phase
 from support.servers import (
     HOLD,
     SHORT,

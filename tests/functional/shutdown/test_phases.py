@@ -10,9 +10,9 @@ import time
 
 import pytest
 
-from gunicorn_grace import state as st
 from gunicorn_grace.lifecycle import Origin
-from gunicorn_grace.phase import Phase
+from gunicorn_grace.shared import memory as st
+from gunicorn_grace.shared.phase import Phase
 from support.servers import (
     HOLD,
     SHORT,

@@ -8,12 +8,12 @@ import time
 
 import pytest
 
-from gunicorn_grace import state as st
 from gunicorn_grace.lifecycle import quiet_after
-from gunicorn_grace.phase import Phase
 from gunicorn_grace.rehearsal.load import Load
 from gunicorn_grace.rehearsal.platform import EndpointTable
-from gunicorn_grace.settings import AUTO, Settings
+from gunicorn_grace.shared import memory as st
+from gunicorn_grace.shared.phase import Phase
+from gunicorn_grace.shared.settings import AUTO, Settings
 from support.servers import Serve, Server
 
 pytestmark = pytest.mark.once

@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 
 import gunicorn_grace
-from gunicorn_grace import state as st
-from gunicorn_grace.phase import Phase
 from gunicorn_grace.report import LIMIT, Report
+from gunicorn_grace.shared import memory as st
+from gunicorn_grace.shared.phase import Phase
 from support.paths import APPS
 from support.servers import HOLD, QUICK, SHORT, Connect, Serve, booted_in
 

@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from gunicorn_grace import state as st
-from gunicorn_grace.phase import Phase
+from gunicorn_grace.shared import memory as st
+from gunicorn_grace.shared.phase import Phase
 from support.servers import HOLD, Serve, Server, look, looks, needs_curl
 
 pytestmark = [pytest.mark.ends, needs_curl]

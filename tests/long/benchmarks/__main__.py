@@ -28,10 +28,10 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import balancers
 import quiet
 
-from gunicorn_grace import state as st
 from gunicorn_grace.rehearsal import procfs
 from gunicorn_grace.rehearsal.generator import Generator
 from gunicorn_grace.rehearsal.platform import EndpointTable
+from gunicorn_grace.shared import memory as st
 from support.servers import WORKERS, Client, Server
 
 HERE = str(Path(__file__).parent)
@@ -186,8 +186,8 @@ def cpu_a_probe(calls: int, runs: int) -> None:
     import checked
     from werkzeug.test import EnvironBuilder
 
-    from gunicorn_grace.phase import Phase
-    from gunicorn_grace.settings import Settings
+    from gunicorn_grace.shared.phase import Phase
+    from gunicorn_grace.shared.settings import Settings
     from gunicorn_grace.worker import Seat
     from gunicorn_grace.wsgi import Overlay, Responder
 

@@ -22,8 +22,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from gunicorn_grace.lifecycle import Observation, Origin, Reason, decide, quiet_after
-from gunicorn_grace.phase import Phase
-from gunicorn_grace.settings import AUTO, Settings
+from gunicorn_grace.shared.phase import Phase
+from gunicorn_grace.shared.settings import AUTO, Settings
 
 TICK = 0.1
 """Seconds between two looks of the arbiter in LAME_DUCK."""

@@ -13,10 +13,10 @@ from gunicorn.config import KNOWN_SETTINGS, Config
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gunicorn_grace import settings as module
 from gunicorn_grace.conf import install
 from gunicorn_grace.errors import ConfigurationError, SettingError, UnknownSetting
-from gunicorn_grace.settings import (
+from gunicorn_grace.shared import settings as module
+from gunicorn_grace.shared.settings import (
     NAMES,
     Secret,
     Settings,

@@ -14,7 +14,7 @@ import pytest
 from gunicorn import sock as gunicorn_sock
 from gunicorn.config import Config
 
-from gunicorn_grace import listener
+from gunicorn_grace.shared import listener
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the filter is Linux's")
 
@@ -75,7 +75,7 @@ Seal = Callable[[Any], None]
 
 
 def may_attach_a_filter() -> bool:
-    """Newer kernels let only some do so: see ``gunicorn_grace.listener``."""
+    """Newer kernels let only some do so: see ``gunicorn_grace.shared.listener``."""
     with socket.create_server(("127.0.0.1", 0)) as any_one:
         try:
             listener.seal_by_filter(any_one)

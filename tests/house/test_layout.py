@@ -19,30 +19,25 @@ pytestmark = pytest.mark.once
 ROOT = Path(gunicorn_grace.__file__).parent
 PACKAGE = "gunicorn_grace"
 
-FLOORS = (
-    {"errors", "phase"},
-    {"settings", "state", "application"},
-    {"lifecycle", "checks", "trigger", "metrics", "report"},
-    {
-        "listener",
-        "probes",
-        "connections",
-        "worker_classes",
-        "worker",
-        "arbiter",
-        "notify",
-        "probe_port",
-        "responder",
-    },
-    {"conf", "wsgi", "asgi", "flask", "prometheus"},
-    {"manifest", "rehearsal", "cli"},
-)
-FLOOR = {module: number for number, modules in enumerate(FLOORS) for module in modules}
-FACADE = PACKAGE
-"""``__init__``: beside the ladder. What it imports on import is of floor 0 or 1."""
-
-BESIDE = {"testing", "pytest_plugin", "__main__"}
-"""Beside the ladder as well: no module may import them."""
+USERS_NAMES = {
+    PACKAGE,
+    *(
+        f"{PACKAGE}.{name}"
+        for name in (
+            "conf",
+            "wsgi",
+            "asgi",
+            "flask",
+            "prometheus",
+            "testing",
+            "application",
+            "pytest_plugin",
+            "cli",
+            "__main__",
+        )
+    ),
+}
+"""What users import or type."""
 
 
 class Import(NamedTuple):
@@ -97,10 +92,11 @@ def resolve(name: str, base: str | None = None) -> str:
     return name if name in FILES or base is None else base
 
 
-def unit(module: str) -> str:
-    """The rung of the ladder that a module is: ``gunicorn_grace.rehearsal.load`` is
-    ``rehearsal``."""
-    return module.split(".")[1] if "." in module else FACADE
+def room(module: str) -> str:
+    """The folder that a module is in: ``gunicorn_grace.shared.memory`` is in ``shared``."""
+    parts = module.split(".")
+    is_folder = len(parts) > 2 or FILES[module].name == "__init__.py"
+    return parts[1] if module != PACKAGE and is_folder else ""
 
 
 IMPORTS = {
@@ -112,31 +108,15 @@ OURS = {
 }
 
 
-def test_every_module_has_a_floor() -> None:
-    """No module stands outside the ladder by accident."""
-    assert {unit(module) for module in FILES} - {FACADE} - BESIDE <= set(FLOOR)
+def importers(*rooms: str) -> dict[str, set[str]]:
+    """For each module in these rooms: the modules of ours that it imports, deferred ones too."""
+    return {module: OURS[module] for module in FILES if room(module) in rooms}
 
 
-@pytest.mark.parametrize("module", [m for m in FILES if m != FACADE and unit(m) not in BESIDE])
-def test_a_module_imports_only_from_its_own_floor_or_below(module: str) -> None:
-    """Imports go down, those within functions too; the package itself is good for its version
-    alone."""
-    above = {
-        target
-        for target in OURS[module] - {FACADE}
-        if unit(target) in BESIDE or FLOOR[unit(target)] > FLOOR[unit(module)]
-    }
-    assert not above
-    tree = ast.walk(ast.parse(FILES[module].read_text()))
-    relative = [
-        node
-        for node in tree
-        if isinstance(node, ast.ImportFrom) and node.level and node.module is None
-    ]
-    names = {alias.name for node in relative for alias in node.names}
-    assert {name for name in names if not any(file.endswith(f".{name}") for file in FILES)} <= {
-        "__version__"
-    }
+def test_shared_imports_errors_alone() -> None:
+    """Whatever runs in any process depends on nothing that runs in one of them."""
+    for module, found in importers("shared").items():
+        assert {t for t in found if room(t) != "shared"} <= {f"{PACKAGE}.errors"}, module
 
 
 def test_there_is_no_cycle() -> None:
@@ -145,36 +125,12 @@ def test_there_is_no_cycle() -> None:
     try:
         order = list(
             TopologicalSorter(
-                {m: found - {FACADE} for m, found in OURS.items() if m != FACADE}
+                {m: found - {PACKAGE} for m, found in OURS.items() if m != PACKAGE}
             ).static_order()
         )
     except CycleError as error:
         pytest.fail(f"imports in a cycle: {error.args[1]}")
-    assert set(order) >= set(FILES) - {FACADE}
-
-
-def test_the_package_itself_imports_the_lowest_floors_only() -> None:
-    """``import gunicorn_grace`` executes floors 0 and 1; ``install`` and ``check`` reach higher
-    when called."""
-    eager = {
-        unit(i.target)
-        for i in IMPORTS[FACADE]
-        if not i.deferred and i.target.split(".")[0] == PACKAGE
-    }
-    assert {FLOOR[name] for name in eager - {FACADE}} <= {0, 1}
-    assert {i.target for i in IMPORTS[FACADE] if i.deferred} <= {
-        f"{PACKAGE}.conf",
-        f"{PACKAGE}.checks",
-    }
-
-
-@pytest.mark.parametrize("module", [m for m in FILES if FLOOR.get(unit(m), 9) < 3])
-def test_the_lower_floors_know_no_framework(module: str) -> None:
-    """Up to the lifecycle nothing imports flask, werkzeug or click; gunicorn is met by
-    ``settings``, when asked."""
-    others = {i for i in IMPORTS[module] if i.target in {"flask", "werkzeug", "click", "gunicorn"}}
-    allowed = {Import("gunicorn", True)} if unit(module) == "settings" else set()
-    assert others <= allowed
+    assert set(order) >= set(FILES) - {PACKAGE}
 
 
 def test_importing_the_package_imports_neither_gunicorn_nor_flask() -> None:
@@ -197,22 +153,22 @@ def test_what_a_worker_loads_is_no_framework() -> None:
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, cwd=ROOT.parent)
 
 
-def test_the_ladder_sees_deferred_and_hides_type_checking_imports() -> None:
+def test_the_parser_sees_deferred_and_hides_type_checking_imports() -> None:
     """The parser of this file is right: what it would miss, the tests above could not prove."""
     source = (
         "from typing import TYPE_CHECKING\n"
-        "from . import state as st, __version__\n"
-        "from .rehearsal.load import x\n"
-        "if TYPE_CHECKING:\n    from . import cli\nelse:\n    from . import errors\n"
+        "from . import cli as st, __version__\n"
+        "from .shared.memory import x\n"
+        "if TYPE_CHECKING:\n    from . import asgi\nelse:\n    from . import errors\n"
         "class C:\n    def f(self):\n        from ..elsewhere import conf\n        import gunicorn.config\n"
         "def g():\n    from gunicorn_grace import wsgi\n"
     )
-    found = set(imports(f"{PACKAGE}.worker", ast.parse(source)))
+    found = set(imports(f"{PACKAGE}.conf", ast.parse(source)))
     assert {i.target for i in found if not i.deferred} == {
         "typing",
-        f"{PACKAGE}.state",
+        f"{PACKAGE}.cli",
         PACKAGE,
-        f"{PACKAGE}.rehearsal.load",
+        f"{PACKAGE}.shared.memory",
         f"{PACKAGE}.errors",
     }
     assert {i.target for i in found if i.deferred} == {"elsewhere", "gunicorn", f"{PACKAGE}.wsgi"}

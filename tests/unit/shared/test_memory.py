@@ -17,12 +17,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as hyp
 
-from gunicorn_grace import state as st
 from gunicorn_grace.errors import StateError
 from gunicorn_grace.lifecycle import Origin
-from gunicorn_grace.phase import Phase
-from gunicorn_grace.settings import Settings
-from gunicorn_grace.state import State
+from gunicorn_grace.shared import memory as st
+from gunicorn_grace.shared.memory import State
+from gunicorn_grace.shared.phase import Phase
+from gunicorn_grace.shared.settings import Settings
 from gunicorn_grace.worker import Seat, _hot_path
 from support.trials import trials
 
@@ -35,7 +35,7 @@ PATIENCE = 30
 def run(code: str, *args: object) -> subprocess.Popen[str]:
     """A process that shares nothing with this one but what it opens: with ``st``, ``S`` and its
     arguments at hand."""
-    prelude = "import os, sys\nfrom gunicorn_grace import state as st\nfrom gunicorn_grace.state import State as S\n"
+    prelude = "import os, sys\nfrom gunicorn_grace.shared import memory as st\nfrom gunicorn_grace.shared.memory import State as S\n"
     return subprocess.Popen(
         [sys.executable, "-W", "error", "-c", prelude + code, *map(str, args)],
         cwd=ROOT,

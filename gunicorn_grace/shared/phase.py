@@ -15,7 +15,7 @@ import enum
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from .errors import TransitionError
+from ..errors import TransitionError
 
 
 class Phase(enum.IntEnum):

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .errors import ConfigurationError, SettingError, UnknownSetting
+from ..errors import ConfigurationError, SettingError, UnknownSetting
 
 if TYPE_CHECKING:
     from gunicorn.config import Config

@@ -55,7 +55,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from .errors import StateError
+from ..errors import StateError
 from .phase import Phase
 
 NAME = "gunicorn-grace"

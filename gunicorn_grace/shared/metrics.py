@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from . import state as st
+from . import memory as st
+from .memory import State
 from .phase import Phase
-from .state import State
 
 PREFIX = "gunicorn_grace_"
 STATSD_PREFIX = "gunicorn.grace."

@@ -7,7 +7,13 @@ import itertools
 import pytest
 
 from gunicorn_grace import errors
-from gunicorn_grace.phase import TRANSITIONS, Phase, check_transition, is_serving, is_terminating
+from gunicorn_grace.shared.phase import (
+    TRANSITIONS,
+    Phase,
+    check_transition,
+    is_serving,
+    is_terminating,
+)
 
 pytestmark = pytest.mark.once
 
