@@ -24,7 +24,7 @@ from .shared import memory as _state
 from .shared.phase import Phase
 
 if TYPE_CHECKING:
-    from .checks import Kind
+    from .probes.checks import Kind
 
 __version__ = "0.1.0"
 
@@ -83,7 +83,7 @@ def check(
     :param ttl: seconds that its result is kept, a failure too.
     :raises CheckError: one of these cannot be, or another function has the name.
     """
-    from .checks import registry
+    from .probes.checks import registry
 
     def decorate(function: _Function) -> _Function:
         registry.register(name, function, kind=kind, timeout=timeout, ttl=ttl)

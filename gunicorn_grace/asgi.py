@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from . import worker
-from .probes import Answer, Target
+from .probes.answers import Answer, Target
 from .worker_classes import ASGI_HOOKS
 from .wsgi import Request, Responder
 

@@ -13,9 +13,9 @@ from flask import Blueprint, Flask, Response, request
 from flask.blueprints import BlueprintSetupState
 
 from . import worker
-from .checks import Kind
-from .probes import DOCKERFLOW_PATHS, LIVENESS_ALIAS, Target
-from .probes import Probes as Core
+from .probes.answers import DOCKERFLOW_PATHS, LIVENESS_ALIAS, Target
+from .probes.answers import Probes as Core
+from .probes.checks import Kind
 from .shared import settings
 from .shared.settings import Settings
 from .wsgi import Responder

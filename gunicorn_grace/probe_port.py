@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 from . import responder
-from .checks import Check, Kind, Outcome, Registry, Run, registry
+from .probes.checks import Check, Kind, Outcome, Registry, Run, registry
 from .shared import memory as st
 from .shared.phase import Phase
 from .shared.settings import Settings, address_of

@@ -42,13 +42,22 @@ from http.server import BaseHTTPRequestHandler
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
-from .checks import Outcome
 from .lifecycle import Origin
-from .probes import FORBIDDEN, NOT_ALLOWED, TRIGGERED, Answer, Kind, Probes, Query, Situation
+from .probes.answers import (
+    FORBIDDEN,
+    NOT_ALLOWED,
+    TRIGGERED,
+    Answer,
+    Kind,
+    Probes,
+    Query,
+    Situation,
+)
+from .probes.checks import Outcome
+from .probes.trigger import Trigger
 from .shared import memory as st
 from .shared.phase import Phase
 from .shared.settings import Secret, Settings
-from .trigger import Trigger
 
 LISTENER, MEMORY = 3, 4
 """Descriptors that the arbiter gives it; it closes all others."""

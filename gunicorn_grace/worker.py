@@ -23,10 +23,10 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 from . import application
-from .checks import registry
 from .connections import accepted_at, bare, is_sending, never_sent, unread
 from .lifecycle import Origin
-from .probes import Probes, Situation
+from .probes.answers import Probes, Situation
+from .probes.checks import registry
 from .shared import listener
 from .shared import memory as st
 from .shared.settings import Settings

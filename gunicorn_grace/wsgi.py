@@ -1,7 +1,7 @@
 """The probes in front of a WSGI application: the overlay that is always there, and a middleware for
 those who ask.
 
-Thin adapters: :class:`Responder` turns an environ into an :class:`~gunicorn_grace.probes.Answer`,
+Thin adapters: :class:`Responder` turns an environ into an :class:`~gunicorn_grace.probes.answers.Answer`,
 and everything else only puts it on the wire. Runs in worker processes; outside gunicorn every
 answer is that of a serving instance.
 """
@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from . import worker
-from .checks import Kind, Outcome, Run, registry
 from .lifecycle import Origin
-from .probes import FORBIDDEN, NOT_ALLOWED, TRIGGERED, Answer, Query, Situation, Target
-from .probes import Probes as Core
+from .probes.answers import FORBIDDEN, NOT_ALLOWED, TRIGGERED, Answer, Query, Situation, Target
+from .probes.answers import Probes as Core
+from .probes.checks import Kind, Outcome, Run, registry
+from .probes.trigger import Trigger
 from .shared.phase import Phase, is_terminating
 from .shared.settings import Settings
-from .trigger import Trigger
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment

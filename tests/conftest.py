@@ -14,7 +14,8 @@ import gunicorn
 import pytest
 
 import gunicorn_grace
-from gunicorn_grace import application, checks, worker
+from gunicorn_grace import application, worker
+from gunicorn_grace.probes import checks
 from gunicorn_grace.shared import memory as state
 from gunicorn_grace.shared import settings
 from gunicorn_grace.shared.memory import State

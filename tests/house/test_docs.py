@@ -22,10 +22,11 @@ import click
 import pytest
 
 import gunicorn_grace
-from gunicorn_grace import arbiter, cli, connections, lifecycle, notify, report, trigger, worker
-from gunicorn_grace.checks import Kind, Outcome
+from gunicorn_grace import arbiter, cli, connections, lifecycle, notify, report, worker
 from gunicorn_grace.lifecycle import Observation, Origin, Reason, decide
-from gunicorn_grace.probes import Probes, Query, Situation
+from gunicorn_grace.probes import trigger
+from gunicorn_grace.probes.answers import Probes, Query, Situation
+from gunicorn_grace.probes.checks import Kind, Outcome
 from gunicorn_grace.rehearsal import schema
 from gunicorn_grace.shared import memory as state
 from gunicorn_grace.shared import metrics
@@ -449,7 +450,7 @@ def test_the_times_and_sizes_of_the_metrics_are_those_of_the_code() -> None:
 
 def logged() -> Iterator[re.Pattern[str]]:
     """Every log line of the package, as a pattern: ``%s`` and its like stand for anything."""
-    for path in PACKAGE.glob("*.py"):
+    for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 text = node.value

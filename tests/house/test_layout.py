@@ -119,6 +119,13 @@ def test_shared_imports_errors_alone() -> None:
         assert {t for t in found if room(t) != "shared"} <= {f"{PACKAGE}.errors"}, module
 
 
+def test_probes_imports_shared_alone() -> None:
+    """A probe is answered alike by a worker and by the probe responder: from what both know."""
+    for module, found in importers("probes").items():
+        others = {t for t in found if room(t) not in ("probes", "shared")}
+        assert others <= {f"{PACKAGE}.errors"}, module
+
+
 def test_there_is_no_cycle() -> None:
     """Whoever reads the modules in order has read each one before it is needed, deferred imports
     included."""

@@ -21,8 +21,9 @@ from hypothesis import strategies as some
 from werkzeug.test import EnvironBuilder
 
 import gunicorn_grace
-from gunicorn_grace import checks, trigger, worker
+from gunicorn_grace import worker
 from gunicorn_grace.flask import blueprint
+from gunicorn_grace.probes import checks, trigger
 from gunicorn_grace.shared import memory as st
 from gunicorn_grace.shared.memory import State
 from gunicorn_grace.shared.phase import Phase

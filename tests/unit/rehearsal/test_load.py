@@ -22,7 +22,7 @@ from pathlib import Path
 
 import pytest
 
-from gunicorn_grace import probes
+from gunicorn_grace.probes import answers as probes
 from gunicorn_grace.rehearsal.errors import LoadFailed, RehearsalError
 from gunicorn_grace.rehearsal.generator import Generator
 from gunicorn_grace.rehearsal.load import Load

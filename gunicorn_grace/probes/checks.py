@@ -28,7 +28,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from .errors import CheckError
+from ..errors import CheckError
 
 RESERVED = frozenset({"booted", "heartbeat", "shutdown"})
 """The plugin's own checks."""

@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 from urllib.parse import parse_qs
 
+from ..shared.phase import Phase, is_terminating
+from ..shared.settings import Settings
 from .checks import Kind as Kind
 from .checks import Outcome
-from .shared.phase import Phase, is_terminating
-from .shared.settings import Settings
 
 LIVENESS_ALIAS = "/healthz"
 

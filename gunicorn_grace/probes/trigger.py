@@ -32,8 +32,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs
 
-from .shared import memory as st
-from .shared.settings import OFF, Settings
+from ..shared import memory as st
+from ..shared.settings import OFF, Settings
 
 MAX_AGE = 10.0
 """Seconds since the fork. A hook asks within its first second, and a proxy outlives ten. exec()

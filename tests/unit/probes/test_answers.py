@@ -10,9 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from gunicorn_grace import checks
-from gunicorn_grace.checks import Outcome
-from gunicorn_grace.probes import (
+from gunicorn_grace.probes import checks
+from gunicorn_grace.probes.answers import (
     FORBIDDEN,
     NOT_ALLOWED,
     NOT_FOUND,
@@ -23,6 +22,7 @@ from gunicorn_grace.probes import (
     Situation,
     Target,
 )
+from gunicorn_grace.probes.checks import Outcome
 from gunicorn_grace.shared.phase import Phase
 from gunicorn_grace.shared.settings import Settings
 

@@ -29,8 +29,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gunicorn_grace import trigger
-from gunicorn_grace.trigger import Gate, Verdict
+import gunicorn_grace
+from gunicorn_grace.probes import trigger
+from gunicorn_grace.probes.trigger import Gate, Verdict
 from support.trials import trials
 
 LINUX = sys.platform == "linux"
@@ -39,7 +40,7 @@ pytestmark = [
     pytest.mark.skipif(not LINUX, reason="the gate reads Linux's /proc"),
 ]
 
-ROOT = Path(trigger.__file__).parents[1]
+ROOT = Path(gunicorn_grace.__file__).parents[1]
 PATIENCE = 20.0
 NOBODY = 65534
 

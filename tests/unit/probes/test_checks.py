@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 
 import gunicorn_grace
-from gunicorn_grace import checks
-from gunicorn_grace.checks import Check, Kind, Outcome, Registry, Run
 from gunicorn_grace.errors import CheckError
+from gunicorn_grace.probes import checks
+from gunicorn_grace.probes.checks import Check, Kind, Outcome, Registry, Run
 
 pytestmark = pytest.mark.once
 
@@ -279,7 +279,7 @@ def test_a_fork_inherits_registrations_and_nothing_else() -> None:
     on."""
     code = (
         "import os, threading, gunicorn_grace\n"
-        "from gunicorn_grace.checks import Kind, Outcome, registry\n"
+        "from gunicorn_grace.probes.checks import Kind, Outcome, registry\n"
         "parent, began, let_go, ran = os.getpid(), threading.Event(), threading.Event(), []\n"
         "@gunicorn_grace.check('kept', ttl=3600)\n"
         "def kept(): ran.append(os.getpid())\n"
@@ -307,7 +307,7 @@ def test_under_gevent_the_threads_are_greenlets() -> None:
     pytest.importorskip("gevent")
     code = (
         "import gunicorn_grace\n"
-        "from gunicorn_grace.checks import Kind, registry\n"
+        "from gunicorn_grace.probes.checks import Kind, registry\n"
         "@gunicorn_grace.check('slow', timeout=60)\n"
         "def slow(): went.append('check'); import time; time.sleep(0.05)\n"
         "@gunicorn_grace.check('hangs', timeout=0.1)\n"
