@@ -39,7 +39,7 @@ from .shared import listener
 from .shared import memory as st
 from .shared.phase import Phase, check_transition
 from .shared.settings import Settings, budget_line, longest_delay
-from .worker_classes import LINGER, POKE
+from .worker.classes import LINGER, POKE
 
 if TYPE_CHECKING:
     from gunicorn.arbiter import Arbiter

@@ -17,9 +17,9 @@ import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from . import worker
 from .probes.answers import Answer, Target
-from .worker_classes import ASGI_HOOKS
+from .worker import process as worker
+from .worker.classes import ASGI_HOOKS
 from .wsgi import Request, Responder
 
 Scope = MutableMapping[str, Any]

@@ -28,10 +28,10 @@ from typing import Any
 
 from . import arbiter as _arbiter
 from . import probe_port as _probe_port
-from . import worker as _worker
-from . import worker_classes as _worker_classes
 from .errors import ConfigurationError, GraceError
 from .shared import settings as _settings
+from .worker import classes as _worker_classes
+from .worker import process as _worker
 
 __all__: list[str] = []
 

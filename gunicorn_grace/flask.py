@@ -12,12 +12,12 @@ from typing import Any
 from flask import Blueprint, Flask, Response, request
 from flask.blueprints import BlueprintSetupState
 
-from . import worker
 from .probes.answers import DOCKERFLOW_PATHS, LIVENESS_ALIAS, Target
 from .probes.answers import Probes as Core
 from .probes.checks import Kind
 from .shared import settings
 from .shared.settings import Settings
+from .worker import process as worker
 from .wsgi import Responder
 
 EXTENSION = "gunicorn_grace"

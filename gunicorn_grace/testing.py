@@ -114,8 +114,8 @@ def in_phase(
     :param seconds_left: what ``seconds_left()`` says; ``None`` for an instance without a deadline.
     :raises UsageError: this is a process of a real gunicorn; or see :meth:`Instance.enter`.
     """
-    from . import worker
     from .shared import settings
+    from .worker import process as worker
 
     if st.current is not None and not isinstance(st.current, _Pretended):
         raise UsageError(

@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from . import worker
 from .lifecycle import Origin
 from .probes.answers import FORBIDDEN, NOT_ALLOWED, TRIGGERED, Answer, Query, Situation, Target
 from .probes.answers import Probes as Core
@@ -23,6 +22,7 @@ from .probes.checks import Kind, Outcome, Run, registry
 from .probes.trigger import Trigger
 from .shared.phase import Phase, is_terminating
 from .shared.settings import Settings
+from .worker import process as worker
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment

@@ -14,11 +14,12 @@ import gunicorn
 import pytest
 
 import gunicorn_grace
-from gunicorn_grace import application, worker
+from gunicorn_grace import application
 from gunicorn_grace.probes import checks
 from gunicorn_grace.shared import memory as state
 from gunicorn_grace.shared import settings
 from gunicorn_grace.shared.memory import State
+from gunicorn_grace.worker import process as worker
 
 TESTS = Path(__file__).parent
 NO_LONG = "not long"

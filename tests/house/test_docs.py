@@ -22,7 +22,7 @@ import click
 import pytest
 
 import gunicorn_grace
-from gunicorn_grace import arbiter, cli, connections, lifecycle, notify, report, worker
+from gunicorn_grace import arbiter, cli, lifecycle, notify, report
 from gunicorn_grace.lifecycle import Observation, Origin, Reason, decide
 from gunicorn_grace.probes import trigger
 from gunicorn_grace.probes.answers import Probes, Query, Situation
@@ -32,6 +32,8 @@ from gunicorn_grace.shared import memory as state
 from gunicorn_grace.shared import metrics
 from gunicorn_grace.shared.phase import TRANSITIONS, Phase
 from gunicorn_grace.shared.settings import TERMINATION_LOG, Settings, budget_line, rows
+from gunicorn_grace.worker import connections
+from gunicorn_grace.worker import process as worker
 from support.paths import DOCS, TESTS
 
 pytestmark = pytest.mark.once

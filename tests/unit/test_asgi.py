@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 
 import gunicorn_grace
-from gunicorn_grace import worker, worker_classes
 from gunicorn_grace.asgi import Probes
 from gunicorn_grace.shared import memory as st
 from gunicorn_grace.shared.memory import State
 from gunicorn_grace.shared.phase import Phase
 from gunicorn_grace.shared.settings import Secret, Settings
-from gunicorn_grace.worker import Seat
+from gunicorn_grace.worker import classes as worker_classes
+from gunicorn_grace.worker import process as worker
+from gunicorn_grace.worker.process import Seat
 
 Messages = list[dict[str, Any]]
 PLAIN = (b"content-type", b"text/plain")

@@ -10,13 +10,13 @@ from flask import Flask, request, url_for
 from gunicorn.config import Config
 
 import gunicorn_grace
-from gunicorn_grace import worker
 from gunicorn_grace.flask import blueprint, init_app
 from gunicorn_grace.shared import memory as st
 from gunicorn_grace.shared.memory import State
 from gunicorn_grace.shared.phase import Phase
 from gunicorn_grace.shared.settings import Settings, adopt
-from gunicorn_grace.worker import Seat
+from gunicorn_grace.worker import process as worker
+from gunicorn_grace.worker.process import Seat
 from gunicorn_grace.wsgi import Overlay, Responder
 
 PATHS = ["/readyz", "/livez", "/startupz", "/healthz"]

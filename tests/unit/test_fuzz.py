@@ -21,14 +21,14 @@ from hypothesis import strategies as some
 from werkzeug.test import EnvironBuilder
 
 import gunicorn_grace
-from gunicorn_grace import worker
 from gunicorn_grace.flask import blueprint
 from gunicorn_grace.probes import checks, trigger
 from gunicorn_grace.shared import memory as st
 from gunicorn_grace.shared.memory import State
 from gunicorn_grace.shared.phase import Phase
 from gunicorn_grace.shared.settings import Secret, Settings
-from gunicorn_grace.worker import Seat
+from gunicorn_grace.worker import process as worker
+from gunicorn_grace.worker.process import Seat
 from gunicorn_grace.wsgi import Overlay, Probes, Responder
 from support.trials import trials
 

@@ -18,13 +18,14 @@ from flask import Flask, current_app, has_app_context
 from werkzeug.test import Client
 
 import gunicorn_grace
-from gunicorn_grace import application, hold, on_drain, on_lame_duck, until_terminating, worker
+from gunicorn_grace import application, hold, on_drain, on_lame_duck, until_terminating
 from gunicorn_grace.errors import UsageError
 from gunicorn_grace.flask import init_app
 from gunicorn_grace.shared import memory as st
 from gunicorn_grace.shared.memory import State
 from gunicorn_grace.shared.phase import Phase
 from gunicorn_grace.testing import Instance, in_phase
+from gunicorn_grace.worker import process as worker
 from gunicorn_grace.wsgi import Probes
 from support.paths import DOCS
 

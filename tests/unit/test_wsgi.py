@@ -13,12 +13,12 @@ from werkzeug.middleware.lint import LintMiddleware
 from werkzeug.test import EnvironBuilder
 
 import gunicorn_grace
-from gunicorn_grace import worker
 from gunicorn_grace.shared import memory as st
 from gunicorn_grace.shared.memory import State
 from gunicorn_grace.shared.phase import Phase
 from gunicorn_grace.shared.settings import Settings
-from gunicorn_grace.worker import Seat
+from gunicorn_grace.worker import process as worker
+from gunicorn_grace.worker.process import Seat
 from gunicorn_grace.wsgi import LEARNED, Counting, Overlay, Probes, Request, Responder
 
 Start = Callable[..., Callable[[bytes], object]]

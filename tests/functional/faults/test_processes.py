@@ -21,7 +21,7 @@ from gunicorn_grace.shared.phase import Phase
 from support.servers import HOLD, QUICK, SHORT, Client, Connect, Serve, booted_in
 
 BREAK = """
-import gunicorn_grace.arbiter, gunicorn_grace.worker, gunicorn_grace.conf
+import gunicorn_grace.arbiter, gunicorn_grace.worker.process, gunicorn_grace.conf
 def broken(*args, **kwargs):
     raise RuntimeError("broken on purpose")
 {target} = broken
@@ -47,14 +47,14 @@ TARGETS = (
     "gunicorn_grace.arbiter.Lifetime._enter_draining",
     "gunicorn_grace.arbiter.Lifetime._seal",
     "gunicorn_grace.arbiter.Lifetime.before_stop",
-    "gunicorn_grace.worker.take_seat",
-    "gunicorn_grace.worker.Seat.booted",
-    "gunicorn_grace.worker.Seat.shed_from_the_parser",
-    "gunicorn_grace.worker._hot_path",
-    "gunicorn_grace.worker.Seat._note_longest",
-    "gunicorn_grace.worker.Seat.watch_drain",
+    "gunicorn_grace.worker.process.take_seat",
+    "gunicorn_grace.worker.process.Seat.booted",
+    "gunicorn_grace.worker.process.Seat.shed_from_the_parser",
+    "gunicorn_grace.worker.process._hot_path",
+    "gunicorn_grace.worker.process.Seat._note_longest",
+    "gunicorn_grace.worker.process.Seat.watch_drain",
 )
-ESSENTIAL = ("gunicorn_grace.arbiter.Lifetime.observe", "gunicorn_grace.worker._hot_path")
+ESSENTIAL = ("gunicorn_grace.arbiter.Lifetime.observe", "gunicorn_grace.worker.process._hot_path")
 """A failure of the whole part of the arbiter, and one of the whole part of a worker."""
 
 

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from gunicorn_grace.shared import memory as st
-from gunicorn_grace.worker import IDLE_TICKS, LINGER, TICK
+from gunicorn_grace.worker.process import IDLE_TICKS, LINGER, TICK
 from support.servers import Client, Connect, Serve
 
 SETTINGS = {

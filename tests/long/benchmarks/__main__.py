@@ -188,7 +188,7 @@ def cpu_a_probe(calls: int, runs: int) -> None:
 
     from gunicorn_grace.shared.phase import Phase
     from gunicorn_grace.shared.settings import Settings
-    from gunicorn_grace.worker import Seat
+    from gunicorn_grace.worker.process import Seat
     from gunicorn_grace.wsgi import Overlay, Responder
 
     def no_such_route(environ: Any, start_response: Any) -> list[bytes]:

@@ -66,7 +66,7 @@ HOLDER = "import sys; print('up', flush=True); sys.stdin.read()"
 INNER = """
 import json, os, socket, subprocess, sys
 from dataclasses import asdict
-from gunicorn_grace.trigger import Gate
+from gunicorn_grace.probes.trigger import Gate
 family, address, arbiter, ask = eval(sys.argv[1])
 listener = socket.socket(family); listener.bind(address); listener.listen()
 print(json.dumps(listener.getsockname()), flush=True)
@@ -82,7 +82,7 @@ if child: child.wait()
 NOBODYS = """
 import json, os, socket, sys
 from dataclasses import asdict
-from gunicorn_grace.trigger import Gate
+from gunicorn_grace.probes.trigger import Gate
 arbiter, accepted, user, environ = eval(sys.argv[1])
 os.setgroups([]); os.setresgid(user, user, user); os.setresuid(user, user, user)
 environ["gunicorn.socket"] = socket.socket(fileno=accepted)

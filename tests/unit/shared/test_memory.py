@@ -23,7 +23,7 @@ from gunicorn_grace.shared import memory as st
 from gunicorn_grace.shared.memory import State
 from gunicorn_grace.shared.phase import Phase
 from gunicorn_grace.shared.settings import Settings
-from gunicorn_grace.worker import Seat, _hot_path
+from gunicorn_grace.worker.process import Seat, _hot_path
 from support.trials import trials
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="no memfd here")

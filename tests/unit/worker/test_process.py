@@ -21,13 +21,15 @@ from gunicorn.glogging import Logger
 from gunicorn.http.parser import RequestParser
 from gunicorn.instrument.statsd import Statsd
 
-from gunicorn_grace import connections, worker, worker_classes
 from gunicorn_grace.shared import memory as st
 from gunicorn_grace.shared.memory import State
 from gunicorn_grace.shared.phase import Phase
 from gunicorn_grace.shared.settings import Settings
-from gunicorn_grace.worker import Seat, quieten_probes
-from gunicorn_grace.worker_classes import tracking
+from gunicorn_grace.worker import classes as worker_classes
+from gunicorn_grace.worker import connections
+from gunicorn_grace.worker import process as worker
+from gunicorn_grace.worker.classes import tracking
+from gunicorn_grace.worker.process import Seat, quieten_probes
 
 PATIENCE = 20
 
@@ -554,5 +556,5 @@ def test_what_is_in_flight_is_named_without_its_query(seat: Seat) -> None:
     line = stream.getvalue()
     assert line.count("\n") == 1
     assert "in flight now: POST /slow for 0." in line
-    assert "worker.py" in line
+    assert "process.py" in line
     assert "password" not in line

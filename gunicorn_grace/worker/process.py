@@ -22,15 +22,14 @@ import time
 from collections.abc import Callable, Collection
 from typing import Any
 
-from . import application
-from .connections import accepted_at, bare, is_sending, never_sent, unread
-from .lifecycle import Origin
-from .probes.answers import Probes, Situation
-from .probes.checks import registry
-from .shared import listener
-from .shared import memory as st
-from .shared.settings import Settings
-from .worker_classes import (
+from .. import application
+from ..lifecycle import Origin
+from ..probes.answers import Probes, Situation
+from ..probes.checks import registry
+from ..shared import listener
+from ..shared import memory as st
+from ..shared.settings import Settings
+from .classes import (
     ASGI_HOOKS,
     HOOKS,
     LINGER,
@@ -41,6 +40,7 @@ from .worker_classes import (
     owner_of_requests,
     tracking,
 )
+from .connections import accepted_at, bare, is_sending, never_sent, unread
 
 TICK = 0.05
 IDLE_TICKS = 6
