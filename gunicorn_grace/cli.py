@@ -14,8 +14,8 @@ from collections.abc import Sequence
 import click
 
 from . import __version__
+from .arbiter.lifecycle import Origin
 from .errors import GraceError, StateError
-from .lifecycle import Origin
 from .rehearsal.command import rehearse
 from .rehearsal.output import give_up_stdout
 from .shared import memory as st

@@ -26,8 +26,8 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
-from . import arbiter as _arbiter
-from . import probe_port as _probe_port
+from .arbiter import probe_port as _probe_port
+from .arbiter import shutdown as _arbiter
 from .errors import ConfigurationError, GraceError
 from .shared import settings as _settings
 from .worker import classes as _worker_classes

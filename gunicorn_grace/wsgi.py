@@ -1,9 +1,9 @@
 """The probes in front of a WSGI application: the overlay that is always there, and a middleware for
 those who ask.
 
-Thin adapters: :class:`Responder` turns an environ into an :class:`~gunicorn_grace.probes.answers.Answer`,
-and everything else only puts it on the wire. Runs in worker processes; outside gunicorn every
-answer is that of a serving instance.
+Thin adapters: :class:`Responder` turns an environ into an
+:class:`~gunicorn_grace.probes.answers.Answer`, and everything else only puts it on the wire. Runs
+in worker processes; outside gunicorn every answer is that of a serving instance.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .lifecycle import Origin
+from .arbiter.lifecycle import Origin
 from .probes.answers import FORBIDDEN, NOT_ALLOWED, TRIGGERED, Answer, Query, Situation, Target
 from .probes.answers import Probes as Core
 from .probes.checks import Kind, Outcome, Run, registry

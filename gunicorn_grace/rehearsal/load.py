@@ -41,8 +41,8 @@ _OURS = {errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.E
 _AFTER_CONNECTING = {errno.ECONNRESET, errno.EPIPE}
 
 
-#: What the plugin puts on its answers to probes, ``gunicorn_grace.probes.answers``; nothing here imports
-#: that.
+#: What the plugin puts on its answers to probes, ``gunicorn_grace.probes.answers``; nothing here
+#: imports that.
 _OUR_HEADERS = {(b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff")}
 
 

@@ -23,7 +23,7 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 from .. import application
-from ..lifecycle import Origin
+from ..arbiter.lifecycle import Origin
 from ..probes.answers import Probes, Situation
 from ..probes.checks import registry
 from ..shared import listener

@@ -22,8 +22,10 @@ import click
 import pytest
 
 import gunicorn_grace
-from gunicorn_grace import arbiter, cli, lifecycle, notify, report
-from gunicorn_grace.lifecycle import Observation, Origin, Reason, decide
+from gunicorn_grace import cli
+from gunicorn_grace.arbiter import lifecycle, notify, report
+from gunicorn_grace.arbiter import shutdown as arbiter
+from gunicorn_grace.arbiter.lifecycle import Observation, Origin, Reason, decide
 from gunicorn_grace.probes import trigger
 from gunicorn_grace.probes.answers import Probes, Query, Situation
 from gunicorn_grace.probes.checks import Kind, Outcome
@@ -38,7 +40,7 @@ from support.paths import DOCS, TESTS
 
 pytestmark = pytest.mark.once
 
-PACKAGE = Path(arbiter.__file__).parent
+PACKAGE = Path(gunicorn_grace.__file__).parent
 NAMES = (
     "settings.md",
     "how-it-works.md",
@@ -499,7 +501,8 @@ def test_log_lines_in_the_docs_are_those_of_the_code() -> None:
 )
 def test_every_event_is_shown(word: str) -> None:
     """The docs show a line of each event that the arbiter logs."""
-    assert f'"gunicorn-grace: {word}' in (PACKAGE / "arbiter.py").read_text(encoding="utf-8")
+    source = "".join(path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py"))
+    assert f'"gunicorn-grace: {word}' in source
     assert f"\ngunicorn-grace: {word}" in read("how-it-works.md")
 
 

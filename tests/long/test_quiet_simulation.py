@@ -9,7 +9,7 @@ import random
 
 import pytest
 
-from gunicorn_grace.lifecycle import quiet_after
+from gunicorn_grace.arbiter.lifecycle import quiet_after
 from long.benchmarks import quiet
 
 pytestmark = pytest.mark.once

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from gunicorn_grace import __version__, cli
-from gunicorn_grace.lifecycle import Origin
+from gunicorn_grace.arbiter.lifecycle import Origin
 from gunicorn_grace.shared import memory as st
 from gunicorn_grace.shared.memory import State
 from gunicorn_grace.shared.phase import Phase

@@ -17,7 +17,7 @@ from typing import Any
 import gunicorn
 import pytest
 
-from gunicorn_grace.lifecycle import Origin
+from gunicorn_grace.arbiter.lifecycle import Origin
 from gunicorn_grace.shared import memory as st
 from gunicorn_grace.shared.phase import Phase
 from support.servers import HOLD, WORKERS, Connect, Serve, Server, booted_in, memory_of

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 import h11
 import pytest
 
-from gunicorn_grace.lifecycle import Origin
+from gunicorn_grace.arbiter.lifecycle import Origin
 from gunicorn_grace.shared import memory as st
 from gunicorn_grace.shared.phase import Phase
 from support.servers import QUICK, Client, Connect, Serve, look

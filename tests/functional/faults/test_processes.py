@@ -15,13 +15,13 @@ from pathlib import Path
 import h11
 import pytest
 
-from gunicorn_grace.lifecycle import Origin
+from gunicorn_grace.arbiter.lifecycle import Origin
 from gunicorn_grace.shared import memory as st
 from gunicorn_grace.shared.phase import Phase
 from support.servers import HOLD, QUICK, SHORT, Client, Connect, Serve, booted_in
 
 BREAK = """
-import gunicorn_grace.arbiter, gunicorn_grace.worker.process, gunicorn_grace.conf
+import gunicorn_grace.arbiter.shutdown, gunicorn_grace.worker.process, gunicorn_grace.conf
 def broken(*args, **kwargs):
     raise RuntimeError("broken on purpose")
 {target} = broken
@@ -37,16 +37,16 @@ def broken(target: str, tmp_path: Path) -> tuple[str, ...]:
 
 
 TARGETS = (
-    "gunicorn_grace.arbiter.attach",
-    "gunicorn_grace.arbiter.tell_budget",
-    "gunicorn_grace.arbiter.Lifetime.claim",
-    "gunicorn_grace.arbiter.Lifetime.free",
-    "gunicorn_grace.arbiter.Lifetime.observe",
-    "gunicorn_grace.arbiter.Lifetime.finish",
-    "gunicorn_grace.arbiter.Lifetime._enter_lame_duck",
-    "gunicorn_grace.arbiter.Lifetime._enter_draining",
-    "gunicorn_grace.arbiter.Lifetime._seal",
-    "gunicorn_grace.arbiter.Lifetime.before_stop",
+    "gunicorn_grace.arbiter.shutdown.attach",
+    "gunicorn_grace.arbiter.shutdown.tell_budget",
+    "gunicorn_grace.arbiter.shutdown.Lifetime.claim",
+    "gunicorn_grace.arbiter.shutdown.Lifetime.free",
+    "gunicorn_grace.arbiter.shutdown.Lifetime.observe",
+    "gunicorn_grace.arbiter.shutdown.Lifetime.finish",
+    "gunicorn_grace.arbiter.shutdown.Lifetime._enter_lame_duck",
+    "gunicorn_grace.arbiter.shutdown.Lifetime._enter_draining",
+    "gunicorn_grace.arbiter.shutdown.Lifetime._seal",
+    "gunicorn_grace.arbiter.shutdown.Lifetime.before_stop",
     "gunicorn_grace.worker.process.take_seat",
     "gunicorn_grace.worker.process.Seat.booted",
     "gunicorn_grace.worker.process.Seat.shed_from_the_parser",
@@ -54,7 +54,10 @@ TARGETS = (
     "gunicorn_grace.worker.process.Seat._note_longest",
     "gunicorn_grace.worker.process.Seat.watch_drain",
 )
-ESSENTIAL = ("gunicorn_grace.arbiter.Lifetime.observe", "gunicorn_grace.worker.process._hot_path")
+ESSENTIAL = (
+    "gunicorn_grace.arbiter.shutdown.Lifetime.observe",
+    "gunicorn_grace.worker.process._hot_path",
+)
 """A failure of the whole part of the arbiter, and one of the whole part of a worker."""
 
 
@@ -86,7 +89,7 @@ def test_after_a_failure_of_ours_nothing_waits_for_us(serve: Serve, tmp_path: Pa
     nothing out of rotation: nobody would take it back."""
     server = serve(
         kind="gthread",
-        config=broken("gunicorn_grace.arbiter.Lifetime.observe", tmp_path),
+        config=broken("gunicorn_grace.arbiter.shutdown.Lifetime.observe", tmp_path),
         ready=False,
     )
     server.wait_ready()
@@ -108,7 +111,7 @@ def test_a_worker_that_asked_before_a_failure_of_ours_is_answered(
     last one."""
     flag = tmp_path / "flag"
     (tmp_path / "conf.py").write_text(
-        "import os\nfrom gunicorn_grace.arbiter import Lifetime\nanswer = Lifetime._answer_asked\n"
+        "import os\nfrom gunicorn_grace.arbiter.shutdown import Lifetime\nanswer = Lifetime._answer_asked\n"
         "def broken(self, now):\n"
         f"    if os.path.exists({str(flag)!r}):\n        raise RuntimeError('broken on purpose')\n"
         "    answer(self, now)\n"

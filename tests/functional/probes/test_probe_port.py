@@ -55,7 +55,7 @@ def responders(arbiter: int) -> list[int]:
     found = []
     for pid in procfs.children(arbiter):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            if b"gunicorn_grace.responder" in Path(f"/proc/{pid}/cmdline").read_bytes():
+            if b"gunicorn_grace.responder.process" in Path(f"/proc/{pid}/cmdline").read_bytes():
                 found.append(pid)
     return found
 

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from gunicorn_grace.lifecycle import Origin
+from gunicorn_grace.arbiter.lifecycle import Origin
 from gunicorn_grace.shared import memory as st
 from gunicorn_grace.shared.phase import Phase
 from support.servers import (

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from gunicorn_grace.lifecycle import quiet_after
+from gunicorn_grace.arbiter.lifecycle import quiet_after
 from gunicorn_grace.rehearsal.load import Load
 from gunicorn_grace.rehearsal.platform import EndpointTable
 from gunicorn_grace.shared import memory as st

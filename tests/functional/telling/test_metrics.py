@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from gunicorn_grace.lifecycle import Origin
+from gunicorn_grace.arbiter.lifecycle import Origin
 from gunicorn_grace.rehearsal.wire import Response
 from gunicorn_grace.shared import memory as st
 from gunicorn_grace.shared.phase import Phase

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 import gunicorn_grace
-from gunicorn_grace.report import LIMIT, Report
+from gunicorn_grace.arbiter.report import LIMIT, Report
 from gunicorn_grace.shared import memory as st
 from gunicorn_grace.shared.phase import Phase
 from support.paths import APPS
@@ -217,7 +217,7 @@ def test_the_platform_does_not_wait(serve: Serve, connect: Connect, report: Path
 def test_a_failure_of_ours(serve: Serve, report: Path, tmp_path: Path) -> None:
     """The plugin's part in the loop has failed, and gunicorn goes on alone: the report says so."""
     (tmp_path / "conf.py").write_text(
-        "from gunicorn_grace import arbiter\nimport gunicorn_grace\ngunicorn_grace.install(globals())\n"
+        "from gunicorn_grace.arbiter import shutdown as arbiter\nimport gunicorn_grace\ngunicorn_grace.install(globals())\n"
         "def broken(self, *args): raise RuntimeError('broken on purpose')\narbiter.Lifetime._seal = broken\n"
     )
     server = serve(config=("-c", "conf.py"), args=("-w", "1"), settings={**SHORT, "report": report})

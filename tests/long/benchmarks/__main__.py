@@ -469,7 +469,7 @@ def asked(address: tuple[str, int]) -> float:
 def responder_of(server: Server) -> int:
     """The process behind the probe port."""
     for pid in procfs.children(server.arbiter_pid):
-        if b"gunicorn_grace.responder" in Path(f"/proc/{pid}/cmdline").read_bytes():
+        if b"gunicorn_grace.responder.process" in Path(f"/proc/{pid}/cmdline").read_bytes():
             return pid
     raise LookupError("no responder")
 

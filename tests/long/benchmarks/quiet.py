@@ -2,7 +2,7 @@
 
 A miss: LAME_DUCK ends as "quiet", and a request of the share that is still routed would have come
 later. The judge is
-:func:`gunicorn_grace.lifecycle.decide` itself, asked as the arbiter asks it, every 100 ms from a
+:func:`gunicorn_grace.arbiter.lifecycle.decide` itself, asked as the arbiter asks it, every 100 ms from a
 random moment on, with the rate and the longest silence as they would have been measured before T0.
 Only the traffic is made up.
 
@@ -21,7 +21,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from gunicorn_grace.lifecycle import Observation, Origin, Reason, decide, quiet_after
+from gunicorn_grace.arbiter.lifecycle import Observation, Origin, Reason, decide, quiet_after
 from gunicorn_grace.shared.phase import Phase
 from gunicorn_grace.shared.settings import AUTO, Settings
 

@@ -17,8 +17,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as hyp
 
+from gunicorn_grace.arbiter.lifecycle import Origin
 from gunicorn_grace.errors import StateError
-from gunicorn_grace.lifecycle import Origin
 from gunicorn_grace.shared import memory as st
 from gunicorn_grace.shared.memory import State
 from gunicorn_grace.shared.phase import Phase

@@ -14,11 +14,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as hyp
 
-from gunicorn_grace import responder as r
-from gunicorn_grace.lifecycle import Origin
-from gunicorn_grace.probe_port import RUN_EVERY, SLACK, Publisher
+from gunicorn_grace.arbiter.lifecycle import Origin
+from gunicorn_grace.arbiter.probe_port import RUN_EVERY, SLACK, Publisher
 from gunicorn_grace.probes.answers import Answer
 from gunicorn_grace.probes.checks import Kind, Registry
+from gunicorn_grace.responder import process as r
 from gunicorn_grace.shared import memory as st
 from gunicorn_grace.shared.memory import State
 from gunicorn_grace.shared.phase import Phase

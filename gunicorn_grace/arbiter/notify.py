@@ -12,9 +12,9 @@ import select
 import socket
 from typing import Any
 
-from .shared import metrics
-from .shared.memory import State
-from .shared.phase import Phase, is_terminating
+from ..shared import metrics
+from ..shared.memory import State
+from ..shared.phase import Phase, is_terminating
 
 STRETCH = 10.0
 """Seconds of more time that the service manager is asked for where no deadline is known, and the

@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as hyp
 
-from gunicorn_grace import report as reporting
-from gunicorn_grace.report import LIMIT, Report, verdict
+from gunicorn_grace.arbiter import report as reporting
+from gunicorn_grace.arbiter.report import LIMIT, Report, verdict
 from support.paths import TESTS
 from support.trials import trials
 
@@ -124,8 +124,8 @@ def test_what_a_file_held_before_is_gone(tmp_path: Path) -> None:
 WRITER = """
 import sys
 sys.path.insert(0, sys.argv[3])
-from unit.test_report import report
-from gunicorn_grace import report as reporting
+from unit.arbiter.test_report import report
+from gunicorn_grace.arbiter import report as reporting
 while True:
     for ended in ("drained", "x" * 150, "deadline"):
         reporting.write(sys.argv[1], report(ended=ended), last=True)

@@ -15,8 +15,8 @@ import enum
 import math
 from dataclasses import dataclass
 
-from .shared.phase import Phase
-from .shared.settings import AUTO, Settings
+from ..shared.phase import Phase
+from ..shared.settings import AUTO, Settings
 
 LATE_WINDOW = 2.0
 """Seconds. A request that came this recently is "still arriving" when the delay is over; and so

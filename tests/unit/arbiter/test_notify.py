@@ -11,8 +11,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from gunicorn_grace import notify
-from gunicorn_grace.notify import RENEW_EVERY, STRETCH, Gauges, ServiceManager
+from gunicorn_grace.arbiter import notify
+from gunicorn_grace.arbiter.notify import RENEW_EVERY, STRETCH, Gauges, ServiceManager
 from gunicorn_grace.shared import memory as st
 from gunicorn_grace.shared.memory import State
 from gunicorn_grace.shared.phase import Phase

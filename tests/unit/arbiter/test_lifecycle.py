@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gunicorn_grace.lifecycle import (
+from gunicorn_grace.arbiter.lifecycle import (
     Observation,
     Origin,
     Reason,

@@ -4,7 +4,7 @@ its versions.
 :func:`attach` mixes :class:`GraceArbiter` over the class of the running arbiter, in
 ``on_starting``, which is before its signal handlers are installed. The mixed-in methods are thin;
 what they mean is in :class:`Lifetime`, which owns the shared memory, asks
-:func:`~gunicorn_grace.lifecycle.decide` once a pass of gunicorn's own main loop, and acts.
+:func:`~gunicorn_grace.arbiter.lifecycle.decide` once a pass of gunicorn's own main loop, and acts.
 
 The drain runs inside that loop as well, and ``stop`` comes only after it. So in every phase crashed
 workers are reaped, hung ones are noticed, and SIGINT ends it at once, on every version; gunicorn's
@@ -29,17 +29,18 @@ from typing import TYPE_CHECKING, Any
 
 from gunicorn.errors import HaltServer
 
-from . import __version__, notify
+from .. import __version__
+from ..errors import GraceError
+from ..shared import listener
+from ..shared import memory as st
+from ..shared.phase import Phase, check_transition
+from ..shared.settings import Settings, budget_line, longest_delay
+from ..worker.classes import LINGER, POKE
+from . import notify
 from . import report as reporting
-from .errors import GraceError
 from .lifecycle import Observation, Origin, Reason, deadline, decide, drain_limit, is_delay_over
 from .probe_port import ProbePort
 from .report import Report, verdict
-from .shared import listener
-from .shared import memory as st
-from .shared.phase import Phase, check_transition
-from .shared.settings import Settings, budget_line, longest_delay
-from .worker.classes import LINGER, POKE
 
 if TYPE_CHECKING:
     from gunicorn.arbiter import Arbiter
@@ -294,7 +295,7 @@ class Lifetime:
     # -- looking ----
 
     def observe(self, now: int) -> Observation:
-        """What :func:`~gunicorn_grace.lifecycle.decide` needs to know."""
+        """What :func:`~gunicorn_grace.arbiter.lifecycle.decide` needs to know."""
         cells, phase = self.cells, self.phase
         origin, t0 = self._origin_and_t0()
         sigterm = cells[st.SIGTERM]

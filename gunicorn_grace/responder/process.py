@@ -2,13 +2,13 @@
 
 A sync worker answers one request at a time, so a readiness probe waits behind slow requests just
 when the instance is loaded, and a load balancer takes it out for being slow. This process has
-nothing else to do. It is started anew, not forked (:mod:`gunicorn_grace.probe_port` says how), so
-it holds no module of the application, no lock and no descriptor but these: 0 what it has to know, 1
-and 2 a pipe into the arbiter's log, 3 the listener, 4 the shared memory.
+nothing else to do. It is started anew, not forked (:mod:`gunicorn_grace.arbiter.probe_port` says
+how), so it holds no module of the application, no lock and no descriptor but these: 0 what it has
+to know, 1 and 2 a pipe into the arbiter's log, 3 the listener, 4 the shared memory.
 
 It answers from that memory alone, and writes to it only a trigger. What the application's checks
-say comes from the workers, which show it there (:class:`gunicorn_grace.probe_port.Publisher`); of
-each check the newest result counts.
+say comes from the workers, which show it there
+(:class:`gunicorn_grace.arbiter.probe_port.Publisher`); of each check the newest result counts.
 
 One thread, one loop, no blocking call; a connection gets one answer and is closed. Reading stops at
 the blank line after the headers, and what came is parsed by ``http.server``. Whoever sends slowly,
@@ -42,8 +42,8 @@ from http.server import BaseHTTPRequestHandler
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
-from .lifecycle import Origin
-from .probes.answers import (
+from ..arbiter.lifecycle import Origin
+from ..probes.answers import (
     FORBIDDEN,
     NOT_ALLOWED,
     TRIGGERED,
@@ -53,11 +53,11 @@ from .probes.answers import (
     Query,
     Situation,
 )
-from .probes.checks import Outcome
-from .probes.trigger import Trigger
-from .shared import memory as st
-from .shared.phase import Phase
-from .shared.settings import Secret, Settings
+from ..probes.checks import Outcome
+from ..probes.trigger import Trigger
+from ..shared import memory as st
+from ..shared.phase import Phase
+from ..shared.settings import Secret, Settings
 
 LISTENER, MEMORY = 3, 4
 """Descriptors that the arbiter gives it; it closes all others."""

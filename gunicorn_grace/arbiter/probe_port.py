@@ -2,9 +2,9 @@
 is answered from.
 
 The arbiter binds the listener before the first worker is forked, and keeps it: when the responder
-(:mod:`gunicorn_grace.responder`) dies, what connects meanwhile waits in the accept queue for the
-next one. The responder is a new interpreter (``posix_spawn``) and no fork of the arbiter, which
-with ``preload_app`` holds the whole application, with its threads and locks, and gunicorn's
+(:mod:`gunicorn_grace.responder.process`) dies, what connects meanwhile waits in the accept queue
+for the next one. The responder is a new interpreter (``posix_spawn``) and no fork of the arbiter,
+which with ``preload_app`` holds the whole application, with its threads and locks, and gunicorn's
 listeners.
 
 It is no worker: gunicorn does not know of it. Its ``waitpid(-1)`` would take it for one all the
@@ -33,11 +33,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from . import responder
-from .probes.checks import Check, Kind, Outcome, Registry, Run, registry
-from .shared import memory as st
-from .shared.phase import Phase
-from .shared.settings import Settings, address_of
+from ..probes.checks import Check, Kind, Outcome, Registry, Run, registry
+from ..responder import process as responder
+from ..shared import memory as st
+from ..shared.phase import Phase
+from ..shared.settings import Settings, address_of
 
 BACKLOG = 128
 
@@ -56,7 +56,7 @@ listener."""
 
 _STARTS = (
     "import sys; sys.modules.update(ssl=None, _hashlib=None); sys.path += sys.argv[1:]; "
-    "from gunicorn_grace.responder import main; main()"
+    "from gunicorn_grace.responder.process import main; main()"
 )
 """Isolated and without ``site`` (-I -S), so that no file in the working directory or in
 site-packages stands in for the standard library's; and without OpenSSL, for which ``http.client``
@@ -338,7 +338,7 @@ class ProbePort:
                     "-S",
                     "-c",
                     _STARTS,
-                    str(Path(__file__).parents[1]),
+                    str(Path(__file__).parents[2]),
                     *filter(None, sys.path),
                 ],
                 os.environ,

@@ -1,0 +1,1 @@
+"""The process behind the probe port."""
