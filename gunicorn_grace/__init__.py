@@ -20,13 +20,12 @@ from .errors import (
     UnknownSetting,
     UsageError,
 )
-from .shared import memory as _state
+from .shared import memory as _memory
 from .shared.phase import Phase
+from .shared.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from .probes.checks import Kind
-
-__version__ = "0.1.0"
+    from .shared.phase import Kind
 
 _Function = TypeVar("_Function", bound=Callable[[], object])
 
@@ -95,15 +94,15 @@ def check(
 def phase() -> Phase:
     """The phase of the instance that this process belongs to. Arbiter, worker, or outside: then
     ``SERVING``."""
-    return _state.current.phase() if _state.current else Phase.SERVING
+    return _memory.attached.phase() if _memory.attached else Phase.SERVING
 
 
 def is_terminating() -> bool:
     """Whether the shutdown has begun. One read of shared memory: cheap enough for a loop."""
-    return _state.current is not None and _state.current.is_terminating()
+    return _memory.attached is not None and _memory.attached.is_terminating()
 
 
 def seconds_left() -> float | None:
     """Seconds until this process has to be gone; ``None`` while no shutdown has begun or no
     deadline is known."""
-    return _state.current.seconds_left() if _state.current else None
+    return _memory.attached.seconds_left() if _memory.attached else None

@@ -7,7 +7,7 @@ request hook. So the application is wrapped by its author, around everything els
 
     app = Probes(app)
 
-Answers come from the same core as in :mod:`gunicorn_grace.wsgi`. Runs in worker processes; outside
+Answers come from the same core as in :mod:`gunicorn_grace.worker.answering`. Runs in worker processes; outside
 gunicorn every answer is that of a serving instance.
 """
 
@@ -18,9 +18,10 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from .probes.answers import Answer, Target
-from .worker import process as worker
+from .worker import process
+from .worker.answering import WorkerAnswers
 from .worker.classes import ASGI_HOOKS
-from .wsgi import Request, Responder
+from .worker.counting import CountedCall
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -47,26 +48,26 @@ class Probes:
 
     def __init__(self, app: Application) -> None:
         self.app = app
-        self._responder: Responder | None = None
+        self._answers: WorkerAnswers | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        responder = self._responder
-        if responder is None or responder.seat is not worker.current:
+        answers = self._answers
+        if answers is None or answers.worker is not process.this_worker:
             # Made in the worker, and not where the application is built: with preload_app that is
             # the arbiter.
-            responder = self._responder = Responder(worker.current)
-        seat = responder.seat
-        if seat is not None:
-            seat.sees_all = True
+            answers = self._answers = WorkerAnswers(process.this_worker)
+        ours = answers.worker
+        if ours is not None:
+            ours.draining.sees_all = True
         if scope["type"] not in ("http", "websocket"):
             await self.app(scope, receive, send)
             return
         is_http = scope["type"] == "http"
-        if is_http and seat is not None and scope.get("http_version", "1.1").startswith("1"):
-            send = _shedding(send, seat)
-        target = responder.probes.target(_path(scope)) if is_http else None
+        if is_http and ours is not None and scope.get("http_version", "1.1").startswith("1"):
+            send = _shedding(send, ours.memory.is_terminating)
+        target = answers.answers.target(_path(scope)) if is_http else None
         if target is not None:
-            answer = await _answer(responder, target, _environ(scope))
+            answer = await _answer(answers, target, _environ(scope))
             body = answer.body.encode()
             headers = [(name.lower().encode(), value.encode()) for name, value in answer.headers]
             headers.append((b"content-length", str(len(body)).encode()))
@@ -74,29 +75,29 @@ class Probes:
             await send(
                 {"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body}
             )
-        elif seat is None or (is_http and seat.tracking == ASGI_HOOKS):
+        elif ours is None or (is_http and ours.tracking == ASGI_HOOKS):
             await self.app(scope, receive, send)  # Counted by gunicorn's hooks, or by nobody.
         else:
-            request = Request(scope.get("method", "WEBSOCKET"), _path(scope))
-            seat.begin(request)
+            call = CountedCall(scope.get("method", "WEBSOCKET"), _path(scope))
+            ours.begin(call)
             try:
                 await self.app(scope, receive, send)
             finally:
-                seat.end(request)
+                ours.end(call)
 
 
-async def _answer(responder: Responder, target: Target, environ: dict[str, Any]) -> Answer:
+async def _answer(answers: WorkerAnswers, target: Target, environ: dict[str, Any]) -> Answer:
     """The complete answer. The loop goes on while a check runs."""
-    refused = responder.refuse(target, environ)
+    refused = answers.refuse(target, environ)
     if refused is not None:
         return refused
-    question = responder.ask(target, environ)
+    question = answers.ask(target, environ)
     while not question.is_known():
         await asyncio.sleep(LOOK_INTERVAL)
-    return question.answer(responder.situation)
+    return question.answer(answers.situation)
 
 
-def _shedding(send: Send, seat: worker.Seat) -> Send:
+def _shedding(send: Send, is_terminating: Callable[[], bool]) -> Send:
     """``send``, but a response that begins after T0 says ``Connection: close``. One that began
     before keeps its word.
 
@@ -105,7 +106,7 @@ def _shedding(send: Send, seat: worker.Seat) -> Send:
     """
 
     async def shedding(message: Message) -> None:
-        if message["type"] == "http.response.start" and seat.state.is_terminating():
+        if message["type"] == "http.response.start" and is_terminating():
             kept = [
                 (name, value)
                 for name, value in message.get("headers", ())

@@ -12,13 +12,12 @@ from typing import Any
 from flask import Blueprint, Flask, Response, request
 from flask.blueprints import BlueprintSetupState
 
-from .probes.answers import DOCKERFLOW_PATHS, LIVENESS_ALIAS, Target
-from .probes.answers import Probes as Core
-from .probes.checks import Kind
+from .probes.answers import DOCKERFLOW_PATHS, LIVENESS_ALIAS, Answers, Target
 from .shared import settings
+from .shared.phase import Kind
 from .shared.settings import Settings
-from .worker import process as worker
-from .wsgi import Responder
+from .worker import process
+from .worker.answering import WorkerAnswers
 
 EXTENSION = "gunicorn_grace"
 
@@ -35,14 +34,13 @@ def _answer(kind: Kind, check: str | None = None, **host: str) -> Response:
     from flask import current_app
 
     held: dict[str, Any] = current_app.extensions[EXTENSION]
-    responder: Responder | None = held.get("responder")
-    if responder is None or responder.seat is not worker.current:
+    answers: WorkerAnswers | None = held.get("answers")
+    if answers is None or answers.worker is not process.this_worker:
         # Made in the worker, and not where the application is built: with preload_app that is the
         # arbiter.
-        responder = held["responder"] = Responder(
-            worker.current, held["settings"] if worker.current is None else None
-        )
-    answer = responder.answer(Target(kind, check), request.environ)
+        ours = process.this_worker
+        answers = held["answers"] = WorkerAnswers(ours, held["settings"] if ours is None else None)
+    answer = answers.answer(Target(kind, check), request.environ)
     return Response(answer.body, status=answer.status, headers=list(answer.headers))
 
 
@@ -53,7 +51,7 @@ def _add_routes(setup: BlueprintSetupState) -> None:
     # With host_matching a rule belongs to one host: whatever kubelet asks by, the pod's address, is
     # to be found.
     options = {"host": "<_grace_host>"} if setup.app.url_map.host_matching else {}
-    for path, kind in Core(loaded).paths.items():
+    for path, kind in Answers(loaded).paths.items():
         for rule in (path, f"{path.rstrip('/')}/<check>"):
             # Every method, so that the answer to a wrong one is ours as well: 405 with Allow.
             setup.add_url_rule(

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from .shared import memory as st
-from .shared import metrics
+from .shared import memory, metrics
 
 try:
     from prometheus_client import registry
@@ -35,7 +34,7 @@ class Collector(registry.Collector):
 
     def collect(self) -> Iterator[Metric]:
         """The metrics, as they are now."""
-        seen = metrics.read(st.current)
+        seen = metrics.read(memory.attached)
         for metric in metrics.METRICS:
             family = _family(metric)
             for label, value in metric.samples(seen).items():

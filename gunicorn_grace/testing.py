@@ -22,10 +22,12 @@ import os
 import time
 from collections.abc import Iterator
 
-from . import application
 from .errors import UsageError
-from .shared import memory as st
+from .shared import memory, settings
+from .shared.memory import HEADER_CELLS, RECORD_CELLS, Memory
 from .shared.phase import Phase, is_terminating
+from .worker import duties, process
+from .worker.duties import Duties
 
 __all__ = ["Instance", "in_phase"]
 
@@ -33,17 +35,15 @@ NUMBER = 0
 """The slot of the worker that this process pretends to be: the only one."""
 
 
-class _Pretended(st.State):
+class _Pretended(Memory):
     """A memory that no other process has, and that no command finds; and a clock that stands
     still."""
 
     left: float | None = None
 
     def __init__(self) -> None:
-        super().__init__(-1, mmap.mmap(-1, (st.HEADER_CELLS + st.SLOT_CELLS + st.METER_CELLS) * 8))
-        cells = self.cells
-        cells[st.VERSION], cells[st.SLOT_COUNT], cells[st.ARBITER] = st.LAYOUT, 1, os.getpid()
-        cells[st.MAGIC] = st.MAGIC_NUMBER
+        super().__init__(-1, mmap.mmap(-1, (HEADER_CELLS + RECORD_CELLS) * 8), 1)
+        self.publish_layout()
 
     def seconds_left(self) -> float | None:
         return self.left if self.is_terminating() else None
@@ -52,8 +52,8 @@ class _Pretended(st.State):
 class Instance:
     """The instance that this process pretends to be the one worker of."""
 
-    def __init__(self, state: _Pretended, duties: application.Duties) -> None:
-        self._state = state
+    def __init__(self, memory: _Pretended, duties: Duties) -> None:
+        self._memory = memory
         self._duties = duties
 
     def enter(self, phase: Phase, *, seconds_left: float | None = None) -> None:
@@ -69,16 +69,16 @@ class Instance:
             raise UsageError(
                 f"seconds_left={seconds_left:g} in {phase} must be None before LAME_DUCK and >= 0 from then on"
             )
-        state, cells, now = self._state, self._state.cells, time.monotonic_ns()
+        ours, header, now = self._memory, self._memory.header, time.monotonic_ns()
         if is_terminating(phase):
-            cells[st.T0] = cells[st.T0] or now
-        elif cells[st.T0] or state.is_terminating():
-            cells[st.CONSUMED] = now
-            cells[st.T0] = 0
-        cells[st.DRAIN] = (cells[st.DRAIN] or now) if phase >= Phase.DRAINING else 0
-        state.left = None if seconds_left is None else float(seconds_left)
-        state.is_booted_worker = phase is not Phase.STARTING
-        cells[st.PHASE] = phase
+            header.t0 = header.t0 or now
+        elif header.t0 or ours.is_terminating():
+            header.consumed = now
+            header.t0 = 0
+        header.drain = (header.drain or now) if phase >= Phase.DRAINING else 0
+        ours.left = None if seconds_left is None else float(seconds_left)
+        ours.is_booted_worker = phase is not Phase.STARTING
+        header.phase = phase
 
     def run_callbacks(self) -> None:
         """Run the callbacks that the phase asks for and that have not run in this shutdown, in
@@ -90,15 +90,16 @@ class Instance:
         :raises BaseException: what a callback raised; a ``TimeoutError`` that names the one that
             did not end in time. Those after it have not run then.
         """
-        while due := self._duties.due():
-            error = self._duties.run(due[0])
+        callbacks = self._duties.callbacks
+        while due := callbacks.due():
+            error = callbacks.run(due[0])
             if error is not None:
                 raise error
 
     @property
     def holds(self) -> list[str]:
         """The names of the holds that would keep the worker now, the oldest first."""
-        return [name for name, _ in self._duties.held()]
+        return [name for name, _ in self._duties.holds.held()]
 
 
 @contextlib.contextmanager
@@ -114,23 +115,20 @@ def in_phase(
     :param seconds_left: what ``seconds_left()`` says; ``None`` for an instance without a deadline.
     :raises UsageError: this is a process of a real gunicorn; or see :meth:`Instance.enter`.
     """
-    from .shared import settings
-    from .worker import process as worker
-
-    if st.current is not None and not isinstance(st.current, _Pretended):
+    if memory.attached is not None and not isinstance(memory.attached, _Pretended):
         raise UsageError(
             f"in_phase({phase}) in process {os.getpid()}, which belongs to a real gunicorn: use it in tests without one"
         )
-    state = _Pretended()
-    state.claim(NUMBER, age=1)
+    pretended = _Pretended()
+    pretended.claim(NUMBER, age=1)
     used = settings.loaded() or settings.Settings()
-    seat = worker.Seat(state, NUMBER, used, logging.getLogger("gunicorn_grace"))
-    seat.cells_own[seat.slot + st.PID] = os.getpid()
-    instance = Instance(state, seat.duties)
+    ours = process.WorkerProcess(pretended, NUMBER, used, logging.getLogger("gunicorn_grace"))
+    ours.record.pid = os.getpid()
+    instance = Instance(pretended, ours.duties)
     instance.enter(phase, seconds_left=seconds_left)
-    before = st.current, worker.current, application.current
-    st.current, worker.current, application.current = state, seat, seat.duties
+    before = memory.attached, process.this_worker, duties.this_workers
+    memory.attached, process.this_worker, duties.this_workers = pretended, ours, ours.duties
     try:
         yield instance
     finally:
-        st.current, worker.current, application.current = before
+        memory.attached, process.this_worker, duties.this_workers = before

@@ -14,12 +14,12 @@ import gunicorn
 import pytest
 
 import gunicorn_grace
-from gunicorn_grace import application
 from gunicorn_grace.probes import checks
-from gunicorn_grace.shared import memory as state
+from gunicorn_grace.shared import memory as shm
 from gunicorn_grace.shared import settings
-from gunicorn_grace.shared.memory import State
-from gunicorn_grace.worker import process as worker
+from gunicorn_grace.shared.memory import Memory
+from gunicorn_grace.shared.phase import Kind
+from gunicorn_grace.worker import duties, process
 
 TESTS = Path(__file__).parent
 NO_LONG = "not long"
@@ -97,17 +97,17 @@ def _outside_gunicorn(monkeypatch: pytest.MonkeyPatch) -> None:
     environment."""
     for name in [name for name in os.environ if name.startswith(("GRACE_", "GUNICORN_"))]:
         monkeypatch.delenv(name)
-    monkeypatch.setattr(settings, "_adopted", None)
-    monkeypatch.setattr(state, "current", None)
-    monkeypatch.setattr(worker, "current", None)
-    monkeypatch.setattr(checks.registry, "_of", dict.fromkeys(checks.Kind, ()))
-    monkeypatch.setattr(application, "current", None)
-    monkeypatch.setattr(application, "callbacks", {phase: [] for phase in application.DECORATORS})
+    monkeypatch.setattr(settings, "adopted", None)
+    monkeypatch.setattr(shm, "attached", None)
+    monkeypatch.setattr(process, "this_worker", None)
+    monkeypatch.setattr(checks.registry, "_of", dict.fromkeys(Kind, ()))
+    monkeypatch.setattr(duties, "this_workers", None)
+    monkeypatch.setattr(duties, "registered", {phase: [] for phase in duties.DECORATORS})
 
 
 @pytest.fixture
-def memory() -> Iterator[State]:
+def memory() -> Iterator[Memory]:
     """The shared memory of an instance, whose arbiter is this process."""
-    made = State.create(slots=8)
+    made = Memory.create(slots=8)
     yield made
     made.close()

@@ -15,7 +15,7 @@ import enum
 import math
 from dataclasses import dataclass
 
-from ..shared.phase import Phase
+from ..shared.phase import Origin, Phase
 from ..shared.settings import AUTO, Settings
 
 LATE_WINDOW = 2.0
@@ -30,19 +30,6 @@ default period."""
 QUIET_MISS = 1e-6
 """The quiet test's error: the probability that traffic at the smallest share still routed is taken
 to be over, by a silence that came by chance, anywhere in LAME_DUCK."""
-
-
-class Origin(enum.IntEnum):
-    """Who began the shutdown. The values are what the shared memory holds."""
-
-    NONE = 0
-    SIGTERM = 1
-    HTTP = 2
-    """``GET /readyz?down=true``."""
-    PRESTOP = 3
-    """``gunicorn-grace prestop``."""
-    DRAIN = 4
-    """``gunicorn-grace drain``: an operator, who will take it back by hand. Never expires."""
 
 
 class Reason(str, enum.Enum):

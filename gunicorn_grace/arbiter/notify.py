@@ -13,7 +13,7 @@ import socket
 from typing import Any
 
 from ..shared import metrics
-from ..shared.memory import State
+from ..shared.memory import Memory
 from ..shared.phase import Phase, is_terminating
 
 STRETCH = 10.0
@@ -98,24 +98,24 @@ class Gauges:
         self._told_phase: Phase | None = None
         self._next = 0.0
 
-    def look(self, log: Any, now: float, state: State) -> None:
+    def look(self, log: Any, now: float, memory: Memory) -> None:
         """Send them, if it is time or the phase has changed.
 
         :param now: seconds on the monotonic clock.
         """
-        phase = state.phase()
+        phase = memory.phase()
         if phase is self._told_phase and now < self._next:
             return
         self._told_phase = phase
         self._next = now + (GAUGE_EVERY if is_terminating(phase) else GAUGE_EVERY_SERVING)
-        self.send(log, state)
+        self.send(log, memory)
 
-    def send(self, log: Any, state: State) -> None:
+    def send(self, log: Any, memory: Memory) -> None:
         """Send them now, where gunicorn has a StatsD."""
         gauge = getattr(log, "gauge", None)
         if gauge is None:
             return
-        seen = metrics.read(state)
+        seen = metrics.read(memory)
         for each in metrics.GAUGES:
             # Not log.info(extra=...): gunicorn 22.0 to 25.3 leave out every value of 0 there.
             if _has_room(log):
@@ -123,8 +123,8 @@ class Gauges:
 
 
 def _has_room(log: Any) -> bool:
-    """Whether a datagram can be sent without waiting. Only a UNIX socket ever makes one wait: for
-    an agent that hangs (unix(7)); gunicorn's is a blocking one."""
+    """Whether a datagram can be sent without waiting. It protects the deadline: gunicorn's socket
+    blocks, and on a UNIX socket the arbiter would wait for an agent that hangs (unix(7))."""
     sock = getattr(log, "sock", None)
     if sock is None:
         return True

@@ -1,5 +1,4 @@
-"""The probe port from the arbiter's and the workers' side: who binds it, who answers, and what it
-is answered from.
+"""The probe port from the arbiter's side: the listener, and the process that answers there.
 
 The arbiter binds the listener before the first worker is forked, and keeps it: when the responder
 (:mod:`gunicorn_grace.responder.process`) dies, what connects meanwhile waits in the accept queue
@@ -10,8 +9,7 @@ listeners.
 It is no worker: gunicorn does not know of it. Its ``waitpid(-1)`` would take it for one all the
 same and log its end as a worker's (22.0 to 25.3; code 3 or 4 would halt the server, so the
 responder never ends with those); so
-:meth:`ProbePort.reap` comes first, and where it comes too late the end is noticed by ``waitpid``
-    knowing no such child.
+:meth:`ProbePort.reap` comes first, and where it comes too late ``waitpid`` knows no such child.
 
 A failure in here costs the probe port and nothing else.
 """
@@ -27,25 +25,20 @@ import signal
 import socket
 import stat
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..probes.checks import Check, Kind, Outcome, Registry, Run, registry
-from ..responder import process as responder
-from ..shared import memory as st
+from ..shared.agreed import RETIRE
+from ..shared.memory import Memory
 from ..shared.phase import Phase
 from ..shared.settings import Settings, address_of
 
 BACKLOG = 128
 
-STEADY = 1.0
-"""Seconds after which a responder that dies is replaced at once."""
-
-SHORTEST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
-"""Seconds before one is replaced that lived less; doubled each time in a row."""
+START_EVERY = 1.0
+"""Seconds between two starts of a responder, at least: one that lived longer is replaced at once."""
 
 LAST_ANSWERS = 0.5
 """Seconds that the responder has at the end of all for what it has in hand."""
@@ -62,16 +55,6 @@ _STARTS = (
 site-packages stands in for the standard library's; and without OpenSSL, for which ``http.client``
 and ``hmac`` would reach: 4 of 18 MiB (3.11)."""
 
-RUN_EVERY = 1.0
-"""Seconds between two runs of a check with a ``ttl`` of less: here nobody waits for it, so none is
-run for a probe."""
-
-SLACK = 10.0
-"""Seconds beyond ``ttl`` and ``timeout`` after which a check's result no longer counts: nobody
-looks after it."""
-
-WATCH = 0.05
-
 _CHILD_FDS = 16
 """Descriptors are copied to numbers from here on before they get the child's: none may overwrite
 another."""
@@ -84,10 +67,10 @@ class ProbePort:
     :raises SystemExit: it cannot be bound; the log says why in one line.
     """
 
-    def __init__(self, arbiter: Any, state: st.State, settings: Settings) -> None:
+    def __init__(self, arbiter: Any, memory: Memory, settings: Settings) -> None:
         assert settings.probe_bind is not None
         self.arbiter = arbiter
-        self.state = state
+        self.memory = memory
         self.bind = settings.probe_bind
         self.pid = 0
         self._owner = os.getpid()
@@ -95,7 +78,6 @@ class ProbePort:
         self._ended = ""
         self._log_pipe = -1
         self._unread = b""
-        self._pause = 0.0
         self._began = self._next = 0.0
         self._failed = False
         self._orders = self._orders_of(settings)
@@ -195,7 +177,9 @@ class ProbePort:
         """Say where the port is, and start the responder. One whose listener another arbiter serves
         as well waits until a worker has booted: it would answer "not ready" for an instance that
         is."""
-        self.log.info("gunicorn-grace: probe port at %s", _shown(self.listener.getsockname()))
+        self.log.info(
+            "gunicorn-grace: probe port at %s", _address_text(self.listener.getsockname())
+        )
         self.look()
 
     def look(self) -> None:
@@ -209,11 +193,11 @@ class ProbePort:
                     "gunicorn-grace: the probe responder %s; another one is started", self._ended
                 )
                 self._ended = ""
-            waits = self._inherited and self.state.phase() is Phase.STARTING
+            waits = self._inherited and self.memory.phase() is Phase.STARTING
             if not self.pid and not waits and time.monotonic() >= self._next:
                 self._spawn()
         except Exception:
-            self._next = time.monotonic() + LONGEST_PAUSE
+            self._next = time.monotonic() + START_EVERY
             if not self._failed:
                 self._failed = True
                 self.log.exception(
@@ -232,13 +216,7 @@ class ProbePort:
         if status is None or self.pid != pid:
             return
         self.pid = 0
-        now = time.monotonic()
-        self._pause = (
-            0.0
-            if now - self._began > STEADY
-            else min(max(SHORTEST_PAUSE, 2 * self._pause), LONGEST_PAUSE)
-        )
-        self._next = now + self._pause
+        self._next = self._began + START_EVERY
         self._ended = f"(pid {pid}) {status}"
 
     def reload(self, settings: Settings) -> None:
@@ -258,7 +236,7 @@ class ProbePort:
         old, self.pid, self._next = self.pid, 0, 0.0
         if old:
             self._retired.append(old)
-            _tell(old, responder.RETIRE)
+            _tell(old, RETIRE)
         self.look()
 
     def end(self) -> None:
@@ -276,7 +254,7 @@ class ProbePort:
         self.listener.close()
         pids = [pid for pid in (self.pid, *self._retired) if pid]
         for pid in pids:
-            _tell(pid, responder.RETIRE)
+            _tell(pid, RETIRE)
         until = time.monotonic() + LAST_ANSWERS
         while (pids := [pid for pid in pids if _status(pid) is None]) and time.monotonic() < until:
             time.sleep(0.005)
@@ -324,7 +302,7 @@ class ProbePort:
             log, write_log = pipe()
             os.set_blocking(log, False)
             os.set_blocking(write_log, False)
-            given = (orders, write_log, write_log, self.listener.fileno(), self.state.fd)
+            given = (orders, write_log, write_log, self.listener.fileno(), self.memory.fd)
             actions = []
             for number, fd in enumerate(given):
                 copy = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _CHILD_FDS)
@@ -365,124 +343,6 @@ class ProbePort:
             )
 
 
-class Publisher:
-    """Runs a worker's checks one after its ``ttl``, and shows the results on its board. In a thread
-    of the worker, or a greenlet where gevent has patched those; it reads and writes nothing that
-    the worker's requests do.
-
-    :param readiness_delay: seconds after T0 in which the checks still decide; later nobody needs
-        them.
-    """
-
-    def __init__(
-        self,
-        state: st.State,
-        number: int,
-        log: Any,
-        readiness_delay: float,
-        checks: Registry = registry,
-    ) -> None:
-        self._state = state
-        self._number = number
-        self._log = log
-        self._readiness_delay = round(readiness_delay * st.NS)
-        self._checks = checks
-        self._shown: dict[tuple[Kind, str], _Place] = {}
-
-    def add(self) -> None:
-        """Show the checks that have come since: applications register them when they like."""
-        for check in self._checks:
-            key = check.kind, check.name
-            if key in self._shown:
-                continue
-            good_for = round((max(check.ttl, RUN_EVERY) + check.timeout + SLACK) * st.NS)
-            cell = self._state.show(
-                self._number, check.name, responder.KINDS.index(check.kind), good_for
-            )
-            self._shown[key] = _Place(cell)
-            if cell is None:
-                self._log.warning(
-                    "gunicorn-grace: the %s check %s does not count at the probe port: there is room for %d checks",
-                    check.kind.value,
-                    check.name,
-                    st.ENTRIES,
-                )
-
-    def step(self) -> float:
-        """Begin what is due and show what has come out; returns after how many seconds to look
-        again."""
-        self.add()
-        t0 = self._state.t0()
-        if t0 and time.monotonic_ns() - t0 >= self._readiness_delay:
-            return RUN_EVERY
-        now, pause = self._checks.clock(), RUN_EVERY
-        for check in self._checks:
-            place = self._shown[check.kind, check.name]
-            if place.cell is None:
-                continue
-            if place.run is None and now >= place.due:
-                for begun in self._checks.begin(check.kind, only=check.name):
-                    if isinstance(begun, Outcome):
-                        self._show(check, place, begun)
-                    else:
-                        place.run = begun
-            if place.run is not None and place.run.is_known():
-                self._show(check, place, place.run.outcome())
-            pause = min(pause, WATCH if place.run is not None else max(0.0, place.due - now))
-        return pause
-
-    def _show(self, check: Check, place: _Place, outcome: Outcome) -> None:
-        assert place.cell is not None
-        place.run = None
-        place.due = self._checks.clock() + max(check.ttl, RUN_EVERY)
-        self._state.cells[place.cell] = time.monotonic_ns() & ~1 | outcome.passed
-
-    def run(self) -> None:
-        """For ever. An error is logged once, and what it left undone is tried again."""
-        failed = False
-        while True:
-            pause = RUN_EVERY
-            try:
-                pause = self.step()
-            except Exception:
-                if not failed:
-                    failed = True
-                    self._log.exception(
-                        "gunicorn-grace: a check cannot be shown to the probe port; tried again"
-                    )
-            time.sleep(pause)
-
-
-@dataclasses.dataclass
-class _Place:
-    """Where the results of a check go, the run under way, and when (registry's clock) the next one
-    is due."""
-
-    cell: int | None
-    run: Run | None = None
-    due: float = 0.0
-
-
-def publish(worker: Any, state: st.State, number: int | None, settings: Settings) -> None:
-    """Let the probe responder see this worker's heartbeat and checks. Runs in the worker, just
-    before it counts as booted, so that nobody takes checks for passed that have not run yet.
-    Without a probe port it does nothing."""
-    board = None if number is None else state.board(number)
-    if number is None or board is None:
-        return
-    cells, cell, tell_gunicorn = state.cells, board + st.HEARTBEAT, worker.tmp.notify
-
-    def notify() -> None:
-        tell_gunicorn()
-        cells[cell] = time.monotonic_ns()
-
-    cells[cell] = time.monotonic_ns()
-    worker.tmp.notify = notify
-    publisher = Publisher(state, number, worker.log, settings.readiness_delay)
-    publisher.add()
-    threading.Thread(target=publisher.run, name="gunicorn-grace probe port", daemon=True).start()
-
-
 def _listen_tcp(host: str, port: int) -> socket.socket:
     family, kind, protocol, _, address = socket.getaddrinfo(
         host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -500,7 +360,7 @@ def _listen_tcp(host: str, port: int) -> socket.socket:
     return made
 
 
-def _shown(name: Any) -> str:
+def _address_text(name: Any) -> str:
     if isinstance(name, str):
         return f"unix:{name}"
     host, port = name[:2]

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 from urllib.parse import parse_qs
 
-from ..shared.phase import Phase, is_terminating
+from ..shared.memory import NS, Memory
+from ..shared.phase import Kind, Phase, is_terminating
 from ..shared.settings import Settings
-from .checks import Kind as Kind
 from .checks import Outcome
 
 LIVENESS_ALIAS = "/healthz"
@@ -81,6 +81,17 @@ class Situation:
     upgraded: bool = False
     seconds_left: float | None = None
 
+    @classmethod
+    def of(cls, memory: Memory, now: int) -> Situation:
+        """What a probe is answered from.
+
+        :param memory: the shared memory.
+        :param now: the monotonic clock, in nanoseconds.
+        """
+        t0 = memory.t0()
+        since_t0 = (now - t0) / NS if t0 else 0.0
+        return cls(memory.phase(), since_t0, bool(memory.header.upgraded), memory.seconds_left())
+
 
 class Target(NamedTuple):
     """What the path of a probe names.
@@ -98,7 +109,7 @@ class Query:
 
     :param verbose: whether the checks that pass are listed as well.
     :param exclude: checks that are not to count.
-    :param as_json: whether ``Accept`` prefers JSON to text.
+    :param as_json: whether ``Accept`` names JSON.
     """
 
     verbose: bool = False
@@ -109,31 +120,14 @@ class Query:
     def of(cls, query_string: str, accept: str = "") -> Query:
         """Read a query and an ``Accept`` header. What it does not know, or cannot read, is as if it
         were not there."""
-        accept = accept.lower()
-        if not query_string and "application/" not in accept:
+        as_json = "application/json" in accept.lower()
+        if not query_string and not as_json:
             return PLAIN
         values = parse_qs(query_string, keep_blank_values=True) if query_string else {}
-        return cls("verbose" in values, frozenset(values.get("exclude", ())), _prefers_json(accept))
+        return cls("verbose" in values, frozenset(values.get("exclude", ())), as_json)
 
 
 PLAIN = Query()
-
-
-def _prefers_json(accept: str) -> bool:
-    """Whether JSON is named, and at least as welcome as text. ``*/*`` names nothing: kubelet and
-    browsers get text."""
-    if "application/" not in accept:
-        return False
-    from werkzeug.datastructures import MIMEAccept
-    from werkzeug.http import parse_accept_header
-
-    accepted = parse_accept_header(accept, MIMEAccept)
-    named = [
-        quality
-        for value, quality in accepted
-        if value.partition(";")[0] in ("application/json", "application/*")
-    ]
-    return bool(named) and max(named) > 0 and max(named) >= accepted.quality("text/plain")
 
 
 Condition = Callable[[Situation], bool]
@@ -167,7 +161,7 @@ _LINES = {
 
 
 @dataclass(frozen=True)
-class Probes:
+class Answers:
     """The probes of one instance.
 
     :param settings: paths and ``grace_readiness_delay``.

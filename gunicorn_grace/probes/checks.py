@@ -16,7 +16,6 @@ Why a check failed goes to the log, once for each change, and never into a respo
 
 from __future__ import annotations
 
-import enum
 import inspect
 import logging
 import math
@@ -29,6 +28,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import CheckError
+from ..shared.phase import Kind
 
 RESERVED = frozenset({"booted", "heartbeat", "shutdown"})
 """The plugin's own checks."""
@@ -45,14 +45,6 @@ LONGEST_REASON = 300
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 Function = Callable[[], object]
-
-
-class Kind(enum.Enum):
-    """Which question a probe asks, and a check answers."""
-
-    LIVENESS = "liveness"
-    READINESS = "readiness"
-    STARTUP = "startup"
 
 
 @dataclass(frozen=True)

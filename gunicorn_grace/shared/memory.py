@@ -1,47 +1,54 @@
 """The memory that all processes of one instance share: who is where, and how far the shutdown is.
 
-Without it each worker would know of a shutdown only when its own SIGTERM came, which is when it
-stops serving.
+Without it each worker would learn of a shutdown only from its own SIGTERM, which is when it stops
+serving.
 
 Layout: signed 64-bit integers in the machine's byte order, each 8-byte aligned. Times are
-CLOCK_MONOTONIC nanoseconds (one clock for every process of a machine, and no administrator can set
-it); 0 means "never". A header of 64 cells, then a slot of 8 cells (64 bytes, a cache line) for each
-worker, then a meter of 8 cells for each worker; and with a probe port (``grace_probe_bind``), where
-``BOARDS`` says, a board for each worker: what its own threads know and the probe responder, another
-process, cannot. ``LAYOUT`` counts when a cell changes its place or its meaning; what is appended
-leaves it as it is.
+CLOCK_MONOTONIC nanoseconds (one clock for all processes of a machine, and no administrator can set
+it); 0 means "never". First comes a header of 64 cells (:class:`Header`), then one record of 16
+cells for each worker (:class:`Record`): 128 bytes, two cache lines, of which the hot path writes
+the first. With a probe port (``grace_probe_bind``) a board for each worker follows
+(:mod:`gunicorn_grace.shared.board`). ``LAYOUT`` counts the changes of a cell's place or meaning;
+appending a cell does not change it.
 
 Atomicity: an item of a ``memoryview`` cast to ``"q"`` is loaded and stored by one ``memcpy`` of a
 constant 8 bytes (CPython, ``Objects/memoryobject.c``, ``unpack_single`` and ``pack_single``), which
 compilers turn into one aligned load or store; x86-64 and arm64 guarantee that those never tear. No
 lock spans processes, so a process that dies in between leaves every cell either as it was or as it
 should be. What needs more than one cell is written so that each order of reading is right: see
-``TRIGGER``.
+``trigger``.
 
 Who writes what (one writer for each cell at each time):
 
-=====================================  ======================================================================
+=====================================  =============================================================
 cells                                  writer
-=====================================  ======================================================================
-``MAGIC`` .. ``ARBITER``, settings     arbiter, before the first fork; the settings again on SIGHUP
-``SIGTERM``                            arbiter, in the real signal handler: one store
-``TRIGGER``                            whoever triggers: a worker or the CLI. Only ever set, never cleared
-``UNDRAIN``                            the CLI
-``LATE``                               the worker that logs the first late request (two that race both log theirs);
-                                       the arbiter clears it when it goes back to SERVING
-``CONSUMED`` and all other header      arbiter, in its main loop
-``PID`` .. ``HOLDS`` of a slot         arbiter when it claims the slot, the worker while it lives
-``DISMISSED``, ``CLAIMED`` (meter)     arbiter
-``TERM_SEEN`` .. of a meter            the worker
-``SHOWN`` of a board                   arbiter when it claims the slot, the worker while it lives
+=====================================  =============================================================
+``magic`` .. ``arbiter``, settings     arbiter, before the first fork; the settings again on SIGHUP
+``sigterm``                            arbiter, in the real signal handler: one store
+``trigger``                            the worker or command that triggers. Processes only set it;
+                                       the arbiter clears a value that cannot be a trigger
+``undrain``                            the command
+``late``                               the worker that logs the first late request (two that race
+                                       both log theirs); the arbiter clears it when it goes back to
+                                       SERVING
+``consumed`` and the rest of a header  arbiter, in its main loop
+``pid`` .. ``holds`` of a record       arbiter when it claims the record, the worker while it lives
+``claimed``, ``dismissed``             arbiter
+``term_seen`` .. of a record           the worker
+``entries`` of a board                 arbiter when it claims the record, the worker while it lives
 all else of a board                    the worker
-=====================================  ======================================================================
+=====================================  =============================================================
 
-The arbiter frees the slot of a dead worker from ``child_exit``. ``REQUESTS`` and ``SINCE_T0`` stay
-in it, and the next worker of the slot counts on from there. So each of them only ever grows, and a
-sum over all slots that were ever used never goes back, whoever reads it, whenever, and whichever
-process has just died. Were they moved into the header, a reader in another process could meet them
-there and in the slot, or in neither.
+Any process of the instance can store anything anywhere. So the arbiter keeps what it decided in
+attributes of its own, and the cells that it writes are output: it never reads them back, and it
+stores them again when they differ. What others write is input: the arbiter reads it once, checks
+it, and uses it as a number.
+
+The arbiter frees the record of a dead worker from ``child_exit``. ``requests`` and ``since_t0``
+stay in it, and the next worker of the record counts on from there. So each of them only ever grows,
+and a sum over all records that were ever used never goes back, whichever process reads it and
+whichever process has just died. If they were moved into the header, a reader in another process
+could meet them in both places, or in neither.
 """
 
 from __future__ import annotations
@@ -53,122 +60,161 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import overload
 
 from ..errors import StateError
-from .phase import Phase
+from .board import BOARD_CELLS, ENTRIES_CELL, HEARTBEAT_CELL, Board
+from .phase import Origin, Phase
 
 NAME = "gunicorn-grace"
 LINK = f"/memfd:{NAME}"
-"""What ``/proc/<pid>/fd/*`` of every process of an instance links to (memfd_create(2))."""
+"""The target of the link ``/proc/<pid>/fd/*`` in every process of an instance (memfd_create(2))."""
 
 MAGIC_NUMBER = int.from_bytes(b"ggrace\0\1", sys.byteorder)
-LAYOUT = 1
+LAYOUT = 2
 SLOTS = 1024
-"""Workers that can be counted at a time. 128 KiB in all, with boards 3 MiB more, of which only what
-is used takes memory."""
+"""Workers that can be counted at a time. 128 KiB in all, and 3 MiB more with boards; only the part
+in use takes memory."""
 
 NS = 1_000_000_000
 
-(
-    MAGIC,
-    VERSION,
-    SLOT_COUNT,
-    ARBITER,
-    PHASE,
-    T0,
-    SIGTERM,
-    TRIGGER,
-    CONSUMED,
-    UNDRAIN,
-    DRAIN,
-    DRAIN_LIMIT,
-    DEADLINE,
-    UPGRADED,
-    HTTP_SHUT,
-    RATE,
-    DELAY,
-    DELAY_OVER,
-    SLOTS_USED,
-    GONE_LAST_ARRIVAL,
-    GONE_CUT_OFF,
-    LATE,
-    FAILED,
-    BOARDS,
-) = range(24)
-"""Cells of the header. RATE is requests per 1000 seconds; DELAY is how long LAME_DUCK lasts at the
-most if no late request extends it (ns); DELAY_OVER is when a SIGTERM would first have drained at
-once: what ``prestop`` waits for; SLOTS_USED is one more than the highest number that a worker's
-slot ever had; BOARDS is where the boards begin, 0 where there are none."""
-
 HEADER_CELLS = 64
-SLOT_CELLS = METER_CELLS = 8
-
-PID, AGE, BOOTED, IN_FLIGHT, REQUESTS, SINCE_T0, LAST_ARRIVAL, HOLDS = range(8)
-"""Cells of a slot. REQUESTS and SINCE_T0 are of all workers that had it, one after another."""
-
-CLAIMED, DISMISSED, TERM_SEEN, CUT_OFF, LONGEST, LONGEST_BEFORE, WINDOW, EMPTY_SINCE = range(
-    METER_CELLS
-)
-"""Cells of a meter. DISMISSED is when the arbiter first told the worker to go (ns), TERM_SEEN when
-the worker last handled a SIGTERM: before the other, it asks whether it is to go. LONGEST is the
-longest request (ns) since WINDOW began, LONGEST_BEFORE the one before. EMPTY_SINCE is when the
-accept queues of a worker that has its own (``reuse_port``) were last seen to become empty."""
-
-HEARTBEAT, SHOWN = range(2)
-"""Cells of a board, before its entries: when the worker last told gunicorn that it lives, and how
-many entries count.
-"""
-
-ENTRIES = 32
-"""Checks that a board has room for."""
-
-NAME_BYTES = 64
-ENTRY_NAME, ENTRY_KIND, ENTRY_GOOD_FOR, ENTRY_RESULT = (
-    0,
-    NAME_BYTES // 8,
-    NAME_BYTES // 8 + 1,
-    NAME_BYTES // 8 + 2,
-)
-"""Cells of an entry: the check's name in UTF-8, the kind of probe that asks for it, for how long a
-result of it counts (ns), and the result: the time, and in its lowest bit whether the check passed:
-one store tells both. The first three are written before SHOWN counts the entry and never again, so
-no reader sees them half written."""
-
-BOARD_HEAD, ENTRY_CELLS = 8, NAME_BYTES // 8 + 4
-BOARD_CELLS = BOARD_HEAD + ENTRIES * ENTRY_CELLS
+RECORD_CELLS = 16
 
 ORIGIN_MASK = 0b111
-"""TRIGGER holds the time and, in its three lowest bits (8 ns), who triggered: one store tells
+"""``trigger`` holds the time and, in its three lowest bits (8 ns), the origin: one store tells
 both."""
 
 LONGEST_WINDOW = 300 * NS
 
+LOWEST, HIGHEST = -(2**63), 2**63 - 1
 
-class Shown(NamedTuple):
-    """An entry of a board.
 
-    :ivar kind: the number of its kind of probe.
-    :ivar good_for: how long a result counts, nanoseconds.
-    :ivar known: when the result came; 0 while there is none.
+class Cell:
+    """One cell of a view. Reading gives its number; storing clamps to 64 bits, because a number that
+    was computed from other processes' cells must not raise.
+
+    The hot path needs no view: it uses ``view.begin + Record.in_flight.offset``.
     """
 
-    name: str
-    kind: int
-    good_for: int
-    known: int
-    passed: bool
+    __slots__ = ("offset",)
+
+    def __init__(self, offset: int) -> None:
+        self.offset = offset
+
+    @overload
+    def __get__(self, view: None, owner: type) -> Cell: ...
+    @overload
+    def __get__(self, view: View, owner: type) -> int: ...
+    def __get__(self, view: View | None, owner: type) -> Cell | int:
+        return self if view is None else view.cells[view.begin + self.offset]
+
+    def __set__(self, view: View, value: int) -> None:
+        view.cells[view.begin + self.offset] = min(max(value, LOWEST), HIGHEST)
+
+
+class View:
+    """Cells of the memory by their names, for code that does not run for every request."""
+
+    __slots__ = ("begin", "cells")
+
+    def __init__(self, cells: memoryview[int], begin: int) -> None:
+        self.cells = cells
+        self.begin = begin
+
+
+class Header(View):
+    """What the instance has once."""
+
+    __slots__ = ()
+
+    magic = Cell(0)
+    layout = Cell(1)
+    slot_count = Cell(2)
+    arbiter = Cell(3)
+    """The arbiter's pid."""
+    phase = Cell(4)
+    t0 = Cell(5)
+    sigterm = Cell(6)
+    trigger = Cell(7)
+    """When a shutdown was triggered, and by whom: see ``ORIGIN_MASK``."""
+    consumed = Cell(8)
+    """Triggers up to this time are over: taken back, or expired."""
+    undrain = Cell(9)
+    drain = Cell(10)
+    drain_limit = Cell(11)
+    deadline = Cell(12)
+    upgraded = Cell(13)
+    """Whether another arbiter serves the same sockets (SIGUSR2)."""
+    http_shut = Cell(14)
+    """Whether ``?down=true`` is disabled until restart."""
+    rate = Cell(15)
+    """Requests in 1000 seconds."""
+    delay = Cell(16)
+    """How long LAME_DUCK lasts at most unless late requests extend it, in nanoseconds."""
+    delay_over = Cell(17)
+    """When a SIGTERM would first have drained at once: ``prestop`` waits for this."""
+    slots_used = Cell(18)
+    """One more than the highest number that a worker's record ever had."""
+    gone_last_arrival = Cell(19)
+    gone_cut_off = Cell(20)
+    late = Cell(21)
+    failed = Cell(22)
+    """Whether the plugin has given up and the shutdown is gunicorn's own."""
+    boards = Cell(23)
+    """The cell at which the boards begin; 0 where there are none."""
+
+
+class Record(View):
+    """What the instance has for each worker. ``requests`` and ``since_t0`` are the sums of all
+    workers that had this record, one after another."""
+
+    __slots__ = ("number",)
+
+    pid = Cell(0)
+    age = Cell(1)
+    booted = Cell(2)
+    in_flight = Cell(3)
+    requests = Cell(4)
+    since_t0 = Cell(5)
+    last_arrival = Cell(6)
+    holds = Cell(7)
+
+    claimed = Cell(8)
+    dismissed = Cell(9)
+    """When the arbiter first told the worker to go."""
+    term_seen = Cell(10)
+    """When the worker last handled a SIGTERM: it stores this before it asks whether it is to go."""
+    cut_off = Cell(11)
+    longest = Cell(12)
+    """The longest request since ``window`` began, in nanoseconds."""
+    longest_before = Cell(13)
+    """The longest request of the window before."""
+    window = Cell(14)
+    empty_since = Cell(15)
+    """Since when the accept queues of a worker that has its own (``reuse_port``) are empty."""
+
+    def __init__(self, cells: memoryview[int], begin: int, number: int) -> None:
+        super().__init__(cells, begin)
+        self.number = number
+
+    @classmethod
+    def private(cls) -> Record:
+        """A record that nobody else sees, for a worker that has none: the hot path then needs no
+        branch."""
+        return cls(memoryview(bytearray(8 * RECORD_CELLS)).cast("q"), 0, -1)
+
+    def would_lose(self) -> int:
+        """How many requests would be lost if the worker ended now, or were lost when it was
+        interrupted."""
+        return max(self.in_flight, self.cut_off, 0)
 
 
 def _terminating(cells: memoryview[int]) -> Callable[[], bool]:
     # A closure over local names: every request asks twice.
-    phase, lame_duck, sigterm, trigger, consumed = (
-        PHASE,
-        int(Phase.LAME_DUCK),
-        SIGTERM,
-        TRIGGER,
-        CONSUMED,
-    )
+    phase, sigterm = Header.phase.offset, Header.sigterm.offset
+    trigger, consumed = Header.trigger.offset, Header.consumed.offset
+    lame_duck = int(Phase.LAME_DUCK)
 
     def is_terminating() -> bool:
         return cells[phase] >= lame_duck or cells[sigterm] != 0 or cells[trigger] > cells[consumed]
@@ -177,44 +223,50 @@ def _terminating(cells: memoryview[int]) -> Callable[[], bool]:
 
 
 def _occupy_standard_streams() -> None:
-    """Where the server was started with its standard streams closed, the memory (and the duplicate
-    that ``mmap`` makes) would take their descriptors, and what something prints would land in
-    it."""
+    """Open the standard streams that the server was started without. Otherwise the memory, and the
+    duplicate that ``mmap`` makes, would get their descriptors, and prints would land in it."""
     with contextlib.suppress(OSError):
         while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
             os.set_inheritable(fd, True)
         os.close(fd)
 
 
-class State:
+class Memory:
     """The shared memory of one instance, mapped into this process.
 
+    :ivar slot_count: how many records there are. Fixed when the memory was mapped, so a cell that
+        somebody overwrites later cannot lead a reader astray.
+    :ivar boards: the cell at which the boards begin, fixed in the same way; 0 where there are none.
+    :ivar is_booted_worker: whether this process is a worker that has booted. It may have no record
+        to say so in.
+    :ivar is_terminating: whether the shutdown has begun, seen from any process and at once: also
+        before the arbiter's loop knows.
+
     :param fd: the memory's file descriptor, or -1 for an anonymous mapping where there is no memfd.
-    :raises StateError: the memory is not one of ours (too short, wrong magic, another layout).
+    :param mapping: the mapped memory.
+    :param slots: how many records it has.
+    :param boards: the cell at which the boards begin, 0 where there are none.
     """
 
-    def __init__(self, fd: int, map_: mmap.mmap) -> None:
+    def __init__(self, fd: int, mapping: mmap.mmap, slots: int, boards: int = 0) -> None:
         self.fd = fd
-        self._map = map_
-        if len(map_) < HEADER_CELLS * 8:
-            raise StateError(
-                f"shared memory of {len(map_)} bytes < {HEADER_CELLS * 8} bytes of a header"
-            )
-        self.cells = memoryview(map_)[: len(map_) // 8 * 8].cast("q")
+        self._mapping = mapping
+        self.cells = memoryview(mapping)[: len(mapping) // 8 * 8].cast("q")
+        self.header = Header(self.cells, 0)
+        self.slot_count = slots
+        self.boards = boards
         self.is_booted_worker = False
-        """Whether this process is a worker that has booted: it may have no slot to say so in."""
         self.is_terminating = _terminating(self.cells)
-        """Whether the shutdown has begun, seen from any process and at once: also before the
-        arbiter's loop knows."""
 
     @classmethod
-    def create(cls, slots: int = SLOTS, *, boards: bool = False) -> State:
+    def create(cls, slots: int = SLOTS, *, boards: bool = False) -> Memory:
         """Make the memory. Runs in the arbiter, before the first fork; workers inherit the mapping.
 
-        :param boards: whether workers have to tell a probe responder what they know: 3 KiB more for
-            each that does.
+        :param slots: how many workers can be counted at a time.
+        :param boards: whether workers tell a probe responder about their checks: 3 KiB more for
+            each worker that does.
         """
-        places = HEADER_CELLS + slots * (SLOT_CELLS + METER_CELLS)
+        places = HEADER_CELLS + slots * RECORD_CELLS
         size = (places + boards * slots * BOARD_CELLS) * 8
         _occupy_standard_streams()
         fd = -1
@@ -223,18 +275,14 @@ class State:
                 fd = os.memfd_create(NAME, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         if fd >= 0:
             os.ftruncate(fd, size)
-            fcntl.fcntl(
-                fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
-            )
-        state = cls(fd, mmap.mmap(fd, size))
-        cells = state.cells
-        cells[VERSION], cells[SLOT_COUNT], cells[ARBITER] = LAYOUT, slots, os.getpid()
-        cells[BOARDS] = places if boards else 0
-        cells[MAGIC] = MAGIC_NUMBER  # Last: who sees it sees the rest.
-        return state
+            seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
+        memory = cls(fd, mmap.mmap(fd, size), slots, places if boards else 0)
+        memory.publish_layout()
+        return memory
 
     @classmethod
-    def open(cls, path: str) -> State:
+    def open(cls, path: str) -> Memory:
         """Map the memory of another process, found as ``/proc/<pid>/fd/<n>``.
 
         :raises StateError: it is not ours, or of another version.
@@ -243,10 +291,11 @@ class State:
         return cls.mapped(os.open(path, os.O_RDWR | os.O_CLOEXEC), path)
 
     @classmethod
-    def mapped(cls, fd: int, path: str) -> State:
-        """The same with the memory's descriptor, which is closed when it is refused.
+    def mapped(cls, fd: int, path: str) -> Memory:
+        """Map the memory that a descriptor is of. The descriptor is closed if this raises.
 
-        :param path: what messages call it.
+        :param path: the name that messages give the memory.
+        :raises StateError: it is not ours, or of another version.
         """
         size = os.fstat(fd).st_size
         if size < HEADER_CELLS * 8:
@@ -254,56 +303,48 @@ class State:
             raise StateError(
                 f"{path}: {size} bytes < {HEADER_CELLS * 8} bytes of a header: not gunicorn-grace"
             )
-        state = cls(fd, mmap.mmap(fd, size))
-        problem = state._problem(size)
+        memory = cls(fd, mmap.mmap(fd, size), 0)
+        slots, boards = memory.header.slot_count, memory.header.boards
+        problem = _problem(memory.header, slots, boards, size)
         if problem:
-            state.close()
+            memory.close()
             raise StateError(f"{path}: {problem}")
-        return state
+        memory.slot_count, memory.boards = slots, boards
+        return memory
 
-    def _problem(self, size: int) -> str | None:
-        cells = self.cells
-        slots = cells[SLOT_COUNT]
-        if cells[MAGIC] != MAGIC_NUMBER:
-            return "not the memory of gunicorn-grace, or damaged"
-        if cells[VERSION] != LAYOUT:
-            return f"layout {cells[VERSION]}, this command knows {LAYOUT}: use the instance's own"
-        if slots <= 0 or (HEADER_CELLS + slots * (SLOT_CELLS + METER_CELLS)) * 8 > size:
-            return f"{slots} slots do not fit into {size} bytes: damaged"
-        boards = cells[BOARDS]
-        if boards and (boards < HEADER_CELLS or (boards + slots * BOARD_CELLS) * 8 > size):
-            return f"{slots} boards from cell {boards} on do not fit into {size} bytes: damaged"
-        if cells[PHASE] not in set(Phase):
-            return f"{cells[PHASE]} is no phase: damaged"
-        return None
+    def publish_layout(self) -> None:
+        """Store what tells other processes what this memory is. Arbiter."""
+        header = self.header
+        header.layout, header.slot_count, header.arbiter = LAYOUT, self.slot_count, os.getpid()
+        header.boards = self.boards
+        header.magic = MAGIC_NUMBER  # Last: a process that sees it sees the rest.
 
     def close(self) -> None:
         """Give the mapping back. Only for processes that opened it; an instance keeps it until it
         ends."""
         self.cells.release()
-        self._map.close()
+        self._mapping.close()
         if self.fd >= 0:
             os.close(self.fd)
 
     @property
     def shared_by_name(self) -> bool:
-        """Whether other processes can find the memory: not where it is an anonymous mapping."""
+        """Whether other processes can find the memory. They cannot find an anonymous mapping."""
         return self.fd >= 0
 
     # -- reading: any process ----
 
     def is_triggered(self) -> bool:
-        """Whether a trigger is in force. One that came before ``CONSUMED`` was taken back or has
+        """Whether a trigger is in force. One that came before ``consumed`` was taken back or has
         expired."""
-        cells = self.cells
-        return cells[TRIGGER] > cells[CONSUMED]
+        return self.header.trigger > self.header.consumed
 
     def phase(self) -> Phase:
-        """The phase. What the arbiter takes up only at its next look, up to a second later, already
+        """The phase. What the arbiter notices only at its next look, up to a second later, already
         counts: that a worker has booted, a signal, a trigger."""
-        phase = Phase(self.cells[PHASE])
+        phase = Phase(min(max(self.header.phase, Phase.STARTING), Phase.STOPPED))
         if phase is Phase.STARTING and (
-            self.is_booted_worker or any(self.cells[s + BOOTED] for _, s, _ in self.slots())
+            self.is_booted_worker or any(record.booted for record in self.records())
         ):
             phase = Phase.SERVING
         if phase is Phase.SERVING and self.is_terminating():
@@ -312,166 +353,122 @@ class State:
 
     def t0(self) -> int:
         """When the shutdown began, in nanoseconds; 0 while it has not."""
-        cells = self.cells
-        if cells[T0]:
-            return cells[T0]
-        began = [t for t in (cells[SIGTERM], cells[TRIGGER] if self.is_triggered() else 0) if t]
+        header = self.header
+        if header.t0:
+            return header.t0
+        began = [t for t in (header.sigterm, header.trigger if self.is_triggered() else 0) if t]
         return min(began, default=0)
 
     def seconds_left(self) -> float | None:
         """Seconds until the process has to be gone; ``None`` while no deadline is known."""
-        deadline = self.cells[DEADLINE]
+        deadline = self.header.deadline
         return max(0.0, (deadline - time.monotonic_ns()) / NS) if deadline else None
 
     def t0_unix(self) -> float | None:
         """When the shutdown began, as a Unix time in seconds; ``None`` while it has not.
 
-        Worked out anew from the monotonic clock: where the wall clock is set meanwhile, this moves
-        with it."""
+        Computed from the monotonic clock at each call: if somebody sets the wall clock meanwhile,
+        this moves with it."""
         t0 = self.t0()
-        return round(time.time() - (time.monotonic_ns() - t0) / NS, 3) if t0 else None
+        return unix_time(t0) if t0 else None
 
-    def total(self, cell: int) -> int:
-        """The sum of a slot's cell over the workers there are."""
-        return sum(self.cells[slot + cell] for _, slot, _ in self.slots())
+    def total(self, cell: Cell) -> int:
+        """The sum of a cell over the workers there are."""
+        return sum(self.cells[record.begin + cell.offset] for record in self.records())
 
-    def total_ever(self, cell: int) -> int:
-        """The sum of ``REQUESTS`` or ``SINCE_T0`` over all workers there ever were. It never goes
+    def total_ever(self, cell: Cell) -> int:
+        """The sum of ``requests`` or ``since_t0`` over all workers there ever were. It never goes
         back."""
-        used = min(self.cells[SLOTS_USED], self.cells[SLOT_COUNT])
-        return sum(self.cells[self.slot(number) + cell] for number in range(used))
+        used = min(max(self.header.slots_used, 0), self.slot_count)
+        first = HEADER_CELLS + cell.offset
+        return sum(self.cells[first : HEADER_CELLS + used * RECORD_CELLS : RECORD_CELLS].tolist())
 
-    def slots(self) -> Iterator[tuple[int, int, int]]:
-        """For each claimed slot: its number, where its cells begin, and where its meter's begin."""
+    def records(self) -> Iterator[Record]:
+        """The records that workers have."""
+        return map(self.record, self.claimed_numbers())
+
+    def claimed_numbers(self) -> list[int]:
+        """The numbers of the records that are marked as claimed."""
         # One strided copy: 1024 looks in Python take 0.2 ms, and a probe responder makes them for
         # each probe.
-        claimed = self.cells[
-            self.meter(0) + CLAIMED : self.meter(self.cells[SLOT_COUNT]) : METER_CELLS
-        ].tolist()
-        for number, is_claimed in enumerate(claimed):
-            if is_claimed:
-                yield number, self.slot(number), self.meter(number)
+        first, end = HEADER_CELLS + Record.claimed.offset, self._end_of_records()
+        claimed = self.cells[first:end:RECORD_CELLS].tolist()
+        return [number for number, is_claimed in enumerate(claimed) if is_claimed]
 
-    def cut_off(self, number: int) -> int:
-        """How many requests would be lost if the worker of a slot ended now, or were when it was
-        interrupted."""
-        return max(
-            self.cells[self.slot(number) + IN_FLIGHT], self.cells[self.meter(number) + CUT_OFF]
-        )
+    def _end_of_records(self) -> int:
+        return HEADER_CELLS + self.slot_count * RECORD_CELLS
 
-    def slot(self, number: int) -> int:
-        """Where the cells of slot ``number`` begin."""
-        return HEADER_CELLS + number * SLOT_CELLS
+    def record(self, number: int) -> Record:
+        """The record with this number."""
+        return Record(self.cells, HEADER_CELLS + number * RECORD_CELLS, number)
 
-    def meter(self, number: int) -> int:
-        """Where the cells of the meter of slot ``number`` begin."""
-        return HEADER_CELLS + self.cells[SLOT_COUNT] * SLOT_CELLS + number * METER_CELLS
-
-    def board(self, number: int) -> int | None:
-        """Where the board of slot ``number`` begins; ``None`` where there are no boards."""
-        begin = self.cells[BOARDS]
-        return begin + number * BOARD_CELLS if begin else None
-
-    def shown(self, number: int) -> list[Shown]:
-        """What the worker of slot ``number`` tells of its checks. Any process."""
-        board = self.board(number)
-        if board is None:
-            return []
-        cells, age = self.cells, self.slot(number) + AGE
-        while True:
-            before = cells[age]
-            entries = [
-                self._entry(board + BOARD_HEAD + index * ENTRY_CELLS)
-                for index in range(min(max(cells[board + SHOWN], 0), ENTRIES))
-            ]
-            if cells[age] == before:  # Otherwise the slot was given to another worker meanwhile.
-                return entries
-
-    def _entry(self, entry: int) -> Shown:
-        cells = self.cells
-        name = b"".join(
-            cells[entry + cell].to_bytes(8, sys.byteorder, signed=True)
-            for cell in range(ENTRY_KIND)
-        )
-        result = cells[entry + ENTRY_RESULT]
-        return Shown(
-            name.rstrip(b"\0").decode("utf-8", "replace"),
-            cells[entry + ENTRY_KIND],
-            cells[entry + ENTRY_GOOD_FOR],
-            result & ~1,
-            bool(result & 1),
+    def board(self, number: int) -> Board | None:
+        """The board of a worker; ``None`` where there are no boards."""
+        if not self.boards:
+            return None
+        return Board(
+            self.cells,
+            self.boards + number * BOARD_CELLS,
+            age=self.record(number).begin + Record.age.offset,
         )
 
     # -- writing ----
 
-    def trigger(self, origin: int, now: int | None = None) -> bool:
-        """Begin the shutdown. Runs in a worker or in the CLI.
+    def trigger(self, origin: Origin, now: int | None = None) -> bool:
+        """Begin the shutdown. Runs in a worker or in a command.
 
         The first trigger wins. Two that race may both store: both then mean "now", and the arbiter
         takes up one.
 
+        :param origin: who begins it.
+        :param now: when, in nanoseconds; now unless given.
         :returns: whether this call began it; ``False`` when it had begun before.
         """
         if self.is_terminating():
             return False
         now = time.monotonic_ns() if now is None else now
-        self.cells[TRIGGER] = (now & ~ORIGIN_MASK) | origin
+        self.header.trigger = (now & ~ORIGIN_MASK) | origin
         return True
 
     def claim(self, number: int, age: int) -> None:
-        """Give a slot to a worker that is about to be forked. Arbiter."""
-        cells, slot, meter = self.cells, self.slot(number), self.meter(number)
-        kept = (slot + REQUESTS, slot + SINCE_T0)
-        for cell in (*range(slot, slot + SLOT_CELLS), *range(meter + 1, meter + METER_CELLS)):
+        """Give a record to a worker that is about to be forked. Arbiter.
+
+        :param number: the record.
+        :param age: gunicorn's number of the worker.
+        """
+        cells, record = self.cells, self.record(number)
+        kept = (Record.requests.offset, Record.since_t0.offset, Record.claimed.offset)
+        for cell in range(RECORD_CELLS):
             if cell not in kept:
-                cells[cell] = 0
-        board = self.board(number)
-        if board is not None:
-            cells[board + SHOWN] = cells[board + HEARTBEAT] = 0
-        cells[slot + AGE] = age
-        cells[SLOTS_USED] = max(cells[SLOTS_USED], number + 1)
-        cells[meter + CLAIMED] = 1
-
-    def show(self, number: int, name: str, kind: int, good_for: int) -> int | None:
-        """Add a check to the board of slot ``number``, its result unknown. The worker, in one
-        thread.
-
-        :param good_for: nanoseconds for which a result counts.
-        :returns: the cell that its results go to (see :data:`ENTRY_NAME`); ``None`` when there is
-            no room for it, in the board or for the name.
-        """
-        board, encoded, cells = self.board(number), name.encode(), self.cells
-        if board is None or cells[board + SHOWN] >= ENTRIES or len(encoded) > NAME_BYTES:
-            return None
-        entry = board + BOARD_HEAD + cells[board + SHOWN] * ENTRY_CELLS
-        padded = encoded.ljust(NAME_BYTES, b"\0")
-        for cell in range(ENTRY_KIND):
-            cells[entry + cell] = int.from_bytes(
-                padded[8 * cell : 8 * cell + 8], sys.byteorder, signed=True
-            )
-        cells[entry + ENTRY_KIND], cells[entry + ENTRY_GOOD_FOR], cells[entry + ENTRY_RESULT] = (
-            kind,
-            good_for,
-            0,
-        )
-        cells[board + SHOWN] += 1  # Last: who counts it sees the rest.
-        return entry + ENTRY_RESULT
-
-    def free(self, number: int) -> int:
-        """Take a dead worker's slot back, its totals kept. Arbiter.
-
-        :returns: how many requests died with the worker: those in flight, or those that it counted
-            as cut off itself.
-        """
-        cells, slot = self.cells, self.slot(number)
-        cut_off = self.cut_off(number)
-        cells[self.meter(number) + CLAIMED] = 0
-        cells[GONE_LAST_ARRIVAL] = max(cells[GONE_LAST_ARRIVAL], cells[slot + LAST_ARRIVAL])
-        cells[GONE_CUT_OFF] += cut_off
-        return cut_off
+                cells[record.begin + cell] = 0
+        if self.boards:
+            begin = self.boards + number * BOARD_CELLS
+            cells[begin + ENTRIES_CELL] = cells[begin + HEARTBEAT_CELL] = 0
+        record.age = age
+        self.header.slots_used = max(self.header.slots_used, number + 1)
+        record.claimed = 1
 
 
-current: State | None = None
+def _problem(header: Header, slots: int, boards: int, size: int) -> str | None:
+    if header.magic != MAGIC_NUMBER:
+        return "not the memory of gunicorn-grace, or damaged"
+    if header.layout != LAYOUT:
+        return f"layout {header.layout}, this command knows {LAYOUT}: use the instance's own"
+    if slots <= 0 or (HEADER_CELLS + slots * RECORD_CELLS) * 8 > size:
+        return f"{slots} slots do not fit into {size} bytes: damaged"
+    if boards and (boards < HEADER_CELLS or (boards + slots * BOARD_CELLS) * 8 > size):
+        return f"{slots} boards from cell {boards} on do not fit into {size} bytes: damaged"
+    if header.phase not in set(Phase):
+        return f"{header.phase} is not a phase: damaged"
+    return None
+
+
+def unix_time(moment: int) -> float:
+    """A moment of the monotonic clock, in nanoseconds, as a Unix time in seconds."""
+    return round(time.time() - (time.monotonic_ns() - moment) / NS, 3)
+
+
+attached: Memory | None = None
 """The memory of the instance that this process belongs to; ``None`` outside gunicorn."""
 
 

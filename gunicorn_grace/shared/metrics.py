@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from . import memory as st
-from .memory import State
+from .memory import Memory, Record
 from .phase import Phase
 
 PREFIX = "gunicorn_grace_"
@@ -41,29 +40,22 @@ class Reading:
     t0_unix: float | None = None
 
 
-def read(state: State | None) -> Reading:
+def read(memory: Memory | None) -> Reading:
     """Read the instance. Any process; a few microseconds for each worker, no lock."""
-    if state is None:
+    if memory is None:
         return Reading()
-    cells, workers = state.cells, _nobody()
-    in_flight = 0
-    for _, slot, meter in state.slots():
-        in_flight += cells[slot + st.IN_FLIGHT]
-        workers[
-            LEAVING
-            if cells[meter + st.DISMISSED]
-            else SERVING
-            if cells[slot + st.BOOTED]
-            else BOOTING
-        ] += 1
+    workers, in_flight = _nobody(), 0
+    for record in memory.records():
+        in_flight += record.in_flight
+        workers[LEAVING if record.dismissed else SERVING if record.booted else BOOTING] += 1
     return Reading(
-        phase=state.phase(),
+        phase=memory.phase(),
         workers=workers,
         in_flight=in_flight,
-        requests=state.total_ever(st.REQUESTS),
-        during_shutdown=state.total_ever(st.SINCE_T0),
-        cut_off=cells[st.GONE_CUT_OFF],
-        t0_unix=state.t0_unix(),
+        requests=memory.total_ever(Record.requests),
+        during_shutdown=memory.total_ever(Record.since_t0),
+        cut_off=memory.header.gone_cut_off,
+        t0_unix=memory.t0_unix(),
     )
 
 

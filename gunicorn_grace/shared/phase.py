@@ -63,6 +63,26 @@ def is_terminating(phase: Phase) -> bool:
     return phase >= Phase.LAME_DUCK
 
 
-def is_serving(phase: Phase) -> bool:
-    """Whether requests are answered: in every phase in which a worker runs."""
-    return Phase.SERVING <= phase <= Phase.DRAINING
+class Origin(enum.IntEnum):
+    """Who began the shutdown. The values are what the shared memory holds."""
+
+    NONE = 0
+    SIGTERM = 1
+    HTTP = 2
+    """``GET /readyz?down=true``."""
+    PRESTOP = 3
+    """``gunicorn-grace prestop``."""
+    DRAIN = 4
+    """``gunicorn-grace drain``: an operator, who will take it back by hand. Never expires."""
+
+
+TRIGGERS = frozenset({Origin.HTTP, Origin.PRESTOP, Origin.DRAIN})
+"""The origins that another process than the arbiter may give."""
+
+
+class Kind(enum.Enum):
+    """Which question a probe asks, and a check answers."""
+
+    LIVENESS = "liveness"
+    READINESS = "readiness"
+    STARTUP = "startup"

@@ -12,16 +12,15 @@ skips names it does not know, 22.0 to 27.0).
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import ipaddress
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ConfigurationError, SettingError, UnknownSetting
+from ..errors import ConfigurationError, SettingError
 
 if TYPE_CHECKING:
     from gunicorn.config import Config
@@ -342,203 +341,10 @@ def check(settings: Settings) -> None:
             )
 
 
-def longest_delay(s: Settings) -> float:
-    """How long LAME_DUCK lasts at the most, unless late requests extend it: the delay, or what the
-    budget leaves it."""
-    if not s.termination_period:
-        return s.shutdown_delay
-    return min(s.shutdown_delay, max(0.0, s.termination_period - s.exit_margin - s.drain_reserve))
-
-
-def budget_line(s: Settings, *, graceful_timeout_given: bool) -> tuple[bool, str]:
-    """What the timeline comes to, in one line, and whether that is a warning.
-
-    :param graceful_timeout_given: whether a person chose ``graceful_timeout``; a default that is
-        cut is no news.
-    """
-    lame_duck = s.shutdown_delay
-    if not s.termination_period:
-        drain = s.graceful_timeout
-        return (
-            False,
-            f"lame duck {lame_duck:g} s, then up to {drain:g} s to drain; the platform's period is not known",
-        )
-    gone_by = max(0.0, s.termination_period - s.exit_margin)
-    left = gone_by - lame_duck
-    needed = lame_duck + s.graceful_timeout + s.exit_margin
-    formula = (
-        f"grace_shutdown_delay {lame_duck:g} + graceful_timeout {s.graceful_timeout:g} + "
-        f"grace_exit_margin {s.exit_margin:g} = {needed:g} s > grace_termination_period {s.termination_period:g} s"
-    )
-    if left < s.drain_reserve:
-        enough = math.ceil(max(needed, lame_duck + s.drain_reserve + s.exit_margin))
-        return True, (
-            f"grace_shutdown_delay {lame_duck:g} + grace_drain_reserve {s.drain_reserve:g} + "
-            f"grace_exit_margin {s.exit_margin:g} = {lame_duck + s.drain_reserve + s.exit_margin:g} s > "
-            f"grace_termination_period {s.termination_period:g} s: the delay will be cut to {longest_delay(s):g} s; "
-            f"lower it or raise terminationGracePeriodSeconds and grace_termination_period to {enough:g}"
-        )
-    if graceful_timeout_given and s.graceful_timeout > left:
-        return True, (
-            f"{formula}: draining will be cut to {left:g} s; lower the delay or raise "
-            f"terminationGracePeriodSeconds and grace_termination_period to {math.ceil(needed):g}"
-        )
-    drain = min(s.graceful_timeout, left)
-    return False, (
-        f"lame duck {lame_duck:g} s, then up to {drain:g} s to drain, gone by {lame_duck + drain:g} s "
-        f"of {s.termination_period:g} s"
-    )
-
-
-class AdoptedSettings(dict[str, Any]):
-    """The settings of a ``Config`` that knows ours, and that refuses a ``grace_*`` name which
-    nobody knows.
-
-    gunicorn asks ``name in cfg.settings`` for each name of a configuration file and silently skips
-    what is not there.
-    """
-
-    def __contains__(self, name: object) -> bool:
-        if super().__contains__(name):
-            return True
-        if isinstance(name, str) and name.startswith(PREFIX):
-            nearest = difflib.get_close_matches(name, NAMES, n=1)
-            raise UnknownSetting(name, nearest[0] if nearest else None)
-        return False
-
-
-@functools.cache
-def setting_classes() -> tuple[type, ...]:
-    """gunicorn ``Setting`` classes for the rows, registered in ``KNOWN_SETTINGS`` once a process.
-
-    Made on demand, so that reading the table needs no gunicorn (the Flask blueprint also runs where
-    gunicorn does not).
-    """
-    from gunicorn.config import Setting
-
-    def build(field: dataclasses.Field[Any]) -> type:
-        name = PREFIX + field.name
-        parse = field.metadata["parse"]
-
-        def set_value(self: Any, value: Any) -> None:
-            # The file's value is checked even where the environment wins: a typo must not wait for
-            # another Deployment.
-            self.value = parse(name, value)
-            given = os.environ.get(name.upper())
-            if given is not None:
-                self.value = parse(name.upper(), given)
-
-        def initialise(self: Any) -> None:
-            # Setting.__init__ leaves a default of None alone (22.0 to 27.0); the environment must
-            # count there too.
-            self.set(field.metadata["default"])
-
-        meta: Any = type(Setting)
-        cls: type = meta(
-            "".join(part.title() for part in name.split("_")),
-            (Setting,),
-            {
-                "name": name,
-                "section": SECTION,
-                "default": field.metadata["default"],
-                "validator": lambda value: parse(name, value),
-                "desc": field.metadata["meaning"],
-                "set": set_value,
-                "__init__": initialise,
-                "__module__": __name__,
-            },
-        )
-        return cls
-
-    return tuple(build(field) for field in rows())
-
-
-Hook = Callable[..., None]
-
-_adopted: Config | None = None
+adopted: Config | None = None
+"""The configuration that this process loaded last; ``None`` where gunicorn loaded none."""
 
 
 def loaded() -> Settings | None:
-    """The settings of the configuration that this process loaded last; ``None`` where gunicorn
-    loaded none."""
-    return None if _adopted is None else Settings.of(_adopted)
-
-
-def adopt(cfg: Config, hooks: Mapping[str, Hook]) -> None:
-    """Make ``cfg`` know our settings, and call our hooks before the user's. Doing it twice changes
-    nothing.
-
-    Runs in the arbiter while a configuration file is being executed, and again when SIGHUP has made
-    a new ``Config``.
-
-    :raises SettingError: an environment variable has a value that its setting cannot have.
-    """
-    global _adopted
-    _adopted = cfg
-    classes = setting_classes()
-    if isinstance(cfg.settings, AdoptedSettings):
-        return
-    settings = AdoptedSettings(cfg.settings)
-    for cls in classes:
-        setting = cls()
-        settings.setdefault(setting.name, setting)
-    for name, hook in hooks.items():
-        _chain(settings[name], hook)
-    _note_when_set(settings["graceful_timeout"])
-    cfg.settings = settings
-    _check_after_loading(cfg)
-
-
-def _check_after_loading(cfg: Config) -> None:
-    # Config.validate is gunicorn's own last step of loading (27.0; before it `check` runs at start
-    # alone).
-    theirs = getattr(type(cfg), "validate", None)
-
-    def validate() -> None:
-        if theirs is not None:
-            theirs(cfg)
-        check(Settings.of(cfg))
-
-    configuration: Any = (
-        cfg  # setattr, and not vars(): a dict that was asked for is looked up the slow way.
-    )
-    configuration.validate = validate
-
-
-def _chain(setting: Any, ours: Hook) -> None:
-    """Let a hook's ``Setting`` hold our hook and the user's in one.
-
-    gunicorn's own ``set`` still sees the user's function, so arity and type are checked as ever; a
-    file that defines its hook after ours was installed goes through ``set`` and is chained all the
-    same.
-    """
-    cls_set = type(setting).set
-
-    def set_value(value: Any) -> None:
-        cls_set(setting, value)
-        setting.value = _both(ours, setting.value)
-
-    setting.set = set_value
-    setting.value = _both(ours, setting.value)
-
-
-def _note_when_set(setting: Any) -> None:
-    """Let ``setting.given`` say whether a person chose the value: one that equals the default looks
-    no different."""
-    cls_set = type(setting).set
-    setting.given = setting.value != setting.default
-
-    def set_value(value: Any) -> None:
-        cls_set(setting, value)
-        setting.given = True
-
-    setting.set = set_value
-
-
-def _both(ours: Hook, theirs: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(theirs)
-    def chained(*args: Any) -> Any:
-        ours(*args)
-        return theirs(*args)
-
-    return chained
+    """The settings of that configuration; ``None`` where gunicorn loaded none."""
+    return None if adopted is None else Settings.of(adopted)

@@ -23,19 +23,20 @@ import pytest
 
 import gunicorn_grace
 from gunicorn_grace import cli
-from gunicorn_grace.arbiter import lifecycle, notify, report
-from gunicorn_grace.arbiter import shutdown as arbiter
-from gunicorn_grace.arbiter.lifecycle import Observation, Origin, Reason, decide
-from gunicorn_grace.probes import trigger
-from gunicorn_grace.probes.answers import Probes, Query, Situation
-from gunicorn_grace.probes.checks import Kind, Outcome
+from gunicorn_grace.arbiter import lifecycle, listeners, notify, report, shutdown
+from gunicorn_grace.arbiter.budget import budget_line
+from gunicorn_grace.arbiter.lifecycle import Observation, Reason, decide
+from gunicorn_grace.probes import asker, trigger
+from gunicorn_grace.probes.answers import Answers, Query, Situation
+from gunicorn_grace.probes.checks import Outcome
 from gunicorn_grace.rehearsal import schema
-from gunicorn_grace.shared import memory as state
-from gunicorn_grace.shared import metrics
-from gunicorn_grace.shared.phase import TRANSITIONS, Phase
-from gunicorn_grace.shared.settings import TERMINATION_LOG, Settings, budget_line, rows
-from gunicorn_grace.worker import connections
-from gunicorn_grace.worker import process as worker
+from gunicorn_grace.shared import agreed, metrics
+from gunicorn_grace.shared import memory as shm
+from gunicorn_grace.shared.board import Board
+from gunicorn_grace.shared.memory import Header, Record
+from gunicorn_grace.shared.phase import TRANSITIONS, Kind, Origin, Phase
+from gunicorn_grace.shared.settings import TERMINATION_LOG, Settings, rows
+from gunicorn_grace.worker import connections, unfinished
 from support.paths import DOCS, TESTS
 
 pytestmark = pytest.mark.once
@@ -128,16 +129,19 @@ TIMES = (
         "a request this recent extends the delay; so much silence ends an extension",
     ),
     (lifecycle.UNKNOWN_PERIOD_EXPIRY, "a trigger expires, where `grace_termination_period` is 0"),
-    (arbiter.EMPTY_FOR, "without a connection in the accept queue, it counts as served"),
-    (arbiter.EMPTYING_MARGIN, "before the drain limit, workers are dismissed whatever still waits"),
-    (arbiter.QUICK_STOP, "workers have after SIGINT or SIGQUIT"),
-    (worker.LINGER, "idle connections are kept after draining began"),
+    (listeners.EMPTY_FOR, "without a connection in the accept queue, it counts as served"),
+    (
+        shutdown.EMPTYING_MARGIN,
+        "before the drain limit, workers are dismissed whatever still waits",
+    ),
+    (shutdown.QUICK_STOP, "workers have after SIGINT or SIGQUIT"),
+    (agreed.LINGER, "idle connections are kept after draining began"),
     (
         connections.SENDING_FOR,
         "without a byte, a connection in the middle of a request counts as idle",
     ),
-    (worker.DUMP_BEFORE, "before the drain limit, workers log what they are still doing"),
-    (trigger.MAX_AGE, "and older, a process is no preStop hook"),
+    (unfinished.DUMP_BEFORE, "before the drain limit, workers log what they are still doing"),
+    (asker.MAX_AGE, "and older, a process is no preStop hook"),
     (trigger.LOOKUP_INTERVAL, "between two look-ups of a trigger, in one worker"),
     (trigger.REFUSAL_LOG_INTERVAL, "between two log lines about refused triggers, in one worker"),
 )
@@ -286,7 +290,7 @@ def reported() -> str:
 
 def probe_table() -> str:
     """What each question is answered in each phase, without checks and with one that fails."""
-    core = Probes(Settings())
+    core = Answers(Settings())
 
     def status(kind: Kind, phase: Phase) -> str:
         passing, failing = (
@@ -321,7 +325,7 @@ def probe_answers() -> str:
     for target, accept, phase in ANSWERS:
         query = Query.of(target.partition("?")[2], accept)
         left = 26.5 if phase is Phase.LAME_DUCK else None
-        told = Probes(Settings()).answer(
+        told = Answers(Settings()).answer(
             Kind.READINESS, Situation(phase, seconds_left=left), outcomes, query
         )
         asked = f"`{target}`" + (f" with `Accept: {accept}`" if accept else "")
@@ -436,7 +440,8 @@ def test_the_cells_of_the_shared_memory_exist() -> None:
     """Who reads the table of writers finds the same names in ``gunicorn_grace.shared.memory``."""
     cells = first_column("how-it-works.md", "cells")
     assert len(cells) > 10
-    assert [name for name in cells if not isinstance(getattr(state, name, None), int)] == []
+    known = {*vars(Header), *vars(Record), *vars(Board)}
+    assert [name for name in cells if name not in known] == []
 
 
 def test_the_times_and_sizes_of_the_metrics_are_those_of_the_code() -> None:
@@ -449,7 +454,7 @@ def test_the_times_and_sizes_of_the_metrics_are_those_of_the_code() -> None:
     assert f"Never more than {report.LIMIT} bytes" in page
     assert f"is cut to {report.LONGEST_REASON} characters" in page
     assert f"`STATUS={notify.status(Phase.LAME_DUCK, 3)}`" in page
-    assert f"beyond the {state.SLOTS}th" in page
+    assert f"beyond the {shm.SLOTS}th" in page
 
 
 def logged() -> Iterator[re.Pattern[str]]:

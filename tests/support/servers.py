@@ -25,7 +25,7 @@ from gunicorn_grace.rehearsal.platform import EndpointTable
 from gunicorn_grace.rehearsal.scene import Plan, Result
 from gunicorn_grace.rehearsal.tally import Tally
 from gunicorn_grace.rehearsal.wire import Response, fetch
-from gunicorn_grace.shared import memory as st
+from gunicorn_grace.shared import memory as shm
 from gunicorn_grace.shared.phase import Phase
 from support.paths import APPS
 
@@ -58,20 +58,19 @@ needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="curl is no
 GRACE = ("-c", "python:gunicorn_grace.conf")
 
 
-def memory_of(pid: int) -> st.State:
+def memory_of(pid: int) -> shm.Memory:
     """The shared memory of the instance that this process belongs to, mapped into ours."""
     folder = f"/proc/{pid}/fd"
     for fd in os.listdir(folder):
         with contextlib.suppress(FileNotFoundError):
-            if os.readlink(f"{folder}/{fd}").startswith(st.LINK):
-                return st.State.open(f"{folder}/{fd}")
+            if os.readlink(f"{folder}/{fd}").startswith(shm.LINK):
+                return shm.Memory.open(f"{folder}/{fd}")
     raise LookupError(f"process {pid} has no memory of ours")
 
 
-def booted_in(memory: st.State) -> list[int]:
+def booted_in(memory: shm.Memory) -> list[int]:
     """The pids of the workers that have loaded the application."""
-    cells = memory.cells
-    return [cells[slot + st.PID] for _, slot, _ in memory.slots() if cells[slot + st.BOOTED]]
+    return [record.pid for record in memory.records() if record.booted]
 
 
 class Server(Instance):
@@ -122,7 +121,7 @@ class Server(Instance):
         return procfs.marked(MARK, str(self.runtime_dir))
 
     @property
-    def memory(self) -> st.State:
+    def memory(self) -> shm.Memory:
         """Its shared memory, mapped into this process."""
         if "_memory" not in self.__dict__:
             self._memory = memory_of(self.arbiter_pid)
@@ -130,7 +129,7 @@ class Server(Instance):
 
     def wait_phase(self, phase: Phase, timeout: float = 20.0) -> None:
         """Wait until the shared memory says so, or something later."""
-        self.wait_for(lambda: self.memory.cells[st.PHASE] >= phase, f"phase {phase}", timeout)
+        self.wait_for(lambda: self.memory.header.phase >= phase, f"phase {phase}", timeout)
 
     def wait_booted(self, count: int) -> list[int]:
         """Wait until so many workers have loaded the application; their pids."""
@@ -161,7 +160,7 @@ class Server(Instance):
         been dismissed."""
         memory = self.memory
         for step in (Phase.LAME_DUCK, Phase.DRAINING):
-            if memory.cells[st.PHASE] < step <= phase:
+            if memory.header.phase < step <= phase:
                 self.terminate()
                 self.wait_phase(step)
         if phase is Phase.DRAINING:
@@ -169,16 +168,14 @@ class Server(Instance):
 
     def wait_dismissed(self) -> None:
         """Wait until the workers have been told to go."""
-        cells = self.memory.cells
         self.wait_for(
-            lambda: all(cells[m + st.DISMISSED] for _, _, m in self.memory.slots()), "the dismissal"
+            lambda: all(record.dismissed for record in self.memory.records()), "the dismissal"
         )
 
     def wait_in_flight(self, count: int) -> None:
         """Wait until so many requests are being served."""
-        cells = self.memory.cells
         self.wait_for(
-            lambda: sum(cells[s + st.IN_FLIGHT] for _, s, _ in self.memory.slots()) == count,
+            lambda: sum(record.in_flight for record in self.memory.records()) == count,
             f"{count} in flight",
         )
 

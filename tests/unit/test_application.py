@@ -15,36 +15,40 @@ from typing import Any
 import pytest
 
 import gunicorn_grace
-from gunicorn_grace import application, hold, on_drain, on_lame_duck, until_terminating
-from gunicorn_grace.application import Duties
+from gunicorn_grace import hold, on_drain, on_lame_duck, until_terminating
 from gunicorn_grace.errors import GraceError, UsageError
-from gunicorn_grace.shared import memory as st
-from gunicorn_grace.shared.memory import State
+from gunicorn_grace.shared import memory as shm
+from gunicorn_grace.shared.memory import Memory
 from gunicorn_grace.shared.phase import Phase
 from gunicorn_grace.testing import _Pretended
+from gunicorn_grace.worker import duties as duties_module
+from gunicorn_grace.worker.duties import CallbackRunner, Duties, Holds
 
 PATIENCE = 20
 
 
 @pytest.fixture
-def memory() -> State:
+def memory() -> Memory:
     """The memory of an instance with one worker: never closed, as a thread that looks out may look
     once more."""
     return _Pretended()
 
 
 @pytest.fixture
-def duties(memory: State, monkeypatch: pytest.MonkeyPatch) -> Iterator[Duties]:
+def duties(memory: Memory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Duties]:
     """Those of its worker. It serves."""
-    memory.cells[st.PHASE] = Phase.SERVING
+    memory.header.phase = Phase.SERVING
     memory.claim(0, age=1)
-    made = Duties(
-        memory, memory.cells, memory.slot(0) + st.HOLDS, logging.getLogger("gunicorn.error")
-    )
-    monkeypatch.setattr(st, "current", memory)
-    monkeypatch.setattr(application, "current", made)
+    made = duties_of(memory)
+    monkeypatch.setattr(shm, "attached", memory)
+    monkeypatch.setattr(duties_module, "this_workers", made)
     yield made
-    made._watching = False
+    made.callbacks._watching = False
+
+
+def duties_of(memory: Memory) -> Duties:
+    log = logging.getLogger("gunicorn.error")
+    return Duties(Holds(memory.record(0)), CallbackRunner(memory, log), log)
 
 
 def named(name: str, calls: list[str] | None = None) -> Callable[[], None]:
@@ -60,11 +64,11 @@ def named(name: str, calls: list[str] | None = None) -> Callable[[], None]:
 
 def names(duties: Duties) -> list[str]:
     """The callbacks that are due, by the names of their functions."""
-    return [callback.function.__qualname__ for callback in duties.due()]
+    return [callback.function.__qualname__ for callback in duties.callbacks.due()]
 
 
-def holds(memory: State) -> int:
-    return int(memory.cells[memory.slot(0) + st.HOLDS])
+def holds(memory: Memory) -> int:
+    return int(memory.record(0).holds)
 
 
 # -- registering ----
@@ -77,7 +81,7 @@ def test_a_decorator_gives_the_function_back() -> None:
     assert on_drain(timeout=2)(two) is two
     assert on_drain()(one) is one
     registered = [
-        (c.function, c.timeout) for phase in Phase for c in application.callbacks.get(phase, ())
+        (c.function, c.timeout) for phase in Phase for c in duties_module.registered.get(phase, ())
     ]
     assert registered == [(one, 5.0), (two, 2.0), (one, 5.0)]
 
@@ -89,7 +93,7 @@ def test_a_deadline_is_a_positive_number_of_seconds(timeout: Any) -> None:
         UsageError, match=r"@on_drain\(timeout=.*must be a number of seconds > 0: try timeout=5"
     ):
         on_drain(timeout=timeout)
-    assert not any(application.callbacks.values())
+    assert not any(duties_module.registered.values())
 
 
 def test_a_coroutine_function_is_refused() -> None:
@@ -130,7 +134,7 @@ def test_a_callback_is_named_by_function_file_and_line() -> None:
         (os.getpid, "getpid (of builtins)"),
     ):
         on_drain(function)
-        shown = str(application.callbacks[Phase.DRAINING][-1])
+        shown = str(duties_module.registered[Phase.DRAINING][-1])
         assert shown.startswith("on_drain callback ")
         assert wanted in shown
 
@@ -162,69 +166,69 @@ DRAIN = ["drain a", "drain b"]
 )
 @pytest.mark.usefixtures("registered")
 def test_what_is_due_in_each_phase(
-    duties: Duties, memory: State, phase: Phase, wanted: list[str]
+    duties: Duties, memory: Memory, phase: Phase, wanted: list[str]
 ) -> None:
     """In the order of registration; on_drain after on_lame_duck, however late that began; nothing
     after Ctrl-C."""
-    memory.cells[st.PHASE] = phase
+    memory.header.phase = phase
     assert names(duties) == wanted
 
 
-@pytest.mark.parametrize("cell", [st.SIGTERM, st.TRIGGER])
+@pytest.mark.parametrize("cell", ["sigterm", "trigger"])
 @pytest.mark.usefixtures("registered")
 def test_they_are_due_before_the_arbiter_takes_the_shutdown_up(
-    duties: Duties, memory: State, cell: int
+    duties: Duties, memory: Memory, cell: str
 ) -> None:
     """From the store in the signal handler on, or from the trigger's."""
-    memory.cells[cell] = 1
+    setattr(memory.header, cell, 1)
     assert names(duties) == LAME_DUCK
 
 
 @pytest.mark.parametrize("phase", [Phase.LAME_DUCK, Phase.DRAINING, Phase.STOPPED])
 @pytest.mark.usefixtures("registered")
 def test_a_worker_that_leaves_in_a_shutdown_runs_all(
-    duties: Duties, memory: State, phase: Phase
+    duties: Duties, memory: Memory, phase: Phase
 ) -> None:
     """Also when it leaves before the drain (``max_requests``), or by gunicorn's own halt."""
-    memory.cells[st.PHASE] = phase
-    duties.leave()
+    memory.header.phase = phase
+    duties.callbacks.leave()
     assert names(duties) == LAME_DUCK + DRAIN
 
 
 @pytest.mark.usefixtures("registered")
 def test_a_worker_that_leaves_in_a_reload_runs_none(duties: Duties) -> None:
     """The instance goes on."""
-    duties.leave()
+    duties.callbacks.leave()
     assert names(duties) == []
 
 
 @pytest.mark.usefixtures("registered")
 def test_where_another_arbiter_serves_on_there_is_no_lame_duck(
-    duties: Duties, memory: State
+    duties: Duties, memory: Memory
 ) -> None:
     """SIGUSR2: whoever takes the address out of a directory would take the new one out."""
-    memory.cells[st.UPGRADED], memory.cells[st.PHASE] = 1, Phase.DRAINING
+    memory.header.upgraded, memory.header.phase = 1, Phase.DRAINING
     assert names(duties) == DRAIN
 
 
 @pytest.mark.usefixtures("registered")
-def test_each_runs_once_a_shutdown(duties: Duties, memory: State) -> None:
+def test_each_runs_once_a_shutdown(duties: Duties, memory: Memory) -> None:
     """What has run is not due again, until the shutdown was taken back and another has begun; one
     that was taken back while a callback ran does not count for the next."""
-    memory.cells[st.PHASE] = Phase.LAME_DUCK
-    first, second = duties.due()
-    assert duties.run(first) is None
-    assert duties.due() == [second]
+    memory.header.phase = Phase.LAME_DUCK
+    first, second = duties.callbacks.due()
+    assert duties.callbacks.run(first) is None
+    assert duties.callbacks.due() == [second]
     taken_back = threading.Event()
 
     def taken_back_meanwhile() -> None:
-        memory.cells[st.CONSUMED] = 7
+        memory.header.consumed = 7
         taken_back.set()
 
     second.function = taken_back_meanwhile
-    assert duties.run(second) is None
+    assert duties.callbacks.run(second) is None
     assert taken_back.is_set()
-    assert duties.due() == [first, second]
+    assert duties.callbacks.due() == [first, second]
 
 
 # -- running ----
@@ -240,10 +244,10 @@ def test_whatever_a_callback_raises_is_its_outcome(duties: Duties, error: BaseEx
         raise error
 
     on_drain(function)
-    assert duties.run(application.callbacks[Phase.DRAINING][0]) is error
+    assert duties.callbacks.run(duties_module.registered[Phase.DRAINING][0]) is error
 
 
-def test_one_that_overruns_is_left_to_itself(duties: Duties, memory: State) -> None:
+def test_one_that_overruns_is_left_to_itself(duties: Duties, memory: Memory) -> None:
     """Its deadline is its outcome, it is not due again, and its thread goes on to its end."""
     let_go, ended = threading.Event(), threading.Event()
 
@@ -252,29 +256,29 @@ def test_one_that_overruns_is_left_to_itself(duties: Duties, memory: State) -> N
         let_go.wait(PATIENCE)
         ended.set()
 
-    memory.cells[st.PHASE] = Phase.LAME_DUCK
-    (callback,) = duties.due()
-    outcome = duties.run(callback)
+    memory.header.phase = Phase.LAME_DUCK
+    (callback,) = duties.callbacks.due()
+    outcome = duties.callbacks.run(callback)
     assert isinstance(outcome, TimeoutError)
     assert "slow (" in str(outcome)
     assert "overran its timeout of 0.01 s" in str(outcome)
-    assert duties.due() == []
+    assert duties.callbacks.due() == []
     let_go.set()
     assert ended.wait(PATIENCE)
 
 
 def test_the_thread_that_looks_out_runs_what_is_due(
-    duties: Duties, memory: State, caplog: pytest.LogCaptureFixture
+    duties: Duties, memory: Memory, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It begins with the boot or with the first registration, whichever is later, and there is one;
     an error of a callback is logged once with its traceback, a TimeoutError of its own like any
     other."""
     calls: list[str] = []
     ended = threading.Event()
-    memory.cells[st.PHASE] = Phase.LAME_DUCK
+    memory.header.phase = Phase.LAME_DUCK
     on_lame_duck(named("before the boot", calls))
     threads = threading.active_count()
-    duties.booted()
+    duties.callbacks.booted()
 
     @on_lame_duck
     def fails() -> None:
@@ -284,7 +288,7 @@ def test_the_thread_that_looks_out_runs_what_is_due(
     on_lame_duck(ended.set)
     assert ended.wait(PATIENCE)
     assert calls == ["before the boot", "while serving"]
-    assert duties._watching
+    assert duties.callbacks._watching
     assert (
         threading.active_count() <= threads + 2
     )  # The one that looks out, and a callback's that is just ending.
@@ -293,30 +297,33 @@ def test_the_thread_that_looks_out_runs_what_is_due(
     assert "failed" in record.getMessage()
 
 
-def test_without_callbacks_nobody_looks_out(duties: Duties) -> None:
+def test_without_callbacks_nobody_looks_out(duties: Duties, memory: Memory) -> None:
     """Nothing registered, no thread; and none before the boot."""
-    duties.booted()
-    assert not duties._watching
-    other = Duties(duties.state, duties._cells, duties._cell, duties.log)
+    duties.callbacks.booted()
+    assert not duties.callbacks._watching
+    other = duties_of(memory)
     on_drain(named("one"))
-    assert duties._watching
-    other.watch()
-    assert not other._watching
+    assert duties.callbacks._watching
+    other.callbacks.watch()
+    assert not other.callbacks._watching
 
 
 def test_without_a_thread_to_be_had_the_worker_leaves(
-    duties: Duties, memory: State, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    duties: Duties,
+    memory: Memory,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Callbacks that will never run do not keep it; the log says so."""
 
     def none_left(*args: Any) -> None:
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(application._thread, "start_new_thread", none_left)
+    monkeypatch.setattr(duties_module._thread, "start_new_thread", none_left)
     on_drain(named("one"))
-    duties.booted()
-    memory.cells[st.PHASE] = Phase.DRAINING
-    assert duties.due()
+    duties.callbacks.booted()
+    memory.header.phase = Phase.DRAINING
+    assert duties.callbacks.due()
     assert duties.left() == []
     assert "callbacks will not run" in caplog.text
 
@@ -324,7 +331,7 @@ def test_without_a_thread_to_be_had_the_worker_leaves(
 # -- holds ----
 
 
-def test_a_hold_counts_while_it_is_held(duties: Duties, memory: State) -> None:
+def test_a_hold_counts_while_it_is_held(duties: Duties, memory: Memory) -> None:
     """Nested, twice of one name, and given back after an error; the slot's cell has the number."""
     with hold("one"), hold("one"):
         assert holds(memory) == 2
@@ -342,7 +349,7 @@ def test_a_hold_counts_while_it_is_held(duties: Duties, memory: State) -> None:
     assert duties.left() == []
 
 
-def test_a_hold_decorates_a_function(duties: Duties, memory: State) -> None:
+def test_a_hold_decorates_a_function(duties: Duties, memory: Memory) -> None:
     """It is held for as long as each call lasts."""
 
     @hold("work")
@@ -352,7 +359,7 @@ def test_a_hold_decorates_a_function(duties: Duties, memory: State) -> None:
     assert [work(), work(), holds(memory)] == [1, 1, 0]
 
 
-def test_threads_count_together(duties: Duties, memory: State) -> None:
+def test_threads_count_together(duties: Duties, memory: Memory) -> None:
     """No store of one overwrites that of another: 8 threads, 2000 holds each, and the last count is
     right."""
     inside, go = threading.Barrier(9), threading.Event()
@@ -379,7 +386,7 @@ def test_threads_count_together(duties: Duties, memory: State) -> None:
 @pytest.mark.filterwarnings(
     "ignore:.*multi-threaded, use of fork:DeprecationWarning"
 )  # Python 3.12 and later
-def test_a_child_of_the_worker_leaves_its_count_alone(duties: Duties, memory: State) -> None:
+def test_a_child_of_the_worker_leaves_its_count_alone(duties: Duties, memory: Memory) -> None:
     """A process that the application forks: neither a hold of its own nor the end of an inherited
     one counts."""
     with hold("the parent's"):
@@ -389,7 +396,7 @@ def test_a_child_of_the_worker_leaves_its_count_alone(duties: Duties, memory: St
             try:
                 with hold("the child's"):
                     during = holds(memory)
-                duties.give_back(object())
+                duties.holds.give_back(object())
                 os.write(writer, bytes([during, holds(memory)]))
             finally:
                 os._exit(0)
@@ -406,7 +413,7 @@ def test_many_holds_are_one_line(duties: Duties, caplog: pytest.LogCaptureFixtur
     left, no line."""
     duties.tell_left("now")
     assert not caplog.records
-    held = [duties.take(f"upload\n{number}") for number in range(23)]
+    held = [duties.holds.take(f"upload\n{number}") for number in range(23)]
     duties.tell_left("now")
     (record,) = caplog.records
     line = record.getMessage()
@@ -416,7 +423,7 @@ def test_many_holds_are_one_line(duties: Duties, caplog: pytest.LogCaptureFixtur
     assert line.endswith(" and 3 more")
     assert "\n" not in line
     for token in held:
-        duties.give_back(token)
+        duties.holds.give_back(token)
 
 
 # -- streams ----
@@ -444,29 +451,29 @@ def test_a_stream_ends_with_its_iterable(duties: Duties) -> None:
 
 @pytest.mark.parametrize("at", [Phase.LAME_DUCK, Phase.DRAINING])
 def test_a_stream_ends_at_its_phase_and_closes_its_iterable(
-    duties: Duties, memory: State, at: Phase
+    duties: Duties, memory: Memory, at: Phase
 ) -> None:
     """The item that was asked for before is not lost; then it ends, for good, and what it wraps is
     closed once."""
     inner = Closable(*range(9))
     stream = until_terminating(inner, at)
     assert next(stream) == 0
-    memory.cells[st.PHASE] = Phase.LAME_DUCK
+    memory.header.phase = Phase.LAME_DUCK
     if at is Phase.DRAINING:
         assert next(stream) == 1
-        memory.cells[st.PHASE] = Phase.DRAINING
+        memory.header.phase = Phase.DRAINING
     assert inner.closed == 0
     assert list(stream) == []
-    memory.cells[st.PHASE] = Phase.SERVING
+    memory.header.phase = Phase.SERVING
     assert list(stream) == []
     assert inner.closed == 1
 
 
-def test_an_item_that_comes_after_t0_is_not_lost(duties: Duties, memory: State) -> None:
+def test_an_item_that_comes_after_t0_is_not_lost(duties: Duties, memory: Memory) -> None:
     """A stream that waits at T0 sends what it has waited for."""
 
     def waits() -> Iterator[int]:
-        memory.cells[st.SIGTERM] = 1
+        memory.header.sigterm = 1
         yield 1
         yield 2
 

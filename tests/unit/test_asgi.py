@@ -12,13 +12,13 @@ import pytest
 
 import gunicorn_grace
 from gunicorn_grace.asgi import Probes
-from gunicorn_grace.shared import memory as st
-from gunicorn_grace.shared.memory import State
+from gunicorn_grace.shared.memory import Cell, Memory, Record
 from gunicorn_grace.shared.phase import Phase
 from gunicorn_grace.shared.settings import Secret, Settings
 from gunicorn_grace.worker import classes as worker_classes
-from gunicorn_grace.worker import process as worker
-from gunicorn_grace.worker.process import Seat
+from gunicorn_grace.worker import process
+from gunicorn_grace.worker.counting import _hot_path
+from gunicorn_grace.worker.process import WorkerProcess
 
 Messages = list[dict[str, Any]]
 PLAIN = (b"content-type", b"text/plain")
@@ -28,29 +28,29 @@ class App:
     """An application that answers everything, and looks at the slot while it does."""
 
     def __init__(
-        self, seat: Seat | None = None, headers: tuple[tuple[bytes, bytes], ...] = (PLAIN,)
+        self, ours: WorkerProcess | None = None, headers: tuple[tuple[bytes, bytes], ...] = (PLAIN,)
     ) -> None:
-        self.seat = seat
+        self.ours = ours
         self.headers = headers
         self.asked: list[str] = []
         self.in_flight: list[int] = []
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         self.asked.append(scope.get("path", scope["type"]))
-        if self.seat is not None:
-            self.in_flight.append(self.seat.cells_own[self.seat.slot + st.IN_FLIGHT])
+        if self.ours is not None:
+            self.in_flight.append(self.ours.record.in_flight)
         await send({"type": "http.response.start", "status": 200, "headers": list(self.headers)})
         await send({"type": "http.response.body", "body": b"theirs"})
 
 
 @pytest.fixture
-def seat(memory: State, monkeypatch: pytest.MonkeyPatch) -> Seat:
+def ours(memory: Memory, monkeypatch: pytest.MonkeyPatch) -> WorkerProcess:
     """This process as a worker of uvicorn's, in an instance that serves."""
-    memory.cells[st.PHASE] = Phase.SERVING
+    memory.header.phase = Phase.SERVING
     memory.claim(0, age=1)
-    made = Seat(memory, 0, Settings(), logging.getLogger("gunicorn.error"))
+    made = WorkerProcess(memory, 0, Settings(), logging.getLogger("gunicorn.error"))
     made.tracking, made.sees_all = worker_classes.ASGI, False
-    monkeypatch.setattr(worker, "current", made)
+    monkeypatch.setattr(process, "this_worker", made)
     return made
 
 
@@ -90,16 +90,16 @@ def ask(app: Any, path: str = "/readyz", **more: Any) -> tuple[int, str, dict[st
     return start["status"], body["body"].decode(), headers
 
 
-def begin_shutdown(seat: Seat) -> None:
-    seat.cells[st.SIGTERM] = 1
+def begin_shutdown(ours: WorkerProcess) -> None:
+    ours.memory.header.sigterm = 1
 
 
-def cell(seat: Seat, number: int) -> int:
-    return seat.cells_own[seat.slot + number]
+def cell(ours: WorkerProcess, cell: Cell) -> int:
+    return ours.record.cells[ours.record.begin + cell.offset]
 
 
 @pytest.mark.parametrize("path", ["/readyz", "/livez", "/healthz", "/startupz"])
-def test_a_serving_worker_answers_every_probe(seat: Seat, path: str) -> None:
+def test_a_serving_worker_answers_every_probe(ours: WorkerProcess, path: str) -> None:
     """200, uncached, with its length, and the application is not asked."""
     app = App()
     status, body, headers = ask(Probes(app), path)
@@ -110,20 +110,20 @@ def test_a_serving_worker_answers_every_probe(seat: Seat, path: str) -> None:
         "no-store",
     )
     assert app.asked == []
-    assert cell(seat, st.REQUESTS) == 0
+    assert cell(ours, Record.requests) == 0
 
 
-def test_readiness_flips_at_t0(seat: Seat) -> None:
+def test_readiness_flips_at_t0(ours: WorkerProcess) -> None:
     """From the store in the signal handler on readiness is 503, liveness stays 200, and both say
     close."""
     app = Probes(App())
-    begin_shutdown(seat)
+    begin_shutdown(ours)
     assert ask(app)[:2] == (503, "[-]shutdown failed: reason withheld\n")
     assert ask(app, "/livez")[0] == 200
     assert ask(app)[2]["connection"] == ask(app, "/livez")[2]["connection"] == "close"
 
 
-def test_formats_and_checks(seat: Seat) -> None:
+def test_formats_and_checks(ours: WorkerProcess) -> None:
     """As in front of a WSGI application; from T0 on no check is run."""
     passes = []
 
@@ -146,11 +146,11 @@ def test_formats_and_checks(seat: Seat) -> None:
     passes.append(1)
     assert ask(app)[:2] == (200, "ok\n")
     passes.clear()
-    begin_shutdown(seat)
+    begin_shutdown(ours)
     assert ask(app)[1] == "[-]shutdown failed: reason withheld\n"
 
 
-def test_the_loop_goes_on_while_a_check_runs(seat: Seat) -> None:
+def test_the_loop_goes_on_while_a_check_runs(ours: WorkerProcess) -> None:
     """A check that waits for something that the loop has yet to do passes."""
     done = threading.Event()
     gunicorn_grace.check("slow", timeout=60)(lambda: done.wait(60))
@@ -172,14 +172,14 @@ def test_the_loop_goes_on_while_a_check_runs(seat: Seat) -> None:
     assert asyncio.run(both()) == 200
 
 
-def test_head_gets_no_body_and_other_methods_no_answer(seat: Seat) -> None:
+def test_head_gets_no_body_and_other_methods_no_answer(ours: WorkerProcess) -> None:
     """HEAD: the length of the body without it. POST: 405."""
     status, body, headers = ask(Probes(App()), method="HEAD")
     assert (status, body, headers["content-length"]) == (200, "", "3")
     assert ask(Probes(App()), method="POST")[0] == 405
 
 
-def test_a_path_behind_a_prefix_is_found(seat: Seat) -> None:
+def test_a_path_behind_a_prefix_is_found(ours: WorkerProcess) -> None:
     """Servers and mounts put root_path in front of the path; a path that only begins alike is
     another's."""
     app = App()
@@ -188,19 +188,25 @@ def test_a_path_behind_a_prefix_is_found(seat: Seat) -> None:
     assert ask(Probes(app), "/api", root_path="/api")[1] == "theirs"
 
 
-def test_a_request_is_in_flight_while_the_application_runs(seat: Seat) -> None:
+def test_a_request_is_in_flight_while_the_application_runs(ours: WorkerProcess) -> None:
     """Counted in before, out after, with its arrival; since T0 only after it."""
-    app = App(seat)
+    app = App(ours)
     ask(Probes(app), "/")
-    begin_shutdown(seat)
+    begin_shutdown(ours)
     ask(Probes(app), "/")
     assert app.in_flight == [1, 1]
-    assert [cell(seat, number) for number in (st.IN_FLIGHT, st.REQUESTS, st.SINCE_T0)] == [0, 2, 1]
-    assert cell(seat, st.LAST_ARRIVAL) > 0
-    assert seat.in_flight == {}
+    assert [
+        cell(ours, number) for number in (Record.in_flight, Record.requests, Record.since_t0)
+    ] == [
+        0,
+        2,
+        1,
+    ]
+    assert cell(ours, Record.last_arrival) > 0
+    assert ours.counter.in_flight == {}
 
 
-def test_an_application_that_fails_is_counted_out(seat: Seat) -> None:
+def test_an_application_that_fails_is_counted_out(ours: WorkerProcess) -> None:
     """An exception and a cancelled task go on to the server."""
 
     async def broken(scope: Any, receive: Any, send: Any) -> None:
@@ -209,49 +215,49 @@ def test_an_application_that_fails_is_counted_out(seat: Seat) -> None:
     for error in (ValueError("theirs"), asyncio.CancelledError()):
         with pytest.raises(type(error)):
             call(Probes(broken), http("/", error=error))
-    assert cell(seat, st.REQUESTS) == 2
-    assert cell(seat, st.IN_FLIGHT) == 0
+    assert cell(ours, Record.requests) == 2
+    assert cell(ours, Record.in_flight) == 0
 
 
-def test_a_websocket_is_in_flight_while_it_is_open(seat: Seat) -> None:
+def test_a_websocket_is_in_flight_while_it_is_open(ours: WorkerProcess) -> None:
     """It counts, also where hooks count HTTP requests; a path of ours is theirs on it, and nothing
     is added."""
     for tracking in (worker_classes.ASGI, worker_classes.ASGI_HOOKS):
-        seat.tracking = tracking
-        begin_shutdown(seat)
-        app = App(seat)
+        ours.tracking = tracking
+        begin_shutdown(ours)
+        app = App(ours)
         sent = call(Probes(app), {"type": "websocket", "path": "/chat", "headers": []})
         call(Probes(app), {"type": "websocket", "path": "/readyz", "headers": []})
         assert app.asked == ["/chat", "/readyz"]
         assert app.in_flight == [1, 0]
         assert sent[0]["headers"] == [PLAIN]
-    assert cell(seat, st.REQUESTS) == 2
+    assert cell(ours, Record.requests) == 2
 
 
-def test_what_hooks_count_is_not_counted_twice(seat: Seat) -> None:
+def test_what_hooks_count_is_not_counted_twice(ours: WorkerProcess) -> None:
     """gunicorn's own ASGI worker calls pre_request and post_request."""
-    seat.tracking = worker_classes.ASGI_HOOKS
-    app = App(seat)
+    ours.tracking = worker_classes.ASGI_HOOKS
+    app = App(ours)
     ask(Probes(app), "/")
     assert app.in_flight == [0]
-    assert cell(seat, st.REQUESTS) == 0
+    assert cell(ours, Record.requests) == 0
 
 
-def test_the_lifespan_is_the_applications(seat: Seat) -> None:
+def test_the_lifespan_is_the_applications(ours: WorkerProcess) -> None:
     """It is passed on, not counted, and from then on the worker knows of every request."""
-    app = App(seat)
+    app = App(ours)
     call(Probes(app), {"type": "lifespan"})
     assert app.asked == ["lifespan"]
     assert app.in_flight == [0]
-    assert seat.sees_all
+    assert ours.draining.sees_all
 
 
-def test_connection_close_replaces_what_the_application_says(seat: Seat) -> None:
+def test_connection_close_replaces_what_the_application_says(ours: WorkerProcess) -> None:
     """After T0 in HTTP/1 responses, once; before it, and in HTTP/2, which forbids it (RFC 9113),
     never."""
     app = Probes(App(headers=(PLAIN, (b"Connection", b"keep-alive"))))
     assert call(app, http("/"))[0]["headers"] == [PLAIN, (b"Connection", b"keep-alive")]
-    begin_shutdown(seat)
+    begin_shutdown(ours)
     assert call(app, http("/"))[0]["headers"] == [PLAIN, (b"connection", b"close")]
     assert call(app, http("/", http_version="1.0"))[0]["headers"] == [
         PLAIN,
@@ -261,12 +267,12 @@ def test_connection_close_replaces_what_the_application_says(seat: Seat) -> None
     assert "connection" not in ask(app, http_version="2")[2]
 
 
-def test_a_response_that_began_before_t0_keeps_its_word(seat: Seat) -> None:
+def test_a_response_that_began_before_t0_keeps_its_word(ours: WorkerProcess) -> None:
     """Its headers are out; what follows is passed on as it is."""
 
     async def slow(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 200})
-        begin_shutdown(seat)
+        begin_shutdown(ours)
         await send({"type": "http.response.body", "body": b"theirs"})
 
     assert call(Probes(slow), http("/")) == [
@@ -275,13 +281,13 @@ def test_a_response_that_began_before_t0_keeps_its_word(seat: Seat) -> None:
     ]
 
 
-def test_a_local_trigger_is_refused(seat: Seat, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_local_trigger_is_refused(ours: WorkerProcess, caplog: pytest.LogCaptureFixture) -> None:
     """There is no socket to prove who asks. The log names the way out; a proxy's header is seen
     first."""
     app = Probes(App())
     assert ask(app, query_string=b"down=true")[:2] == (403, "forbidden\n")
     assert "no gunicorn.socket in environ); use `gunicorn-grace prestop`" in caplog.text
-    assert not seat.state.is_terminating()
+    assert not ours.memory.is_terminating()
     caplog.clear()
     assert (
         ask(Probes(App()), query_string=b"down=true", headers=[(b"x-forwarded-for", b"192.0.2.7")])[
@@ -292,11 +298,15 @@ def test_a_local_trigger_is_refused(seat: Seat, caplog: pytest.LogCaptureFixture
     assert "forwarded by a proxy (X-Forwarded-For: 192.0.2.7)" in caplog.text
 
 
-def test_a_token_triggers(memory: State, seat: Seat, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_token_triggers(
+    memory: Memory, ours: WorkerProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The right X-Grace-Token begins the shutdown, any other is refused; a UNIX socket has no
     client."""
-    made = Seat(memory, 0, Settings(trigger="token", trigger_token=Secret("swordfish")), seat.log)
-    monkeypatch.setattr(worker, "current", made)
+    made = WorkerProcess(
+        memory, 0, Settings(trigger="token", trigger_token=Secret("swordfish")), ours.log
+    )
+    monkeypatch.setattr(process, "this_worker", made)
     app = Probes(App())
     assert ask(app, query_string=b"down=true", headers=[(b"x-grace-token", b"perch")])[0] == 403
     assert not memory.is_terminating()
@@ -311,24 +321,26 @@ def test_a_token_triggers(memory: State, seat: Seat, monkeypatch: pytest.MonkeyP
 
 def test_outside_gunicorn_it_serves(monkeypatch: pytest.MonkeyPatch) -> None:
     """In a test client, or under another server: ready, nothing counted, nothing changed."""
-    monkeypatch.setattr(worker, "current", None)
+    monkeypatch.setattr(process, "this_worker", None)
     app = App()
     assert ask(Probes(app))[:2] == (200, "ok\n")
     assert ask(Probes(app), "/")[1] == "theirs"
 
 
-def test_with_preload_app_it_is_the_workers(seat: Seat, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_preload_app_it_is_the_workers(
+    ours: WorkerProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Made and used in the arbiter, it looks at the worker's memory after the fork."""
-    monkeypatch.setattr(worker, "current", None)
+    monkeypatch.setattr(process, "this_worker", None)
     app = Probes(App())
     assert ask(app)[0] == 200
-    monkeypatch.setattr(worker, "current", seat)
-    begin_shutdown(seat)
+    monkeypatch.setattr(process, "this_worker", ours)
+    begin_shutdown(ours)
     assert ask(app)[0] == 503
 
 
 def test_the_dump_shows_where_a_coroutine_waits(
-    seat: Seat, caplog: pytest.LogCaptureFixture
+    ours: WorkerProcess, caplog: pytest.LogCaptureFixture
 ) -> None:
     """For a request in an asyncio task: the innermost coroutine, not the loop that all of them
     share."""
@@ -340,10 +352,12 @@ def test_the_dump_shows_where_a_coroutine_waits(
         await innermost()
 
     async def look() -> None:
-        seat.begin, seat.end = worker._hot_path(seat, asyncio.current_task, True)
+        ours.begin, ours.end = _hot_path(
+            ours.counter, ours.memory, ours.record, ours.shedding, asyncio.current_task, True
+        )
         task = asyncio.ensure_future(Probes(app)(http("/report"), None, None))  # type: ignore[arg-type]
         await asyncio.sleep(0)
-        seat.dump("now")
+        ours.unfinished.tell("now")
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
 

@@ -13,25 +13,25 @@ from pathlib import Path
 import pytest
 
 from gunicorn_grace import __version__, cli
-from gunicorn_grace.arbiter.lifecycle import Origin
-from gunicorn_grace.shared import memory as st
-from gunicorn_grace.shared.memory import State
-from gunicorn_grace.shared.phase import Phase
+from gunicorn_grace.operate import instance as instance_module
+from gunicorn_grace.shared import memory as shm
+from gunicorn_grace.shared.memory import Memory
+from gunicorn_grace.shared.phase import Origin, Phase
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the command needs memfd and /proc")
 
-ROOT = Path(st.__file__).parents[1]
+ROOT = Path(shm.__file__).parents[1]
 PATIENCE = 20
-everybody = st.instances
+everybody = shm.instances
 
 # An arbiter without workers: its memory, in the phase and with the cells that it is told, until its
 # stdin ends.
 ARBITER = """
 import sys
-from gunicorn_grace.shared import memory as st
-state = st.State.create(slots=1)
-for cell, value in eval(sys.argv[1]).items(): state.cells[cell] = value
-print(state.fd, flush=True)
+from gunicorn_grace.shared import memory as shm
+memory = shm.Memory.create(slots=1)
+for cell, value in eval(sys.argv[1]).items(): setattr(memory.header, cell, value)
+print(memory.fd, flush=True)
 sys.stdin.read()
 """
 
@@ -46,7 +46,7 @@ def inode(path: str) -> int | None:
 class Instance:
     """A process with a memory of its own, and that memory opened here."""
 
-    def __init__(self, cells: dict[int, int]) -> None:
+    def __init__(self, cells: dict[str, int]) -> None:
         self.process = subprocess.Popen(
             [sys.executable, "-c", ARBITER, repr(cells)],
             cwd=ROOT,
@@ -57,12 +57,12 @@ class Instance:
         assert self.process.stdout is not None
         self.pid = self.process.pid
         self.path = f"/proc/{self.pid}/fd/{int(self.process.stdout.readline())}"
-        self.state = State.open(self.path)
+        self.memory = Memory.open(self.path)
 
     def close(self) -> None:
-        if self.state.fd >= 0 and self.process.poll() is None:
+        if self.memory.fd >= 0 and self.process.poll() is None:
             self.process.communicate(timeout=PATIENCE)
-        self.state.close()
+        self.memory.close()
 
 
 Start = Callable[..., Instance]
@@ -75,9 +75,8 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
     started: list[Instance] = []
 
     def make(phase: Phase = Phase.SERVING, **cells: int) -> Instance:
-        named = {getattr(st, name): value for name, value in cells.items()}
         started.append(
-            Instance({st.PHASE: int(phase), st.DELAY: 10 * st.NS, st.DELAY_OVER: 1, **named})
+            Instance({"phase": int(phase), "delay": 10 * shm.NS, "delay_over": 1, **cells})
         )
         return started[-1]
 
@@ -86,7 +85,7 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
         found = {inode(path) for path in everybody()}
         return [instance.path for instance in started if inode(instance.path) in found]
 
-    monkeypatch.setattr(st, "instances", ours)
+    monkeypatch.setattr(instance_module, "instances", ours)
     yield make
     for instance in started:
         instance.close()
@@ -136,7 +135,7 @@ def test_prestop_with_a_wrong_pid_names_those_there_are(
         error(capsys)
         == f"Error: no instance with arbiter 1 that this user may open; found: {instance.pid}\n"
     )
-    assert not instance.state.is_terminating()
+    assert not instance.memory.is_terminating()
 
 
 def test_prestop_begins_the_shutdown_of_the_one_chosen(
@@ -145,9 +144,9 @@ def test_prestop_begins_the_shutdown_of_the_one_chosen(
     """The other one serves on; the memory says that it was preStop."""
     chosen, other = start(), start()
     assert cli.main(["prestop", "--pid", str(chosen.pid)]) == 0
-    assert chosen.state.cells[st.TRIGGER] & st.ORIGIN_MASK == Origin.PRESTOP
-    assert chosen.state.phase() is Phase.LAME_DUCK
-    assert not other.state.is_terminating()
+    assert chosen.memory.header.trigger & shm.ORIGIN_MASK == Origin.PRESTOP
+    assert chosen.memory.phase() is Phase.LAME_DUCK
+    assert not other.memory.is_terminating()
     assert capsys.readouterr().out == "not ready for 10 s, longer while requests still come\n"
 
 
@@ -155,9 +154,9 @@ def test_a_second_prestop_changes_nothing(start: Start, capsys: pytest.CaptureFi
     """The clock goes on from the first."""
     instance = start()
     assert cli.main(["prestop"]) == 0
-    began = instance.state.cells[st.TRIGGER]
+    began = instance.memory.header.trigger
     assert cli.main(["prestop"]) == 0
-    assert instance.state.cells[st.TRIGGER] == began
+    assert instance.memory.header.trigger == began
     assert capsys.readouterr().out.endswith("(it had begun before)\n")
 
 
@@ -165,10 +164,10 @@ def test_prestop_before_the_first_worker_booted_does_not_wait(
     start: Start, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Nothing was ever ready, so nobody has to be told; it is no error."""
-    instance = start(Phase.STARTING, DELAY_OVER=0)
+    instance = start(Phase.STARTING, delay_over=0)
     assert cli.main(["prestop"]) == 0
     assert capsys.readouterr().out == "nothing was ever ready: no delay\n"
-    assert not instance.state.is_terminating()
+    assert not instance.memory.is_terminating()
 
 
 @pytest.mark.parametrize("ends", ["delay over", "no time left", "drains", "dies", "undrained"])
@@ -178,7 +177,7 @@ def test_prestop_waits_and_returns_when_there_is_nothing_to_wait_for(
     """It returns when the arbiter says that the delay is over, and all the same when the deadline
     has come, when draining began, when the trigger was taken back, and when the arbiter is gone.
     Until then it waits."""
-    instance = start(DELAY_OVER=0)
+    instance = start(delay_over=0)
     command = subprocess.Popen(
         [sys.executable, "-m", "gunicorn_grace.cli", "prestop", "--pid", str(instance.pid)],
         cwd=ROOT,
@@ -188,17 +187,17 @@ def test_prestop_waits_and_returns_when_there_is_nothing_to_wait_for(
     with command:
         assert command.stdout is not None
         assert command.stdout.readline().startswith("not ready for 10 s")
-        assert instance.state.is_triggered()
+        assert instance.memory.is_triggered()
         assert command.poll() is None
-        cells = instance.state.cells
+        header = instance.memory.header
         if ends == "delay over":
-            cells[st.DELAY_OVER] = 1
+            header.delay_over = 1
         elif ends == "no time left":
-            cells[st.DEADLINE] = 1
+            header.deadline = 1
         elif ends == "drains":
-            cells[st.PHASE] = Phase.DRAINING
+            header.phase = Phase.DRAINING
         elif ends == "undrained":
-            cells[st.CONSUMED] = cells[st.TRIGGER] + 1
+            header.consumed = header.trigger + 1
         else:
             instance.process.kill()
             instance.process.communicate(timeout=PATIENCE)
@@ -209,10 +208,10 @@ def test_drain_takes_an_instance_out_once(start: Start, capsys: pytest.CaptureFi
     """An operator's drain, which never expires; a second one changes nothing."""
     instance = start()
     assert cli.main(["drain"]) == 0
-    began = instance.state.cells[st.TRIGGER]
-    assert began & st.ORIGIN_MASK == Origin.DRAIN
+    began = instance.memory.header.trigger
+    assert began & shm.ORIGIN_MASK == Origin.DRAIN
     assert cli.main(["drain"]) == 0
-    assert instance.state.cells[st.TRIGGER] == began
+    assert instance.memory.header.trigger == began
     assert capsys.readouterr().out.splitlines() == [
         "not ready until undrain",
         "the shutdown had begun before: nothing to do",
@@ -226,10 +225,10 @@ def test_undrain_of_an_instance_that_serves_is_nothing(
     instance = start()
     assert cli.main(["undrain"]) == 0
     assert capsys.readouterr().out == "it is serving: nothing to do\n"
-    assert not instance.state.cells[st.UNDRAIN]
+    assert not instance.memory.header.undrain
 
 
-@pytest.mark.parametrize(("cell", "value"), [("SIGTERM", 1), ("PHASE", int(Phase.DRAINING))])
+@pytest.mark.parametrize(("cell", "value"), [("sigterm", 1), ("phase", int(Phase.DRAINING))])
 def test_a_shutdown_with_a_sigterm_is_not_taken_back(
     start: Start, capsys: pytest.CaptureFixture[str], cell: str, value: int
 ) -> None:
@@ -237,7 +236,7 @@ def test_a_shutdown_with_a_sigterm_is_not_taken_back(
     instance = start(**{cell: value})
     assert cli.main(["undrain"]) == 1
     assert error(capsys) == "Error: a SIGTERM has come: the shutdown cannot be taken back\n"
-    assert not instance.state.cells[st.UNDRAIN]
+    assert not instance.memory.header.undrain
 
 
 @pytest.mark.parametrize("answer", ["serving", "SIGTERM", "gone"])
@@ -246,7 +245,7 @@ def test_undrain_returns_with_the_arbiters_answer(start: Start, answer: str) -> 
     there to do it."""
     instance = start()
     assert cli.main(["drain"]) == 0
-    cells = instance.state.cells
+    header = instance.memory.header
     command = subprocess.Popen(
         [sys.executable, "-m", "gunicorn_grace.cli", "undrain", "--pid", str(instance.pid)],
         cwd=ROOT,
@@ -256,13 +255,13 @@ def test_undrain_returns_with_the_arbiters_answer(start: Start, answer: str) -> 
     )
     with command:
         bound = time.monotonic() + PATIENCE
-        while not cells[st.UNDRAIN]:
+        while not header.undrain:
             assert time.monotonic() < bound
             assert command.poll() is None
         if answer == "serving":
-            cells[st.CONSUMED] = cells[st.UNDRAIN]
+            header.consumed = header.undrain
         elif answer == "SIGTERM":
-            cells[st.SIGTERM] = 1
+            header.sigterm = 1
         else:
             instance.process.kill()
             instance.process.communicate(timeout=PATIENCE)
@@ -276,7 +275,7 @@ def test_undrain_returns_with_the_arbiters_answer(start: Start, answer: str) -> 
 
 @pytest.mark.parametrize(
     "cells",
-    [{"MAGIC": 1}, {"VERSION": 99}, {"SLOT_COUNT": 1 << 40}, {"PHASE": 17}],
+    [{"magic": 1}, {"layout": 99}, {"slot_count": 1 << 40}, {"phase": 17}],
     ids=lambda cells: next(iter(cells)),
 )
 def test_a_memory_that_cannot_be_read_is_one_line(
@@ -285,7 +284,7 @@ def test_a_memory_that_cannot_be_read_is_one_line(
     """Damaged, or of another version: exit code 1 and the reason."""
     instance = start()
     for name, value in cells.items():
-        instance.state.cells[getattr(st, name)] = value
+        setattr(instance.memory.header, name, value)
     assert cli.main(["prestop"]) == 1
     assert re.search(r"\(/proc/\d+/fd/\d+: .*(layout 99|damaged)", error(capsys))
 

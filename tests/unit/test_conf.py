@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from gunicorn.config import Config
 
-from gunicorn_grace import conf
+from gunicorn_grace import conf, hooks
+from gunicorn_grace.arbiter.adoption import adopt
 from gunicorn_grace.errors import ConfigurationError
-from gunicorn_grace.shared.settings import adopt
+from gunicorn_grace.shared import guard
 
 ARITIES = {
     "on_starting": 1,
@@ -41,9 +42,9 @@ def recorder(calls: list[Any], who: str, arity: int) -> Callable[..., None]:
 def test_every_hook_of_ours_is_one_of_gunicorns() -> None:
     """The names that we chain are the names that gunicorn has, and the arity of each is as it calls
     it."""
-    assert set(conf.HOOKS) == set(ARITIES)
-    assert set(conf.HOOKS) <= set(Config().settings)
-    for name, hook in conf.HOOKS.items():
+    assert set(hooks.HOOKS) == set(ARITIES)
+    assert set(hooks.HOOKS) <= set(Config().settings)
+    for name, hook in hooks.HOOKS.items():
         assert hook.__wrapped__.__code__.co_argcount == ARITIES[name]  # type: ignore[attr-defined]
 
 
@@ -150,11 +151,11 @@ def test_an_error_of_ours_stops_neither_gunicorn_nor_the_users_hook(
     def broken(*args: Any) -> None:
         raise ZeroDivisionError("a bug of ours")
 
-    broken.__name__ = f"_{name}"
-    monkeypatch.setattr(conf, "_told", set())
+    broken.__name__ = name
+    monkeypatch.setattr(guard, "_told", set())
     calls: list[Any] = []
     cfg = Config()
-    adopt(cfg, {name: conf._guarded(broken)})
+    adopt(cfg, {name: guard.guarded(broken)})
     cfg.set(name, recorder(calls, "theirs", ARITIES[name]))
     args = [SimpleNamespace(log=logging.getLogger("gunicorn.error"))] + [None] * (ARITIES[name] - 1)
     cfg.settings[name].get()(*args)
@@ -167,9 +168,9 @@ def test_an_error_of_ours_stops_neither_gunicorn_nor_the_users_hook(
 
 
 def test_the_real_hooks_are_guarded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each of conf.HOOKS survives a server or worker that is nothing like one, its log included."""
-    monkeypatch.setattr(conf, "_told", set())
-    for name, hook in conf.HOOKS.items():
+    """Each of hooks.HOOKS survives a server or worker that is nothing like one, its log included."""
+    monkeypatch.setattr(guard, "_told", set())
+    for name, hook in hooks.HOOKS.items():
         hook(*[object()] * ARITIES[name])
 
 
@@ -180,7 +181,7 @@ def test_a_configuration_error_is_the_users_to_know() -> None:
         raise ConfigurationError("no")
 
     with pytest.raises(ConfigurationError):
-        conf._guarded(refuses)(None)
+        guard.guarded(refuses)(None)
 
 
 def test_the_users_error_is_the_users() -> None:

@@ -10,14 +10,15 @@ from flask import Flask, request, url_for
 from gunicorn.config import Config
 
 import gunicorn_grace
+from gunicorn_grace.arbiter.adoption import adopt
 from gunicorn_grace.flask import blueprint, init_app
-from gunicorn_grace.shared import memory as st
-from gunicorn_grace.shared.memory import State
+from gunicorn_grace.shared.memory import Memory
 from gunicorn_grace.shared.phase import Phase
-from gunicorn_grace.shared.settings import Settings, adopt
-from gunicorn_grace.worker import process as worker
-from gunicorn_grace.worker.process import Seat
-from gunicorn_grace.wsgi import Overlay, Responder
+from gunicorn_grace.shared.settings import Settings
+from gunicorn_grace.worker import process
+from gunicorn_grace.worker.answering import WorkerAnswers
+from gunicorn_grace.worker.overlay import Overlay
+from gunicorn_grace.worker.process import WorkerProcess
 
 PATHS = ["/readyz", "/livez", "/startupz", "/healthz"]
 
@@ -47,12 +48,12 @@ def app(add: Callable[[Flask], None]) -> Flask:
 
 
 @pytest.fixture
-def seat(memory: State, monkeypatch: pytest.MonkeyPatch) -> Seat:
+def ours(memory: Memory, monkeypatch: pytest.MonkeyPatch) -> WorkerProcess:
     """This process as a worker of an instance that serves."""
-    memory.cells[st.PHASE] = Phase.SERVING
+    memory.header.phase = Phase.SERVING
     memory.claim(0, age=1)
-    made = Seat(memory, 0, Settings(), logging.getLogger("gunicorn.error"))
-    monkeypatch.setattr(worker, "current", made)
+    made = WorkerProcess(memory, 0, Settings(), logging.getLogger("gunicorn.error"))
+    monkeypatch.setattr(process, "this_worker", made)
     return made
 
 
@@ -118,64 +119,64 @@ def test_the_paths_are_those_of_the_loaded_configuration(add: Callable[[Flask], 
 
 
 def test_readiness_may_take_the_alias(
-    memory: State, add: Callable[[Flask], None], monkeypatch: pytest.MonkeyPatch
+    memory: Memory, add: Callable[[Flask], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With ``grace_readiness_path = "/healthz"`` the route says what the overlay says: not
     ready."""
     cfg = Config()
     adopt(cfg, {})
     cfg.set("grace_readiness_path", "/healthz")
-    memory.cells[st.PHASE] = Phase.LAME_DUCK
-    seat = Seat(memory, None, Settings.of(cfg), logging.getLogger("gunicorn.error"))
-    monkeypatch.setattr(worker, "current", seat)
+    memory.header.phase = Phase.LAME_DUCK
+    ours = WorkerProcess(memory, None, Settings.of(cfg), logging.getLogger("gunicorn.error"))
+    monkeypatch.setattr(process, "this_worker", ours)
     app = Flask("app")
     add(app)
     assert app.test_client().get("/healthz").status_code == 503
 
 
-def test_in_a_worker_it_answers_from_the_shared_memory(app: Flask, seat: Seat) -> None:
+def test_in_a_worker_it_answers_from_the_shared_memory(app: Flask, ours: WorkerProcess) -> None:
     """Asked before the fork too (``preload_app``), it finds the worker that it is in."""
     client = app.test_client()
-    worker.current = None
+    process.this_worker = None
     assert client.get("/readyz").status_code == 200
-    worker.current = seat
+    process.this_worker = ours
     assert client.get("/readyz").status_code == 200
-    seat.cells[st.SIGTERM] = 1
+    ours.memory.header.sigterm = 1
     response = client.get("/readyz")
     assert (response.status_code, response.text) == (503, "[-]shutdown failed: reason withheld\n")
     assert client.get("/livez").status_code == 200
     assert client.get("/elsewhere").text == "theirs elsewhere"
 
 
-def test_a_forged_trigger_is_refused(app: Flask, seat: Seat) -> None:
+def test_a_forged_trigger_is_refused(app: Flask, ours: WorkerProcess) -> None:
     """The blueprint has the same gate as the overlay."""
     assert app.test_client().get("/readyz?down=true").status_code == 403
-    assert not seat.state.is_terminating()
+    assert not ours.memory.is_terminating()
 
 
-def test_overlay_and_blueprint_agree(app: Flask, seat: Seat) -> None:
+def test_overlay_and_blueprint_agree(app: Flask, ours: WorkerProcess) -> None:
     """Both at once, as in every application that registers the blueprint: one answer, before and
     after T0."""
-    app.wsgi_app = Overlay(app.wsgi_app, Responder(seat))  # type: ignore[method-assign]
+    app.wsgi_app = Overlay(app.wsgi_app, WorkerAnswers(ours))  # type: ignore[method-assign]
     client = app.test_client()
     for path in PATHS:
         assert client.get(path).text == "ok\n"
-    seat.cells[st.SIGTERM] = 1
+    ours.memory.header.sigterm = 1
     assert [client.get(path).status_code for path in PATHS] == [503, 200, 200, 200]
 
 
-def test_trusted_hosts_do_not_break_the_overlay(seat: Seat) -> None:
+def test_trusted_hosts_do_not_break_the_overlay(ours: WorkerProcess) -> None:
     """kubelet asks by the pod's address, which an application with TRUSTED_HOSTS answers with
     400."""
     app = Flask("app")
     app.config["TRUSTED_HOSTS"] = ["example.com"]
     bare = app.test_client().get("/readyz", base_url="http://10.0.0.7")
     assert bare.status_code == 400
-    app.wsgi_app = Overlay(app.wsgi_app, Responder(seat))  # type: ignore[method-assign]
+    app.wsgi_app = Overlay(app.wsgi_app, WorkerAnswers(ours))  # type: ignore[method-assign]
     assert app.test_client().get("/readyz", base_url="http://10.0.0.7").status_code == 200
 
 
-def test_formats_and_checks(app: Flask, seat: Seat) -> None:
+def test_formats_and_checks(app: Flask, ours: WorkerProcess) -> None:
     """The blueprint answers as the core does: verbose, exclude, JSON, single checks, and from T0 on
     none is run."""
     ran = []
@@ -196,7 +197,7 @@ def test_formats_and_checks(app: Flask, seat: Seat) -> None:
     assert (told.status_code, told.json["checks"]["database"]) == (503, "failed")
     assert told.headers.getlist("Content-Type") == ["application/json"]
     before = len(ran)
-    seat.cells[st.SIGTERM] = 1
+    ours.memory.header.sigterm = 1
     assert client.get("/readyz").text == "[-]shutdown failed: reason withheld\n"
     assert client.get("/readyz/database").status_code == 503
     assert len(ran) == before
@@ -232,11 +233,11 @@ def test_dockerflow_routes(add: Callable[[Flask], None]) -> None:
         assert url_for("gunicorn_grace.heartbeat") == "/__heartbeat__"
 
 
-def test_overlay_and_blueprint_run_a_check_once(app: Flask, seat: Seat) -> None:
+def test_overlay_and_blueprint_run_a_check_once(app: Flask, ours: WorkerProcess) -> None:
     """A probe that the blueprint has answered is answered: the overlay asks the checks no second
     time."""
     ran: list[int] = []
     gunicorn_grace.check("database", ttl=0, timeout=60)(lambda: ran.append(1))
-    app.wsgi_app = Overlay(app.wsgi_app, Responder(seat))  # type: ignore[method-assign]
+    app.wsgi_app = Overlay(app.wsgi_app, WorkerAnswers(ours))  # type: ignore[method-assign]
     assert app.test_client().get("/readyz").status_code == 200
     assert ran == [1]

@@ -23,13 +23,14 @@ from werkzeug.test import EnvironBuilder
 import gunicorn_grace
 from gunicorn_grace.flask import blueprint
 from gunicorn_grace.probes import checks, trigger
-from gunicorn_grace.shared import memory as st
-from gunicorn_grace.shared.memory import State
+from gunicorn_grace.shared.memory import Memory
 from gunicorn_grace.shared.phase import Phase
 from gunicorn_grace.shared.settings import Secret, Settings
-from gunicorn_grace.worker import process as worker
-from gunicorn_grace.worker.process import Seat
-from gunicorn_grace.wsgi import Overlay, Probes, Responder
+from gunicorn_grace.worker import process
+from gunicorn_grace.worker.answering import WorkerAnswers
+from gunicorn_grace.worker.overlay import Overlay
+from gunicorn_grace.worker.process import WorkerProcess
+from gunicorn_grace.wsgi import Probes
 from support.trials import trials
 
 pytestmark = pytest.mark.once
@@ -77,10 +78,10 @@ def register() -> None:
         gunicorn_grace.check("threads", kind="liveness", ttl=3600)(cache)
 
 
-def ways(seat: Seat) -> dict[str, Any]:
+def ways(ours: WorkerProcess) -> dict[str, Any]:
     """Each way in."""
     return {
-        "overlay": Overlay(not_found, Responder(seat)),
+        "overlay": Overlay(not_found, WorkerAnswers(ours)),
         "middleware": Probes(not_found),
         "blueprint": a_flask(),
     }
@@ -98,23 +99,23 @@ class Log(logging.Handler):
 
 
 @contextmanager
-def serving(**given: Any) -> Iterator[tuple[Seat, Log]]:
+def serving(**given: Any) -> Iterator[tuple[WorkerProcess, Log]]:
     """This process as a worker of an instance whose arbiter it is, too: none of its requests may
     trigger."""
     if given.get("trigger_token"):
         given["trigger_token"] = Secret(given["trigger_token"])
     register()
-    memory, log = State.create(slots=2), Log()
+    memory, log = Memory.create(slots=2), Log()
     logger = logging.Logger("fuzz", logging.DEBUG)
     logger.addHandler(log)
-    memory.cells[st.PHASE] = Phase.SERVING
+    memory.header.phase = Phase.SERVING
     memory.claim(0, age=1)
-    before = worker.current
-    seat = worker.current = Seat(memory, 0, Settings(**given), logger)
+    before = process.this_worker
+    ours = process.this_worker = WorkerProcess(memory, 0, Settings(**given), logger)
     try:
-        yield seat, log
+        yield ours, log
     finally:
-        worker.current = before
+        process.this_worker = before
         memory.close()
 
 
@@ -228,7 +229,7 @@ def ask(
     )
 
 
-def holds(seat: Seat, log: Log, status: int, wire: str) -> None:
+def holds(ours: WorkerProcess, log: Log, status: int, wire: str) -> None:
     """What must be true after each request."""
     assert status in ANSWERS
     assert CANARY not in wire
@@ -237,8 +238,8 @@ def holds(seat: Seat, log: Log, status: int, wire: str) -> None:
     head, _, body = wire.partition("\n\n")
     if body and "\nContent-Type: application/json" in head:
         assert set(json.loads(body)) == {"status", "phase", "seconds_left", "checks"}
-    assert not seat.state.is_terminating()
-    assert not seat.cells[st.TRIGGER]
+    assert not ours.memory.is_terminating()
+    assert not ours.memory.header.trigger
     for line in log.lines:
         assert TOKEN not in line
         assert line.isprintable(), "no control character of a request reaches the log"
@@ -340,9 +341,9 @@ def test_no_request_breaks_a_probe_or_triggers(
         {"gunicorn.socket": connection} if shows_socket else {"REMOTE_ADDR": "127.0.0.1"}
     )
     token = TOKEN if mode == "token" else None
-    with serving(trigger=mode, trigger_token=token, dockerflow=dockerflow) as (seat, log):
-        seat.cells[st.PHASE] = phase
-        for name, app in ways(seat).items():
+    with serving(trigger=mode, trigger_token=token, dockerflow=dockerflow) as (ours, log):
+        ours.memory.header.phase = phase
+        for name, app in ways(ours).items():
             if name == "blueprint" and not method:
                 continue  # No server hands over an empty method, and werkzeug does not expect one.
             status, wire = ask(app, path, query, method, fields, **more)
@@ -352,21 +353,21 @@ def test_no_request_breaks_a_probe_or_triggers(
                 )  # werkzeug's own answers
                 if status == 404:
                     wire = ""
-            holds(seat, log, status, wire)
+            holds(ours, log, status, wire)
 
 
 @EXAMPLES
 @given(text | some.sampled_from(NEARLY))
 def test_no_other_token_opens(token: str) -> None:
     """Nothing but the token itself triggers; and that it does is proved by the last request."""
-    with serving(trigger="token", trigger_token=TOKEN) as (seat, log):
-        app = Overlay(not_found, Responder(seat))
+    with serving(trigger="token", trigger_token=TOKEN) as (ours, log):
+        app = Overlay(not_found, WorkerAnswers(ours))
         status, wire = ask(app, "/readyz", "down=true", "GET", {"HTTP_X_GRACE_TOKEN": token})
         assert status == 403
-        holds(seat, log, status, wire)
+        holds(ours, log, status, wire)
         assert any("trigger refused" in line for line in log.lines)
         assert ask(app, "/readyz", "down=true", "GET", {"HTTP_X_GRACE_TOKEN": TOKEN})[0] == 503
-        assert seat.state.is_terminating()
+        assert ours.memory.is_terminating()
         assert not any(TOKEN in line for line in log.lines)
 
 
@@ -384,6 +385,6 @@ def test_only_the_comparison_in_constant_time_decides(
 
     monkeypatch.setattr(trigger.hmac, "compare_digest", compare_digest)
     given = TOKEN if same else "wrong"
-    verdict = trigger.Gate("token", TOKEN, 1).admit({"HTTP_X_GRACE_TOKEN": given})
+    verdict = trigger.TriggerPolicy("token", TOKEN, 1).admit({"HTTP_X_GRACE_TOKEN": given})
     assert verdict.allowed is not same
     assert compared == [(given.encode(), TOKEN.encode())]

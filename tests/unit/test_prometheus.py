@@ -15,10 +15,9 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.parser import text_string_to_metric_families
 
 from gunicorn_grace.prometheus import Collector
-from gunicorn_grace.shared import memory as st
-from gunicorn_grace.shared import memory as state
+from gunicorn_grace.shared import memory as shm
 from gunicorn_grace.shared import metrics
-from gunicorn_grace.shared.memory import State
+from gunicorn_grace.shared.memory import Memory
 from gunicorn_grace.shared.metrics import METRICS, Reading
 from gunicorn_grace.shared.phase import Phase
 
@@ -46,21 +45,18 @@ def scrape(collector: Collector | None = None) -> dict[tuple[str, str], float]:
 
 
 @pytest.fixture
-def instance(memory: State, monkeypatch: pytest.MonkeyPatch) -> State:
+def instance(memory: Memory, monkeypatch: pytest.MonkeyPatch) -> Memory:
     """This process belongs to an instance: one worker serves 2 of its 7 requests, one boots, one
     was told to go."""
-    monkeypatch.setattr(state, "current", memory)
-    memory.cells[st.PHASE] = Phase.SERVING
+    monkeypatch.setattr(shm, "attached", memory)
+    memory.header.phase = Phase.SERVING
     for number, (booted, dismissed, in_flight, requests) in enumerate(
         [(1, 0, 2, 7), (0, 0, 0, 0), (1, 1, 1, 5)]
     ):
         memory.claim(number, number + 1)
-        slot = memory.slot(number)
-        memory.cells[slot + st.BOOTED], memory.cells[memory.meter(number) + st.DISMISSED] = (
-            booted,
-            dismissed,
-        )
-        memory.cells[slot + st.IN_FLIGHT], memory.cells[slot + st.REQUESTS] = in_flight, requests
+        record = memory.record(number)
+        record.booted, record.dismissed = booted, dismissed
+        record.in_flight, record.requests = in_flight, requests
     return memory
 
 
@@ -92,7 +88,7 @@ def test_outside_gunicorn_it_serves_and_everything_is_zero() -> None:
     assert (NAMES[-1], "") not in told
 
 
-def test_it_tells_of_all_workers(instance: State) -> None:
+def test_it_tells_of_all_workers(instance: Memory) -> None:
     """Phase, states of the workers, in flight and totals are those of the instance, whichever
     process is asked."""
     told = scrape()
@@ -110,10 +106,11 @@ def test_it_tells_of_all_workers(instance: State) -> None:
     assert told["gunicorn_grace_requests_total", ""] == 12
 
 
-def test_a_worker_that_died_stays_in_the_counters_and_leaves_the_gauges(instance: State) -> None:
+def test_a_worker_that_died_stays_in_the_counters_and_leaves_the_gauges(instance: Memory) -> None:
     """Its requests still count, those it had in flight are cut off; the next worker of its slot is
     another one."""
-    instance.free(0)
+    # As the arbiter does it.
+    instance.header.gone_cut_off = instance.record(0).would_lose()
     instance.claim(0, age=9)
     told = scrape()
     assert told["gunicorn_grace_requests_total", ""] == 12
@@ -125,18 +122,18 @@ def test_a_worker_that_died_stays_in_the_counters_and_leaves_the_gauges(instance
     ) == (0, 2)
 
 
-def test_the_shutdown_shows_as_soon_as_it_was_triggered(instance: State) -> None:
+def test_the_shutdown_shows_as_soon_as_it_was_triggered(instance: Memory) -> None:
     """The arbiter need not have taken it up: phase and start time are there at once, and gone when
     it is taken back; what was counted meanwhile stays."""
     before = time.time()
     assert instance.trigger(3)
-    instance.cells[instance.slot(0) + st.SINCE_T0] = 4
+    instance.record(0).since_t0 = 4
     told = scrape()
     assert told["gunicorn_grace_phase", "LAME_DUCK"] == 1
     assert (
         before - 0.1 <= told["gunicorn_grace_shutdown_start_time_seconds", ""] <= time.time() + 0.1
     )
-    instance.cells[st.CONSUMED] = time.monotonic_ns()
+    instance.header.consumed = time.monotonic_ns()
     told = scrape()
     assert told["gunicorn_grace_phase", "SERVING"] == 1
     assert (NAMES[-1], "") not in told
@@ -151,17 +148,17 @@ def test_a_registry_refuses_it_twice() -> None:
 
 
 def test_registered_before_the_fork_it_reads_what_is_there_at_the_scrape(
-    memory: State, monkeypatch: pytest.MonkeyPatch
+    memory: Memory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With preload_app it is made before there is a shared memory."""
     collector = Collector()
     assert scrape(collector)["gunicorn_grace_phase", "SERVING"] == 1
-    monkeypatch.setattr(state, "current", memory)
+    monkeypatch.setattr(shm, "attached", memory)
     assert scrape(collector)["gunicorn_grace_phase", "STARTING"] == 1
 
 
 def test_it_stands_beside_the_multiprocess_mode(
-    instance: State, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    instance: Memory, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """In one registry with a MultiProcessCollector both give what is theirs, and no file is of
     ours."""
@@ -179,15 +176,15 @@ def test_it_stands_beside_the_multiprocess_mode(
     )
 
 
-def test_a_scrape_in_many_threads_is_whole(instance: State) -> None:
+def test_a_scrape_in_many_threads_is_whole(instance: Memory) -> None:
     """Threads that scrape while requests are counted each get a complete page, and no counter goes
     back."""
     stop = threading.Event()
-    cell = instance.slot(0) + st.REQUESTS
+    record = instance.record(0)
 
     def count() -> None:
         while not stop.is_set():
-            instance.cells[cell] += 1
+            record.requests += 1
 
     wrong: list[object] = []
 
@@ -223,7 +220,7 @@ def test_without_prometheus_client_the_way_out_is_told() -> None:
         "import gunicorn_grace.shared.metrics\n"
         "import gunicorn_grace.prometheus\n"
     )
-    root = Path(metrics.__file__).parents[1]
+    root = Path(metrics.__file__).parents[2]
     done = subprocess.run(
         [sys.executable, "-c", hide], cwd=root, capture_output=True, text=True, check=False
     )

@@ -18,14 +18,14 @@ from flask import Flask, current_app, has_app_context
 from werkzeug.test import Client
 
 import gunicorn_grace
-from gunicorn_grace import application, hold, on_drain, on_lame_duck, until_terminating
+from gunicorn_grace import hold, on_drain, on_lame_duck, until_terminating
 from gunicorn_grace.errors import UsageError
 from gunicorn_grace.flask import init_app
-from gunicorn_grace.shared import memory as st
-from gunicorn_grace.shared.memory import State
+from gunicorn_grace.shared import memory as shm
+from gunicorn_grace.shared.memory import Memory
 from gunicorn_grace.shared.phase import Phase
 from gunicorn_grace.testing import Instance, in_phase
-from gunicorn_grace.worker import process as worker
+from gunicorn_grace.worker import duties, process
 from gunicorn_grace.wsgi import Probes
 from support.paths import DOCS
 
@@ -67,7 +67,7 @@ def test_everything_answers_as_in_the_phase(app: Flask, phase: Phase) -> None:
         == [[200] * 3] * 2
     )
     assert gunicorn_grace.phase() is Phase.SERVING
-    assert st.current is worker.current is application.current is None
+    assert shm.attached is process.this_worker is duties.this_workers is None
 
 
 def test_the_seconds_left_are_those_that_were_given() -> None:
@@ -93,7 +93,7 @@ def test_seconds_that_cannot_be_left_are_refused(phase: Phase, left: float) -> N
         in_phase(phase, seconds_left=left),
     ):
         pytest.fail("it was entered")
-    assert st.current is None
+    assert shm.attached is None
 
 
 def test_one_within_another_hides_it(app: Flask) -> None:
@@ -213,26 +213,28 @@ def test_a_callback_that_overruns_is_an_error_that_names_it() -> None:
     let_go.set()
 
 
-def test_a_real_gunicorn_is_left_alone(memory: State, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_real_gunicorn_is_left_alone(memory: Memory, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a process of one it is refused, and nothing is changed."""
-    monkeypatch.setattr(st, "current", memory)
+    monkeypatch.setattr(shm, "attached", memory)
     with pytest.raises(
         UsageError, match=r"in_phase\(LAME_DUCK\) in process \d+, which belongs to a real gunicorn"
     ):
         in_phase().__enter__()
-    assert st.current is memory
-    assert worker.current is None
+    assert shm.attached is memory
+    assert process.this_worker is None
 
 
 def test_no_command_finds_it() -> None:
     """It is an instance to this process alone: no memfd, no descriptor."""
-    before = set(st.instances()) if sys.platform == "linux" else set()
+    before = set(shm.instances()) if sys.platform == "linux" else set()
     with in_phase(Phase.LAME_DUCK):
-        assert st.current is not None
-        assert not st.current.shared_by_name
+        assert shm.attached is not None
+        assert not shm.attached.shared_by_name
         if sys.platform == "linux":
             assert [
-                path for path in st.instances() if path not in before and f"/{os.getpid()}/" in path
+                path
+                for path in shm.instances()
+                if path not in before and f"/{os.getpid()}/" in path
             ] == []
 
 

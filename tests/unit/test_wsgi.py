@@ -13,13 +13,15 @@ from werkzeug.middleware.lint import LintMiddleware
 from werkzeug.test import EnvironBuilder
 
 import gunicorn_grace
-from gunicorn_grace.shared import memory as st
-from gunicorn_grace.shared.memory import State
+from gunicorn_grace.shared.memory import Memory
 from gunicorn_grace.shared.phase import Phase
 from gunicorn_grace.shared.settings import Settings
-from gunicorn_grace.worker import process as worker
-from gunicorn_grace.worker.process import Seat
-from gunicorn_grace.wsgi import LEARNED, Counting, Overlay, Probes, Request, Responder
+from gunicorn_grace.worker import process
+from gunicorn_grace.worker.answering import WorkerAnswers
+from gunicorn_grace.worker.counting import CountedCall, Counting
+from gunicorn_grace.worker.overlay import LEARNED, Overlay
+from gunicorn_grace.worker.process import WorkerProcess
+from gunicorn_grace.wsgi import Probes
 
 Start = Callable[..., Callable[[bytes], object]]
 PLAIN = ("Content-Type", "text/plain")
@@ -42,17 +44,17 @@ class App:
 
 
 @pytest.fixture
-def seat(memory: State, monkeypatch: pytest.MonkeyPatch) -> Seat:
+def ours(memory: Memory, monkeypatch: pytest.MonkeyPatch) -> WorkerProcess:
     """This process as a worker of an instance that serves."""
-    memory.cells[st.PHASE] = Phase.SERVING
+    memory.header.phase = Phase.SERVING
     memory.claim(0, age=1)
-    made = Seat(memory, 0, Settings(), logging.getLogger("gunicorn.error"))
-    monkeypatch.setattr(worker, "current", made)
+    made = WorkerProcess(memory, 0, Settings(), logging.getLogger("gunicorn.error"))
+    monkeypatch.setattr(process, "this_worker", made)
     return made
 
 
-def overlay(app: Any, seat: Seat) -> Overlay:
-    return Overlay(app, Responder(seat))
+def overlay(app: Any, ours: WorkerProcess) -> Overlay:
+    return Overlay(app, WorkerAnswers(ours))
 
 
 def ask(
@@ -86,8 +88,8 @@ def ask(
     return status, b"".join(sent).decode(), headers
 
 
-def begin_shutdown(seat: Seat) -> None:
-    seat.cells[st.SIGTERM] = 1
+def begin_shutdown(ours: WorkerProcess) -> None:
+    ours.memory.header.sigterm = 1
 
 
 # -- who answers ----
@@ -97,7 +99,7 @@ def begin_shutdown(seat: Seat) -> None:
     "status", ["200 OK", "204 No Content", "503 Service Unavailable", "500 Oh"]
 )
 @pytest.mark.parametrize("path", ["/readyz", "/livez", "/startupz", "/healthz"])
-def test_an_answer_of_the_application_is_kept(seat: Seat, path: str, status: str) -> None:
+def test_an_answer_of_the_application_is_kept(ours: WorkerProcess, path: str, status: str) -> None:
     """While nothing shuts down, its own probe means what it meant: status, body and headers."""
     body = b"" if status.startswith("204") else b"theirs"
 
@@ -106,7 +108,7 @@ def test_an_answer_of_the_application_is_kept(seat: Seat, path: str, status: str
         start_response(status, [PLAIN, ("X-Theirs", "1"), *length] if body else [("X-Theirs", "1")])
         return [body] if body else []
 
-    got = ask(overlay(app, seat), path, lint=bool(body))
+    got = ask(overlay(app, ours), path, lint=bool(body))
     assert got[:2] == (int(status[:3]), body.decode())
     assert got[2]["X-Theirs"] == "1"
 
@@ -114,34 +116,36 @@ def test_an_answer_of_the_application_is_kept(seat: Seat, path: str, status: str
 @pytest.mark.parametrize(
     "status", ["404 Not Found", "401 Unauthorized", "302 Found", "400 Bad Request", "405 No"]
 )
-def test_no_answer_of_the_application_is_ours_to_give(seat: Seat, status: str) -> None:
+def test_no_answer_of_the_application_is_ours_to_give(ours: WorkerProcess, status: str) -> None:
     """No such route, a login, a redirect, a host that it does not trust: none of them is about
     readiness."""
-    code, body, headers = ask(overlay(App(status), seat))
+    code, body, headers = ask(overlay(App(status), ours))
     assert (code, body) == (200, "ok\n")
     assert "X-Theirs" not in headers
     assert headers["Cache-Control"] == "no-store"
 
 
-@pytest.mark.parametrize("cell", [st.SIGTERM, st.TRIGGER])
-def test_while_terminating_readiness_is_ours(seat: Seat, cell: int) -> None:
+@pytest.mark.parametrize("cell", ["sigterm", "trigger"])
+def test_while_terminating_readiness_is_ours(ours: WorkerProcess, cell: int) -> None:
     """From the store on, and the application is not even asked."""
     app = App()
-    seat.cells[cell] = 8
-    assert ask(overlay(app, seat))[:2] == (503, WITHHELD)
+    setattr(ours.memory.header, cell, 8)
+    assert ask(overlay(app, ours))[:2] == (503, WITHHELD)
     assert app.asked == []
 
 
 @pytest.mark.parametrize(("path", "theirs"), [("/livez", 200), ("/startupz", 200), ("/livez", 503)])
-def test_while_terminating_the_other_probes_stay_theirs(seat: Seat, path: str, theirs: int) -> None:
+def test_while_terminating_the_other_probes_stay_theirs(
+    ours: WorkerProcess, path: str, theirs: int
+) -> None:
     """Liveness says what it says: a shutdown is no reason to be killed, and none to be spared."""
-    begin_shutdown(seat)
-    assert ask(overlay(App(f"{theirs} X"), seat), path)[0] == theirs
-    assert ask(overlay(App("404 X"), seat), path)[:2] == (200, "ok\n")
+    begin_shutdown(ours)
+    assert ask(overlay(App(f"{theirs} X"), ours), path)[0] == theirs
+    assert ask(overlay(App("404 X"), ours), path)[:2] == (200, "ok\n")
 
 
 @pytest.mark.parametrize("path", ["/", "/readyz/", "/readyzz", "/static/x"])
-def test_everything_else_goes_straight_through(seat: Seat, path: str) -> None:
+def test_everything_else_goes_straight_through(ours: WorkerProcess, path: str) -> None:
     """The very iterable of the application, unbuffered."""
     result = [b"x"]
 
@@ -150,22 +154,22 @@ def test_everything_else_goes_straight_through(seat: Seat, path: str) -> None:
         return result
 
     environ = EnvironBuilder(path).get_environ()
-    assert overlay(app, seat)(environ, lambda *a: lambda b: None) is result
+    assert overlay(app, ours)(environ, lambda *a: lambda b: None) is result
 
 
-def test_a_path_that_is_not_theirs_is_learned(seat: Seat) -> None:
+def test_a_path_that_is_not_theirs_is_learned(ours: WorkerProcess) -> None:
     """After one 404 the application is asked no more; what it answered otherwise, it is asked every
     time."""
     nothing, login = App("404 Not Found"), App("401 Unauthorized")
     for app in (nothing, login):
-        wrapped = overlay(app, seat)
+        wrapped = overlay(app, ours)
         for _ in range(3):
             assert ask(wrapped)[0] == 200
     assert nothing.asked == ["/readyz"]
     assert login.asked == ["/readyz"] * 3
 
 
-def test_what_is_learned_is_learned_for_one_host_and_bounded(seat: Seat) -> None:
+def test_what_is_learned_is_learned_for_one_host_and_bounded(ours: WorkerProcess) -> None:
     """An application that looks at the host keeps its route at another one; made-up hosts take no
     memory."""
 
@@ -174,7 +178,7 @@ def test_what_is_learned_is_learned_for_one_host_and_bounded(seat: Seat) -> None
         start_response(status, [PLAIN, ("Content-Length", "6")])
         return [b"theirs"]
 
-    wrapped = overlay(app, seat)
+    wrapped = overlay(app, ours)
     for number in range(LEARNED + 10):
         assert ask(wrapped, headers={"Host": f"h{number}"})[1] == "ok\n"
     assert ask(wrapped, headers={"Host": "mine"})[1] == "theirs"
@@ -197,15 +201,15 @@ class Checked:
 
 
 WRAPS = pytest.mark.parametrize(
-    "wrap", [overlay, lambda app, seat: Probes(app)], ids=["overlay", "middleware"]
+    "wrap", [overlay, lambda app, ours: Probes(app)], ids=["overlay", "middleware"]
 )
 DOWN = "[-]database failed: reason withheld\n"
 
 
 @WRAPS
-def test_a_check_decides_over_readiness(seat: Seat, wrap: Any) -> None:
+def test_a_check_decides_over_readiness(ours: WorkerProcess, wrap: Any) -> None:
     """And over nothing else; once it passes again the instance is ready again."""
-    database, app = Checked(), wrap(App("404 Not Found"), seat)
+    database, app = Checked(), wrap(App("404 Not Found"), ours)
     assert ask(app)[:2] == (200, "ok\n")
     database.passes = False
     assert ask(app)[:2] == (503, DOWN)
@@ -216,13 +220,13 @@ def test_a_check_decides_over_readiness(seat: Seat, wrap: Any) -> None:
 
 
 @WRAPS
-def test_from_t0_on_no_check_is_run(seat: Seat, wrap: Any) -> None:
+def test_from_t0_on_no_check_is_run(ours: WorkerProcess, wrap: Any) -> None:
     """Readiness is 503 for the shutdown, liveness 200 whatever its check would say."""
     database, loop = Checked(), Checked("loop", kind="liveness")
     loop.passes = False
-    app = wrap(App("404 Not Found"), seat)
+    app = wrap(App("404 Not Found"), ours)
     assert ask(app, "/livez")[:2] == (503, "[-]loop failed: reason withheld\n")
-    begin_shutdown(seat)
+    begin_shutdown(ours)
     assert ask(app, "/readyz?verbose")[1] == f"[+]booted ok\n{WITHHELD}"
     assert ask(app, "/readyz/database")[:2] == (503, WITHHELD)
     assert ask(app, "/livez")[:2] == ask(app, "/livez/loop")[:2] == (200, "ok\n")
@@ -230,17 +234,19 @@ def test_from_t0_on_no_check_is_run(seat: Seat, wrap: Any) -> None:
 
 
 @WRAPS
-def test_a_shutdown_that_begins_while_a_check_runs_is_in_the_answer(seat: Seat, wrap: Any) -> None:
+def test_a_shutdown_that_begins_while_a_check_runs_is_in_the_answer(
+    ours: WorkerProcess, wrap: Any
+) -> None:
     """The phase is read when the check is through: a slow one delays no flip."""
-    gunicorn_grace.check("slow", timeout=60)(lambda: begin_shutdown(seat))
-    assert ask(wrap(App("404 Not Found"), seat))[:2] == (503, WITHHELD)
+    gunicorn_grace.check("slow", timeout=60)(lambda: begin_shutdown(ours))
+    assert ask(wrap(App("404 Not Found"), ours))[:2] == (503, WITHHELD)
 
 
 @WRAPS
-def test_formats_reach_the_core(seat: Seat, wrap: Any) -> None:
+def test_formats_reach_the_core(ours: WorkerProcess, wrap: Any) -> None:
     """Query, ``Accept`` and path mean the same whichever way a probe comes in; HEAD has the length
     of the same body."""
-    database, app = Checked(), wrap(App("404 Not Found"), seat)
+    database, app = Checked(), wrap(App("404 Not Found"), ours)
     database.passes = False
     assert ask(app, "/readyz?verbose")[:2] == (503, f"[+]booted ok\n[+]shutdown ok\n{DOWN}")
     assert ask(app, "/readyz?exclude=database")[:2] == (200, "ok\n")
@@ -254,14 +260,14 @@ def test_formats_reach_the_core(seat: Seat, wrap: Any) -> None:
     assert head == (503, "", headers)
     assert ask(app, "/readyz/database", "POST")[0] == 405
     assert ask(app, "/readyz/database?down=true")[0] == 503
-    assert not seat.state.is_terminating()
+    assert not ours.memory.is_terminating()
 
 
-def test_a_check_counts_beside_the_applications_own_probe(seat: Seat) -> None:
+def test_a_check_counts_beside_the_applications_own_probe(ours: WorkerProcess) -> None:
     """Also behind a catch-all route, which answers 200 to everything: registered, a check decides.
     A failure of the application's own stays its own, and other methods are its business."""
     database, app = Checked(), App()
-    wrapped = overlay(app, seat)
+    wrapped = overlay(app, ours)
     assert ask(wrapped)[:2] == (200, "theirs")
     database.passes = False
     assert ask(wrapped)[:2] == (503, DOWN)
@@ -271,47 +277,49 @@ def test_a_check_counts_beside_the_applications_own_probe(seat: Seat) -> None:
     assert ask(wrapped)[:2] == (503, "theirs")
 
 
-def test_without_checks_the_overlay_adds_nothing_to_an_application_with_its_own(seat: Seat) -> None:
+def test_without_checks_the_overlay_adds_nothing_to_an_application_with_its_own(
+    ours: WorkerProcess,
+) -> None:
     """No query, header or path of ours changes what it answers while it serves."""
     app = App()
-    wrapped = overlay(app, seat)
+    wrapped = overlay(app, ours)
     for path in ("/readyz?verbose", "/readyz?exclude=x", "/readyz/x", "/healthz/x"):
         assert ask(wrapped, path, headers={"Accept": "application/json"})[:2] == (200, "theirs")
-    begin_shutdown(seat)
+    begin_shutdown(ours)
     assert ask(wrapped, "/readyz/x")[:2] == (200, "theirs"), "a path that is no check of ours"
     assert ask(wrapped, "/readyz?verbose")[0] == 503
 
 
-def test_names_that_are_made_up_are_not_learned(seat: Seat) -> None:
+def test_names_that_are_made_up_are_not_learned(ours: WorkerProcess) -> None:
     """``/readyz/<anything>`` is asked of the application each time, and takes no memory."""
     app = App("404 Not Found")
-    wrapped = overlay(app, seat)
+    wrapped = overlay(app, ours)
     for number in range(LEARNED + 5):
         assert ask(wrapped, f"/readyz/x{number}")[0] == 404
     assert wrapped._not_theirs == set()
 
 
-def test_dockerflow_paths(seat: Seat) -> None:
+def test_dockerflow_paths(ours: WorkerProcess) -> None:
     """With ``grace_dockerflow`` both are probes; without, they are the application's."""
-    assert ask(overlay(App(), seat), "/__heartbeat__")[1] == "theirs"
-    wanted = Seat(seat.state, 0, Settings(dockerflow=True), seat.log)
+    assert ask(overlay(App(), ours), "/__heartbeat__")[1] == "theirs"
+    wanted = WorkerProcess(ours.memory, 0, Settings(dockerflow=True), ours.log)
     wrapped = overlay(App("404 Not Found"), wanted)
     assert ask(wrapped, "/__heartbeat__")[0] == ask(wrapped, "/__lbheartbeat__")[0] == 200
-    begin_shutdown(seat)
+    begin_shutdown(ours)
     assert ask(wrapped, "/__heartbeat__")[0] == 503
     assert ask(wrapped, "/__lbheartbeat__")[0] == 200
 
 
-def test_probes_of_single_checks_are_no_traffic(seat: Seat) -> None:
+def test_probes_of_single_checks_are_no_traffic(ours: WorkerProcess) -> None:
     """Once the application is loaded their paths are known: they are not counted, and made-up ones
     are."""
     Checked()
-    seat._note_probe_paths()
+    ours.counter.note_probe_paths()
     for path in ("/readyz/database", "/readyz/shutdown", "/healthz", "/readyz/other"):
-        request = Request("GET", path)
-        seat.begin(request)
-        seat.end(request)
-    assert seat.cells[seat.slot + st.REQUESTS] == 1
+        request = CountedCall("GET", path)
+        ours.begin(request)
+        ours.end(request)
+    assert ours.record.requests == 1
 
 
 # -- kinds of applications ----
@@ -342,15 +350,17 @@ def excuses(environ: Any, start_response: Start) -> list[bytes]:
 
 
 @pytest.mark.parametrize(("app", "status"), [(writes, 200), (generates, 200), (excuses, 503)])
-def test_an_application_may_answer_in_any_way_of_wsgi(seat: Seat, app: Any, status: int) -> None:
+def test_an_application_may_answer_in_any_way_of_wsgi(
+    ours: WorkerProcess, app: Any, status: int
+) -> None:
     """``write()``, a generator, ``exc_info``: what a probe gets is what it would get without us."""
-    wrapped = overlay(app, seat)
+    wrapped = overlay(app, ours)
     assert ask(wrapped, "/readyz")[:2] == ask(wrapped, "/elsewhere")[:2] == (status, "theirs")
 
 
 @pytest.mark.parametrize("status", ["200 OK", "404 Not Found"])
 @pytest.mark.parametrize("fails", [False, True])
-def test_close_is_called_once(seat: Seat, status: str, fails: bool) -> None:
+def test_close_is_called_once(ours: WorkerProcess, status: str, fails: bool) -> None:
     """Whether the answer is kept or not, and when it breaks in the middle: then so does the
     response that was kept."""
     closed = []
@@ -374,11 +384,11 @@ def test_close_is_called_once(seat: Seat, status: str, fails: bool) -> None:
         if fails and status == "200 OK"
         else contextlib.nullcontext()
     ):
-        ask(overlay(app, seat))
+        ask(overlay(app, ours))
     assert closed == [1]
 
 
-def test_the_applications_changes_to_the_environment_stay_its_own(seat: Seat) -> None:
+def test_the_applications_changes_to_the_environment_stay_its_own(ours: WorkerProcess) -> None:
     """What it popped or rewrote before its 404 does not change our answer."""
 
     def app(environ: Any, start_response: Start) -> list[bytes]:
@@ -387,18 +397,18 @@ def test_the_applications_changes_to_the_environment_stay_its_own(seat: Seat) ->
         start_response("404 Not Found", [PLAIN])
         return [b""]
 
-    assert ask(overlay(app, seat))[:2] == (200, "ok\n")
+    assert ask(overlay(app, ours))[:2] == (200, "ok\n")
 
 
 # -- methods ----
 
 
 @pytest.mark.parametrize("terminating", [False, True])
-def test_head_is_get_without_a_body(seat: Seat, terminating: bool) -> None:
+def test_head_is_get_without_a_body(ours: WorkerProcess, terminating: bool) -> None:
     """The same status and the same length."""
     if terminating:
-        begin_shutdown(seat)
-    wrapped = overlay(App("404 Not Found"), seat)
+        begin_shutdown(ours)
+    wrapped = overlay(App("404 Not Found"), ours)
     status, body, headers = ask(wrapped)
     assert ask(wrapped, method="HEAD") == (status, "", headers)
     assert headers["Content-Length"] == str(len(body))
@@ -406,67 +416,67 @@ def test_head_is_get_without_a_body(seat: Seat, terminating: bool) -> None:
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS"])
 def test_other_methods_are_not_allowed_unless_the_application_allows_them(
-    seat: Seat, method: str
+    ours: WorkerProcess, method: str
 ) -> None:
     """405 with Allow; while terminating as well."""
     for status in ("404 Not Found", "405 Method Not Allowed"):
-        code, _, headers = ask(overlay(App(status), seat), method=method)
+        code, _, headers = ask(overlay(App(status), ours), method=method)
         assert (code, headers["Allow"]) == (405, "GET, HEAD")
-    assert ask(overlay(App(), seat), method=method)[:2] == (200, "theirs")
-    begin_shutdown(seat)
-    assert ask(overlay(App(), seat), method=method)[0] == 405
+    assert ask(overlay(App(), ours), method=method)[:2] == (200, "theirs")
+    begin_shutdown(ours)
+    assert ask(overlay(App(), ours), method=method)[0] == 405
 
 
 # -- the trigger ----
 
 
 @pytest.mark.parametrize(
-    "wrap", [overlay, lambda app, seat: Probes(app)], ids=["overlay", "middleware"]
+    "wrap", [overlay, lambda app, ours: Probes(app)], ids=["overlay", "middleware"]
 )
 def test_a_forged_trigger_is_refused_and_told_once(
-    seat: Seat, caplog: pytest.LogCaptureFixture, wrap: Any
+    ours: WorkerProcess, caplog: pytest.LogCaptureFixture, wrap: Any
 ) -> None:
     """403, no phase changes, and one log line a minute with the source."""
     app = App()
-    wrapped = wrap(app, seat)
+    wrapped = wrap(app, ours)
     environ = {"REMOTE_ADDR": "192.0.2.7"}
     for _ in range(3):
         code, body, _ = ask(wrapped, "/readyz?down=true", environ_base=environ)
         assert (code, body) == (403, "forbidden\n")
-    assert not seat.state.is_terminating()
+    assert not ours.memory.is_terminating()
     assert app.asked == []
     told = [record.getMessage() for record in caplog.records]
     assert len(told) == 1
     assert "192.0.2.7" in told[0]
 
 
-def with_token(seat: Seat) -> Seat:
+def with_token(ours: WorkerProcess) -> WorkerProcess:
     from gunicorn_grace.shared.settings import Secret
 
     settings = Settings(trigger="token", trigger_token=Secret("s3cret"), readiness_delay=5)
-    return Seat(seat.state, 0, settings, seat.log)
+    return WorkerProcess(ours.memory, 0, settings, ours.log)
 
 
-def test_an_admitted_trigger_begins_the_shutdown(seat: Seat) -> None:
+def test_an_admitted_trigger_begins_the_shutdown(ours: WorkerProcess) -> None:
     """503 at once, also where readiness stays 200 for a while; a second one changes nothing."""
-    wrapped = overlay(App(), with_token(seat))
+    wrapped = overlay(App(), with_token(ours))
     for _ in range(2):
         code, body, _ = ask(wrapped, "/readyz?down=true", headers={"X-Grace-Token": "s3cret"})
         assert (code, body) == (503, WITHHELD)
-        began = seat.cells[st.TRIGGER]
-    assert seat.state.phase() is Phase.LAME_DUCK
-    assert seat.cells[st.TRIGGER] == began
+        began = ours.memory.header.trigger
+    assert ours.memory.phase() is Phase.LAME_DUCK
+    assert ours.memory.header.trigger == began
     assert ask(wrapped)[0] == 200
 
 
 def test_a_trigger_that_expired_once_stays_shut(
-    seat: Seat, caplog: pytest.LogCaptureFixture
+    ours: WorkerProcess, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Even with the right token; the log says what to use."""
-    seat.cells[st.HTTP_SHUT] = 1
-    wrapped = overlay(App(), with_token(seat))
+    ours.memory.header.http_shut = 1
+    wrapped = overlay(App(), with_token(ours))
     assert ask(wrapped, "/readyz?down=true", headers={"X-Grace-Token": "s3cret"})[0] == 403
-    assert not seat.state.is_terminating()
+    assert not ours.memory.is_terminating()
     assert "gunicorn-grace prestop" in caplog.text
 
 
@@ -474,43 +484,43 @@ def test_a_trigger_that_expired_once_stays_shut(
     "path",
     ["/livez?down=true", "/readyz?down=false", "/readyz?down", "/readyz?up=true", "/?down=true"],
 )
-def test_only_readiness_with_down_true_is_a_trigger(seat: Seat, path: str) -> None:
+def test_only_readiness_with_down_true_is_a_trigger(ours: WorkerProcess, path: str) -> None:
     """Everything else goes to the application as ever."""
-    assert ask(overlay(App(), seat), path)[1] == "theirs"
+    assert ask(overlay(App(), ours), path)[1] == "theirs"
 
 
-def test_a_trigger_that_is_off_is_the_applications(seat: Seat) -> None:
+def test_a_trigger_that_is_off_is_the_applications(ours: WorkerProcess) -> None:
     """With ``grace_trigger = "off"``, ``down=true`` is a query like any other."""
-    quiet = Seat(seat.state, 0, Settings(trigger="off"), seat.log)
+    quiet = WorkerProcess(ours.memory, 0, Settings(trigger="off"), ours.log)
     assert ask(overlay(App(), quiet), "/readyz?down=true")[1] == "theirs"
 
 
 # -- the middleware ----
 
 
-def test_the_middleware_answers_the_probes_and_nothing_else(seat: Seat) -> None:
+def test_the_middleware_answers_the_probes_and_nothing_else(ours: WorkerProcess) -> None:
     """Unlike the overlay it does not ask: who writes it into the code means it."""
     app = App()
     wrapped = Probes(app)
     assert ask(wrapped, "/readyz")[:2] == (200, "ok\n")
     assert ask(wrapped, "/other")[1] == "theirs"
     assert ask(wrapped, "/readyz", "POST")[0] == 405
-    begin_shutdown(seat)
+    begin_shutdown(ours)
     assert ask(wrapped, "/readyz")[:2] == (503, WITHHELD)
     assert ask(wrapped, "/livez")[0] == 200
     assert app.asked == ["/other"]
 
 
 def test_the_middleware_finds_its_worker_after_the_fork(
-    seat: Seat, monkeypatch: pytest.MonkeyPatch
+    ours: WorkerProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Built and even asked where there was no worker, it answers for the worker that it later is
     in."""
     wrapped = Probes(App())
     with monkeypatch.context() as patch:
-        patch.setattr(worker, "current", None)
+        patch.setattr(process, "this_worker", None)
         assert ask(wrapped)[0] == 200
-    begin_shutdown(seat)
+    begin_shutdown(ours)
     assert ask(wrapped)[0] == 503
 
 
@@ -524,34 +534,38 @@ def test_outside_gunicorn_the_instance_serves(path: str) -> None:
 # -- counting ----
 
 
-def in_flight(seat: Seat) -> int:
-    return int(seat.cells[seat.slot + st.IN_FLIGHT])
+def counting(app: Any, ours: WorkerProcess) -> Counting:
+    return Counting(app, ours.counter, ours.memory.is_terminating)
 
 
-def test_a_request_is_counted_until_its_iterable_is_closed(seat: Seat) -> None:
+def in_flight(ours: WorkerProcess) -> int:
+    return int(ours.record.in_flight)
+
+
+def test_a_request_is_counted_until_its_iterable_is_closed(ours: WorkerProcess) -> None:
     """For worker classes without request hooks (PEP 3333: the server must call ``close``)."""
-    result = Counting(App(), seat)(EnvironBuilder("/").get_environ(), lambda *a: lambda b: None)
-    assert in_flight(seat) == 1
+    result = counting(App(), ours)(EnvironBuilder("/").get_environ(), lambda *a: lambda b: None)
+    assert in_flight(ours) == 1
     assert b"".join(result) == b"theirs"
-    assert in_flight(seat) == 1
+    assert in_flight(ours) == 1
     result.close()  # type: ignore[attr-defined]
-    assert in_flight(seat) == 0
-    assert seat.cells[seat.slot + st.REQUESTS] == 1
+    assert in_flight(ours) == 0
+    assert ours.record.requests == 1
 
 
-def test_a_request_that_fails_is_counted_out(seat: Seat) -> None:
+def test_a_request_that_fails_is_counted_out(ours: WorkerProcess) -> None:
     """An application that raises leaves nothing in flight."""
 
     def broken(environ: Any, start_response: Start) -> Iterable[bytes]:
-        assert in_flight(seat) == 1
+        assert in_flight(ours) == 1
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        Counting(broken, seat)(EnvironBuilder("/").get_environ(), lambda *a: lambda b: None)
-    assert in_flight(seat) == 0
+        counting(broken, ours)(EnvironBuilder("/").get_environ(), lambda *a: lambda b: None)
+    assert in_flight(ours) == 0
 
 
-def test_a_request_whose_close_fails_is_counted_out(seat: Seat) -> None:
+def test_a_request_whose_close_fails_is_counted_out(ours: WorkerProcess) -> None:
     """The iterable's own ``close`` may raise: the server gets to know, and nothing stays in
     flight."""
 
@@ -563,16 +577,16 @@ def test_a_request_whose_close_fails_is_counted_out(seat: Seat) -> None:
         start_response("200 OK", [PLAIN])
         return Body([b"theirs"])
 
-    body: Any = Counting(app, seat)(EnvironBuilder("/").get_environ(), lambda *a: lambda b: None)
-    assert in_flight(seat) == 1
+    body: Any = counting(app, ours)(EnvironBuilder("/").get_environ(), lambda *a: lambda b: None)
+    assert in_flight(ours) == 1
     with pytest.raises(ZeroDivisionError):
         body.close()
-    assert in_flight(seat) == 0
+    assert in_flight(ours) == 0
 
 
-def test_counting_keeps_to_wsgi_and_leaves_probes_out(seat: Seat) -> None:
+def test_counting_keeps_to_wsgi_and_leaves_probes_out(ours: WorkerProcess) -> None:
     """Lint finds nothing, and what is not counted in is not counted out."""
-    app = Counting(App(), seat)
+    app = counting(App(), ours)
     assert ask(app, "/x")[1] == "theirs"
     assert ask(app, "/readyz")[1] == "theirs"
-    assert (in_flight(seat), seat.cells[seat.slot + st.REQUESTS]) == (0, 1)
+    assert (in_flight(ours), ours.record.requests) == (0, 1)

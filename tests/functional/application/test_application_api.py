@@ -17,9 +17,7 @@ from typing import Any
 import gunicorn
 import pytest
 
-from gunicorn_grace.arbiter.lifecycle import Origin
-from gunicorn_grace.shared import memory as st
-from gunicorn_grace.shared.phase import Phase
+from gunicorn_grace.shared.phase import Origin, Phase
 from support.servers import HOLD, WORKERS, Connect, Serve, Server, booted_in, memory_of
 
 pytestmark = pytest.mark.ends
@@ -79,7 +77,7 @@ def wait_alone(server: Server, pid: int) -> None:
 
 
 def holds(server: Server) -> int:
-    return sum(server.memory.cells[slot + st.HOLDS] for _, slot, _ in server.memory.slots())
+    return sum(record.holds for record in server.memory.records())
 
 
 # -- callbacks ----
@@ -207,8 +205,8 @@ def test_they_run_again_in_the_next_shutdown(kind: str, start: Serve) -> None:
     assert memory.trigger(Origin.DRAIN)
     wait_said(server, pids, 1)
     server.wait_phase(Phase.LAME_DUCK)
-    memory.cells[st.UNDRAIN] = time.monotonic_ns()
-    server.wait_for(lambda: memory.cells[st.PHASE] == Phase.SERVING, "the way back")
+    memory.header.undrain = time.monotonic_ns()
+    server.wait_for(lambda: memory.header.phase == Phase.SERVING, "the way back")
     server.lead_to(Phase.LAME_DUCK)
     wait_said(server, pids, 2)
     server.lead_to(Phase.DRAINING)

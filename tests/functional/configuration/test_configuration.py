@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from gunicorn_grace.shared import memory as st
 from support.paths import APPS
 from support.servers import Serve
 
@@ -168,9 +167,8 @@ def post_worker_init(worker):
     assert "late: pre_request /" in server.output
     assert "user: pre_request" not in server.output
     assert "user: post_request" not in server.output
-    ((_, slot, _),) = server.memory.slots()
-    cells = server.memory.cells
-    assert (cells[slot + st.REQUESTS], cells[slot + st.IN_FLIGHT]) == (1, 0)
+    (record,) = server.memory.records()
+    assert (record.requests, record.in_flight) == (1, 0)
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from gunicorn_grace.rehearsal import procfs
-from gunicorn_grace.shared import memory as st
 from support.servers import HOLD, LONG_DRAIN, SHORT, Serve
 
 
@@ -105,12 +104,12 @@ def test_sigterm_between_a_fork_and_the_workers_signals(
         lambda: set(procfs.children(server.pid)) - {first}, "a second worker"
     )
     memory = server.memory
-    meter = server.wait_for(
-        lambda: [meter for _, slot, meter in memory.slots() if memory.cells[slot + st.AGE] == 2],
+    record = server.wait_for(
+        lambda: [record for record in memory.records() if record.age == 2],
         "its slot",
     )[0]
     server.signal(signal.SIGTERM)
-    server.wait_for(lambda: memory.cells[meter + st.DISMISSED], "its dismissal")
+    server.wait_for(lambda: record.dismissed, "its dismissal")
     with contextlib.suppress(OSError):  # ENXIO: it is gone already, nobody reads.
         os.close(os.open(gate, os.O_WRONLY | os.O_NONBLOCK))
     assert server.wait_exit(10), f"{young} holds the exit\n{server.output}"

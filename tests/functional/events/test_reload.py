@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from gunicorn_grace.shared import memory as st
 from gunicorn_grace.shared.phase import Phase
 from support.servers import (
     HOLD,
@@ -57,12 +56,12 @@ def test_a_reload_in_lame_duck_is_refused(serve: Serve, tmp_path: Path) -> None:
     server = serve(kind="gthread", config=("-c", "conf.py"), settings=HOLD)
     before = set(server.wait_booted(2))
     server.lead_to(Phase.LAME_DUCK)
-    t0 = server.memory.cells[st.T0]
+    t0 = server.memory.header.t0
     config.write_text("this is no python\n")
     server.signal(signal.SIGHUP)
     assert "WARNING" in server.wait_line("SIGHUP is refused: the shutdown has begun")
     assert {answer["pid"] for answer in looks(server)} <= before
-    assert (server.memory.cells[st.PHASE], server.memory.cells[st.T0]) == (Phase.LAME_DUCK, t0)
+    assert (server.memory.header.phase, server.memory.header.t0) == (Phase.LAME_DUCK, t0)
     assert "Hang up" not in server.output
 
 
@@ -77,11 +76,11 @@ def test_sigterm_in_the_middle_of_a_reload(serve: Serve, connect: Connect) -> No
     server.signal(signal.SIGHUP)
     server.wait_for(lambda: set(booted_in(server.memory)) - {old}, "a new worker that has booted")
     server.signal(signal.SIGTERM)
-    server.wait_for(lambda: server.memory.cells[st.SIGTERM], "the store in the signal handler")
+    server.wait_for(lambda: server.memory.header.sigterm, "the store in the signal handler")
     assert server.get("/readyz").status == 503
     server.wait_line("shutdown_initiated")
     assert old in server.worker_pids(), "the slow request is still being served"
-    assert server.memory.cells[st.T0] == server.memory.cells[st.SIGTERM]
+    assert server.memory.header.t0 == server.memory.header.sigterm
     release()
     assert client.receive().status == 200
     client.close()

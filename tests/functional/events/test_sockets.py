@@ -141,7 +141,7 @@ def test_a_unix_socket_whose_queue_is_not_served_to_its_end(
 
 WITHOUT_A_FILTER = """
 import socket
-from gunicorn_grace import listener
+from gunicorn_grace.shared import listener
 from gunicorn_grace.conf import *
 
 def refuse(sock):

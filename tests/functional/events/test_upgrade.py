@@ -12,7 +12,6 @@ import pytest
 
 from gunicorn_grace.rehearsal import procfs
 from gunicorn_grace.rehearsal.wire import fetch
-from gunicorn_grace.shared import memory as st
 from gunicorn_grace.shared.phase import Phase
 from support.servers import (
     HOLD,
@@ -42,7 +41,7 @@ def test_a_successor_that_cannot_be_executed_changes_nothing(serve: Serve, tmp_p
     server.wait_for(
         lambda: set(procfs.children(server.arbiter_pid)) == before, "the end of the child"
     )
-    assert server.memory.cells[st.PHASE] == Phase.SERVING
+    assert server.memory.header.phase == Phase.SERVING
     assert server.get("/readyz").status == 200
     server.signal(signal.SIGTERM)
     assert server.wait(20) == 0, server.output
@@ -110,7 +109,7 @@ def test_sigterm_to_the_new_one_as_soon_as_the_old_one_is_gone(serve: Serve) -> 
         server.wait(20)
         os.kill(new, signal.SIGTERM)
         server.wait_for(
-            lambda: memory.cells[st.PHASE] == Phase.LAME_DUCK, "the lame duck phase of the new one"
+            lambda: memory.header.phase == Phase.LAME_DUCK, "the lame duck phase of the new one"
         )
     os.kill(new, signal.SIGTERM)
     server.wait_for(lambda: not server.processes(), "the end of the new one")

@@ -12,7 +12,6 @@ import pytest
 
 from gunicorn_grace.rehearsal.scene import GRACE, play
 from gunicorn_grace.rehearsal.wire import parse_address
-from gunicorn_grace.shared import memory as st
 from gunicorn_grace.shared.phase import Phase
 from support.servers import (
     HOLD,
@@ -49,7 +48,7 @@ def test_a_daemon_drains_as_ever(serve: Serve, tmp_path: Path) -> None:
         client = Client(server.address)
         client.send("/slow?s=1")
         os.kill(pid, signal.SIGTERM)
-        server.wait_for(lambda: memory.cells[st.PHASE] == Phase.LAME_DUCK, "LAME_DUCK")
+        server.wait_for(lambda: memory.header.phase == Phase.LAME_DUCK, "LAME_DUCK")
     assert server.get("/readyz").status == 503
     assert client.receive().status == 200
     client.close()

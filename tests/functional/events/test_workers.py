@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from gunicorn_grace.shared import memory as st
 from gunicorn_grace.shared.phase import Phase
 from support.servers import HOLD, WORKERS, Serve, look, look_at_each, workers_of
 
@@ -43,7 +42,7 @@ def test_the_number_of_workers_can_be_changed(phase: Phase, kind: str, serve: Se
     server.wait_workers(count)
     assert new in server.worker_pids(), "the oldest goes"
     assert server.get("/").status == 200
-    assert server.memory.cells[st.PHASE] == phase
+    assert server.memory.header.phase == phase
 
 
 def test_log_files_are_reopened_in_lame_duck(serve: Serve, tmp_path: Path) -> None:
@@ -53,7 +52,7 @@ def test_log_files_are_reopened_in_lame_duck(serve: Serve, tmp_path: Path) -> No
     server = serve(kind="gthread", args=("--access-logfile", str(log)), settings=HOLD)
     before = sorted(server.wait_booted(2))
     server.lead_to(Phase.LAME_DUCK)
-    t0 = server.memory.cells[st.T0]
+    t0 = server.memory.header.t0
     log.rename(tmp_path / "access.log.1")
     server.signal(signal.SIGUSR1)
     server.wait_for(log.exists, "the new log file")
@@ -63,4 +62,4 @@ def test_log_files_are_reopened_in_lame_duck(serve: Serve, tmp_path: Path) -> No
         )
     assert sorted(server.wait_booted(2)) == before
     assert server.get("/readyz").status == 503
-    assert (server.memory.cells[st.PHASE], server.memory.cells[st.T0]) == (Phase.LAME_DUCK, t0)
+    assert (server.memory.header.phase, server.memory.header.t0) == (Phase.LAME_DUCK, t0)

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import pytest
 
-from gunicorn_grace.shared import memory as st
+from gunicorn_grace.shared import memory as shm
 from gunicorn_grace.shared.phase import Phase
 from support.paths import TESTS
 from support.servers import QUICK, Client, Connect, Serve, Server
@@ -116,7 +116,7 @@ def test_the_memory_is_never_the_standard_output(
     server = serve(kind="sync", python=mute, settings=SLOWER)
     for fd in (0, 1, 2):
         with contextlib.suppress(FileNotFoundError):
-            assert not os.readlink(f"/proc/{server.pid}/fd/{fd}").startswith(st.LINK), fd
+            assert not os.readlink(f"/proc/{server.pid}/fd/{fd}").startswith(shm.LINK), fd
     server.terminate()
     server.assert_gone()
 
@@ -198,13 +198,13 @@ sys.stdin.read()
 
 ALONE = """
 import os, subprocess, sys
-from gunicorn_grace.shared import memory as st
+from gunicorn_grace.shared import memory as shm
 PIPE = subprocess.PIPE
 holder = subprocess.Popen([sys.executable, "-c", *sys.argv[1:]], stdin=PIPE, stdout=PIPE)
 holder.stdout.readline()
 drain = [sys.executable, "-m", "gunicorn_grace.cli", "drain"]
 alone = subprocess.run(drain, stdin=subprocess.DEVNULL).returncode
-good = st.State.create()
+good = shm.Memory.create()
 beside = subprocess.run(drain, stdin=subprocess.DEVNULL).returncode
 sys.exit(0 if (alone, beside, good.is_triggered()) == (1, 0, True) else 9)
 """
@@ -214,8 +214,8 @@ DAMAGED = {
     "empty": b"",
     "garbage": bytes(range(1, 256)) * 40,
     "all zero": bytes(8192),
-    "too many slots": struct.pack("q" * 64, st.MAGIC_NUMBER, st.LAYOUT, 1 << 40, *[1] * 61),
-    "no such phase": struct.pack("q" * 64, st.MAGIC_NUMBER, st.LAYOUT, 1, 1, 99, *[0] * 59)
+    "too many slots": struct.pack("q" * 64, shm.MAGIC_NUMBER, shm.LAYOUT, 1 << 40, *[1] * 61),
+    "no such phase": struct.pack("q" * 64, shm.MAGIC_NUMBER, shm.LAYOUT, 1, 1, 99, *[0] * 59)
     + bytes(128),
 }
 
@@ -358,7 +358,7 @@ def test_a_clock_that_runs_ahead_ends_neither_delay_nor_drain(
     assert client.receive().status == 200
     client.close()
     server.assert_gone()
-    assert memory.cells[st.DRAIN] - memory.cells[st.T0] >= CLOCK["shutdown_delay"] * st.NS
+    assert memory.header.drain - memory.header.t0 >= CLOCK["shutdown_delay"] * shm.NS
     assert "0 cut off" in server.summary()
 
 

@@ -20,9 +20,8 @@ from collections.abc import Iterator
 import h11
 import pytest
 
-from gunicorn_grace.arbiter.lifecycle import Origin
-from gunicorn_grace.shared import memory as st
-from gunicorn_grace.shared.phase import Phase
+from gunicorn_grace.shared import memory as shm
+from gunicorn_grace.shared.phase import Origin, Phase
 from support.servers import QUICK, Client, Connect, Serve, look
 
 SLOWER = {**QUICK, "shutdown_delay": 1}
@@ -65,7 +64,7 @@ def test_a_storm_of_forged_triggers_harms_nothing(kind: str, serve: Serve) -> No
         assert server.get("/readyz").status == 200
         assert not memory.is_terminating()
         server.terminate()
-        while memory.cells[st.PHASE] < Phase.DRAINING:
+        while memory.header.phase < Phase.DRAINING:
             try:
                 client = Client(server.address, timeout=2)
             except OSError:
@@ -166,7 +165,7 @@ def test_an_arbiter_stopped_across_its_deadline_exits_when_it_goes_on(
     server.wait_phase(Phase.LAME_DUCK)
     server.signal(signal.SIGSTOP)
     assert server.get("/readyz").status == 503
-    server.wait_for(lambda: time.monotonic_ns() > memory.cells[st.DEADLINE], "the deadline")
+    server.wait_for(lambda: time.monotonic_ns() > memory.header.deadline, "the deadline")
     assert server.get("/").status == 200, "who still comes is served"
     server.wait_in_flight(1)
     server.period = float("inf")
@@ -188,7 +187,7 @@ def test_an_arbiter_stopped_before_sigterm_takes_it_up_when_it_goes_on(serve: Se
     woken = time.monotonic_ns()
     server.signal(signal.SIGCONT)
     server.wait_phase(Phase.LAME_DUCK)
-    assert memory.cells[st.T0] >= woken
+    assert memory.header.t0 >= woken
     server.assert_gone()
 
 
@@ -202,7 +201,7 @@ def test_the_command_gives_up_on_an_arbiter_that_does_not_run(serve: Serve) -> N
     assert subprocess.run(prestop, capture_output=True, timeout=30, check=False).returncode == 0
     assert {server.get("/readyz").status for _ in range(8)} == {503}
     assert look(server.get("/look"))["phase"] == "LAME_DUCK"
-    assert server.memory.cells[st.TRIGGER] & st.ORIGIN_MASK == Origin.PRESTOP
+    assert server.memory.header.trigger & shm.ORIGIN_MASK == Origin.PRESTOP
     server.signal(signal.SIGCONT)
     server.terminate()
     server.assert_gone()

@@ -15,13 +15,11 @@ from pathlib import Path
 import h11
 import pytest
 
-from gunicorn_grace.arbiter.lifecycle import Origin
-from gunicorn_grace.shared import memory as st
-from gunicorn_grace.shared.phase import Phase
+from gunicorn_grace.shared.phase import Origin, Phase
 from support.servers import HOLD, QUICK, SHORT, Client, Connect, Serve, booted_in
 
 BREAK = """
-import gunicorn_grace.arbiter.shutdown, gunicorn_grace.worker.process, gunicorn_grace.conf
+import gunicorn_grace.hooks, gunicorn_grace.conf
 def broken(*args, **kwargs):
     raise RuntimeError("broken on purpose")
 {target} = broken
@@ -37,26 +35,27 @@ def broken(target: str, tmp_path: Path) -> tuple[str, ...]:
 
 
 TARGETS = (
-    "gunicorn_grace.arbiter.shutdown.attach",
-    "gunicorn_grace.arbiter.shutdown.tell_budget",
-    "gunicorn_grace.arbiter.shutdown.Lifetime.claim",
-    "gunicorn_grace.arbiter.shutdown.Lifetime.free",
-    "gunicorn_grace.arbiter.shutdown.Lifetime.observe",
-    "gunicorn_grace.arbiter.shutdown.Lifetime.finish",
-    "gunicorn_grace.arbiter.shutdown.Lifetime._enter_lame_duck",
-    "gunicorn_grace.arbiter.shutdown.Lifetime._enter_draining",
-    "gunicorn_grace.arbiter.shutdown.Lifetime._seal",
-    "gunicorn_grace.arbiter.shutdown.Lifetime.before_stop",
-    "gunicorn_grace.worker.process.take_seat",
-    "gunicorn_grace.worker.process.Seat.booted",
-    "gunicorn_grace.worker.process.Seat.shed_from_the_parser",
-    "gunicorn_grace.worker.process._hot_path",
-    "gunicorn_grace.worker.process.Seat._note_longest",
-    "gunicorn_grace.worker.process.Seat.watch_drain",
+    "gunicorn_grace.arbiter.overrides.attach",
+    "gunicorn_grace.arbiter.budget.tell",
+    "gunicorn_grace.arbiter.roster.Roster.claim",
+    "gunicorn_grace.arbiter.roster.Roster.free",
+    "gunicorn_grace.arbiter.roster.Roster.mend",
+    "gunicorn_grace.arbiter.shutdown.Shutdown.observe",
+    "gunicorn_grace.arbiter.shutdown.Shutdown._enter_lame_duck",
+    "gunicorn_grace.arbiter.shutdown.Shutdown._enter_draining",
+    "gunicorn_grace.arbiter.shutdown.Shutdown.before_stop",
+    "gunicorn_grace.arbiter.listeners.Listeners.seal",
+    "gunicorn_grace.arbiter.telling.Telling.the_end",
+    "gunicorn_grace.worker.process.join",
+    "gunicorn_grace.worker.process.WorkerProcess.booted",
+    "gunicorn_grace.worker.shedding.Shedding.teach_the_parser",
+    "gunicorn_grace.worker.counting._hot_path",
+    "gunicorn_grace.worker.counting.Counter._note_longest",
+    "gunicorn_grace.worker.draining.Draining.watch",
 )
 ESSENTIAL = (
-    "gunicorn_grace.arbiter.shutdown.Lifetime.observe",
-    "gunicorn_grace.worker.process._hot_path",
+    "gunicorn_grace.arbiter.shutdown.Shutdown.observe",
+    "gunicorn_grace.worker.counting._hot_path",
 )
 """A failure of the whole part of the arbiter, and one of the whole part of a worker."""
 
@@ -89,7 +88,7 @@ def test_after_a_failure_of_ours_nothing_waits_for_us(serve: Serve, tmp_path: Pa
     nothing out of rotation: nobody would take it back."""
     server = serve(
         kind="gthread",
-        config=broken("gunicorn_grace.arbiter.shutdown.Lifetime.observe", tmp_path),
+        config=broken("gunicorn_grace.arbiter.shutdown.Shutdown.observe", tmp_path),
         ready=False,
     )
     server.wait_ready()
@@ -111,19 +110,18 @@ def test_a_worker_that_asked_before_a_failure_of_ours_is_answered(
     last one."""
     flag = tmp_path / "flag"
     (tmp_path / "conf.py").write_text(
-        "import os\nfrom gunicorn_grace.arbiter.shutdown import Lifetime\nanswer = Lifetime._answer_asked\n"
-        "def broken(self, now):\n"
+        "import os\nfrom gunicorn_grace.arbiter.roster import Roster\nasked = Roster.asked_to_leave\n"
+        "def broken(self, now, patience):\n"
         f"    if os.path.exists({str(flag)!r}):\n        raise RuntimeError('broken on purpose')\n"
-        "    answer(self, now)\n"
-        "Lifetime._answer_asked = broken\nfrom gunicorn_grace.conf import *\n"
+        "    return asked(self, now, patience)\n"
+        "Roster.asked_to_leave = broken\nfrom gunicorn_grace.conf import *\n"
     )
     server = serve(kind="gthread", config=("-c", "conf.py"), settings=QUICK)
     before = set(server.wait_booted(2))
-    cells = server.memory.cells
     server.signal(signal.SIGSTOP)
     os.kill(min(before), signal.SIGTERM)
     server.wait_for(
-        lambda: any(cells[m + st.TERM_SEEN] for _, _, m in server.memory.slots()),
+        lambda: any(record.term_seen for record in server.memory.records()),
         "the worker's request",
     )
     flag.touch()
@@ -190,7 +188,7 @@ def test_where_the_seal_is_refused_the_listener_closes_as_ever(
     )
     server = serve(kind="sync", config=("-c", "conf.py"), settings=SHORT)
     server.terminate()
-    server.wait_line("cannot be sealed .*no filter here")
+    server.wait_line("cannot seal .*no filter here")
     server.assert_gone()
 
 
@@ -198,9 +196,9 @@ def test_where_the_seal_is_refused_the_listener_closes_as_ever(
 def test_more_workers_than_slots_are_served_uncounted(serve: Serve, tmp_path: Path) -> None:
     """Running out of slots costs counting, never serving, and the shutdown is as ever."""
     (tmp_path / "conf.py").write_text(
-        "import gunicorn_grace.shared.memory as st\n"
-        "create = st.State.create.__func__\n"
-        "st.State.create = classmethod(lambda cls, **options: create(cls, 1, **options))\n"
+        "import gunicorn_grace.shared.memory as shm\n"
+        "create = shm.Memory.create.__func__\n"
+        "shm.Memory.create = classmethod(lambda cls, **options: create(cls, 1, **options))\n"
         "from gunicorn_grace.conf import *\n"
     )
     server = serve(args=("-k", "gthread", "-w", "3"), config=("-c", "conf.py"), settings=SHORT)

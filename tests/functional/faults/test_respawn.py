@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 
-from gunicorn_grace.shared import memory as st
 from gunicorn_grace.shared.phase import Phase
 from support.servers import HOLD, Connect, Serve, Server, booted_in
 
@@ -90,7 +89,7 @@ def test_a_worker_that_cannot_be_replaced_in_lame_duck_halts_nothing(
     server.wait_line(line, 20)
     assert busy.receive().status == 200
     busy.close()
-    assert server.memory.cells[st.PHASE] == Phase.LAME_DUCK
+    assert server.memory.header.phase == Phase.LAME_DUCK
     assert {server.get("/").status for _ in range(8)} == {200}
     server.terminate()
     flag.unlink()
@@ -127,7 +126,7 @@ def test_workers_are_replaced_again_after_an_undrain(serve: Serve, tmp_path: Pat
     os.kill(booted_in(memory)[0], signal.SIGKILL)
     server.wait_line("there is no fork")
     flag.unlink()
-    memory.cells[st.UNDRAIN] = time.monotonic_ns()
+    memory.header.undrain = time.monotonic_ns()
     server.wait_line("undrained")
     server.wait_booted(2)
     server.lead_to(Phase.LAME_DUCK)

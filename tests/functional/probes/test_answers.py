@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 from gunicorn_grace.rehearsal.wire import Response
-from gunicorn_grace.shared import memory as st
 from gunicorn_grace.shared.phase import Phase
 from support.servers import HOLD, WORKERS, Client, Connect, Serve, Server, booted_in
 
@@ -69,14 +68,14 @@ def start(serve: Serve, switches: Switches, kind: str, *args: str, **options: An
 @contextlib.contextmanager
 def held_in(server: Server, phase: Phase) -> Iterator[None]:
     """What the workers see while the arbiter, which would go on to the next phase, stands still."""
-    cells = server.memory.cells
+    header = server.memory.header
     server.signal(signal.SIGSTOP)
     server.wait_for(lambda: _state_of(server.arbiter_pid) == "T", "the arbiter's halt")
-    cells[st.PHASE] = phase
+    header.phase = phase
     try:
         yield
     finally:
-        cells[st.PHASE] = Phase.SERVING
+        header.phase = Phase.SERVING
         server.signal(signal.SIGCONT)
 
 

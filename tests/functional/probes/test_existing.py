@@ -9,7 +9,6 @@ import pytest
 
 from apps.frameworks import HOSTS, OWN, STRICT
 from gunicorn_grace.rehearsal.wire import Response
-from gunicorn_grace.shared import memory as st
 from gunicorn_grace.shared.phase import Phase
 from support.servers import HOLD, Serve, Server
 
@@ -125,7 +124,6 @@ def test_behind_a_prefix_probes_are_below_it(kind: str, serve: Serve, tmp_path: 
     assert server.get("/api/", headers=headers).status == 200
     server.wait_for(lambda: '"GET /api/ ' in log.read_text(), "the request in the access log")
     assert log.read_text().count("\n") == 1
-    cells = server.memory.cells
-    assert sum(cells[slot + st.REQUESTS] for _, slot, _ in server.memory.slots()) == 1
+    assert sum(record.requests for record in server.memory.records()) == 1
     server.lead_to(Phase.LAME_DUCK)
     assert server.get("/api/readyz", headers=headers).body == WITHHELD

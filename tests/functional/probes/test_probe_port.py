@@ -19,7 +19,6 @@ import pytest
 
 from gunicorn_grace.rehearsal import procfs
 from gunicorn_grace.rehearsal.wire import Response, fetch, parse_address
-from gunicorn_grace.shared import memory as st
 from gunicorn_grace.shared.phase import Phase
 from support.servers import (
     HOLD,
@@ -129,7 +128,7 @@ def test_readiness_turns_red_with_the_signal_itself(serve: Serve) -> None:
     server.wait_booted(1)
     assert probe(server).status == 200
     server.terminate()
-    server.wait_for(lambda: server.memory.cells[st.SIGTERM], "the signal")
+    server.wait_for(lambda: server.memory.header.sigterm, "the signal")
     assert probe(server).status == 503
     server.terminate()
     server.assert_gone()
@@ -208,10 +207,8 @@ def test_a_stale_heartbeat_is_not_ready(serve: Serve) -> None:
     try:
         board = server.memory.board(0)
         assert board is not None
-        first = server.memory.cells[board + st.HEARTBEAT]
-        server.wait_for(
-            lambda: server.memory.cells[board + st.HEARTBEAT] > first, "another heartbeat"
-        )
+        first = board.heartbeat
+        server.wait_for(lambda: board.heartbeat > first, "another heartbeat")
         assert probe(server).status == 200
         os.kill(worker, signal.SIGSTOP)
         try:
@@ -635,5 +632,5 @@ def test_without_it_there_is_none(serve: Serve) -> None:
     server = serve(args=("-w", "1"))
     server.wait_booted(1)
     assert responders(server.arbiter_pid) == []
-    assert server.memory.cells[st.BOARDS] == 0
+    assert server.memory.header.boards == 0
     assert "probe port" not in server.output

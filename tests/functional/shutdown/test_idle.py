@@ -8,8 +8,9 @@ import time
 
 import pytest
 
-from gunicorn_grace.shared import memory as st
-from gunicorn_grace.worker.process import IDLE_TICKS, LINGER, TICK
+from gunicorn_grace.shared import memory as shm
+from gunicorn_grace.shared.agreed import LINGER
+from gunicorn_grace.worker.draining import IDLE_TICKS, TICK
 from support.servers import Client, Connect, Serve
 
 SETTINGS = {
@@ -56,9 +57,9 @@ def test_idle_and_silent_connections_are_gone_soon_after_the_drain_began(
     for thread in threads:
         thread.join(45)
     assert len(closed) == len(threads), server.output
-    drain = memory.cells[st.DRAIN]
+    drain = memory.header.drain
     assert drain
-    assert (max(closed) - drain) / st.NS < 4, server.output
+    assert (max(closed) - drain) / shm.NS < 4, server.output
     assert server.wait(10) == 0, server.output
 
 
@@ -79,11 +80,11 @@ def test_a_request_that_is_half_sent_is_served(kind: str, serve: Serve, connect:
     assert server.get("/slow?s=0.1").status == 200
     for client in halves:
         client.sock.sendall(b"GET / HTTP/1.1\r\nHost: te")
-    cells = server.memory.cells
+    header = server.memory.header
     server.signal(signal.SIGTERM)
-    late = round((LINGER + 2 * IDLE_TICKS * TICK) * st.NS)
+    late = round((LINGER + 2 * IDLE_TICKS * TICK) * shm.NS)
     server.wait_for(
-        lambda: cells[st.DRAIN] and time.monotonic_ns() > cells[st.DRAIN] + late,
+        lambda: header.drain and time.monotonic_ns() > header.drain + late,
         "the end of idle ones",
     )
     for client in halves:

@@ -10,9 +10,8 @@ import time
 
 import pytest
 
-from gunicorn_grace.arbiter.lifecycle import Origin
-from gunicorn_grace.shared import memory as st
-from gunicorn_grace.shared.phase import Phase
+from gunicorn_grace.shared import memory as shm
+from gunicorn_grace.shared.phase import Origin, Phase
 from support.servers import (
     HOLD,
     SHORT,
@@ -33,7 +32,7 @@ from support.servers import (
 def sigterm(server: Server) -> None:
     """Send SIGTERM, and wait until its handler has run."""
     server.signal(signal.SIGTERM)
-    server.wait_for(lambda: server.memory.cells[st.SIGTERM], "the store in the signal handler")
+    server.wait_for(lambda: server.memory.header.sigterm, "the store in the signal handler")
 
 
 def test_readiness_is_red_in_every_worker_at_once(serve: Serve, connect: Connect) -> None:
@@ -170,7 +169,7 @@ def test_ctrl_c_ends_it_at_once_in_every_phase(
         server.wait_phase(Phase.DRAINING)
     server.signal(number)
     assert server.wait_exit(10), server.output
-    assert memory.cells[st.PHASE] == Phase.STOPPED
+    assert memory.header.phase == Phase.STOPPED
     if phase >= Phase.LAME_DUCK:
         assert "1 cut off" in server.summary()
 
@@ -362,7 +361,7 @@ def test_the_phase_is_serving_again_after_an_undrain(serve: Serve) -> None:
     assert memory.trigger(4)
     assert server.get("/readyz").status == 503
     server.wait_phase(Phase.LAME_DUCK)
-    memory.cells[st.UNDRAIN] = time.monotonic_ns()
+    memory.header.undrain = time.monotonic_ns()
     server.wait_line("undrained")
     server.wait_for(lambda: server.get("/readyz").status == 200, "ready again")
 
@@ -374,7 +373,7 @@ def test_a_late_request_names_its_source_once(kind: str, serve: Serve, connect: 
     server = serve(kind=kind, settings={"shutdown_delay": 1, "min_delay": 0})
     server.signal(signal.SIGTERM)
     server.wait_line("shutdown_initiated")
-    late = server.memory.t0() + round(0.85 * st.NS)
+    late = server.memory.t0() + round(0.85 * shm.NS)
     server.wait_for(lambda: time.monotonic_ns() > late, "the last fifth of the delay")
     client = connect(server)
     headers = (
@@ -402,14 +401,14 @@ def test_an_operators_drain_makes_no_request_late(serve: Serve) -> None:
     memory = server.memory
     assert memory.trigger(Origin.DRAIN)
     server.wait_phase(Phase.LAME_DUCK)
-    server.wait_for(lambda: memory.cells[st.DELAY_OVER], "the end of what the delay would be")
+    server.wait_for(lambda: memory.header.delay_over, "the end of what the delay would be")
     assert server.get("/").status == 200
-    memory.cells[st.UNDRAIN] = time.monotonic_ns()
+    memory.header.undrain = time.monotonic_ns()
     server.wait_line("undrained")
     assert "late_request" not in server.output
     server.signal(signal.SIGTERM)
     server.wait_line("shutdown_initiated by SIGTERM")
-    late = memory.t0() + round(0.85 * st.NS)
+    late = memory.t0() + round(0.85 * shm.NS)
     server.wait_for(lambda: time.monotonic_ns() > late, "the last fifth of the delay")
     assert server.get("/").status == 200
     server.wait_line("late_request")

@@ -11,7 +11,7 @@ import pytest
 from gunicorn_grace.arbiter.lifecycle import quiet_after
 from gunicorn_grace.rehearsal.load import Load
 from gunicorn_grace.rehearsal.platform import EndpointTable
-from gunicorn_grace.shared import memory as st
+from gunicorn_grace.shared import memory as shm
 from gunicorn_grace.shared.phase import Phase
 from gunicorn_grace.shared.settings import AUTO, Settings
 from support.servers import Serve, Server
@@ -49,19 +49,19 @@ def test_when_the_traffic_stops_the_delay_ends_as_quiet(
     with load(server, 60) as traffic:
         traffic.wait_completed(120)
         # The arbiter measures the rate once a second.
-        server.wait_for(lambda: memory.cells[st.RATE], "a rate")
+        server.wait_for(lambda: memory.header.rate, "a rate")
         server.signal(signal.SIGTERM)
         server.wait_phase(Phase.LAME_DUCK)
         # Whatever the machine is doing, the least delay is over when the traffic stops.
         server.wait_for(
-            lambda: time.monotonic() > memory.cells[st.T0] / st.NS + 1.5, "the least delay"
+            lambda: time.monotonic() > memory.header.t0 / shm.NS + 1.5, "the least delay"
         )
         traffic.wait_completed(60)
-        assert memory.cells[st.PHASE] == Phase.LAME_DUCK, server.output
+        assert memory.header.phase == Phase.LAME_DUCK, server.output
         tally = traffic.stop()
     assert server.wait(45) == 0, server.output
     server.wait_line(r"lame_duck_ended after .*: quiet$")
-    assert memory.cells[st.DRAIN] / st.NS > max(record.started for record in tally.records) + 0.5
+    assert memory.header.drain / shm.NS > max(record.started for record in tally.records) + 0.5
     assert tally.lost == 0, tally.lost_records
 
 
@@ -74,7 +74,7 @@ def test_the_least_delay_is_kept_without_any_request(serve: Serve) -> None:
     server.signal(signal.SIGTERM)
     assert server.wait(45) == 0, server.output
     server.wait_line(r"lame_duck_ended after .*: quiet$")
-    assert memory.cells[st.DRAIN] - memory.cells[st.T0] >= 3 * st.NS
+    assert memory.header.drain - memory.header.t0 >= 3 * shm.NS
 
 
 @pytest.mark.long
@@ -88,20 +88,18 @@ def test_a_trickle_at_the_smallest_share_keeps_the_delay_running(serve: Serve) -
     memory = server.memory
     with load(server, rate) as traffic:
         traffic.wait_completed(round(3 * rate))
-        server.wait_for(lambda: memory.cells[st.RATE], "a rate")
+        server.wait_for(lambda: memory.header.rate, "a rate")
         server.signal(signal.SIGTERM)
         server.wait_phase(Phase.LAME_DUCK)
     settings = Settings(quiet_period=AUTO, quiet_share=share, **SETTINGS)  # type: ignore[arg-type]
-    enough = quiet_after(settings, memory.cells[st.RATE] / 1000, 0)
+    enough = quiet_after(settings, memory.header.rate / 1000, 0)
     assert enough < 20, "or this test proves nothing in its time"
     with load(server, share * rate) as trickle:
         # Without the trickle it would have ended twice over.
         trickle.wait_completed(round(2 * max(enough, SETTINGS["min_delay"]) * share * rate))
-        assert memory.cells[st.PHASE] == Phase.LAME_DUCK, server.output
+        assert memory.header.phase == Phase.LAME_DUCK, server.output
         tally = trickle.stop()
     assert server.wait(45) == 0, server.output
     server.wait_line(r"lame_duck_ended after .*: quiet$")
-    assert (
-        memory.cells[st.DRAIN] / st.NS >= max(record.started for record in tally.records) + enough
-    )
+    assert memory.header.drain / shm.NS >= max(record.started for record in tally.records) + enough
     assert tally.lost == 0, tally.lost_records

@@ -17,10 +17,8 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from gunicorn_grace.arbiter.lifecycle import Origin
 from gunicorn_grace.rehearsal.wire import Response
-from gunicorn_grace.shared import memory as st
-from gunicorn_grace.shared.phase import Phase
+from gunicorn_grace.shared.phase import Origin, Phase
 from support.paths import DOCS
 from support.servers import HOLD, SHORT, WORKERS, Connect, Serve, Server, booted_in, memory_of
 
@@ -173,7 +171,7 @@ def test_a_shutdown_shows_in_the_metrics(serve: Serve) -> None:
         assert server.get("/").status == 200
     server.wait_phase(Phase.LAME_DUCK)
     assert numbers(server.get("/metrics"))["requests_during_shutdown_total"] == 5
-    server.memory.cells[st.UNDRAIN] = time.monotonic_ns()
+    server.memory.header.undrain = time.monotonic_ns()
     server.wait_line("undrained")
     page = numbers(server.get("/metrics"))
     assert page["phase SERVING"] == 1
@@ -438,7 +436,7 @@ def test_systemd_is_told_nothing_final_of_a_trigger(manager: Manager, serve: Ser
         lambda: manager.statuses()[-1] == "LAME_DUCK: not ready, 0 in flight",
         "the status LAME_DUCK",
     )
-    server.memory.cells[st.UNDRAIN] = time.monotonic_ns()
+    server.memory.header.undrain = time.monotonic_ns()
     server.wait_for(lambda: manager.statuses()[-1] == "SERVING", "the status SERVING")
     assert manager.count("STOPPING=1") == 0
     assert manager.extensions(Phase.LAME_DUCK) == []

@@ -18,7 +18,6 @@ import pytest
 
 import gunicorn_grace
 from gunicorn_grace.arbiter.report import LIMIT, Report
-from gunicorn_grace.shared import memory as st
 from gunicorn_grace.shared.phase import Phase
 from support.paths import APPS
 from support.servers import HOLD, QUICK, SHORT, Connect, Serve, booted_in
@@ -217,8 +216,8 @@ def test_the_platform_does_not_wait(serve: Serve, connect: Connect, report: Path
 def test_a_failure_of_ours(serve: Serve, report: Path, tmp_path: Path) -> None:
     """The plugin's part in the loop has failed, and gunicorn goes on alone: the report says so."""
     (tmp_path / "conf.py").write_text(
-        "from gunicorn_grace.arbiter import shutdown as arbiter\nimport gunicorn_grace\ngunicorn_grace.install(globals())\n"
-        "def broken(self, *args): raise RuntimeError('broken on purpose')\narbiter.Lifetime._seal = broken\n"
+        "from gunicorn_grace.arbiter.listeners import Listeners\nimport gunicorn_grace\ngunicorn_grace.install(globals())\n"
+        "def broken(self, *args): raise RuntimeError('broken on purpose')\nListeners.seal = broken\n"
     )
     server = serve(config=("-c", "conf.py"), args=("-w", "1"), settings={**SHORT, "report": report})
     server.terminate()
@@ -302,7 +301,7 @@ def test_a_drain_that_was_taken_back_leaves_none(serve: Serve, report: Path) -> 
     assert server.memory.trigger(4)
     server.wait_phase(Phase.LAME_DUCK)
     assert server.get("/").status == 200
-    server.memory.cells[st.UNDRAIN] = time.monotonic_ns()
+    server.memory.header.undrain = time.monotonic_ns()
     server.wait_line("undrained")
     assert report.read_bytes() == b""
     server.lead_to(Phase.LAME_DUCK)

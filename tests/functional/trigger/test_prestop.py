@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from gunicorn_grace.shared import memory as st
+from gunicorn_grace.shared import memory as shm
 from gunicorn_grace.shared.phase import Phase
 from support.servers import HOLD, Serve, Server, look, looks, needs_curl
 
@@ -174,7 +174,7 @@ def test_the_command_waits_also_where_its_output_fails(serve: Serve) -> None:
             stderr=subprocess.PIPE,
             timeout=20,
         )
-    assert server.memory.cells[st.DELAY_OVER]
+    assert server.memory.header.delay_over
     assert (prestop.returncode, prestop.stderr) == (0, b"")
 
 
@@ -186,17 +186,17 @@ def test_sigterm_after_the_trigger_does_not_restart_the_clock(serve: Serve) -> N
     )
     assert curl(url(server)) == 503
     server.wait_phase(Phase.LAME_DUCK)
-    cells = server.memory.cells
-    t0 = cells[st.T0]
-    server.wait_for(lambda: cells[st.DELAY_OVER], "the end of the delay")
+    header = server.memory.header
+    t0 = header.t0
+    server.wait_for(lambda: header.delay_over, "the end of the delay")
     server.signal(signal.SIGTERM)
     server.wait_phase(Phase.DRAINING)
-    assert cells[st.T0] == t0
-    assert cells[st.DEADLINE] == t0 + (30 - 2) * st.NS, (
+    assert header.t0 == t0
+    assert header.deadline == t0 + (30 - 2) * shm.NS, (
         "grace_termination_period less grace_exit_margin"
     )
-    assert t0 + 2 * st.NS <= cells[st.DELAY_OVER] <= cells[st.SIGTERM] <= cells[st.DRAIN]
-    assert cells[st.DRAIN] - cells[st.SIGTERM] < 2 * st.NS, "no second delay"
+    assert t0 + 2 * shm.NS <= header.delay_over <= header.sigterm <= header.drain
+    assert header.drain - header.sigterm < 2 * shm.NS, "no second delay"
     server.wait_line("lame_duck_ended after .* s: delay elapsed")
     assert server.wait(20) == 0
 

@@ -27,7 +27,6 @@ from gunicorn_grace.rehearsal.load import Load
 from gunicorn_grace.rehearsal.platform import EndpointTable
 from gunicorn_grace.rehearsal.tally import Tally
 from gunicorn_grace.rehearsal.wire import Address, fetch
-from gunicorn_grace.shared import memory as st
 from support.paths import APPS
 from support.servers import HOLD, SHORT, Serve, Server, look, needs_curl
 from support.trials import trials
@@ -306,7 +305,7 @@ def test_a_thousand_forged_triggers_a_second_harm_nothing(mode: str, serve: Serv
     assert len(flood.statuses) == FORGERIES
     assert tally.lost == 0, tally.lost_records[:5]
     assert tally.total > 0
-    assert memory.cells[st.TRIGGER] == 0
+    assert memory.header.trigger == 0
     server.terminate()
     server.assert_gone()
     assert server.output.count("trigger refused") <= 2, "once a minute in each worker"

@@ -19,7 +19,6 @@ from typing import Any
 
 import pytest
 
-from gunicorn_grace.shared import memory as st
 from gunicorn_grace.shared.phase import Phase
 from support.servers import HOLD, SHORT, Connect, Serve, Server
 
@@ -215,13 +214,13 @@ def start(serve: Serve, kind: str, *args: str, **settings: Any) -> Server:
 
 
 def in_flight(server: Server) -> int:
-    return sum(server.memory.cells[slot + st.IN_FLIGHT] for _, slot, _ in server.memory.slots())
+    return sum(record.in_flight for record in server.memory.records())
 
 
 def sigterm(server: Server) -> None:
     """Send SIGTERM, and wait until its handler has run."""
     server.signal(signal.SIGTERM)
-    server.wait_for(lambda: server.memory.cells[st.SIGTERM], "the store in the signal handler")
+    server.wait_for(lambda: server.memory.header.sigterm, "the store in the signal handler")
 
 
 def complete_both(server: Server, client: Client, *streams: int) -> None:

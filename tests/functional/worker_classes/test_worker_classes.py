@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from gunicorn_grace.shared import memory as st
+from gunicorn_grace.shared.memory import Cell, Record
 from gunicorn_grace.shared.phase import Phase
 from support.servers import (
     HOLD,
@@ -82,7 +82,7 @@ def start(
 def sigterm(server: Server) -> None:
     """Send SIGTERM, and wait until its handler has run."""
     server.signal(signal.SIGTERM)
-    server.wait_for(lambda: server.memory.cells[st.SIGTERM], "the store in the signal handler")
+    server.wait_for(lambda: server.memory.header.sigterm, "the store in the signal handler")
 
 
 def wait_serving(server: Server, count: int) -> set[int]:
@@ -99,17 +99,17 @@ def test_the_delay_and_the_flip(other: str, serve: Serve) -> None:
     assert server.get("/readyz").status == 200
     sigterm(server)
     server.wait_phase(Phase.LAME_DUCK)
-    before = requests(server, st.SINCE_T0)
+    before = requests(server, Record.since_t0)
     for answer in look_at_each(server, pids):
         assert answer["phase"] == "LAME_DUCK"
         assert server.get("/readyz").status == 503
         assert server.get("/livez").status == server.get("/startupz").status == 200
-    assert requests(server, st.SINCE_T0) - before == 2
-    server.wait_for(lambda: requests(server, st.IN_FLIGHT) == 0, "the end of all requests")
+    assert requests(server, Record.since_t0) - before == 2
+    server.wait_for(lambda: requests(server, Record.in_flight) == 0, "the end of all requests")
 
 
-def requests(server: Server, cell: int) -> int:
-    return sum(server.memory.cells[slot + cell] for _, slot, _ in server.memory.slots())
+def requests(server: Server, cell: Cell) -> int:
+    return server.memory.total(cell)
 
 
 @pytest.mark.long
@@ -122,8 +122,7 @@ def test_sigterm_to_the_whole_group_dismisses_no_worker(other: str, serve: Serve
     server.wait_phase(Phase.LAME_DUCK)
 
     def has_each_asked() -> bool:
-        cells = server.memory.cells
-        return all(cells[meter + st.TERM_SEEN] for _, _, meter in server.memory.slots())
+        return all(record.term_seen for record in server.memory.records())
 
     server.wait_for(has_each_asked, "the question of each worker")
     answers = looks(server)
@@ -314,7 +313,7 @@ def test_an_asgi_application_that_is_not_wrapped(asgi: str, serve: Serve, connec
     server.wait_line("slow request begins")
     counted = int(asgi == "asgi")
     server.wait_for(
-        lambda: requests(server, st.IN_FLIGHT) == counted,
+        lambda: requests(server, Record.in_flight) == counted,
         "the slow request alone, or nothing, in flight",
     )
     server.signal_group(signal.SIGTERM)
@@ -391,7 +390,7 @@ def test_a_websocket_is_in_flight_while_it_is_open(serve: Serve, connect: Connec
         sock.sendall(HANDSHAKE)
         assert sock.recv(4096).startswith(b"HTTP/1.1 101 ")
         server.wait_line("websocket opens")
-        assert requests(server, st.IN_FLIGHT) == 1
+        assert requests(server, Record.in_flight) == 1
         sigterm(server)
         server.wait_phase(Phase.LAME_DUCK)
         server.signal(signal.SIGTERM)

@@ -31,7 +31,7 @@ import quiet
 from gunicorn_grace.rehearsal import procfs
 from gunicorn_grace.rehearsal.generator import Generator
 from gunicorn_grace.rehearsal.platform import EndpointTable
-from gunicorn_grace.shared import memory as st
+from gunicorn_grace.shared import memory as shm
 from support.servers import WORKERS, Client, Server
 
 HERE = str(Path(__file__).parent)
@@ -188,17 +188,18 @@ def cpu_a_probe(calls: int, runs: int) -> None:
 
     from gunicorn_grace.shared.phase import Phase
     from gunicorn_grace.shared.settings import Settings
-    from gunicorn_grace.worker.process import Seat
-    from gunicorn_grace.wsgi import Overlay, Responder
+    from gunicorn_grace.worker.answering import WorkerAnswers
+    from gunicorn_grace.worker.overlay import Overlay
+    from gunicorn_grace.worker.process import WorkerProcess
 
     def no_such_route(environ: Any, start_response: Any) -> list[bytes]:
         start_response("404 Not Found", [("Content-Type", "text/plain"), ("Content-Length", "0")])
         return [b""]
 
-    memory = st.State.create(slots=1)
-    memory.cells[st.PHASE] = Phase.SERVING
+    memory = shm.Memory.create(slots=1)
+    memory.header.phase = Phase.SERVING
     memory.claim(0, age=1)
-    seat = Seat(memory, 0, Settings(), logging.getLogger())
+    ours = WorkerProcess(memory, 0, Settings(), logging.getLogger())
     cases = {
         "application without one": (no_such_route, "/readyz", {}),
         "application with its own": (checked.app, "/readyz", {}),
@@ -206,7 +207,7 @@ def cpu_a_probe(calls: int, runs: int) -> None:
         "JSON": (no_such_route, "/readyz", {"Accept": "application/json"}),
     }
     for name, (app, path, headers) in cases.items():
-        overlay = Overlay(app, Responder(seat))
+        overlay = Overlay(app, WorkerAnswers(ours))
         environ = EnvironBuilder(path, headers=headers).get_environ()
         found = []
         for _ in range(runs + 1):
@@ -263,13 +264,7 @@ def flip(runs: int) -> None:
             for client in clients.values():
                 client.send("/watch")
             server.wait_for(
-                lambda: (
-                    sum(
-                        server.memory.cells[slot + st.IN_FLIGHT]
-                        for _, slot, _ in server.memory.slots()
-                    )
-                    == 16
-                ),
+                lambda: sum(record.in_flight for record in server.memory.records()) == 16,
                 "16 watching workers",
             )
             began = time.monotonic_ns()
@@ -296,10 +291,7 @@ def exit_time(runs: int) -> None:
                 client = Client(server.address)
                 client.send(f"/sleep?{request}")
                 server.wait_for(
-                    lambda: any(
-                        server.memory.cells[slot + st.IN_FLIGHT]
-                        for _, slot, _ in server.memory.slots()
-                    ),
+                    lambda: any(record.in_flight for record in server.memory.records()),
                     "the request",
                 )
                 sent = time.monotonic()
@@ -338,7 +330,7 @@ def idle(runs: int) -> None:
                 server.signal(signal.SIGTERM)
                 closed = max(map(closing, clients))
                 server.wait(30)
-                found.append((closed - memory.cells[st.DRAIN]) / st.NS)
+                found.append((closed - memory.header.drain) / shm.NS)
         print(
             f"idle and silent connections closed after the drain's begin, {kind}: "
             f"median {statistics.median(found):.2f} s, worst {max(found):.2f} s"

@@ -21,8 +21,8 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from gunicorn_grace.arbiter.lifecycle import Observation, Origin, Reason, decide, quiet_after
-from gunicorn_grace.shared.phase import Phase
+from gunicorn_grace.arbiter.lifecycle import Observation, Reason, decide, quiet_after
+from gunicorn_grace.shared.phase import Origin, Phase
 from gunicorn_grace.shared.settings import AUTO, Settings
 
 TICK = 0.1

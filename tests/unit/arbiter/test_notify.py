@@ -13,8 +13,7 @@ import pytest
 
 from gunicorn_grace.arbiter import notify
 from gunicorn_grace.arbiter.notify import RENEW_EVERY, STRETCH, Gauges, ServiceManager
-from gunicorn_grace.shared import memory as st
-from gunicorn_grace.shared.memory import State
+from gunicorn_grace.shared.memory import Memory
 from gunicorn_grace.shared.phase import Phase
 
 
@@ -160,12 +159,12 @@ class Log(SimpleNamespace):
 
 
 @pytest.fixture
-def serving(memory: State) -> State:
-    memory.cells[st.PHASE] = Phase.SERVING
+def serving(memory: Memory) -> Memory:
+    memory.header.phase = Phase.SERVING
     return memory
 
 
-def test_gauges_come_seldom_while_serving_and_each_second_in_a_shutdown(serving: State) -> None:
+def test_gauges_come_seldom_while_serving_and_each_second_in_a_shutdown(serving: Memory) -> None:
     """And at once when the phase changes, before the arbiter has taken up what changed it."""
     log, gauges, came = Log(told=[]), Gauges(), []
     for tick in range(4 * 40):
@@ -181,7 +180,7 @@ def test_gauges_come_seldom_while_serving_and_each_second_in_a_shutdown(serving:
     assert log.told.count(("phase", 2)) == 20
 
 
-def test_a_logger_without_statsd_is_left_alone(serving: State) -> None:
+def test_a_logger_without_statsd_is_left_alone(serving: Memory) -> None:
     """gunicorn's plain logger, or a user's own: it has no gauges, and gets no line either."""
     log = object()
     gauges = Gauges()
@@ -189,7 +188,7 @@ def test_a_logger_without_statsd_is_left_alone(serving: State) -> None:
     gauges.send(log, serving)
 
 
-def test_an_agent_that_does_not_read_is_not_waited_for(serving: State, tmp_path: Path) -> None:
+def test_an_agent_that_does_not_read_is_not_waited_for(serving: Memory, tmp_path: Path) -> None:
     """Over a UNIX socket a full queue makes a blocking sender wait; then there are no gauges."""
     address = str(tmp_path / "statsd")
     with (

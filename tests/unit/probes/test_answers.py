@@ -16,14 +16,13 @@ from gunicorn_grace.probes.answers import (
     NOT_ALLOWED,
     NOT_FOUND,
     Answer,
-    Kind,
-    Probes,
+    Answers,
     Query,
     Situation,
     Target,
 )
 from gunicorn_grace.probes.checks import Outcome
-from gunicorn_grace.shared.phase import Phase
+from gunicorn_grace.shared.phase import Kind, Phase
 from gunicorn_grace.shared.settings import Settings
 
 pytestmark = pytest.mark.once
@@ -41,7 +40,7 @@ TABLE = {
 @pytest.mark.parametrize(("phase", "kind"), list(itertools.product(Phase, Kind)))
 def test_the_table(phase: Phase, kind: Kind) -> None:
     """What is alive, ready and started in each phase."""
-    status = Probes(Settings()).answer(kind, Situation(phase)).status
+    status = Answers(Settings()).answer(kind, Situation(phase)).status
     assert status == dict(zip(Kind, TABLE[phase], strict=True))[kind]
 
 
@@ -60,7 +59,7 @@ def test_readiness_can_turn_later_but_not_while_draining(
 ) -> None:
     """``grace_readiness_delay`` 3: ready for 3 s of LAME_DUCK, never once no connection is taken
     any more."""
-    probes = Probes(Settings(readiness_delay=3))
+    probes = Answers(Settings(readiness_delay=3))
     assert probes.answer(Kind.READINESS, Situation(phase, since_t0)).status == status
 
 
@@ -68,19 +67,19 @@ def test_readiness_can_turn_later_but_not_while_draining(
 def test_an_upgraded_instance_stays_ready(phase: Phase) -> None:
     """The new arbiter serves the same sockets: whoever gets this answer is asking about both."""
     assert (
-        Probes(Settings()).answer(Kind.READINESS, Situation(phase, 5, upgraded=True)).status == 200
+        Answers(Settings()).answer(Kind.READINESS, Situation(phase, 5, upgraded=True)).status == 200
     )
 
 
 def test_the_paths_are_those_of_the_settings_and_the_alias() -> None:
     """``/healthz`` is liveness wherever liveness is."""
-    assert Probes(Settings()).paths == {
+    assert Answers(Settings()).paths == {
         "/readyz": Kind.READINESS,
         "/livez": Kind.LIVENESS,
         "/startupz": Kind.STARTUP,
         "/healthz": Kind.LIVENESS,
     }
-    moved = Probes(Settings(readiness_path="/r", liveness_path="/l", startup_path="/s")).paths
+    moved = Answers(Settings(readiness_path="/r", liveness_path="/l", startup_path="/s")).paths
     assert moved == {
         "/r": Kind.READINESS,
         "/l": Kind.LIVENESS,
@@ -92,14 +91,14 @@ def test_the_paths_are_those_of_the_settings_and_the_alias() -> None:
 @pytest.mark.parametrize(
     ("answer", "status_line", "body"),
     [
-        (Probes(Settings()).answer(Kind.READINESS, Situation(Phase.SERVING)), "200 OK", "ok\n"),
+        (Answers(Settings()).answer(Kind.READINESS, Situation(Phase.SERVING)), "200 OK", "ok\n"),
         (
-            Probes(Settings()).answer(Kind.READINESS, Situation(Phase.LAME_DUCK)),
+            Answers(Settings()).answer(Kind.READINESS, Situation(Phase.LAME_DUCK)),
             "503 Service Unavailable",
             "[-]shutdown failed: reason withheld\n",
         ),
         (
-            Probes(Settings()).answer(Kind.STARTUP, Situation(Phase.STARTING)),
+            Answers(Settings()).answer(Kind.STARTUP, Situation(Phase.STARTING)),
             "503 Service Unavailable",
             "[-]booted failed: reason withheld\n",
         ),
@@ -124,7 +123,7 @@ def test_an_answer_is_complete_and_withholds_reasons(
 
 def test_the_shutdown_is_just_a_named_check() -> None:
     """``failed`` names it, beside those that fail for other reasons."""
-    probes = Probes(Settings())
+    probes = Answers(Settings())
     assert list(probes.failed(Kind.READINESS, Situation(Phase.DRAINING))) == ["shutdown"]
     assert list(probes.failed(Kind.READINESS, Situation(Phase.STARTING))) == ["booted"]
     assert list(probes.failed(Kind.LIVENESS, Situation(Phase.DRAINING))) == []
@@ -144,7 +143,7 @@ DOWN_LINE = "[-]database failed: reason withheld\n"
 def answer(
     kind: Kind = Kind.READINESS, situation: Situation = SERVING, *outcomes: Outcome, **more: Any
 ) -> Answer:
-    return Probes(Settings()).answer(kind, situation, outcomes, **more)
+    return Answers(Settings()).answer(kind, situation, outcomes, **more)
 
 
 def test_kinds_are_those_of_the_checks() -> None:
@@ -163,13 +162,13 @@ def test_the_table_with_checks(phase: Phase, kind: Kind) -> None:
         answer(kind, Situation(phase), UP).status
         == dict(zip(Kind, TABLE[phase], strict=True))[kind]
     )
-    assert Probes(Settings()).asks_checks(kind, Situation(phase)) is (phase is Phase.SERVING)
+    assert Answers(Settings()).asks_checks(kind, Situation(phase)) is (phase is Phase.SERVING)
 
 
 def test_checks_count_as_long_as_the_instance_is_ready() -> None:
     """For ``grace_readiness_delay`` after T0, and of one that was upgraded, whose sockets another
     arbiter serves."""
-    probes = Probes(Settings(readiness_delay=3))
+    probes = Answers(Settings(readiness_delay=3))
     for situation in (Situation(Phase.LAME_DUCK, 2.9), Situation(Phase.DRAINING, 5, upgraded=True)):
         assert probes.asks_checks(Kind.READINESS, situation)
         assert (
@@ -314,17 +313,15 @@ def test_json_says_status_phase_seconds_left_and_checks() -> None:
         ("application/json; charset=utf-8", True),
         ("APPLICATION/JSON", True),
         ("application/json, text/plain, */*", True),
-        ("application/json;q=0.5, text/plain", False),
+        ("application/json;q=0.5, text/plain", True),
         ("text/plain;q=0.5, application/json", True),
         ("text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8", False),
-        ("application/*, text/*;q=0.1", True),
+        ("application/*, text/*;q=0.1", False),
         ("application/xml", False),
-        ("application/json;q=0", False),
-        ("application/json;q=nonsense", False),
         ("application/" + ',;="' * 50, False),
     ],
 )
-def test_json_is_for_those_who_prefer_it(accept: str, as_json: bool) -> None:
+def test_json_is_for_those_who_name_it(accept: str, as_json: bool) -> None:
     """What kubelet, balancers and browsers send gets text."""
     assert Query.of("", accept).as_json is as_json
 
@@ -351,23 +348,23 @@ def test_json_is_for_those_who_prefer_it(accept: str, as_json: bool) -> None:
 )
 def test_what_a_path_asks(path: str, target: Target | None) -> None:
     """A probe, a single check of one, or nothing of ours."""
-    assert Probes(Settings()).target(path) == target
+    assert Answers(Settings()).target(path) == target
 
 
 def test_a_probe_at_the_root_has_no_checks_below_it() -> None:
     """Every path is below ``/``."""
-    probes = Probes(Settings(liveness_path="/"))
+    probes = Answers(Settings(liveness_path="/"))
     assert probes.target("/") == Target(Kind.LIVENESS)
     assert probes.target("/login") is None
 
 
 def test_dockerflow_paths_are_aliases_when_they_are_wanted() -> None:
     """``/__lbheartbeat__`` asks for liveness, ``/__heartbeat__`` for readiness."""
-    probes = Probes(Settings(dockerflow=True))
+    probes = Answers(Settings(dockerflow=True))
     assert probes.target("/__lbheartbeat__") == Target(Kind.LIVENESS)
     assert probes.target("/__heartbeat__") == Target(Kind.READINESS)
     assert probes.target("/__heartbeat__/database") == Target(Kind.READINESS, "database")
-    moved = Probes(Settings(dockerflow=True, startup_path="/__heartbeat__"))
+    moved = Answers(Settings(dockerflow=True, startup_path="/__heartbeat__"))
     assert moved.target("/__heartbeat__") == Target(Kind.STARTUP)
 
 

@@ -279,7 +279,8 @@ def test_a_fork_inherits_registrations_and_nothing_else() -> None:
     on."""
     code = (
         "import os, threading, gunicorn_grace\n"
-        "from gunicorn_grace.probes.checks import Kind, Outcome, registry\n"
+        "from gunicorn_grace.probes.checks import Outcome, registry\n"
+        "from gunicorn_grace.shared.phase import Kind\n"
         "parent, began, let_go, ran = os.getpid(), threading.Event(), threading.Event(), []\n"
         "@gunicorn_grace.check('kept', ttl=3600)\n"
         "def kept(): ran.append(os.getpid())\n"

@@ -30,8 +30,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import gunicorn_grace
-from gunicorn_grace.probes import trigger
-from gunicorn_grace.probes.trigger import Gate, Verdict
+from gunicorn_grace.probes import asker
+from gunicorn_grace.probes.trigger import TriggerPolicy, Verdict
 from support.trials import trials
 
 LINUX = sys.platform == "linux"
@@ -66,13 +66,13 @@ HOLDER = "import sys; print('up', flush=True); sys.stdin.read()"
 INNER = """
 import json, os, socket, subprocess, sys
 from dataclasses import asdict
-from gunicorn_grace.probes.trigger import Gate
+from gunicorn_grace.probes.trigger import TriggerPolicy
 family, address, arbiter, ask = eval(sys.argv[1])
 listener = socket.socket(family); listener.bind(address); listener.listen()
 print(json.dumps(listener.getsockname()), flush=True)
 child = ask and subprocess.Popen([a.format(*listener.getsockname()) for a in ask], stdout=subprocess.DEVNULL)
 sock, _ = listener.accept()
-print(json.dumps(asdict(Gate("local", None, arbiter).admit({"gunicorn.socket": sock}))), flush=True)
+print(json.dumps(asdict(TriggerPolicy("local", None, arbiter).admit({"gunicorn.socket": sock}))), flush=True)
 sock.sendall(b"HTTP/1.0 503 \\r\\n\\r\\n"); sock.close()
 if child: child.wait()
 """
@@ -82,11 +82,11 @@ if child: child.wait()
 NOBODYS = """
 import json, os, socket, sys
 from dataclasses import asdict
-from gunicorn_grace.probes.trigger import Gate
+from gunicorn_grace.probes.trigger import TriggerPolicy
 arbiter, accepted, user, environ = eval(sys.argv[1])
 os.setgroups([]); os.setresgid(user, user, user); os.setresuid(user, user, user)
 environ["gunicorn.socket"] = socket.socket(fileno=accepted)
-print(json.dumps(asdict(Gate("local", None, arbiter).admit(environ))), flush=True)
+print(json.dumps(asdict(TriggerPolicy("local", None, arbiter).admit(environ))), flush=True)
 """
 
 
@@ -150,7 +150,7 @@ def accepted(listener: socket.socket) -> Iterator[dict[str, Any]]:
         sock.sendall(b"HTTP/1.1 503 \r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
 
 
-def curl(listener: socket.socket, gate: Gate, *options: str) -> Verdict:
+def curl(listener: socket.socket, gate: TriggerPolicy, *options: str) -> Verdict:
     """The gate's verdict on a real curl."""
     if listener.family == socket.AF_UNIX:
         options += ("--unix-socket", listener.getsockname())
@@ -207,7 +207,7 @@ def stranger() -> Iterator[int]:
 def test_fresh_curl_is_admitted(listener: socket.socket, stranger: int) -> None:
     """A curl that was started a moment ago may begin the shutdown, on IPv4, on IPv6 and on a UNIX
     socket."""
-    verdict = curl(listener, Gate("local", None, stranger))
+    verdict = curl(listener, TriggerPolicy("local", None, stranger))
     assert verdict.allowed, verdict
     assert re.search(r"pid \d+ \(curl\), started \d\.\d\d s ago", verdict.reason)
 
@@ -220,14 +220,14 @@ def test_the_source_names_who_asked(listener: socket.socket, stranger: int) -> N
         socket.AF_INET6: r"\[::1\]:\d+",
         socket.AF_UNIX: r"unix socket, pid \d+ \(curl\)",
     }[listener.family]
-    assert re.fullmatch(form, curl(listener, Gate("local", None, stranger)).source)
+    assert re.fullmatch(form, curl(listener, TriggerPolicy("local", None, stranger)).source)
 
 
 @needs_curl
 def test_curl_of_the_application_is_refused(listener: socket.socket) -> None:
     """A child of the arbiter may not begin the shutdown: the application can be made to run it
     (SSRF)."""
-    verdict = curl(listener, Gate("local", None, os.getpid()))
+    verdict = curl(listener, TriggerPolicy("local", None, os.getpid()))
     assert not verdict.allowed
     assert f"one of our own: the arbiter, pid {os.getpid()}" in verdict.reason
 
@@ -238,7 +238,7 @@ def test_grandchild_of_the_arbiter_is_refused(v4: socket.socket) -> None:
     url = "http://{}:{}/".format(*v4.getsockname())
     with child("sh", "-c", f"curl -s --noproxy '*' {url}; exit 0") as process:
         with accepted(v4) as environ:
-            verdict = Gate("local", None, os.getpid()).admit(environ)
+            verdict = TriggerPolicy("local", None, os.getpid()).admit(environ)
         process.communicate(timeout=PATIENCE)
     assert not verdict.allowed
     assert "(curl) is one of our own" in verdict.reason
@@ -250,11 +250,11 @@ def test_a_worker_is_refused(listener: socket.socket, stranger: int) -> None:
         client_of(listener.family, listener.getsockname()) as process,
         accepted(listener) as environ,
     ):
-        verdict = Gate("local", None, process.pid).admit(environ)
+        verdict = TriggerPolicy("local", None, process.pid).admit(environ)
         assert not verdict.allowed
         assert f"pid {process.pid} " in verdict.reason
         assert "one of our own" in verdict.reason
-        assert Gate("local", None, stranger).admit(environ).allowed
+        assert TriggerPolicy("local", None, stranger).admit(environ).allowed
 
 
 def test_a_name_with_parentheses_hides_no_parent(v4: socket.socket, stranger: int) -> None:
@@ -262,16 +262,16 @@ def test_a_name_with_parentheses_hides_no_parent(v4: socket.socket, stranger: in
     is."""
     name = ") R 1 (x) 7 7"
     with client_of(socket.AF_INET, v4.getsockname(), name) as process, accepted(v4) as environ:
-        ours = Gate("local", None, os.getpid()).admit(environ)
+        ours = TriggerPolicy("local", None, os.getpid()).admit(environ)
         assert not ours.allowed
         assert f"pid {process.pid} ({name}) is one of our own" in ours.reason
-        assert Gate("local", None, stranger).admit(environ).allowed
+        assert TriggerPolicy("local", None, stranger).admit(environ).allowed
 
 
 def test_a_name_cannot_break_the_log_line(v4: socket.socket, stranger: int) -> None:
     """Control characters in a process name reach the log escaped."""
     with client_of(socket.AF_INET, v4.getsockname(), "a\x1b[2Jb\rc") as _, accepted(v4) as environ:
-        verdict = Gate("local", None, stranger).admit(environ)
+        verdict = TriggerPolicy("local", None, stranger).admit(environ)
     assert verdict.allowed
     assert r"(a\x1b[2Jb\rc)" in verdict.reason
 
@@ -287,11 +287,11 @@ def test_age_is_in_seconds_since_the_start(
     before = time.clock_gettime(time.CLOCK_BOOTTIME)
     with client_of(listener.family, listener.getsockname()) as _, accepted(listener) as environ:
         reached = time.clock_gettime(time.CLOCK_BOOTTIME)
-        monkeypatch.setattr(trigger, "MAX_AGE", 0.0)
-        verdict = Gate("local", None, stranger).admit(environ)
+        monkeypatch.setattr(asker, "MAX_AGE", 0.0)
+        verdict = TriggerPolicy("local", None, stranger).admit(environ)
         after = time.clock_gettime(time.CLOCK_BOOTTIME)
         monkeypatch.undo()
-        assert Gate("local", None, stranger).admit(environ).allowed
+        assert TriggerPolicy("local", None, stranger).admit(environ).allowed
     assert not verdict.allowed
     match = re.search(r"started (\d+\.\d\d) s ago >= 0 s", verdict.reason)
     assert match, verdict.reason
@@ -302,7 +302,7 @@ def test_age_is_in_seconds_since_the_start(
 
 def test_an_age_of_ten_seconds_is_the_limit() -> None:
     """The limit is the one that the documentation promises."""
-    assert trigger.MAX_AGE == 10.0
+    assert asker.MAX_AGE == 10.0
 
 
 @contextmanager
@@ -338,8 +338,8 @@ def test_age_tells_an_old_process_from_a_young_one(
         theirs.close()
         os.kill(younger if who == "elder" else elder, 9)
         os.waitid(os.P_PID, younger if who == "elder" else elder, os.WEXITED | os.WNOWAIT)
-        monkeypatch.setattr(trigger, "MAX_AGE", age_of(elder))
-        verdict = Gate("local", None, stranger).admit({"gunicorn.socket": ours})
+        monkeypatch.setattr(asker, "MAX_AGE", age_of(elder))
+        verdict = TriggerPolicy("local", None, stranger).admit({"gunicorn.socket": ours})
     assert verdict.allowed is (who == "younger"), verdict
     assert f"pid {elder if who == 'elder' else younger} " in verdict.reason
 
@@ -354,9 +354,9 @@ def test_an_old_second_holder_refuses(
         elder_and_younger(theirs) as (elder, younger),
     ):
         theirs.close()
-        young = Gate("local", None, stranger).admit({"gunicorn.socket": ours})
-        monkeypatch.setattr(trigger, "MAX_AGE", age_of(elder))
-        verdict = Gate("local", None, stranger).admit({"gunicorn.socket": ours})
+        young = TriggerPolicy("local", None, stranger).admit({"gunicorn.socket": ours})
+        monkeypatch.setattr(asker, "MAX_AGE", age_of(elder))
+        verdict = TriggerPolicy("local", None, stranger).admit({"gunicorn.socket": ours})
     assert young.allowed
     assert f"pid {elder} " in young.reason
     assert f"pid {younger} " in young.reason
@@ -376,8 +376,8 @@ def test_every_holder_must_pass(v4: socket.socket, stranger: int, ours_is: int) 
     ):
         theirs.close()
         environ = {"gunicorn.socket": ours}
-        assert Gate("local", None, stranger).admit(environ).allowed
-        verdict = Gate("local", None, (one, two)[ours_is].pid).admit(environ)
+        assert TriggerPolicy("local", None, stranger).admit(environ).allowed
+        verdict = TriggerPolicy("local", None, (one, two)[ours_is].pid).admit(environ)
     assert not verdict.allowed
     assert "one of our own" in verdict.reason
 
@@ -434,7 +434,7 @@ def test_a_young_relay_is_refused(kind: str, over: str, stranger: int, tmp_path:
         python(RELAY, repr((kind, listener.getsockname(), str(tmp_path)))),
         accepted(listener) as environ,
     ):
-        verdict = Gate("local", None, stranger).admit(environ)
+        verdict = TriggerPolicy("local", None, stranger).admit(environ)
     if kind == "has a UNIX connection":
         assert verdict.allowed, verdict
     else:
@@ -451,7 +451,7 @@ def test_ipv4_client_of_a_dual_stack_listener(stranger: int) -> None:
         port = listener.getsockname()[1]
         with client_of(socket.AF_INET, ("127.0.0.1", port)), accepted(listener) as environ:
             assert environ["gunicorn.socket"].getpeername()[0] == "::ffff:127.0.0.1"
-            verdict = Gate("local", None, stranger).admit(environ)
+            verdict = TriggerPolicy("local", None, stranger).admit(environ)
     assert verdict.allowed, verdict
 
 
@@ -463,7 +463,7 @@ def test_mapped_client(stranger: int, dual_stack: bool) -> None:
     with listening(family, (any_address, 0), dual_stack=dual_stack) as listener:
         address = ("::ffff:127.0.0.1", listener.getsockname()[1])
         with client_of(socket.AF_INET6, address), accepted(listener) as environ:
-            verdict = Gate("local", None, stranger).admit(environ)
+            verdict = TriggerPolicy("local", None, stranger).admit(environ)
     assert verdict.allowed, verdict
 
 
@@ -486,7 +486,7 @@ def test_another_address_is_refused(family: int, elsewhere: str, stranger: int) 
     address = own_address(family, elsewhere)
     if ipaddress.ip_address(address).is_loopback:
         pytest.skip("this machine has no address but loopback")
-    gate = Gate("local", None, stranger)
+    gate = TriggerPolicy("local", None, stranger)
     with (
         listening(family, (address, 0)) as listener,
         client_of(family, listener.getsockname()[:2]),
@@ -513,8 +513,8 @@ def test_the_kernel_spells_addresses_as_we_do(a: tuple[int, ...], b: tuple[int, 
         socket.create_connection(listener.getsockname(), source_address=(client, 0)) as theirs,
         listener.accept()[0] as ours,
     ):
-        ends = [trigger._endpoint(name) for name in (ours.getpeername(), ours.getsockname())]
-        inodes = Gate("local", None, 1)._inodes(*ends)
+        ends = [asker.endpoint(name) for name in (ours.getpeername(), ours.getsockname())]
+        inodes = asker.Asker(1).inodes(*ends)
         assert inodes == {str(os.fstat(theirs.fileno()).st_ino)}
 
 
@@ -525,7 +525,7 @@ def test_a_tls_socket_is_a_socket(v4: socket.socket, stranger: int) -> None:
         wrapped = context.wrap_socket(ours, server_side=True, do_handshake_on_connect=False)
         with wrapped, holder(theirs):
             theirs.close()
-            verdict = Gate("local", None, stranger).admit({"gunicorn.socket": wrapped})
+            verdict = TriggerPolicy("local", None, stranger).admit({"gunicorn.socket": wrapped})
     assert verdict.allowed, verdict
 
 
@@ -542,9 +542,9 @@ def test_a_handshake_is_no_connection() -> None:
             sock.setblocking(False)
             sock.connect_ex(where)
         # Backlog 0 has room for one; the handshakes beyond it stay at SYN_SENT.
-        last = trigger._endpoint(waiting[-1].getsockname())
-        with pytest.raises(trigger._Refused, match=f"port {last[1]} is not in /proc/net/tcp"):
-            Gate("local", None, 1)._inodes(last, trigger._endpoint(where))
+        last = asker.endpoint(waiting[-1].getsockname())
+        with pytest.raises(asker.Refused, match=f"port {last[1]} is not in /proc/net/tcp"):
+            asker.Asker(1).inodes(last, asker.endpoint(where))
 
 
 # --- proxies
@@ -566,7 +566,7 @@ def test_a_handshake_is_no_connection() -> None:
 )
 def test_a_forwarded_request_is_refused(v4: socket.socket, stranger: int, header: str) -> None:
     """A header that only proxies add is enough, and no look-up is spent on it."""
-    gate = Gate("local", None, stranger)
+    gate = TriggerPolicy("local", None, stranger)
     verdict = curl(v4, gate, "-H", header)
     assert not verdict.allowed
     assert "forwarded by a proxy" in verdict.reason
@@ -577,21 +577,23 @@ def test_a_forwarded_request_is_refused(v4: socket.socket, stranger: int, header
 def test_the_proxy_protocol_is_refused(v4: socket.socket, stranger: int) -> None:
     """A connection that began with a PROXY line came through a proxy."""
     with client_of(socket.AF_INET, v4.getsockname()), accepted(v4) as environ:
-        verdict = Gate("local", None, stranger).admit({**environ, "PROXY_PROTOCOL": "TCP4"})
+        verdict = TriggerPolicy("local", None, stranger).admit(
+            {**environ, "PROXY_PROTOCOL": "TCP4"}
+        )
     assert not verdict.allowed
     assert "TCP4" in verdict.reason
 
 
 def test_a_header_cannot_break_the_log_line(stranger: int) -> None:
     """Control characters in a header reach the log escaped, and no longer than a line."""
-    verdict = Gate("local", None, stranger).admit({"HTTP_VIA": "a\n\x1b[2J" + "x" * 1000})
+    verdict = TriggerPolicy("local", None, stranger).admit({"HTTP_VIA": "a\n\x1b[2J" + "x" * 1000})
     assert r"a\n\x1b[2J" in verdict.reason
     assert len(verdict.reason) < 300
 
 
 def test_no_socket_is_refused(stranger: int) -> None:
     """A worker class that hides its socket admits nobody, although REMOTE_ADDR says loopback."""
-    verdict = Gate("local", None, stranger).admit({"REMOTE_ADDR": "127.0.0.1"})
+    verdict = TriggerPolicy("local", None, stranger).admit({"REMOTE_ADDR": "127.0.0.1"})
     assert not verdict.allowed
     assert "no gunicorn.socket in environ" in verdict.reason
     assert verdict.source == "REMOTE_ADDR 127.0.0.1"
@@ -662,7 +664,7 @@ def test_an_asker_in_a_namespace_below_ours_is_refused(
         listener.settimeout(2)
         try:
             with accepted(listener) as environ:
-                verdict = Gate("local", None, stranger).admit(environ)
+                verdict = TriggerPolicy("local", None, stranger).admit(environ)
         except TimeoutError:
             pytest.skip(f"no PID namespace to be had: exit {process.poll()}")
         process.communicate(timeout=PATIENCE)
@@ -684,7 +686,7 @@ def test_an_asker_in_a_namespace_beside_ours_is_refused(family: int, tmp_path: P
         "no process that we may look into" if family == socket.AF_INET else "another PID namespace"
     )
     assert expected in verdict.reason
-    assert trigger.WAY_OUT in verdict.reason
+    assert asker.WAY_OUT in verdict.reason
 
 
 @needs_curl
@@ -755,10 +757,10 @@ def test_a_hook_of_another_user_is_refused_with_the_way_out(
 def test_without_proc_nobody_is_admitted(listener: socket.socket, stranger: int) -> None:
     """Where there is no /proc, the answer is no, and the log says what to use."""
     with client_of(listener.family, listener.getsockname()), accepted(listener) as environ:
-        verdict = Gate("local", None, stranger, proc="/nonexistent").admit(environ)
+        verdict = TriggerPolicy("local", None, stranger, proc="/nonexistent").admit(environ)
     assert not verdict.allowed
     assert "/nonexistent" in verdict.reason
-    assert trigger.WAY_OUT in verdict.reason
+    assert asker.WAY_OUT in verdict.reason
 
 
 def test_a_peer_that_did_not_wait_is_refused(v4: socket.socket, stranger: int) -> None:
@@ -766,7 +768,7 @@ def test_a_peer_that_did_not_wait_is_refused(v4: socket.socket, stranger: int) -
     with socket.create_connection(v4.getsockname()) as theirs, v4.accept()[0] as ours:
         theirs.close()
         assert ours.recv(1) == b""
-        verdict = Gate("local", None, stranger).admit({"gunicorn.socket": ours})
+        verdict = TriggerPolicy("local", None, stranger).admit({"gunicorn.socket": ours})
     assert not verdict.allowed
     assert "closed the connection" in verdict.reason
 
@@ -775,7 +777,7 @@ def test_a_closed_socket_is_refused(v4: socket.socket, stranger: int) -> None:
     """A socket that was closed under the request is a refusal, not an error."""
     with socket.create_connection(v4.getsockname()), v4.accept()[0] as ours:
         pass
-    verdict = Gate("local", None, stranger).admit({"gunicorn.socket": ours})
+    verdict = TriggerPolicy("local", None, stranger).admit({"gunicorn.socket": ours})
     assert not verdict.allowed
     assert "OSError" in verdict.reason
 
@@ -787,7 +789,7 @@ def test_one_look_up_a_second(listener: socket.socket, stranger: int) -> None:
     """A second trigger within the second is refused with the reason; a full second later it is
     looked up again."""
     now = [100.0]
-    gate = Gate("local", None, stranger, clock=lambda: now[0])
+    gate = TriggerPolicy("local", None, stranger, clock=lambda: now[0])
     with client_of(listener.family, listener.getsockname()), accepted(listener) as environ:
         assert gate.admit(environ).allowed
         now[0] = 100.75
@@ -800,7 +802,7 @@ def test_one_look_up_a_second(listener: socket.socket, stranger: int) -> None:
 
 def test_a_refused_look_up_counts(v4: socket.socket) -> None:
     """Whoever is refused after a look-up has used up the second: the cost is what is limited."""
-    gate = Gate("local", None, os.getpid(), clock=lambda: 0.0)
+    gate = TriggerPolicy("local", None, os.getpid(), clock=lambda: 0.0)
     with client_of(socket.AF_INET, v4.getsockname()), accepted(v4) as environ:
         assert "one of our own" in gate.admit(environ).reason
         assert "looked up 0.00 s ago" in gate.admit(environ).reason
@@ -809,7 +811,7 @@ def test_a_refused_look_up_counts(v4: socket.socket) -> None:
 def test_of_many_threads_one_looks_up(v4: socket.socket) -> None:
     """However many threads ask at once, there is one look-up."""
 
-    def ask(gate: Gate, barrier: threading.Barrier, ours: socket.socket) -> Verdict:
+    def ask(gate: TriggerPolicy, barrier: threading.Barrier, ours: socket.socket) -> Verdict:
         barrier.wait(PATIENCE)
         return gate.admit({"gunicorn.socket": ours})
 
@@ -818,7 +820,7 @@ def test_of_many_threads_one_looks_up(v4: socket.socket) -> None:
     try:
         with socket.create_connection(v4.getsockname()), v4.accept()[0] as ours:
             for _ in range(100):
-                gate = Gate(
+                gate = TriggerPolicy(
                     "local", None, 1, proc="/nonexistent", clock=lambda: sum(range(50)) * 0.0
                 )
                 barrier = threading.Barrier(8)
@@ -838,7 +840,7 @@ def test_of_many_threads_one_looks_up(v4: socket.socket) -> None:
 @pytest.mark.parametrize("token", ["s3cret", "schlüssel", "鍵"])
 def test_the_token_is_admitted_from_a_real_client(v4: socket.socket, token: str) -> None:
     """The right token is enough, also from our own processes, and whatever letters it has."""
-    verdict = curl(v4, Gate("token", token, os.getpid()), "-H", f"X-Grace-Token: {token}")
+    verdict = curl(v4, TriggerPolicy("token", token, os.getpid()), "-H", f"X-Grace-Token: {token}")
     assert verdict.allowed, verdict
     assert re.fullmatch(r"127\.0\.0\.1:\d+", verdict.source)
 
@@ -851,7 +853,7 @@ def test_the_token_needs_no_socket() -> None:
         "HTTP_X_FORWARDED_FOR": "192.0.2.1",
         "REMOTE_ADDR": "192.0.2.7",
     }
-    verdict = Gate("token", "s3cret", 1, proc="/nonexistent").admit(environ)
+    verdict = TriggerPolicy("token", "s3cret", 1, proc="/nonexistent").admit(environ)
     assert verdict == Verdict(True, "X-Grace-Token matched", "REMOTE_ADDR 192.0.2.7")
 
 
@@ -862,7 +864,7 @@ def test_the_token_is_admitted_from_a_peer_that_hung_up(v4: socket.socket) -> No
         theirs.close()  # with a reset
         with pytest.raises(ConnectionResetError):
             ours.recv(1)
-        verdict = Gate("token", "s3cret", 1).admit(
+        verdict = TriggerPolicy("token", "s3cret", 1).admit(
             {"gunicorn.socket": ours, "HTTP_X_GRACE_TOKEN": "s3cret"}
         )
     assert verdict.allowed
@@ -873,7 +875,7 @@ def test_a_token_of_raw_bytes_is_admitted() -> None:
     """A token that came from the environment as bytes that are no UTF-8 is compared as those
     bytes."""
     token = b"\xff\xfe".decode("utf-8", "surrogateescape")
-    assert Gate("token", token, 1).admit({"HTTP_X_GRACE_TOKEN": "\xff\xfe"}).allowed
+    assert TriggerPolicy("token", token, 1).admit({"HTTP_X_GRACE_TOKEN": "\xff\xfe"}).allowed
 
 
 @pytest.mark.parametrize(
@@ -882,7 +884,7 @@ def test_a_token_of_raw_bytes_is_admitted() -> None:
 def test_another_token_is_refused(given: object) -> None:
     """A token that is missing, wrong, or not even text in latin-1 is refused, and neither is
     quoted."""
-    verdict = Gate("token", "s3cret", 1).admit({"HTTP_X_GRACE_TOKEN": given})
+    verdict = TriggerPolicy("token", "s3cret", 1).admit({"HTTP_X_GRACE_TOKEN": given})
     assert not verdict.allowed
     assert "s3cret" not in verdict.reason + verdict.source
     assert "\\u" not in verdict.reason
@@ -894,14 +896,14 @@ def test_another_token_is_refused(given: object) -> None:
 )
 def test_without_a_token_none_matches(token: str | None, environ: dict[str, str]) -> None:
     """An empty header does not match a token that was never set."""
-    verdict = Gate("token", token, 1).admit(environ)
+    verdict = TriggerPolicy("token", token, 1).admit(environ)
     assert not verdict.allowed
     assert "grace_trigger_token is not set" in verdict.reason
 
 
 def test_a_token_that_cannot_be_encoded_is_not_quoted() -> None:
     """An encoding error, which quotes what it could not encode, stays out of the log."""
-    verdict = Gate("token", "s3cret\ud800", 1).admit({"HTTP_X_GRACE_TOKEN": "x"})
+    verdict = TriggerPolicy("token", "s3cret\ud800", 1).admit({"HTTP_X_GRACE_TOKEN": "x"})
     assert not verdict.allowed
     assert "d800" not in verdict.reason
 
@@ -909,13 +911,15 @@ def test_a_token_that_cannot_be_encoded_is_not_quoted() -> None:
 @needs_curl
 def test_local_asks_for_no_token(v4: socket.socket) -> None:
     """In mode `local` a token opens nothing."""
-    assert not curl(v4, Gate("local", "s3cret", os.getpid()), "-H", "X-Grace-Token: s3cret").allowed
+    assert not curl(
+        v4, TriggerPolicy("local", "s3cret", os.getpid()), "-H", "X-Grace-Token: s3cret"
+    ).allowed
 
 
 @pytest.mark.parametrize("mode", ["off", "", "Local", "nonsense\n"])
 def test_an_unknown_mode_admits_nobody(mode: str) -> None:
     """A mode that the gate does not know is shut."""
-    verdict = Gate(mode, "s3cret", 1).admit({"HTTP_X_GRACE_TOKEN": "s3cret"})
+    verdict = TriggerPolicy(mode, "s3cret", 1).admit({"HTTP_X_GRACE_TOKEN": "s3cret"})
     assert not verdict.allowed
     assert "\n" not in verdict.reason
 
@@ -966,7 +970,7 @@ def test_garbage_is_refused(mode: str, environ: dict[str, Any]) -> None:
         environ = {
             name: unconnected if value is UNCONNECTED else value for name, value in environ.items()
         }
-        verdict = Gate(mode, "\x00 no header is this", 1).admit(environ)
+        verdict = TriggerPolicy(mode, "\x00 no header is this", 1).admit(environ)
     assert not verdict.allowed
     assert verdict.reason.isprintable()
     assert verdict.source.isprintable()
@@ -979,6 +983,8 @@ def test_an_error_inside_is_a_refusal_with_its_reason(v4: socket.socket, strange
         raise ZeroDivisionError("clock stopped")
 
     with socket.create_connection(v4.getsockname()), v4.accept()[0] as ours:
-        verdict = Gate("local", None, stranger, clock=clock).admit({"gunicorn.socket": ours})
+        verdict = TriggerPolicy("local", None, stranger, clock=clock).admit(
+            {"gunicorn.socket": ours}
+        )
     assert not verdict.allowed
     assert "ZeroDivisionError: clock stopped" in verdict.reason

@@ -14,27 +14,37 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as hyp
 
-from gunicorn_grace.arbiter.lifecycle import Origin
-from gunicorn_grace.arbiter.probe_port import RUN_EVERY, SLACK, Publisher
 from gunicorn_grace.probes.answers import Answer
-from gunicorn_grace.probes.checks import Kind, Registry
-from gunicorn_grace.responder import process as r
-from gunicorn_grace.shared import memory as st
-from gunicorn_grace.shared.memory import State
-from gunicorn_grace.shared.phase import Phase
+from gunicorn_grace.probes.checks import Registry
+from gunicorn_grace.responder import http
+from gunicorn_grace.responder.answering import ResponderAnswers
+from gunicorn_grace.responder.http import HEAD, ProbeRequest, Server, encode, parse
+from gunicorn_grace.shared import memory as shm
+from gunicorn_grace.shared.agreed import KINDS
+from gunicorn_grace.shared.board import (
+    BOARD_CELLS,
+    ENTRIES,
+    HEARTBEAT_CELL,
+    NAME_BYTES,
+    Board,
+    Entry,
+)
+from gunicorn_grace.shared.memory import Memory
+from gunicorn_grace.shared.phase import Kind, Origin, Phase
 from gunicorn_grace.shared.settings import Secret, Settings
+from gunicorn_grace.worker.publishing import RUN_EVERY, SLACK, Publisher
 from support.trials import trials
 
 pytestmark = pytest.mark.once
 
-S = st.NS
+S = shm.NS
 NOW = 1_000 * S
 
 
 @pytest.fixture
-def shared() -> Iterator[State]:
+def shared() -> Iterator[Memory]:
     """The memory of an instance with a probe port."""
-    made = State.create(slots=4, boards=True)
+    made = Memory.create(slots=4, boards=True)
     yield made
     made.close()
 
@@ -42,38 +52,46 @@ def shared() -> Iterator[State]:
 class Asked:
     """A probe with a clock that the test turns, and what it said."""
 
-    def __init__(self, state: State, timeout: float = 30, **settings: Any) -> None:
-        self.state = state
+    def __init__(self, memory: Memory, timeout: float = 30, **settings: Any) -> None:
+        self.memory = memory
         self.now = NOW
         self.said: list[str] = []
-        self.probe = r.Probe(
-            state, Settings(**settings), timeout, self.said.append, lambda: self.now
+        self.answers = ResponderAnswers(
+            memory, Settings(**settings), timeout, self.said.append, lambda: self.now
         )
 
     def __call__(self, target: str, method: str = "GET", **headers: str) -> Answer:
         path, _, query = target.partition("?")
-        return self.probe.answer(
-            r.Request(method, path, query, {"gunicorn.socket": None, **headers})
+        return self.answers.answer(
+            ProbeRequest(method, path, query, {"gunicorn.socket": None, **headers})
         )
 
 
-def boot(state: State, number: int, heartbeat: int = NOW) -> None:
-    """A worker that has booted and told gunicorn so."""
-    state.claim(number, number + 1)
-    state.cells[state.slot(number) + st.BOOTED] = 1
-    board = state.board(number)
+def board_of(memory: Memory, number: int) -> Board:
+    board = memory.board(number)
     assert board is not None
-    state.cells[board + st.HEARTBEAT] = heartbeat
-    state.cells[st.PHASE] = Phase.SERVING
+    return board
+
+
+def entries(memory: Memory, number: int) -> list[Entry]:
+    return board_of(memory, number).entries()
+
+
+def boot(memory: Memory, number: int, heartbeat: int = NOW) -> None:
+    """A worker that has booted and told gunicorn so."""
+    memory.claim(number, number + 1)
+    memory.record(number).booted = 1
+    memory.cells[board_of(memory, number).begin + HEARTBEAT_CELL] = heartbeat
+    memory.header.phase = Phase.SERVING
 
 
 def show(
-    state: State, number: int, name: str, at: int, passed: bool, kind: Kind = Kind.READINESS
+    memory: Memory, number: int, name: str, at: int, passed: bool, kind: Kind = Kind.READINESS
 ) -> int:
-    cell = state.show(number, name, r.KINDS.index(kind), 20 * S)
+    cell = board_of(memory, number).add(name, KINDS.index(kind), 20 * S)
     assert cell is not None
     if at:
-        state.cells[cell] = at & ~1 | passed
+        memory.cells[cell] = at & ~1 | passed
     return cell
 
 
@@ -90,12 +108,12 @@ def show(
         (Phase.STOPPED, 200, 503, 200),
     ],
 )
-def test_every_phase(phase: Phase, live: int, ready: int, started: int, shared: State) -> None:
+def test_every_phase(phase: Phase, live: int, ready: int, started: int, shared: Memory) -> None:
     """The table of DESIGN 9, at the probe port."""
     asked = Asked(shared)
     if phase is not Phase.STARTING:
         boot(shared, 0)
-    shared.cells[st.PHASE] = phase
+    shared.header.phase = phase
     assert [asked(path).status for path in ("/livez", "/healthz", "/readyz", "/startupz")] == [
         live,
         live,
@@ -104,12 +122,12 @@ def test_every_phase(phase: Phase, live: int, ready: int, started: int, shared: 
     ]
 
 
-def test_ready_needs_a_worker_that_has_booted_now(shared: State) -> None:
+def test_ready_needs_a_worker_that_has_booted_now(shared: Memory) -> None:
     """In SERVING, but the last worker is gone: nobody would serve; start-up is past."""
     asked = Asked(shared)
     boot(shared, 2)
     assert asked("/readyz").status == 200
-    shared.free(2)
+    shared.record(2).claimed = 0
     assert asked("/readyz").body == "[-]booted failed: reason withheld\n"
     assert asked("/startupz").status == 200
     shared.claim(2, 9)
@@ -118,7 +136,7 @@ def test_ready_needs_a_worker_that_has_booted_now(shared: State) -> None:
     assert asked("/readyz").status == 200
 
 
-def test_the_newest_heartbeat_counts(shared: State) -> None:
+def test_the_newest_heartbeat_counts(shared: Memory) -> None:
     """Until ``timeout`` is over for the last of the workers; 0 switches it off, as it does
     gunicorn's."""
     asked = Asked(shared, timeout=30)
@@ -138,21 +156,21 @@ def test_the_newest_heartbeat_counts(shared: State) -> None:
     ]
 
 
-def test_an_upgraded_instance_stays_ready(shared: State) -> None:
+def test_an_upgraded_instance_stays_ready(shared: Memory) -> None:
     """The other arbiter serves the same sockets, and this probe port's listener as well."""
     asked = Asked(shared)
     boot(shared, 0, NOW - 100 * S)
-    shared.cells[st.UPGRADED] = 1
-    shared.cells[st.PHASE] = Phase.DRAINING
+    shared.header.upgraded = 1
+    shared.header.phase = Phase.DRAINING
     assert asked("/readyz").status == 200
-    shared.free(0)
+    shared.record(0).claimed = 0
     assert asked("/readyz").status == 200
 
 
 # -- checks ----
 
 
-def test_the_newest_result_of_each_check_counts(shared: State) -> None:
+def test_the_newest_result_of_each_check_counts(shared: Memory) -> None:
     """Whichever worker it comes from; one that is gone does not count, nor one that has not
     booted."""
     asked = Asked(shared)
@@ -165,7 +183,7 @@ def test_the_newest_result_of_each_check_counts(shared: State) -> None:
     assert (asked("/readyz/db").status, asked("/readyz/nothing").status) == (503, 404)
     shared.cells[cell] = NOW - 4 * S | 1
     assert asked("/readyz").status == 200
-    shared.free(0)
+    shared.record(0).claimed = 0
     shared.cells[cell] = NOW & ~1
     assert asked("/readyz").status == 503
     shared.claim(2, 7)
@@ -182,7 +200,7 @@ def test_the_newest_result_of_each_check_counts(shared: State) -> None:
     ],
 )
 def test_what_is_not_known(
-    kind: Kind, unknown: int, stale: int, failed: int, shared: State
+    kind: Kind, unknown: int, stale: int, failed: int, shared: Memory
 ) -> None:
     """No result yet, and one that nobody brought up to date: readiness is red, liveness never is
     for that alone."""
@@ -201,44 +219,40 @@ def test_what_is_not_known(
     assert asked(path).status == failed
 
 
-def test_a_slot_given_anew_shows_nothing_of_the_former(shared: State) -> None:
+def test_a_slot_given_anew_shows_nothing_of_the_former(shared: Memory) -> None:
     """The board of a worker that is gone is wiped before its slot counts again."""
     boot(shared, 0)
     show(shared, 0, "old", NOW, False)
-    assert [shown.name for shown in shared.shown(0)] == ["old"]
-    shared.free(0)
+    assert [shown.name for shown in entries(shared, 0)] == ["old"]
+    shared.record(0).claimed = 0
     boot(shared, 0)
-    assert shared.shown(0) == []
+    assert entries(shared, 0) == []
     assert Asked(shared)("/readyz").status == 200
 
 
-def test_a_board_has_room_for_so_many(shared: State) -> None:
-    """Beyond that, and for a name that is too long, ``show`` says no; without boards always."""
+def test_a_board_has_room_for_so_many(shared: Memory) -> None:
+    """Beyond that, and for a name that is too long, ``add`` says no; without a probe port there is no board."""
     shared.claim(1, 1)
-    long = "n" * st.NAME_BYTES
-    assert shared.show(1, long + "n", 0, 1) is None
-    cells = [
-        shared.show(1, f"{number}".rjust(st.NAME_BYTES, "n"), 1, number)
-        for number in range(st.ENTRIES)
-    ]
-    assert len(set(cells)) == st.ENTRIES
-    assert shared.show(1, "more", 0, 1) is None
-    shown = shared.shown(1)
-    assert [one.good_for for one in shown] == list(range(st.ENTRIES))
-    assert {len(one.name) for one in shown} == {st.NAME_BYTES}
+    long = "n" * NAME_BYTES
+    board = board_of(shared, 1)
+    assert board.add(long + "n", 0, 1) is None
+    cells = [board.add(f"{number}".rjust(NAME_BYTES, "n"), 1, number) for number in range(ENTRIES)]
+    assert len(set(cells)) == ENTRIES
+    assert board.add("more", 0, 1) is None
+    shown = entries(shared, 1)
+    assert [one.good_for for one in shown] == list(range(ENTRIES))
+    assert {len(one.name) for one in shown} == {NAME_BYTES}
     shared.claim(2, 1)
-    assert shared.shown(2) == []
-    with contextlib.closing(State.create(slots=1)) as plain:
-        assert (plain.board(0), plain.shown(0), plain.show(0, "x", 0, 1)) == (None, [], None)
+    assert entries(shared, 2) == []
+    with contextlib.closing(Memory.create(slots=1)) as plain:
+        assert plain.board(0) is None
 
 
-def test_the_boards_lie_after_everything_else(shared: State) -> None:
+def test_the_boards_lie_after_everything_else(shared: Memory) -> None:
     """Nothing that a reader without boards knows has moved, and the last board ends with the
     memory."""
-    last = shared.board(3)
-    assert last is not None
-    assert shared.board(0) == shared.meter(3) + st.METER_CELLS
-    assert last + st.BOARD_CELLS == len(shared.cells)
+    assert board_of(shared, 0).begin == shared.record(3).begin + shm.RECORD_CELLS
+    assert board_of(shared, 3).begin + BOARD_CELLS == len(shared.cells)
 
 
 # -- the publisher ----
@@ -257,30 +271,32 @@ class Log:
 class Turned:
     """A registry on a clock that the test turns, published by hand."""
 
-    def __init__(self, state: State, readiness_delay: float = 0) -> None:
+    def __init__(self, memory: Memory, readiness_delay: float = 0) -> None:
         self.now = 100.0
         self.log = Log()
         self.registry = Registry(lambda: self.now)
         self.registry.log = self.log
-        state.claim(0, 1)
-        self.state = state
-        self.publisher = Publisher(state, 0, self.log, readiness_delay, self.registry)
+        memory.claim(0, 1)
+        self.memory = memory
+        self.publisher = Publisher(
+            memory, board_of(memory, 0), self.log, readiness_delay, self.registry
+        )
 
     def step(self) -> float:
         """Until nothing is running any more."""
         until = time.monotonic() + 20
         while True:
             pause = self.publisher.step()
-            if all(place.run is None for place in self.publisher._shown.values()):
+            if all(place.run is None for place in self.publisher._places.values()):
                 return pause
             assert time.monotonic() < until
             time.sleep(0.001)
 
     def results(self) -> dict[str, bool]:
-        return {shown.name: shown.passed for shown in self.state.shown(0) if shown.known}
+        return {shown.name: shown.passed for shown in entries(self.memory, 0) if shown.known}
 
 
-def test_a_check_is_run_once_its_ttl_is_over(shared: State) -> None:
+def test_a_check_is_run_once_its_ttl_is_over(shared: Memory) -> None:
     """Not before, and then its new result is shown; one with a ``ttl`` of 0 is run once a
     second."""
     turned, answers, calls = Turned(shared), {"a": True, "b": True}, []
@@ -293,7 +309,7 @@ def test_a_check_is_run_once_its_ttl_is_over(shared: State) -> None:
             ttl=ttl,
         )
     turned.publisher.add()
-    assert [(shown.name, shown.known) for shown in shared.shown(0)] == [("a", 0), ("b", 0)]
+    assert [(shown.name, shown.known) for shown in entries(shared, 0)] == [("a", 0), ("b", 0)]
     assert turned.step() <= RUN_EVERY
     assert turned.results() == {"a": True, "b": True}
     answers.update(a=False, b=False)
@@ -304,13 +320,13 @@ def test_a_check_is_run_once_its_ttl_is_over(shared: State) -> None:
     turned.step()
     assert turned.results() == {"a": False, "b": False}
     assert calls.count("a") == 2
-    assert {shown.name: shown.good_for for shown in shared.shown(0)} == {
+    assert {shown.name: shown.good_for for shown in entries(shared, 0)} == {
         "a": (5 + 1 + SLACK) * S,
         "b": (RUN_EVERY + 1 + SLACK) * S,
     }
 
 
-def test_a_check_that_hangs_does_not_hold_up_the_others(shared: State) -> None:
+def test_a_check_that_hangs_does_not_hold_up_the_others(shared: Memory) -> None:
     """Its failure is shown at its deadline, and the others' results meanwhile."""
     turned, release = Turned(shared), threading.Event()
     turned.registry.register("hangs", release.wait, kind="readiness", timeout=50, ttl=1)
@@ -326,7 +342,7 @@ def test_a_check_that_hangs_does_not_hold_up_the_others(shared: State) -> None:
     release.set()
 
 
-def test_checks_that_come_later_are_shown_as_well(shared: State) -> None:
+def test_checks_that_come_later_are_shown_as_well(shared: Memory) -> None:
     """Applications register them when they are imported, which may be lazily."""
     turned = Turned(shared)
     turned.step()
@@ -335,19 +351,19 @@ def test_checks_that_come_later_are_shown_as_well(shared: State) -> None:
     assert turned.results() == {"late": True}
 
 
-def test_nothing_is_run_once_the_shutdown_has_begun(shared: State) -> None:
+def test_nothing_is_run_once_the_shutdown_has_begun(shared: Memory) -> None:
     """The checks decide nothing any more; after ``undrain`` they do."""
     turned, calls = Turned(shared), []
     turned.registry.register("a", lambda: calls.append(1), kind="readiness", timeout=1, ttl=0)
-    shared.cells[st.TRIGGER] = 8
+    shared.header.trigger = 8
     turned.step()
     assert calls == []
-    shared.cells[st.CONSUMED] = 8
+    shared.header.consumed = 8
     turned.step()
     assert calls == [1]
 
 
-def test_checks_are_run_as_long_as_they_decide(shared: State) -> None:
+def test_checks_are_run_as_long_as_they_decide(shared: Memory) -> None:
     """Readiness is theirs for ``grace_readiness_delay`` after T0; and in an upgrade, which has no
     T0, to the end."""
     turned, calls = Turned(shared, readiness_delay=3600), []
@@ -355,31 +371,31 @@ def test_checks_are_run_as_long_as_they_decide(shared: State) -> None:
     shared.trigger(Origin.HTTP)
     turned.step()
     assert calls == [1]
-    shared.cells[st.TRIGGER] = 0
-    shared.cells[st.PHASE] = Phase.DRAINING
+    shared.header.trigger = 0
+    shared.header.phase = Phase.DRAINING
     turned.now += RUN_EVERY
     turned.step()
     assert calls == [1, 1]
 
 
-def test_one_check_too_many_is_told_once(shared: State) -> None:
+def test_one_check_too_many_is_told_once(shared: Memory) -> None:
     """It does not count at the probe port, and the log says which."""
     turned = Turned(shared)
-    for number in range(st.ENTRIES + 1):
+    for number in range(ENTRIES + 1):
         turned.registry.register(f"c{number}", lambda: None, kind="readiness", timeout=1, ttl=60)
     turned.step()
     turned.step()
-    assert len(turned.results()) == st.ENTRIES
+    assert len(turned.results()) == ENTRIES
     assert turned.log.lines == [
-        f"gunicorn-grace: the readiness check c{st.ENTRIES} does not count at the probe port: "
-        f"there is room for {st.ENTRIES} checks"
+        f"gunicorn-grace: the readiness check c{ENTRIES} does not count at the probe port: "
+        f"there is room for {ENTRIES} checks"
     ]
 
 
 # -- paths, methods, the trigger ----
 
 
-def test_paths_and_methods(shared: State) -> None:
+def test_paths_and_methods(shared: Memory) -> None:
     """404 for what is no probe, 405 with Allow for what does not read; nothing sent comes back."""
     asked = Asked(shared, readiness_path="/ok")
     boot(shared, 0)
@@ -393,7 +409,7 @@ def test_paths_and_methods(shared: State) -> None:
     assert "secret" not in asked("/secret").body
 
 
-def test_a_token_decides_over_the_trigger(shared: State) -> None:
+def test_a_token_decides_over_the_trigger(shared: Memory) -> None:
     """Right: 503 and the shutdown has begun; wrong or none: 403, logged once a minute; never for
     another path."""
     asked = Asked(shared, trigger="token", trigger_token=Secret("s3cret"))
@@ -408,19 +424,19 @@ def test_a_token_decides_over_the_trigger(shared: State) -> None:
     assert asked("/readyz?down=true").status == 403
     assert len(asked.said) == 2
     assert asked("/readyz?down=true", HTTP_X_GRACE_TOKEN="s3cret").status == 503
-    assert shared.cells[st.TRIGGER] & st.ORIGIN_MASK == Origin.HTTP
+    assert shared.header.trigger & shm.ORIGIN_MASK == Origin.HTTP
 
 
-def test_an_expired_trigger_shuts_it(shared: State) -> None:
+def test_an_expired_trigger_shuts_it(shared: Memory) -> None:
     """Once one was not followed by SIGTERM, ``?down=true`` is refused here as well."""
     asked = Asked(shared, trigger="token", trigger_token=Secret("s3cret"))
     boot(shared, 0)
-    shared.cells[st.HTTP_SHUT] = 1
+    shared.header.http_shut = 1
     assert asked("/readyz?down=true", HTTP_X_GRACE_TOKEN="s3cret").status == 403
     assert not shared.is_terminating()
 
 
-def test_off_makes_the_trigger_a_probe(shared: State) -> None:
+def test_off_makes_the_trigger_a_probe(shared: Memory) -> None:
     """With ``grace_trigger = "off"`` the query means nothing."""
     asked = Asked(shared, trigger="off")
     boot(shared, 0)
@@ -433,10 +449,10 @@ def test_off_makes_the_trigger_a_probe(shared: State) -> None:
 
 def test_a_request_is_read() -> None:
     """Method, decoded path, query, and headers as WSGI names them; the same twice are one."""
-    got = r.parse(
+    got = parse(
         b"\r\nGET /re%61dyz?a=b&c HTTP/1.1\r\nHost: x\r\nX-Grace-Token: 1\r\nx-grace-token: 2\r\n\r\n"
     )
-    assert isinstance(got, r.Request)
+    assert isinstance(got, ProbeRequest)
     assert got[:3] == ("GET", "/readyz", "a=b&c")
     assert got.environ["HTTP_HOST"] == "x"
     assert got.environ["HTTP_X_GRACE_TOKEN"] == "1,2"
@@ -458,7 +474,7 @@ def test_a_request_is_read() -> None:
 )
 def test_what_is_no_request_is_refused(head: bytes) -> None:
     """Also where a forwarding header could hide behind what is none."""
-    got = r.parse(head)
+    got = parse(head)
     assert isinstance(got, int)
     assert 400 <= got < 600
 
@@ -473,12 +489,12 @@ def test_what_is_no_request_is_refused(head: bytes) -> None:
 def test_no_garbage_gets_through_the_parser(head: bytes) -> None:
     """Whatever comes is a request or a status, and whatever is answered is HTTP that a strict
     parser takes."""
-    got = r.parse(head + b"\r\n\r\n")
+    got = parse(head + b"\r\n\r\n")
     answer = Answer(got, "no\n") if isinstance(got, int) else Answer(200, "ok\n")
     client = h11.Connection(h11.CLIENT)
     client.send(h11.Request(method="GET", target="/", headers=[("Host", "x")]))
     client.send(h11.EndOfMessage())
-    client.receive_data(r.encode(answer))
+    client.receive_data(encode(answer))
     event = client.next_event()
     assert isinstance(event, h11.Response)
     assert event.status_code == answer.status
@@ -488,16 +504,16 @@ def test_no_garbage_gets_through_the_parser(head: bytes) -> None:
 
 
 @pytest.fixture
-def served() -> Iterator[Callable[..., tuple[r.Server, Callable[[], socket.socket]]]]:
+def served() -> Iterator[Callable[..., tuple[Server, Callable[[], socket.socket]]]]:
     """Serve an answer in a thread, on a socket of its own; it retires with the test."""
     with contextlib.ExitStack() as stack:
 
         def start(
-            answer: Callable[[r.Request], Answer] = lambda request: Answer(200, request.path),
+            answer: Callable[[ProbeRequest], Answer] = lambda request: Answer(200, request.path),
             **options: Any,
-        ) -> tuple[r.Server, Callable[[], socket.socket]]:
+        ) -> tuple[Server, Callable[[], socket.socket]]:
             listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=128))
-            server = r.Server(listener, answer, options.pop("say", lambda line: None), **options)
+            server = Server(listener, answer, options.pop("say", lambda line: None), **options)
             thread = threading.Thread(target=server.run)
 
             def end() -> None:
@@ -519,7 +535,7 @@ def served() -> Iterator[Callable[..., tuple[r.Server, Callable[[], socket.socke
         yield start
 
 
-Served = Callable[..., tuple[r.Server, Callable[[], socket.socket]]]
+Served = Callable[..., tuple[Server, Callable[[], socket.socket]]]
 
 
 def everything(sock: socket.socket) -> bytes:
@@ -571,13 +587,13 @@ def test_a_head_without_an_end_is_refused(served: Served) -> None:
     """More than a request may have, and no blank line: 431."""
     _, connect = served()
     sock = connect()
-    sock.sendall(b"GET /readyz HTTP/1.1\r\nX: " + b"x" * r.HEAD)
+    sock.sendall(b"GET /readyz HTTP/1.1\r\nX: " + b"x" * HEAD)
     assert everything(sock).startswith(b"HTTP/1.1 431 ")
 
 
 def test_who_is_silent_is_dropped(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     """After its patience, without an answer."""
-    monkeypatch.setattr(r, "PATIENCE", 0.05)
+    monkeypatch.setattr(http, "PATIENCE", 0.05)
     _, connect = served()
     sock = connect()
     sock.sendall(b"GET /")
@@ -586,8 +602,8 @@ def test_who_is_silent_is_dropped(served: Served, monkeypatch: pytest.MonkeyPatc
 
 def test_the_oldest_gives_way(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     """With as many connections as it holds, a new one is heard and the oldest is dropped."""
-    monkeypatch.setattr(r, "CONNECTIONS", 3)
-    monkeypatch.setattr(r, "PATIENCE", 600.0)
+    monkeypatch.setattr(http, "CONNECTIONS", 3)
+    monkeypatch.setattr(http, "PATIENCE", 600.0)
     _, connect = served()
     held = []
     for _ in range(3):
@@ -605,7 +621,7 @@ def test_an_error_is_an_answer_and_told_once(served: Served) -> None:
     """503, nothing of the error on the wire, and the loop goes on."""
     said: list[str] = []
 
-    def fails(request: r.Request) -> Answer:
+    def fails(request: ProbeRequest) -> Answer:
         raise ValueError("inner secret")
 
     _, connect = served(fails, say=said.append)
@@ -623,7 +639,7 @@ def test_retiring_answers_what_has_come(served: Served) -> None:
     loop ends."""
     holding, go = threading.Event(), threading.Event()
 
-    def slowly(request: r.Request) -> Answer:
+    def slowly(request: ProbeRequest) -> Answer:
         holding.set()
         go.wait(20)
         return Answer(200, "ok")
@@ -642,7 +658,7 @@ def test_retiring_answers_what_has_come(served: Served) -> None:
 
 def test_an_orphan_ends(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the kernel does not tell that the arbiter is gone, its own look does."""
-    monkeypatch.setattr(r, "LOOK_EVERY", 0.01)
+    monkeypatch.setattr(http, "LOOK_EVERY", 0.01)
     ended = threading.Event()
 
     def is_orphan() -> bool:

@@ -13,19 +13,12 @@ from gunicorn.config import KNOWN_SETTINGS, Config
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gunicorn_grace.arbiter.adoption import adopt
+from gunicorn_grace.arbiter.budget import budget_line, longest_delay
 from gunicorn_grace.conf import install
 from gunicorn_grace.errors import ConfigurationError, SettingError, UnknownSetting
 from gunicorn_grace.shared import settings as module
-from gunicorn_grace.shared.settings import (
-    NAMES,
-    Secret,
-    Settings,
-    adopt,
-    budget_line,
-    check,
-    longest_delay,
-    rows,
-)
+from gunicorn_grace.shared.settings import NAMES, Secret, Settings, check, rows
 
 SECONDS = [(3, 3), ("7.5", 7.5), ("8", 8), (0, 0)]
 NO_SECONDS: list[Any] = [-1, "x", None, True, math.inf, math.nan, [], ""]

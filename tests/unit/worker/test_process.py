@@ -21,25 +21,26 @@ from gunicorn.glogging import Logger
 from gunicorn.http.parser import RequestParser
 from gunicorn.instrument.statsd import Statsd
 
-from gunicorn_grace.shared import memory as st
-from gunicorn_grace.shared.memory import State
+from gunicorn_grace.shared import memory as shm
+from gunicorn_grace.shared.memory import Cell, Memory, Record
 from gunicorn_grace.shared.phase import Phase
 from gunicorn_grace.shared.settings import Settings
 from gunicorn_grace.worker import classes as worker_classes
 from gunicorn_grace.worker import connections
-from gunicorn_grace.worker import process as worker
+from gunicorn_grace.worker.access_log import quieten_probes
 from gunicorn_grace.worker.classes import tracking
-from gunicorn_grace.worker.process import Seat, quieten_probes
+from gunicorn_grace.worker.draining import IDLE_TICKS
+from gunicorn_grace.worker.process import WorkerProcess
 
 PATIENCE = 20
 
 
 @pytest.fixture
-def seat(memory: State) -> Seat:
+def ours(memory: Memory) -> WorkerProcess:
     """A worker in slot 2 of an instance that serves."""
-    memory.cells[st.PHASE] = Phase.SERVING
+    memory.header.phase = Phase.SERVING
     memory.claim(2, age=1)
-    return Seat(memory, 2, Settings(), logging.getLogger("gunicorn.error"))
+    return WorkerProcess(memory, 2, Settings(), logging.getLogger("gunicorn.error"))
 
 
 def request(raw: bytes = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n") -> Any:
@@ -47,109 +48,112 @@ def request(raw: bytes = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n") -> Any:
     return next(RequestParser(Config(), iter([raw]), ("127.0.0.1", 1)))
 
 
-def own(seat: Seat, cell: int) -> int:
-    return int(seat.cells[seat.slot + cell])
+def own(ours: WorkerProcess, cell: Cell) -> int:
+    return ours.record.cells[ours.record.begin + cell.offset]
 
 
 # -- counting ----
 
 
-def test_a_request_is_in_flight_from_begin_to_end(seat: Seat) -> None:
+def test_a_request_is_in_flight_from_begin_to_end(ours: WorkerProcess) -> None:
     """Counted once, with the moment it came; after T0 as one since T0 as well."""
     first, second = request(), request()
-    seat.begin(first)
-    assert [own(seat, c) for c in (st.IN_FLIGHT, st.REQUESTS, st.SINCE_T0)] == [1, 1, 0]
-    came = own(seat, st.LAST_ARRIVAL)
-    seat.cells[st.SIGTERM] = 1
-    seat.begin(second)
-    assert [own(seat, c) for c in (st.IN_FLIGHT, st.REQUESTS, st.SINCE_T0)] == [2, 2, 1]
-    assert own(seat, st.LAST_ARRIVAL) > came > 0
-    seat.end(first)
-    seat.end(second)
-    seat.end(second)
-    seat.end(request())
-    assert [own(seat, c) for c in (st.IN_FLIGHT, st.REQUESTS, st.SINCE_T0)] == [0, 2, 1]
-    assert seat.cells[seat.meter + st.LONGEST] > 0
+    ours.begin(first)
+    assert [own(ours, c) for c in (Record.in_flight, Record.requests, Record.since_t0)] == [1, 1, 0]
+    came = own(ours, Record.last_arrival)
+    ours.memory.header.sigterm = 1
+    ours.begin(second)
+    assert [own(ours, c) for c in (Record.in_flight, Record.requests, Record.since_t0)] == [2, 2, 1]
+    assert own(ours, Record.last_arrival) > came > 0
+    ours.end(first)
+    ours.end(second)
+    ours.end(second)
+    ours.end(request())
+    assert [own(ours, c) for c in (Record.in_flight, Record.requests, Record.since_t0)] == [0, 2, 1]
+    assert ours.record.longest > 0
 
 
 @pytest.mark.parametrize(
     "path", [b"/readyz", b"/livez", b"/startupz", b"/healthz", b"/metrics", b"/readyz?down=true"]
 )
-def test_probes_and_ignored_paths_are_no_traffic(seat: Seat, path: bytes) -> None:
+def test_probes_and_ignored_paths_are_no_traffic(ours: WorkerProcess, path: bytes) -> None:
     """They neither extend the delay nor break the quiet, but they are told to close as every
     request."""
     probe = request(b"GET " + path + b" HTTP/1.1\r\n\r\n")
-    seat.begin(probe)
-    seat.cells[st.SIGTERM] = 1
+    ours.begin(probe)
+    ours.memory.header.sigterm = 1
     assert probe.should_close()
-    seat.end(probe)
-    assert [own(seat, c) for c in (st.IN_FLIGHT, st.REQUESTS, st.LAST_ARRIVAL)] == [0, 0, 0]
+    ours.end(probe)
+    assert [own(ours, c) for c in (Record.in_flight, Record.requests, Record.last_arrival)] == [
+        0,
+        0,
+        0,
+    ]
 
 
-def test_the_longest_request_is_kept_for_two_windows(seat: Seat) -> None:
+def test_the_longest_request_is_kept_for_two_windows(ours: WorkerProcess) -> None:
     """A new window remembers the longest of the one before it."""
-    meter = seat.meter
-    seat.cells[meter + st.LONGEST], seat.cells[meter + st.WINDOW] = 77, 1 - st.LONGEST_WINDOW
+    ours.record.longest, ours.record.window = 77, 1 - shm.LONGEST_WINDOW
     one = request()
-    seat.begin(one)
-    seat.end(one)
-    assert seat.cells[meter + st.LONGEST_BEFORE] == 77
-    assert seat.cells[meter + st.LONGEST] > 0
-    assert seat.cells[meter + st.WINDOW] > 0
+    ours.begin(one)
+    ours.end(one)
+    assert ours.record.longest_before == 77
+    assert ours.record.longest > 0
+    assert ours.record.window > 0
 
 
-def test_a_worker_without_a_slot_counts_for_itself(memory: State) -> None:
+def test_a_worker_without_a_slot_counts_for_itself(memory: Memory) -> None:
     """No cell of the shared memory changes, and everything else works."""
     before = memory.cells.tolist()
-    seat = Seat(memory, None, Settings(), None)
+    ours = WorkerProcess(memory, None, Settings(), None)
     one = request()
-    seat.begin(one)
-    assert seat.in_flight
-    seat.end(one)
-    assert seat.is_dismissed()
+    ours.begin(one)
+    assert ours.counter.in_flight
+    ours.end(one)
+    assert ours.leaving.is_dismissed()
     assert memory.cells.tolist() == before
 
 
 # -- shedding ----
 
 
-def test_the_first_answer_is_kept(seat: Seat) -> None:
+def test_the_first_answer_is_kept(ours: WorkerProcess) -> None:
     """A connection that was promised to stay is not closed because the shutdown began between two
     questions."""
     promised, late = request(), request()
-    seat.begin(promised)
-    seat.begin(late)
+    ours.begin(promised)
+    ours.begin(late)
     assert [promised.should_close(), promised.should_close()] == [False, False]
-    seat.cells[st.SIGTERM] = 1
+    ours.memory.header.sigterm = 1
     assert [promised.should_close(), promised.should_close()] == [False, False]
     assert [late.should_close(), late.should_close()] == [True, True]
-    seat.cells[st.SIGTERM] = 0
+    ours.memory.header.sigterm = 0
     assert late.should_close()
     assert not promised.should_close()
 
 
-def test_a_client_that_closes_is_taken_at_its_word(seat: Seat) -> None:
+def test_a_client_that_closes_is_taken_at_its_word(ours: WorkerProcess) -> None:
     """gunicorn's own reasons to close count as ever, while nothing shuts down."""
     closing = request(b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n")
     old = request(b"GET / HTTP/1.0\r\n\r\n")
     for one in (closing, old):
-        seat.begin(one)
+        ours.begin(one)
         assert one.should_close()
 
 
-def test_a_shed_request_is_still_what_it_was(seat: Seat) -> None:
+def test_a_shed_request_is_still_what_it_was(ours: WorkerProcess) -> None:
     """Same type for isinstance and by name; one class is made for each, and requests do not
     leak."""
     one, two = request(), request()
     cls = type(one)
-    seat.begin(one)
-    seat.begin(two)
+    ours.begin(one)
+    ours.begin(two)
     assert isinstance(one, cls)
     assert type(one) is type(two) is not cls
     assert (type(one).__name__, type(one).__module__) == (cls.__name__, cls.__module__)
-    seat.end(one)
-    seat.end(two)
-    assert not seat.in_flight
+    ours.end(one)
+    ours.end(two)
+    assert not ours.counter.in_flight
 
 
 class Foreign(SimpleNamespace):
@@ -180,31 +184,31 @@ class Native(int):
 @pytest.mark.parametrize(
     "one", [Slotted(), Native(1), Foreign(path="/")], ids=["slots", "native", "foreign"]
 )
-def test_a_request_that_cannot_be_shed_is_counted(seat: Seat, one: Any) -> None:
+def test_a_request_that_cannot_be_shed_is_counted(ours: WorkerProcess, one: Any) -> None:
     """It keeps its class and its own opinion."""
     if isinstance(one, Slotted):
         one.path = "/"
     cls = type(one)
-    seat.begin(one)
+    ours.begin(one)
     assert type(one) is cls or isinstance(one, Native)
-    assert own(seat, st.IN_FLIGHT) == 1
-    seat.end(one)
-    assert own(seat, st.IN_FLIGHT) == 0
+    assert own(ours, Record.in_flight) == 1
+    ours.end(one)
+    assert own(ours, Record.in_flight) == 0
 
 
 # -- what probes are answered from ----
 
 
-def test_a_worker_that_booted_serves_before_the_arbiter_noticed(seat: Seat) -> None:
+def test_a_worker_that_booted_serves_before_the_arbiter_noticed(ours: WorkerProcess) -> None:
     """Who asks it has a worker that serves; a shutdown that has begun counts, too."""
-    seat.cells[st.PHASE] = Phase.STARTING
-    assert seat.situation().phase is Phase.STARTING
-    seat.booted(SimpleNamespace(sockets=[], cfg=Config()))
-    assert own(seat, st.BOOTED) == 1
-    assert seat.situation().phase is Phase.SERVING
-    seat.cells[st.SIGTERM] = 1
-    assert seat.situation().phase is Phase.LAME_DUCK
-    assert seat.situation().since_t0 > 0
+    ours.memory.header.phase = Phase.STARTING
+    assert ours.situation().phase is Phase.STARTING
+    ours.booted(SimpleNamespace(sockets=[], cfg=Config()))
+    assert own(ours, Record.booted) == 1
+    assert ours.situation().phase is Phase.SERVING
+    ours.memory.header.sigterm = 1
+    assert ours.situation().phase is Phase.LAME_DUCK
+    assert ours.situation().since_t0 > 0
 
 
 # -- the access log ----
@@ -467,26 +471,26 @@ def test_never_sent_is_true_until_the_first_byte(pair: Pair) -> None:
 
 @linux
 @pytest.mark.parametrize("state", ["idle", "busy", "unread"])
-def test_idle_connections_read_an_end_of_file(seat: Seat, pair: Pair, state: str) -> None:
+def test_idle_connections_read_an_end_of_file(ours: WorkerProcess, pair: Pair, state: str) -> None:
     """Idle for six looks in a row, or two where nothing was ever sent; one with a request in it is
     left alone."""
-    seat._addresses = frozenset({pair.address})
+    ours.draining.addresses = frozenset({pair.address})
     pair.client.sendall(b"x")
     assert pair.accepted.recv(1) == b"x"
     pair.accepted.sendall(b"y")
     assert pair.client.recv(1) == b"y"
     if state == "busy":
         one = Foreign(path="/", unreader=SimpleNamespace(sock=pair.accepted))
-        seat.begin(one)
+        ours.begin(one)
     elif state == "unread":
         pair.client.sendall(b"more")
         assert pair.accepted.recv(1, socket.MSG_PEEK) == b"m"
     pair.accepted.setblocking(False)
     idle: dict[tuple[int, int], int] = {}
-    for _ in range(worker.IDLE_TICKS - 1):
-        idle = seat._close_idle(idle)
+    for _ in range(IDLE_TICKS - 1):
+        idle = ours.draining._close_idle(idle)
     assert not ended(pair.accepted)
-    seat._close_idle(idle)
+    ours.draining._close_idle(idle)
     if state == "unread":
         assert pair.accepted.recv(4) == b"more"
     assert ended(pair.accepted) is (state == "idle")
@@ -497,25 +501,25 @@ def test_idle_connections_read_an_end_of_file(seat: Seat, pair: Pair, state: str
 @linux
 @pytest.mark.parametrize("http2", [False, True])
 def test_a_connection_in_the_middle_of_a_request_is_left_alone(
-    seat: Seat, http2: bool, monkeypatch: pytest.MonkeyPatch
+    ours: WorkerProcess, http2: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A part of a request was read, and the rest may come: until nothing has come for SENDING_FOR
     seconds. A client of HTTP/2 has the last word also when it asks for nothing."""
     pair = Pair(socket.AF_INET, ("127.0.0.1", 0))
     try:
-        seat._addresses = frozenset({pair.address})
-        seat._speaks_http2 = http2
+        ours.draining.addresses = frozenset({pair.address})
+        ours.draining._speaks_http2 = http2
         pair.client.sendall(b"GET / HT")
         assert pair.accepted.recv(8) == b"GET / HT"
         pair.accepted.setblocking(False)
         idle: dict[tuple[int, int], int] = {}
-        for _ in range(worker.IDLE_TICKS):
-            idle = seat._close_idle(idle)
+        for _ in range(IDLE_TICKS):
+            idle = ours.draining._close_idle(idle)
         assert ended(pair.accepted) is http2
         monkeypatch.setattr(connections, "SENDING_FOR", 0)
         idle = {}
-        for _ in range(worker.IDLE_TICKS):
-            idle = seat._close_idle(idle)
+        for _ in range(IDLE_TICKS):
+            idle = ours.draining._close_idle(idle)
         assert ended(pair.accepted)
     finally:
         pair.close()
@@ -529,32 +533,32 @@ def ended(sock: socket.socket) -> bool:
 
 
 @linux
-def test_a_connection_that_never_sent_is_gone_at_the_second_look(seat: Seat) -> None:
+def test_a_connection_that_never_sent_is_gone_at_the_second_look(ours: WorkerProcess) -> None:
     """Even while a request is in flight whose connection is not known (HTTP/2)."""
     pair = Pair(socket.AF_INET, ("127.0.0.1", 0))
     try:
-        seat._addresses = frozenset({pair.address})
-        seat.begin(Foreign(path="/", unreader=None))
+        ours.draining.addresses = frozenset({pair.address})
+        ours.begin(Foreign(path="/", unreader=None))
         pair.accepted.setblocking(False)
-        idle = seat._close_idle({})
+        idle = ours.draining._close_idle({})
         assert not ended(pair.accepted)
-        seat._close_idle(idle)
+        ours.draining._close_idle(idle)
         assert ended(pair.accepted)
     finally:
         pair.close()
 
 
-def test_what_is_in_flight_is_named_without_its_query(seat: Seat) -> None:
+def test_what_is_in_flight_is_named_without_its_query(ours: WorkerProcess) -> None:
     """Method, path, age and where its code is: this very file."""
     stream = io.StringIO()
     log = logging.Logger("dump")
     log.addHandler(logging.StreamHandler(stream))
-    seat.log = log
+    ours.unfinished._log = log
     for raw in (b"POST /slow?password=x HTTP/1.1\r\n\r\n", b"GET /readyz HTTP/1.1\r\n\r\n"):
-        seat.begin(request(raw))
-    seat.dump("now")
+        ours.begin(request(raw))
+    ours.unfinished.tell("now")
     line = stream.getvalue()
     assert line.count("\n") == 1
     assert "in flight now: POST /slow for 0." in line
-    assert "process.py" in line
+    assert "unfinished.py" in line
     assert "password" not in line

@@ -1,0 +1,165 @@
+"""How a gunicorn ``Config`` comes to know our settings and to call our hooks.
+
+Runs in the arbiter, while gunicorn loads its configuration, and again after SIGHUP.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import os
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from ..errors import UnknownSetting
+from ..shared import settings as table
+from ..shared.settings import NAMES, PREFIX, SECTION, Settings, check, rows
+
+if TYPE_CHECKING:
+    from gunicorn.config import Config
+
+
+class AdoptedSettings(dict[str, Any]):
+    """The settings of a ``Config`` that knows ours, and that refuses a ``grace_*`` name which
+    nobody knows.
+
+    gunicorn asks ``name in cfg.settings`` for each name of a configuration file and silently skips
+    what is not there.
+    """
+
+    def __contains__(self, name: object) -> bool:
+        if super().__contains__(name):
+            return True
+        if isinstance(name, str) and name.startswith(PREFIX):
+            nearest = difflib.get_close_matches(name, NAMES, n=1)
+            raise UnknownSetting(name, nearest[0] if nearest else None)
+        return False
+
+
+@functools.cache
+def setting_classes() -> tuple[type, ...]:
+    """gunicorn ``Setting`` classes for the rows, registered in ``KNOWN_SETTINGS`` once a process.
+
+    Made on demand, so that reading the table needs no gunicorn (the Flask blueprint also runs where
+    gunicorn does not).
+    """
+    from gunicorn.config import Setting
+
+    def build(field: dataclasses.Field[Any]) -> type:
+        name = PREFIX + field.name
+        parse = field.metadata["parse"]
+
+        def set_value(self: Any, value: Any) -> None:
+            # The file's value is checked even where the environment wins: a typo must not wait for
+            # another Deployment.
+            self.value = parse(name, value)
+            given = os.environ.get(name.upper())
+            if given is not None:
+                self.value = parse(name.upper(), given)
+
+        def initialise(self: Any) -> None:
+            # Setting.__init__ leaves a default of None alone (22.0 to 27.0); the environment must
+            # count there too.
+            self.set(field.metadata["default"])
+
+        meta: Any = type(Setting)
+        cls: type = meta(
+            "".join(part.title() for part in name.split("_")),
+            (Setting,),
+            {
+                "name": name,
+                "section": SECTION,
+                "default": field.metadata["default"],
+                "validator": lambda value: parse(name, value),
+                "desc": field.metadata["meaning"],
+                "set": set_value,
+                "__init__": initialise,
+                "__module__": __name__,
+            },
+        )
+        return cls
+
+    return tuple(build(field) for field in rows())
+
+
+Hook = Callable[..., None]
+
+
+def adopt(cfg: Config, hooks: Mapping[str, Hook]) -> None:
+    """Make ``cfg`` know our settings, and call our hooks before the user's. Doing it twice changes
+    nothing.
+
+    Runs in the arbiter while a configuration file is being executed, and again when SIGHUP has made
+    a new ``Config``.
+
+    :raises SettingError: an environment variable has a value that its setting cannot have.
+    """
+    table.adopted = cfg
+    classes = setting_classes()
+    if isinstance(cfg.settings, AdoptedSettings):
+        return
+    settings = AdoptedSettings(cfg.settings)
+    for cls in classes:
+        setting = cls()
+        settings.setdefault(setting.name, setting)
+    for name, hook in hooks.items():
+        _chain(settings[name], hook)
+    _note_when_set(settings["graceful_timeout"])
+    cfg.settings = settings
+    _check_after_loading(cfg)
+
+
+def _check_after_loading(cfg: Config) -> None:
+    # Config.validate is gunicorn's own last step of loading (27.0; before it `check` runs at start
+    # alone).
+    theirs = getattr(type(cfg), "validate", None)
+
+    def validate() -> None:
+        if theirs is not None:
+            theirs(cfg)
+        check(Settings.of(cfg))
+
+    configuration: Any = (
+        cfg  # setattr, and not vars(): a dict that was asked for is looked up the slow way.
+    )
+    configuration.validate = validate
+
+
+def _chain(setting: Any, ours: Hook) -> None:
+    """Let a hook's ``Setting`` hold our hook and the user's in one.
+
+    gunicorn's own ``set`` still sees the user's function, so arity and type are checked as ever; a
+    file that defines its hook after ours was installed goes through ``set`` and is chained all the
+    same.
+    """
+    cls_set = type(setting).set
+
+    def set_value(value: Any) -> None:
+        cls_set(setting, value)
+        setting.value = _both(ours, setting.value)
+
+    setting.set = set_value
+    setting.value = _both(ours, setting.value)
+
+
+def _note_when_set(setting: Any) -> None:
+    """Let ``setting.given`` say whether a person chose the value: one that equals the default looks
+    no different."""
+    cls_set = type(setting).set
+    setting.given = setting.value != setting.default
+
+    def set_value(value: Any) -> None:
+        cls_set(setting, value)
+        setting.given = True
+
+    setting.set = set_value
+
+
+def _both(ours: Hook, theirs: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(theirs)
+    def chained(*args: Any) -> Any:
+        ours(*args)
+        return theirs(*args)
+
+    return chained

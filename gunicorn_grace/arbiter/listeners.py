@@ -1,0 +1,130 @@
+"""What happens to the listening sockets: sealed, emptied, closed.
+
+:mod:`gunicorn_grace.shared.listener` knows how a socket is sealed; this module knows which of the
+arbiter's sockets are. Everything here runs in the arbiter's main thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import Any
+
+from ..shared import listener
+from ..shared.memory import NS
+from .roster import Roster
+
+EMPTY_FOR = 0.25
+"""Seconds without a connection in the accept queue after which it counts as served: longer than the
+round trip of a handshake that was under way when the listener was sealed."""
+
+
+class Listeners:
+    """The listening sockets of an instance.
+
+    :param arbiter: gunicorn's arbiter.
+    :param roster: the workers, which may have listeners of their own (``reuse_port``).
+    """
+
+    def __init__(self, arbiter: Any, roster: Roster) -> None:
+        self._arbiter = arbiter
+        self._roster = roster
+        self._waiting: list[Any] = []
+        """Those whose queues are served to their end before the workers are dismissed."""
+        self._empty_since = 0
+
+    def are_the_workers_own(self) -> bool:
+        """Whether each worker binds its own listeners, and no other process has them (gunicorn 24.1
+        to 27.0)."""
+        arbiter = self._arbiter
+        return bool(
+            arbiter.cfg.reuse_port and not arbiter.LISTENERS and not self._are_handed_to_us()
+        )
+
+    def _are_handed_to_us(self) -> bool:
+        arbiter = self._arbiter
+        return bool(
+            arbiter.systemd or any(isinstance(address, int) for address in arbiter.cfg.address)
+        )
+
+    def seal(self) -> None:
+        """Let no new connection in. A listener that cannot be sealed is closed when the workers are
+        dismissed, as in plain gunicorn."""
+        if self._are_handed_to_us():
+            # By systemd, or bind = "fd://3": others may have them as well, and what waits in them
+            # stays there.
+            return
+        log = self._arbiter.log
+        if self.are_the_workers_own():
+            log.info(
+                "gunicorn-grace: sealed by each worker, which has its own listeners (reuse_port)"
+            )
+        for sock in self._arbiter.LISTENERS:
+            if isinstance(sock.getsockname(), (str, bytes)):
+                self._unlink(sock)
+                self._waiting.append(sock)
+            elif listener.can_seal(sock):
+                try:
+                    listener.seal(sock)
+                except OSError as error:
+                    log.warning(
+                        "gunicorn-grace: cannot seal %s (%s): it closes with its queue, as in plain gunicorn",
+                        sock,
+                        error,
+                    )
+                else:
+                    self._waiting.append(sock)
+        if self._waiting:
+            log.info("gunicorn-grace: sealed %s", ", ".join(map(str, self._waiting)))
+
+    def _unlink(self, sock: Any) -> None:
+        # The rule of gunicorn's own stop(); abstract addresses have no path.
+        path = sock.getsockname()
+        if path and path[:1] not in ("\0", b"\0") and not self._arbiter.cfg.reuse_port:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+
+    def are_served(self, now: int) -> bool:
+        """Whether nothing has waited in any accept queue for :data:`EMPTY_FOR` seconds.
+
+        :param now: the monotonic clock, in nanoseconds.
+        """
+        return all(
+            since and now - since >= EMPTY_FOR * NS for since in self._empty_queues_since(now)
+        )
+
+    def _empty_queues_since(self, now: int) -> list[int]:
+        """For each place where connections may wait: since when none does, in nanoseconds; 0 while
+        some do."""
+        found = []
+        if self._waiting:
+            if listener.are_waiting(self._waiting):
+                self._empty_since = 0
+            elif not self._empty_since:
+                self._empty_since = now
+            found.append(self._empty_since)
+        if self.are_the_workers_own():
+            found += self._roster.own_queues_empty_since()
+        return found
+
+    def close_what_was_sealed(self) -> None:
+        """Close the listeners if the drain that sealed them did not come so far. gunicorn would
+        unlink the path of a UNIX socket again, and fail."""
+        if self._waiting and self._arbiter.LISTENERS:
+            self.close()
+
+    def close(self) -> None:
+        """Close the listeners. Not in gunicorn's ``stop()``, which would unlink the path of a UNIX
+        socket a second time and fail."""
+        from gunicorn import sock
+
+        keep_path = {id(waiting) for waiting in self._waiting}
+        arbiter = self._arbiter
+        unlink = (
+            arbiter.reexec_pid == arbiter.master_pid == 0
+            and not arbiter.systemd
+            and not arbiter.cfg.reuse_port
+        )
+        listeners, arbiter.LISTENERS = arbiter.LISTENERS, []
+        sock.close_sockets([s for s in listeners if id(s) in keep_path], False)
+        sock.close_sockets([s for s in listeners if id(s) not in keep_path], unlink)

@@ -1,0 +1,293 @@
+"""The methods of gunicorn's Arbiter that we override: the only file that knows its versions.
+
+:func:`attach` mixes :class:`GraceArbiter` over the class of the running arbiter, in ``on_starting``,
+which is before its signal handlers are installed. The methods are thin; their meaning is in
+:class:`~gunicorn_grace.arbiter.shutdown.Shutdown`.
+
+When anything of ours fails, the error is logged with its traceback, and the arbiter behaves as
+plain gunicorn from then on: a SIGTERM that had come is carried out at once.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from gunicorn.errors import HaltServer
+
+from ..errors import GraceError
+from ..shared import memory
+from ..shared.memory import Memory
+from ..shared.settings import Settings
+from .probe_port import ProbePort
+from .shutdown import Shutdown
+
+if TYPE_CHECKING:
+    from gunicorn.arbiter import Arbiter
+
+    _Base = Arbiter
+else:
+    _Base = object
+
+CONF_MODULE = "gunicorn_grace.conf"
+
+
+class _ReloadCutShort(GraceError):
+    """A SIGTERM came while gunicorn waited for the old workers of a reload."""
+
+
+class GraceArbiter(_Base):
+    """Mixed over the class of the running arbiter. When the plugin has failed, every method works
+    as gunicorn's own.
+
+    :ivar grace: the shutdown of this instance.
+    :ivar grace_adopt: makes a new ``Config`` know our settings and hooks, after SIGHUP.
+    :ivar grace_probe_port: the probe port, where there is one.
+    :ivar grace_reloads: whether gunicorn is in the middle of a reload.
+    """
+
+    grace: Shutdown
+    grace_adopt: Callable[[Any], None]
+    grace_probe_port: ProbePort | None = None
+    grace_reloads = False
+    log: Any
+
+    def _guarded(self, action: Callable[..., Any], *args: Any) -> Any:
+        """Do something of ours. An error in it ends our part of the work, and nothing else."""
+        if self.grace.progress.failed:
+            return None
+        try:
+            return action(*args)
+        except StopIteration:
+            raise
+        except Exception:
+            self.grace.progress.failed = True
+            self.log.exception("gunicorn-grace: failed, and leaves the shutdown to gunicorn")
+            with contextlib.suppress(Exception):
+                self.grace.let_go()
+            with contextlib.suppress(Exception):
+                self.grace.timer.set(0)
+            if self.grace.progress.terms:
+                raise StopIteration from None
+            return None
+
+    def _is_ours(self) -> bool:
+        """Whether a shutdown has begun, and is not left to gunicorn."""
+        return not self.grace.progress.failed and self.grace.has_begun()
+
+    def grace_wake(self, sig: int, frame: Any) -> None:
+        """SIGALRM of our timer."""
+        # An error would come up in the loop, and gunicorn would cut off what is served.
+        with contextlib.suppress(Exception):
+            self.grace.timer.tick()
+
+    def signal(self, sig: int, frame: Any) -> None:
+        # A child that was just forked still has this handler: its SIGTERM is not the instance's.
+        if os.getpid() == self.pid:
+            if sig == signal.SIGTERM:
+                self.grace.on_sigterm()
+            elif sig in (signal.SIGINT, signal.SIGQUIT):
+                self.grace.telling.interrupted = signal.Signals(sig).name
+        super().signal(sig, frame)
+
+    def maybe_promote_master(self) -> None:
+        # The one method that gunicorn 22.0 to 27.0 call at the top of every pass of the loop.
+        super().maybe_promote_master()
+        if self.grace_probe_port is not None:
+            self.grace_probe_port.look()
+        self._guarded(self.grace.step)
+
+    def handle_term(self) -> None:
+        if self.grace.progress.failed:
+            super().handle_term()
+        elif not self.grace.progress.terms:
+            self.grace.on_sigterm()
+        # Otherwise the signal handler has noted it, and the next pass acts on it.
+
+    def handle_hup(self) -> None:
+        if self._is_ours():
+            self.log.warning("gunicorn-grace: SIGHUP is refused: the shutdown has begun")
+            return
+        super().handle_hup()
+
+    def handle_usr2(self) -> None:
+        if not self.grace.progress.failed and self.grace.progress.terms:
+            self.log.warning("gunicorn-grace: SIGUSR2 is refused: the shutdown has begun")
+            return
+        port = self.grace_probe_port
+        with port.handing_over() if port is not None else contextlib.nullcontext():
+            super().handle_usr2()
+
+    def setup(self, app: Any) -> None:
+        # A configuration module that gunicorn has cached (python:my.conf) does not run again on
+        # SIGHUP.
+        self._guarded(self.grace_adopt, app.cfg)
+        super().setup(app)
+
+    def reload(self) -> None:
+        # Python would hand gunicorn the module of the first load, and the user's file would not be
+        # read again.
+        sys.modules.pop(CONF_MODULE, None)
+        self.grace_reloads = True
+        try:
+            super().reload()
+        except _ReloadCutShort:
+            self.log.info(
+                "gunicorn-grace: the reload no longer waits for the old workers: "
+                "the shutdown has begun"
+            )
+        except SystemExit:
+            # A configuration that cannot be loaded: gunicorn 22.0 to 27.0 would end here and orphan
+            # its workers.
+            if self.app.cfg is self.cfg:
+                raise
+            self.app.cfg = self.cfg
+            os.environ.update(self.cfg.env)
+            self.log.error(
+                "gunicorn-grace: SIGHUP: the configuration cannot be loaded, and stays as it was"
+            )
+        finally:
+            self.grace_reloads = False
+
+    def reap_workers(self) -> None:
+        if self.grace_probe_port is not None:
+            self.grace_probe_port.reap()
+        while True:
+            try:
+                super().reap_workers()
+                break
+            except HaltServer as halt:
+                # A worker that was replaced during the shutdown does not boot; gunicorn would halt,
+                # and cut off what the others serve.
+                if not self._is_ours() or not self._forget_the_dead():
+                    raise
+                self._give_up_forking(halt.reason)
+            except Exception as error:
+                # A user's child_exit. In the loop it would make gunicorn cut off what the other
+                # workers serve; the dead one has left WORKERS by then (22.0 to 27.0).
+                if not self._is_ours():
+                    raise
+                self.grace.telling.later(error)
+        # From 24.1 on reload() waits here, up to graceful_timeout. 22 and 23 reap inside the signal
+        # handler, where nothing may be raised, and do not wait.
+        if self.grace_reloads and hasattr(self, "signal_chld") and self._is_ours():
+            raise _ReloadCutShort("SIGTERM during reload")
+
+    def _forget_the_dead(self) -> bool:
+        """Finish what gunicorn 22.0 to 25.3 left undone for a worker that did not boot.
+
+        :returns: whether any worker lives on.
+        """
+        for pid, worker in list(self.WORKERS.items()):
+            try:
+                os.kill(pid, 0)
+            except ProcessLookupError:
+                self.WORKERS.pop(pid)
+                worker.tmp.close()
+                try:
+                    self.cfg.child_exit(self, worker)
+                except Exception as error:
+                    self.grace.telling.later(error)
+        return bool(self.WORKERS)
+
+    def _give_up_forking(self, why: object) -> None:
+        """Serve with the workers that are left: that one cannot be replaced now is not a reason to
+        lose the others' work. In gunicorn 22 and 23 this runs in a signal handler, so the next pass
+        logs it."""
+        roster = self.grace.roster
+        roster.gave_up_forking = roster.gave_up_forking or str(why) or "the fork failed"
+
+    def spawn_worker(self) -> Any:
+        try:
+            return super().spawn_worker()
+        except Exception as error:
+            # A fork that failed, or a user's pre_fork. In the loop it would make gunicorn cut off
+            # what the other workers serve.
+            if os.getpid() != self.pid or not self._is_ours() or not self.WORKERS:
+                raise
+            self._give_up_forking(f"{type(error).__name__}: {error}")
+            return None
+
+    def murder_workers(self) -> None:
+        # Workers that finish their last requests send no heartbeat (gthread 22.0 to 26.2).
+        if self.grace.progress.failed or not self.grace.roster.are_dismissed:
+            super().murder_workers()
+
+    def manage_workers(self) -> None:
+        roster = self.grace.roster
+        keeps = roster.are_dismissed or (roster.gave_up_forking and self.WORKERS)
+        if self.grace.progress.failed or not keeps:
+            super().manage_workers()
+
+    def kill_worker(self, pid: int, sig: int) -> None:
+        if sig == signal.SIGTERM and pid in self.WORKERS:
+            with contextlib.suppress(Exception):
+                self.grace.roster.dismiss(self.WORKERS[pid])
+        super().kill_worker(pid, sig)
+
+    def halt(self, reason: str | None = None, exit_status: int = 0) -> None:
+        self.grace.telling.halted = reason or ""
+        super().halt(reason, exit_status)
+
+    def stop(self, graceful: bool = True) -> None:
+        if os.getpid() != self.pid:
+            # The child that SIGUSR2 forks, when it cannot execute its successor: it ends in the
+            # loop that it inherited (22.0 to 27.0), and workers, sockets, pid file and memory are
+            # those of the arbiter, which goes on.
+            os._exit(1)
+        with contextlib.suppress(StopIteration):
+            self._guarded(self.grace.before_stop, graceful)
+        with contextlib.suppress(Exception):
+            self.grace.listeners.close_what_was_sealed()
+        super().stop(graceful)
+        with contextlib.suppress(Exception):
+            self.grace.timer.set(0)
+
+
+def attach(arbiter: Any, settings: Settings, adopt: Callable[[Any], None]) -> Shutdown:
+    """Make the running arbiter ours. Runs in ``on_starting``.
+
+    :param arbiter: gunicorn's arbiter.
+    :param settings: the settings at the start.
+    :param adopt: makes a new ``Config`` know our settings and hooks, after SIGHUP.
+    """
+    made = Memory.create(boards=settings.probe_bind is not None)
+    memory.attached = made
+    shutdown = Shutdown(arbiter, made, settings)
+    atexit.register(shutdown.at_exit, os.getpid())
+    cls = type(arbiter)
+    arbiter.grace_adopt = adopt
+    arbiter.__class__ = type(cls.__name__, (GraceArbiter, cls), {"__module__": cls.__module__})
+    arbiter.grace = shutdown  # Last: workers that find it take part.
+    if not made.shared_by_name:
+        arbiter.log.warning(
+            "gunicorn-grace: no memfd here: an anonymous mapping is used; "
+            "the gunicorn-grace commands need Linux' memfd"
+        )
+    return shutdown
+
+
+def open_probe_port(arbiter: Any, settings: Settings) -> None:
+    """Bind the probe port and let it be answered. Runs in ``on_starting``.
+
+    :param arbiter: gunicorn's arbiter, attached.
+    :param settings: with ``probe_bind``.
+    :raises SystemExit: it cannot be bound, as gunicorn itself ends for a listener of its own.
+    """
+    shutdown: Shutdown = arbiter.grace
+    if not shutdown.memory.shared_by_name or not sys.executable:
+        arbiter.log.warning(
+            "gunicorn-grace: grace_probe_bind = %r is not served: "
+            "it needs Linux' memfd and a Python executable",
+            settings.probe_bind,
+        )
+        return
+    port = ProbePort(arbiter, shutdown.memory, settings)
+    atexit.register(port.end)
+    arbiter.grace_probe_port = port
+    port.start()

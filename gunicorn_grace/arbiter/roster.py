@@ -1,0 +1,210 @@
+"""The workers of an instance and their records in the shared memory.
+
+Everything here runs in the arbiter's main thread; in gunicorn 22 and 23 :meth:`Roster.free` runs in
+a signal handler there, so it logs nothing. A worker writes its record while it lives, so what is
+read here is input: it is used as a number, never as a pid.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from ..shared.memory import LONGEST_WINDOW, SLOTS, Memory, Record
+
+
+class Roster:
+    """Which worker has which record.
+
+    :ivar are_dismissed: whether all workers were told to go: from then on none is replaced.
+    :ivar gave_up_forking: why workers that die are no longer replaced; empty while they are.
+    :ivar lost: workers that ended with requests in flight since T0: pid, how many.
+
+    :param arbiter: gunicorn's arbiter.
+    :param memory: the shared memory.
+    """
+
+    def __init__(self, arbiter: Any, memory: Memory) -> None:
+        self._arbiter = arbiter
+        self._memory = memory
+        self._workers: dict[int, Any] = {}
+        self._dismissed: dict[int, int] = {}
+        self._slots_used = 0
+        self._gone_cut_off = self._gone_last_arrival = 0
+        self._cut_off_before = 0
+        self.lost: list[tuple[int, int]] = []
+        self.are_dismissed = False
+        self.gave_up_forking = ""
+
+    # -- coming and going ----
+
+    def claim(self, worker: Any) -> None:
+        """Give a record to a worker that is about to be forked. When all are taken, the worker
+        serves but is not counted."""
+        number = self._free_number()
+        worker.grace_slot = number
+        if number is None:
+            self._arbiter.log.warning(
+                "gunicorn-grace: all %d slots are taken: worker of age %d is not counted",
+                SLOTS,
+                worker.age,
+            )
+            return
+        self._workers[number] = worker
+        self._dismissed.pop(number, None)
+        self._slots_used = max(self._slots_used, number + 1)
+        self._memory.claim(number, worker.age)
+
+    def _free_number(self) -> int | None:
+        for number in range(self._memory.slot_count):
+            if number not in self._workers:
+                return number
+        # A fork that failed, and a worker that gunicorn forgot in kill_worker (ESRCH), never reach
+        # child_exit.
+        alive = set(map(id, self._arbiter.WORKERS.values()))
+        for number, worker in list(self._workers.items()):
+            if id(worker) not in alive:
+                self._free(number)
+                return number
+        return None
+
+    def free(self, worker: Any) -> None:
+        """Take back the record of a worker that is dead."""
+        number = getattr(worker, "grace_slot", None)
+        if number is not None and self._workers.get(number) is worker:
+            self._free(number)
+
+    def _free(self, number: int) -> None:
+        record = self._memory.record(number)
+        self._gone_last_arrival = max(self._gone_last_arrival, self._arrival(record))
+        if lost := record.would_lose():
+            self._gone_cut_off += lost
+            self.lost.append((self._workers[number].pid, lost))
+        record.claimed = 0
+        self.publish()
+        self._workers.pop(number, None)
+
+    def dismiss(self, worker: Any) -> None:
+        """Mark a worker as told to go, before its SIGTERM."""
+        number = getattr(worker, "grace_slot", None)
+        if number is not None and number not in self._dismissed:
+            self._dismissed[number] = time.monotonic_ns()
+            self._memory.record(number).dismissed = self._dismissed[number]
+
+    def publish(self) -> None:
+        """Show the totals of the workers that are gone."""
+        header = self._memory.header
+        header.slots_used = self._slots_used
+        header.gone_last_arrival = self._gone_last_arrival
+        header.gone_cut_off = self._gone_cut_off
+
+    def mend(self) -> None:
+        """Store again what another process has overwritten of the arbiter's own cells."""
+        self.publish()
+        for number in set(self._memory.claimed_numbers()) ^ set(self._workers):
+            # In gunicorn 22 and 23 a record may be freed meanwhile: so this asks again.
+            self._memory.record(number).claimed = int(number in self._workers)
+        for number in list(self._workers):
+            record, known = self._memory.record(number), self._dismissed.get(number, 0)
+            if record.dismissed != known:
+                record.dismissed = known
+
+    # -- looking ----
+
+    def _records(self) -> list[Record]:
+        return [self._memory.record(number) for number in list(self._workers)]
+
+    def _living(self) -> Iterator[tuple[Any, Record]]:
+        """The workers that gunicorn knows, each with its record."""
+        for number, worker in list(self._workers.items()):
+            if self._arbiter.WORKERS.get(worker.pid) is worker:
+                yield worker, self._memory.record(number)
+
+    def has_booted(self) -> bool:
+        """Whether any worker serves."""
+        return any(record.booted for record in self._records())
+
+    def in_flight(self) -> int:
+        """Requests in flight in all workers."""
+        return sum(max(0, record.in_flight) for record in self._records())
+
+    def last_arrival(self) -> int:
+        """When the last request came, probes excluded, in nanoseconds; 0 when none ever did."""
+        return max([*map(self._arrival, self._records()), self._gone_last_arrival])
+
+    def _arrival(self, record: Record) -> int:
+        arrival = record.last_arrival
+        return arrival if 0 <= arrival <= time.monotonic_ns() else 0
+
+    def longest_request(self, now: int) -> int:
+        """The longest request of the last five minutes, in nanoseconds.
+
+        :param now: the monotonic clock, in nanoseconds.
+        """
+        longest = 0
+        for record in self._records():
+            age = now - record.window
+            if age <= 2 * LONGEST_WINDOW:
+                longest = max(longest, record.longest)
+            if age <= LONGEST_WINDOW:
+                longest = max(longest, record.longest_before)
+        return longest
+
+    def begin_counting(self) -> None:
+        """A shutdown begins: count what is cut off from here on."""
+        self._cut_off_before = self._gone_cut_off
+        self.lost.clear()
+
+    def cut_off(self) -> int:
+        """Requests that this shutdown cut off, with those that a worker would lose if it ended
+        now."""
+        # In gunicorn 22 and 23 a signal handler frees records: what it moves meanwhile would be
+        # counted twice.
+        while True:
+            gone = self._gone_cut_off
+            alive = sum(record.would_lose() for record in self._records())
+            if self._gone_cut_off == gone:
+                return gone + alive - self._cut_off_before
+
+    def cut_off_by_worker(self) -> list[dict[str, int]]:
+        """The same by worker, the most first."""
+        # The living first: a worker that is freed in between is in both, and counts once.
+        found = {
+            worker.pid: self._memory.record(number).would_lose()
+            for number, worker in list(self._workers.items())
+        }
+        found.update(self.lost)
+        most_first = sorted(found.items(), key=lambda entry: -entry[1])
+        return [{"pid": pid, "requests": count} for pid, count in most_first if count]
+
+    def asked_to_leave(self, now: int, patience: int) -> list[int]:
+        """The pids of workers that got a SIGTERM that was not the arbiter's, and wait for an answer.
+
+        :param now: the monotonic clock, in nanoseconds.
+        :param patience: nanoseconds that they have waited.
+        """
+        return [
+            worker.pid
+            for worker, record in self._living()
+            if record.term_seen
+            and now - record.term_seen > patience
+            and record.number not in self._dismissed
+        ]
+
+    def waiting_for_an_answer(self) -> list[int]:
+        """The pids of workers that have got a SIGTERM, whoever sent it."""
+        return [worker.pid for worker, record in self._living() if record.term_seen]
+
+    def have_missed_their_dismissal(self) -> list[int]:
+        """The pids of workers that load the application and have not noticed their SIGTERM."""
+        return [
+            worker.pid
+            for worker, record in self._living()
+            if not record.booted and record.term_seen < self._dismissed.get(record.number, 0)
+        ]
+
+    def own_queues_empty_since(self) -> list[int]:
+        """For each worker that has its own listeners: since when its accept queues are empty, in
+        nanoseconds; 0 while they are not."""
+        return [record.empty_since for _, record in self._living()]

@@ -1,0 +1,215 @@
+"""What the arbiter tells of the shutdown: the summary line, the report, the service manager, StatsD.
+
+Everything here runs in the arbiter's main thread, and nothing in the shutdown depends on it: what
+cannot be told is logged once.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from ..shared.memory import NS, Memory, Record, unix_time
+from ..shared.phase import Origin, Phase
+from ..shared.settings import Settings
+from ..shared.version import __version__
+from . import notify
+from . import report as reporting
+from .progress import Progress
+from .report import Report, verdict
+from .roster import Roster
+
+
+class Telling:
+    """Tells what happens, and what happened.
+
+    :ivar settings: the settings in use.
+    :ivar interrupted: the name of the signal that ends the instance at once: SIGINT or SIGQUIT.
+    :ivar halted: why gunicorn halts, in its own words.
+    :ivar is_exiting: whether the process ends without gunicorn's ``on_exit``.
+
+    :param arbiter: gunicorn's arbiter.
+    :param memory: the shared memory.
+    :param progress: how far the shutdown is.
+    :param roster: the workers.
+    :param settings: the settings in use.
+    """
+
+    def __init__(
+        self,
+        arbiter: Any,
+        memory: Memory,
+        progress: Progress,
+        roster: Roster,
+        settings: Settings,
+    ) -> None:
+        self._arbiter = arbiter
+        self._memory = memory
+        self._progress = progress
+        self._roster = roster
+        self.settings = settings
+        self.interrupted = ""
+        self.halted = ""
+        self.is_exiting = self.has_finished = False
+        self._since_before = 0
+        self._told_of_forking = False
+        self._untold: list[BaseException] = []
+        self._service_manager = notify.ServiceManager()
+        self._gauges = notify.Gauges()
+        self._untellable: set[str] = set()
+
+    @property
+    def _log(self) -> Any:
+        return self._arbiter.log
+
+    def _is_upgraded(self) -> bool:
+        return bool(self._arbiter.reexec_pid or self._arbiter.master_pid)
+
+    # -- in every pass ----
+
+    def later(self, error: Exception) -> None:
+        """Log an error at the next pass. It came in a signal handler of gunicorn 22 and 23, where
+        nothing may be logged."""
+        self._untold.append(error)
+
+    def catch_up(self) -> None:
+        """Log what could not be logged when it happened."""
+        while self._untold:
+            error = self._untold.pop(0)
+            self._log.error(
+                "gunicorn-grace: a hook failed for a worker; the shutdown goes on", exc_info=error
+            )
+        why = self._roster.gave_up_forking
+        if why and not self._told_of_forking:
+            self._log.error("gunicorn-grace: no more workers are forked in this shutdown: %s", why)
+        self._told_of_forking = bool(why)
+
+    def start_anew(self) -> None:
+        """The instance serves again: what came until now was another shutdown's."""
+        self._since_before = self._memory.total_ever(Record.since_t0)
+
+    def others(self) -> None:
+        """Tell the service manager and StatsD what they do not know yet."""
+        self._attempt("NOTIFY_SOCKET cannot be told", self._tell_service_manager)
+        self._attempt("StatsD cannot be told", self._send_gauges, time.monotonic())
+
+    def _tell_service_manager(self) -> None:
+        if self._is_upgraded():
+            return  # The service goes on in another process.
+        progress, now = self._progress, time.monotonic_ns()
+        needed = 0.0
+        if progress.deadline:
+            needed = (progress.deadline - now) / NS + self.settings.exit_margin
+        elif (
+            progress.phase is Phase.STOPPED
+        ):  # gunicorn's stop() is next: nothing of ours runs in it.
+            needed = self._arbiter.cfg.graceful_timeout + notify.STRETCH
+        self._service_manager.look(
+            now / NS,
+            progress.phase,
+            self._roster.in_flight(),
+            stopping=progress.terms > 0 or progress.phase is Phase.STOPPED,
+            needed=needed,
+        )
+
+    def _send_gauges(self, now: float | None = None) -> None:
+        if self._arbiter.reexec_pid:
+            # The new arbiter's workers serve as well: two would overwrite each other's numbers.
+            return
+        if now is None:
+            self._gauges.send(self._log, self._memory)
+        else:
+            self._gauges.look(self._log, now, self._memory)
+
+    def _attempt(
+        self, failure: str, action: Callable[..., None], *args: Any, **options: Any
+    ) -> None:
+        """Do something that nothing else depends on, and log once that it failed."""
+        try:
+            action(*args, **options)
+        except Exception as error:
+            if failure not in self._untellable:
+                self._untellable.add(failure)
+                self._log.warning("gunicorn-grace: %s: %s", failure, error)
+
+    # -- at the end ----
+
+    def report(self, *, last: bool = False) -> None:
+        """Write the report as far as it is known. It is written more than once, because the process
+        may be ended before its last word.
+
+        :param last: whether no other report follows.
+        """
+        path = self.settings.report
+        told = self.summary() if path else None
+        if path and told is not None:
+            self._attempt(
+                f"grace_report {path} cannot be written", reporting.write, path, told, last=last
+            )
+
+    def the_end(self) -> None:
+        """Log the summary, which is the last thing that an instance says. Runs in ``on_exit``."""
+        self._attempt("StatsD cannot be told", self._send_gauges)
+        told = self.summary()
+        self.has_finished = True
+        if told is None:
+            return
+        log = self._log.warning if told.cut_off else self._log.info
+        log(
+            "gunicorn-grace: stopped: lame duck %.1f s (%s), draining %.1f s, %d requests since T0, "
+            "in flight %d at T0 and %d at the drain, %d cut off; %s",
+            told.lame_duck_seconds,
+            told.lame_duck_ended or "cut short",
+            told.draining_seconds,
+            told.requests_since_t0,
+            told.in_flight_at_t0,
+            told.in_flight_at_drain,
+            told.cut_off,
+            told.verdict,
+        )
+        self.report(last=True)
+
+    def summary(self) -> Report | None:
+        """What happened; ``None`` when no shutdown of ours took place."""
+        progress = self._progress
+        t0, drain = progress.t0, progress.drain
+        if not t0 or self._is_upgraded():
+            return None
+        end = time.monotonic_ns()
+        last = self._roster.last_arrival()
+        last_after = (last - t0) / NS if last > t0 else None
+        return Report(
+            version=__version__,
+            origin=progress.origin.name.lower(),
+            t0_unix_seconds=unix_time(t0),
+            phase=str(progress.phase),
+            ended=self._ended(),
+            lame_duck_seconds=round(((drain or end) - t0) / NS, 3),
+            lame_duck_ended=str(progress.reasons.get(Phase.DRAINING, "")) or None,
+            draining_seconds=round((end - drain) / NS, 3) if drain else 0.0,
+            requests_since_t0=self._memory.total_ever(Record.since_t0) - self._since_before,
+            last_request_after_t0_seconds=None if last_after is None else round(last_after, 3),
+            in_flight_at_t0=progress.in_flight.get(Phase.LAME_DUCK, 0),
+            in_flight_at_drain=progress.in_flight.get(Phase.DRAINING, 0),
+            in_flight_at_stop=progress.in_flight.get(Phase.STOPPED),
+            cut_off=self._roster.cut_off(),
+            cut_off_by_worker=self._roster.cut_off_by_worker(),
+            verdict=(
+                "the delay was an operator's drain"
+                if progress.origin is Origin.DRAIN
+                else verdict(last_after, self.settings.shutdown_delay)
+            ),
+        )
+
+    def _ended(self) -> str | None:
+        progress = self._progress
+        if Phase.STOPPED in progress.reasons:
+            return str(progress.reasons[Phase.STOPPED])
+        if self.interrupted:
+            return self.interrupted
+        if progress.failed:
+            return "failed"
+        if progress.phase is Phase.STOPPED:
+            return f"halted: {self.halted}" if self.halted else "halted"
+        return "exited" if self.is_exiting else None

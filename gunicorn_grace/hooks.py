@@ -1,0 +1,216 @@
+"""Which gunicorn hook hands over to whom. Each function here is one of gunicorn's server hooks.
+
+=====================================  =========================================================
+hook                                   what it hands over to
+=====================================  =========================================================
+``on_starting``, ``on_reload``         arbiter: attach, the settings, the budget, the probe port
+``pre_fork``, ``child_exit``           arbiter: the roster
+``post_fork``                          worker: join, before gunicorn sets the signals
+``post_worker_init``                   worker: the overlay, the access log, publishing, booted
+``pre_request``, ``post_request``      worker: the counter
+``worker_int``, ``worker_abort``       worker: what is cut off
+``on_exit``                            arbiter: the summary and the report
+=====================================  =========================================================
+
+There is no ``worker_exit``: by then gunicorn has closed the worker's heartbeat (22.0 to 27.0), and
+would abort a worker that waits for a hold.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from .arbiter import adoption, budget, overrides
+from .errors import ConfigurationError
+from .shared import settings
+from .shared.guard import guarded, tell_once
+from .worker import classes, process, shortcut
+from .worker.access_log import quieten_probes
+from .worker.answering import WorkerAnswers
+from .worker.counting import Counting
+from .worker.overlay import Overlay
+from .worker.publishing import publish
+
+_UNTRACKED = (
+    "gunicorn-grace: requests of %s cannot be counted: the delay, readiness in the shared memory "
+    "and sealing work; probes, extension, quiet and Connection: close do not"
+)
+_UNWRAPPED = (
+    "gunicorn-grace: the worker class %s runs ASGI applications, and this one is not wrapped: "
+    "%s work, %s do not; wrap it: from gunicorn_grace.asgi import Probes; app = Probes(app)"
+)
+_WITHOUT_WRAPPING = {
+    classes.ASGI_HOOKS: (
+        "the delay, readiness in the shared memory, sealing, extension and quiet",
+        "probes, and before gunicorn 27 Connection: close,",
+    ),
+    classes.ASGI: (
+        "the delay, readiness in the shared memory and sealing",
+        "probes, extension, quiet and Connection: close",
+    ),
+}
+
+
+def adopt(cfg: Any) -> None:
+    """Make a gunicorn ``Config`` know our settings, and call these hooks before the user's.
+
+    :param cfg: the ``Config`` that is being loaded.
+    :raises SettingError: an environment variable has a value that its setting cannot have.
+    """
+    adoption.adopt(cfg, HOOKS)
+
+
+def on_starting(server: Any) -> None:
+    """Arbiter, before the first fork."""
+    loaded = settings.Settings.of(server.cfg)
+    settings.check(loaded)
+    overrides.attach(server, loaded, adopt)
+    budget.tell(server, loaded)
+    if loaded.probe_bind is not None:
+        overrides.open_probe_port(server, loaded)
+    if classes.tracking(server.cfg.worker_class) is None:
+        server.log.warning(_UNTRACKED, f"the worker class {server.cfg.worker_class_str}")
+
+
+def on_reload(server: Any) -> None:
+    """Arbiter, after SIGHUP."""
+    loaded = settings.Settings.of(server.cfg)
+    try:
+        settings.check(loaded)
+    except ConfigurationError as error:
+        server.log.error("gunicorn-grace: the settings stay as they were: %s", error)
+        return
+    server.grace.use(loaded)
+    budget.tell(server, loaded)
+    if server.grace_probe_port is not None:
+        server.grace_probe_port.reload(loaded)
+    elif loaded.probe_bind is not None:
+        server.log.warning(
+            "gunicorn-grace: grace_probe_bind = %r needs a restart", loaded.probe_bind
+        )
+
+
+def pre_fork(server: Any, worker: Any) -> None:
+    """Arbiter."""
+    if hasattr(server, "grace"):
+        server.grace.roster.claim(worker)
+
+
+def child_exit(server: Any, worker: Any) -> None:
+    """Arbiter; in gunicorn 22 and 23 in its signal handler."""
+    if hasattr(server, "grace"):
+        server.grace.roster.free(worker)
+
+
+def post_fork(server: Any, worker: Any) -> None:
+    """Worker, before gunicorn sets its signals."""
+    if hasattr(server, "grace"):
+        shutdown = server.grace
+        if server.grace_probe_port is not None:
+            server.grace_probe_port.leave()
+        number = getattr(worker, "grace_slot", None)
+        joined = process.join(worker, shutdown.memory, number, shutdown.settings)
+        joined.draining.owns_listeners = shutdown.listeners.are_the_workers_own()
+
+
+def post_worker_init(worker: Any) -> None:
+    """Worker, once the application is loaded."""
+    ours = process.this_worker
+    if ours is None:
+        return
+    try:
+        _stand_in_front(worker, ours)
+    finally:
+        # The worker serves, whatever failed: if it did not say so, the instance would never be
+        # ready.
+        ours.booted(worker)
+    # The settings object that refuses unknown names adds a Python call to every lookup, and gunicorn
+    # makes 20 lookups for each request.
+    worker.cfg.settings = dict(worker.cfg.settings)
+    shortcut.shorten(worker.cfg, ours)
+
+
+def _stand_in_front(worker: Any, ours: process.WorkerProcess) -> None:
+    """Put the parts that answer, count and keep quiet in front of the application and the log."""
+    if ours.tracking == classes.WSGI and classes.is_tornado_app(worker.wsgi):
+        ours.tracking, ours.draining.sees_all = None, False
+        if worker.age == 1:
+            worker.log.warning(_UNTRACKED, "an application of tornado's own")
+    if ours.tracking in (classes.HOOKS, classes.WSGI):
+        if ours.settings.overlay:
+            worker.wsgi = Overlay(worker.wsgi, WorkerAnswers(ours)).serve
+        if ours.tracking == classes.WSGI:
+            worker.wsgi = Counting(worker.wsgi, ours.counter, ours.memory.is_terminating)
+    elif ours.tracking is not None and worker.age == 1 and f"{__package__}.asgi" not in sys.modules:
+        # The first worker says it: the arbiter has no application. A module that wraps it has been
+        # imported by now.
+        worker.log.warning(
+            _UNWRAPPED, worker.cfg.worker_class_str, *_WITHOUT_WRAPPING[ours.tracking]
+        )
+    if not ours.settings.log_probes:
+        try:
+            quieten_probes(worker.log, ours.counter.probe_paths)
+        except Exception:
+            tell_once("access log", worker)
+    try:
+        publish(worker, ours.memory, ours.number, ours.settings)
+    except Exception:
+        tell_once("probe port", worker)
+
+
+def pre_request(worker: Any, req: Any) -> None:
+    """Worker, in the thread or greenlet that serves the request."""
+    if process.this_worker is not None:
+        process.this_worker.begin(req)
+
+
+def post_request(worker: Any, req: Any, environ: Any, resp: Any) -> None:
+    """Worker, in the same thread or greenlet."""
+    if process.this_worker is not None:
+        process.this_worker.end(req)
+
+
+def worker_int(worker: Any) -> None:
+    """Worker, in its signal handler."""
+    ours = process.this_worker
+    if ours is not None:
+        ours.leaving.note_cut_off()
+        ours.unfinished.tell("when the worker was interrupted, and cut off")
+
+
+def worker_abort(worker: Any) -> None:
+    """Worker, in its signal handler."""
+    ours = process.this_worker
+    if ours is not None:
+        ours.leaving.note_cut_off()
+        ours.unfinished.tell("when the worker was aborted, and cut off")
+
+
+def on_exit(server: Any) -> None:
+    """Arbiter, last."""
+    if hasattr(server, "grace"):
+        try:
+            server.grace.telling.the_end()
+        finally:
+            if server.grace_probe_port is not None:
+                server.grace_probe_port.end()
+
+
+HOOKS: dict[str, Callable[..., None]] = {
+    hook.__name__: guarded(hook)
+    for hook in (
+        on_starting,
+        on_reload,
+        pre_fork,
+        post_fork,
+        post_worker_init,
+        pre_request,
+        post_request,
+        worker_int,
+        worker_abort,
+        child_exit,
+        on_exit,
+    )
+}

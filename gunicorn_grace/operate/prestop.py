@@ -1,0 +1,33 @@
+"""``gunicorn-grace prestop``: the preStop hook of Kubernetes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from ..shared.memory import NS
+from ..shared.phase import Origin, Phase
+from .instance import LOOK, find, lives
+
+
+def prestop(pid: int | None, say: Callable[[str], object]) -> None:
+    """Begin the shutdown and return when the delay is over: when a SIGTERM drains at once.
+
+    :param pid: the arbiter, where there is more than one instance.
+    :param say: takes a line for the one who asked.
+    :raises StateError: there is no such instance, or more than one.
+    """
+    memory = find(pid)
+    header = memory.header
+    if memory.phase() is Phase.STARTING:
+        say("nothing was ever ready: no delay")
+        return
+    began = memory.trigger(Origin.PRESTOP)
+    note = "" if began else " (it had begun before)"
+    say(f"not ready for {header.delay / NS:g} s, longer while requests still come{note}")
+    while memory.is_terminating() and not header.delay_over and header.phase <= Phase.LAME_DUCK:
+        # An arbiter that hangs takes nothing up: then the delay alone counts.
+        hangs = not header.t0 and time.monotonic_ns() > memory.t0() + header.delay
+        if hangs or not lives(header.arbiter) or memory.seconds_left() == 0:
+            return
+        time.sleep(LOOK)

@@ -1,0 +1,78 @@
+"""How probes that succeed stay out of the access log. Worker."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Collection
+from typing import Any
+
+
+class QuietProbes(logging.Filter):
+    """Drops what a thread, or greenlet, writes to the access log while it is told to be quiet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.thread = threading.local()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not getattr(self.thread, "is_quiet", False)
+
+
+ACCESS_LOGS = ("accesslog", "logconfig", "logconfig_dict", "logconfig_json", "syslog")
+"""Without any of these settings gunicorn's own ``access`` writes nothing (22.0 to 27.0)."""
+
+
+def quieten_probes(log: Any, paths: Collection[str]) -> None:
+    """Keep probes that succeed out of the access log, in this process.
+
+    What a record of the access log holds is the user's to say (``access_log_format``, ``atoms``, a
+    class of their own), so none is looked at: what stands in front of the logger's ``access`` from
+    now on knows request and response. For a probe that succeeds it is not called; an ``access``
+    that somebody wrote may write anywhere. But for gunicorn's StatsD, which counts in the same
+    call: there it is, and what it writes is dropped.
+
+    :param log: gunicorn's logger, an instance of ``logger_class``.
+    :param paths: the paths of the probes; it may grow.
+    """
+    theirs = log.access
+    author = type(log).access.__module__
+    counts = author == "gunicorn.instrument.statsd"
+    if author == "gunicorn.glogging" and not any(
+        getattr(log.cfg, name, None) for name in ACCESS_LOGS
+    ):
+        return  # Nothing is written: every request would pay for nothing.
+    quiet = QuietProbes()
+    if counts:
+        log.access_log.addFilter(quiet)
+
+    def access(resp: Any, req: Any, environ: Any, request_time: Any) -> None:
+        try:
+            path = req.path
+        except AttributeError:  # pywsgi has no request, but its headers.
+            path = (environ or {}).get("PATH_INFO")
+        if path not in paths or not _succeeded(resp):
+            theirs(resp, req, environ, request_time)
+        elif counts:
+            quiet.thread.is_quiet = True
+            try:
+                theirs(resp, req, environ, request_time)
+            finally:
+                quiet.thread.is_quiet = False
+
+    log.access = access
+    # uvicorn's protocols (0.20 to 0.54) write there themselves: client, method, path with query,
+    # version, status.
+    logging.getLogger("uvicorn.access").addFilter(lambda record: _is_no_quiet_probe(record, paths))
+
+
+def _is_no_quiet_probe(record: logging.LogRecord, paths: Collection[str]) -> bool:
+    match record.args:
+        case (_, _, str(path), _, status):
+            return path.partition("?")[0] not in paths or not str(status).startswith("2")
+    return True
+
+
+def _succeeded(resp: Any) -> bool:
+    status = getattr(resp, "status", None)
+    return (status.decode("latin-1") if isinstance(status, bytes) else str(status)).startswith("2")

@@ -1,0 +1,259 @@
+"""The counting of requests: the hot path.
+
+:func:`_hot_path` runs for every request: a few stores into the worker's record, no system call, no
+log. Everything else here runs rarely.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..probes.answers import Answers
+from ..probes.checks import registry
+from ..shared.memory import LONGEST_WINDOW, NS, ORIGIN_MASK, Memory, Record
+from ..shared.phase import Origin
+from ..shared.settings import Settings
+from .closing import Closing, closes_of
+from .shedding import Shedding
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+LATE_SHARE = 0.8
+"""Share of the delay after which a new request is late: the routers needed nearly all of it."""
+
+LATE_HEADERS = ("X-FORWARDED-FOR", "USER-AGENT")
+"""Headers that tell, beside the peer's address, which router or client sent a request."""
+
+Entry = tuple[int, Any, bool]
+"""Of a request in flight: when it began (ns), the thread or greenlet that serves it, whether it is
+counted. A plain tuple: a named one takes three times as long to make."""
+
+
+class Counter:
+    """Counts the requests of this worker in its record.
+
+    :ivar in_flight: the requests in flight, each with its entry.
+    :ivar probe_paths: the probes' paths as requests come with them, those of single checks too.
+    :ivar uncounted: the paths that are not counted: the probes' and ``grace_ignore_paths``.
+    :ivar begin: counts a request in; ``pre_request``.
+    :ivar end: counts a request out; ``post_request``.
+
+    :param memory: the shared memory.
+    :param record: the worker's record.
+    :param settings: the settings in use.
+    :param answers: the probes of this instance.
+    :param shedding: makes requests say ``Connection: close``.
+    :param log: gunicorn's logger.
+    :param owner: returns what serves a request: the running thread's number, the running greenlet.
+    :param threaded: whether requests are served in more than one thread.
+    """
+
+    def __init__(
+        self,
+        memory: Memory,
+        record: Record,
+        settings: Settings,
+        answers: Answers,
+        shedding: Shedding,
+        log: Any,
+        *,
+        owner: Callable[[], Any] = threading.get_ident,
+        threaded: bool = True,
+    ) -> None:
+        self._memory = memory
+        self._record = record
+        self._settings = settings
+        self._answers = answers
+        self._log = log
+        # pre_request sees the path as it came, with the prefix that gunicorn takes off before the
+        # application.
+        self._prefixes = ("", os.environ.get("SCRIPT_NAME", ""))
+        self.probe_paths: set[str] = set()
+        self.uncounted = {
+            prefix + path for prefix in self._prefixes for path in settings.ignore_paths
+        }
+        self.note_probe_paths()
+        self.in_flight: dict[Any, Entry] = {}
+        self._window_ends = 0
+        self.begin, self.end = _hot_path(self, memory, record, shedding, owner, threaded)
+
+    def note_probe_paths(self) -> None:
+        """Learn the paths of the checks, which have names once the application is loaded."""
+        answers = self._answers
+        paths = set(answers.paths)
+        for path, kind in answers.paths.items():
+            names = (*answers.checks[kind], *registry.names(kind))
+            paths.update(f"{path}/{name}" for name in names)
+        self.probe_paths.update(prefix + path for prefix in self._prefixes for path in paths)
+        self.uncounted |= self.probe_paths
+
+    def _note_longest(self, took: int, now: int) -> int:
+        """Keep a request that took longer than those before it.
+
+        :returns: when this window ends, in nanoseconds.
+        """
+        record = self._record
+        if now > self._window_ends:
+            self._window_ends = now + LONGEST_WINDOW
+            record.longest_before = record.longest
+            record.window = now
+        record.longest = took
+        return self._window_ends
+
+    def note_late(self, request: Any, now: int) -> None:
+        """Log where a request came from that came late in the delay: once per instance, because it
+        is a router's delay."""
+        header, t0 = self._memory.header, self._memory.t0()
+        if header.late or not t0 or header.drain:
+            return
+        if self._memory.is_triggered() and header.trigger & ORIGIN_MASK == Origin.DRAIN:
+            return  # Requests that come hours after an operator's drain say nothing of a router.
+        delay = self._settings.shutdown_delay
+        after = (now - t0) / NS
+        if not delay or after <= LATE_SHARE * delay:
+            return
+        header.late = now
+        headers = {name.upper(): value for name, value in getattr(request, "headers", None) or ()}
+        named = [f"{name} {headers[name]!r}" for name in LATE_HEADERS if name in headers]
+        self._log.warning(
+            "gunicorn-grace: late_request %.1f s after T0, past %.0f %% of grace_shutdown_delay "
+            "%g s: %s %s from %s (%s); make it longer",
+            after,
+            100 * LATE_SHARE,
+            delay,
+            request.method,
+            request.path,
+            _name_of_peer(getattr(request, "peer_addr", None)),
+            ", ".join(named) or "no User-Agent",
+        )
+
+
+def _name_of_peer(peer: Any) -> str:
+    if isinstance(peer, tuple):
+        return f"{peer[0]} port {peer[1]}"
+    return "a UNIX socket" if peer is not None else "an unknown address"
+
+
+def _hot_path(
+    counter: Counter,
+    memory: Memory,
+    record: Record,
+    shedding: Shedding,
+    owner: Callable[[], Any],
+    threaded: bool,
+) -> tuple[Callable[[Any], None], Callable[[Any], None]]:
+    """What runs for every request: ``begin`` counts it in (``pre_request``, in the thread or
+    greenlet that serves it), ``end`` counts it out (``post_request``); a request that was never
+    counted in is left alone.
+
+    Closures, because their variables are reached faster than attributes; and numbers counted here
+    and stored there, because a store costs half of a load, an addition and a store. The lock is
+    taken by hand: half the price of ``with``, which is safe where signals raise; they do so in the
+    main thread, where threaded workers serve nothing.
+    """
+    uncounted, shed, in_flight = counter.uncounted, shedding.known, counter.in_flight
+    now_ns, is_terminating, cells = time.monotonic_ns, memory.is_terminating, record.cells
+    in_flight_cell, requests_cell, arrival_cell, since_t0_cell = (
+        record.begin + cell.offset
+        for cell in (Record.in_flight, Record.requests, Record.last_arrival, Record.since_t0)
+    )
+    counted_now = longest = window_ends = 0
+    requests = cells[requests_cell]  # Of the workers that had the record before.
+    lock = threading.Lock()
+    nothing: Callable[[], object] = bool  # The cheapest there is.
+    acquire, release = (lock.acquire, lock.release) if threaded else (nothing, nothing)
+
+    def begin(request: Any) -> None:
+        nonlocal counted_now, requests
+        if type(request) not in shed:
+            shedding.shed(request)
+        now = now_ns()
+        counted = request.path not in uncounted
+        in_flight[request] = (now, owner(), counted)
+        if not counted:
+            return
+        acquire()
+        try:
+            counted_now += 1
+            requests += 1
+            cells[in_flight_cell] = counted_now
+            cells[requests_cell] = requests
+            cells[arrival_cell] = now
+            terminating = is_terminating()
+            if terminating:
+                cells[since_t0_cell] += 1
+        finally:
+            release()
+        if terminating:
+            counter.note_late(request, now)
+
+    def end(request: Any) -> None:
+        nonlocal counted_now, longest, window_ends
+        entry = in_flight.pop(request, None)
+        if entry is None or not entry[2]:
+            return
+        now = now_ns()
+        took = now - entry[0]
+        acquire()
+        try:
+            counted_now -= 1
+            cells[in_flight_cell] = counted_now
+            if took > longest or now > window_ends:
+                longest = took
+                window_ends = counter._note_longest(took, now)
+        finally:
+            release()
+
+    return begin, end
+
+
+@dataclass(eq=False)  # Two requests for one path are two.
+class CountedCall:
+    """Stands for a request where gunicorn has none: a call of the application."""
+
+    method: str
+    path: str
+
+
+class Counting:
+    """Counts requests around the application, for worker classes that call no request hooks.
+
+    A request is in flight until its iterable is closed (PEP 3333, "the server must call that
+    method"). Once the shutdown has begun its response says ``Connection: close``: tornado and pywsgi
+    ask no ``should_close``, and send the header as they get it. tornado leaves the closing to the
+    client, and to the drain.
+
+    :param app: the application.
+    :param counter: the worker's counter.
+    :param is_terminating: whether the shutdown has begun.
+    """
+
+    def __init__(
+        self, app: WSGIApplication, counter: Counter, is_terminating: Callable[[], bool]
+    ) -> None:
+        self.app = app
+        self._counter = counter
+        self._is_terminating = is_terminating
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        call = CountedCall(environ["REQUEST_METHOD"], environ.get("PATH_INFO", ""))
+
+        def shedding(status: str, headers: list[tuple[str, str]], *exc_info: Any) -> Any:
+            if self._is_terminating():
+                headers = [(name, value) for name, value in headers if name.lower() != "connection"]
+                headers.append(("Connection", "close"))
+            return start_response(status, headers, *exc_info)
+
+        self._counter.begin(call)
+        try:
+            body = self.app(environ, shedding)
+            return Closing(body, *closes_of(body), lambda: self._counter.end(call))
+        except BaseException:
+            self._counter.end(call)
+            raise

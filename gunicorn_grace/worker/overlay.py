@@ -1,0 +1,121 @@
+"""The overlay: the probes in front of a WSGI application, without a line of its code. Worker."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from ..probes.answers import Target
+from ..shared.phase import Kind, is_terminating
+from .answering import ANSWERED, WorkerAnswers, send
+from .closing import Closing, closes_of
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+NO_ANSWER = frozenset({"301", "302", "303", "307", "308", "400", "401", "403", "404", "405", "421"})
+"""The statuses of an application that has no probe there: no such route (404, 405), a host that it
+does not trust (400, 421), a login that it wants first (401, 403, a redirect). Any other status is
+an answer, 429 and 503 among them."""
+
+LEARNED = 64
+"""How many paths-at-hosts the overlay remembers as not the application's own."""
+
+
+class Overlay:
+    """Serves the probes in front of an application that may have its own.
+
+    While the instance is not terminating the application is asked first, so an existing ``/readyz``
+    keeps its meaning; once it is, readiness is ours. Some answers are none to a probe
+    (:data:`NO_ANSWER`): then the core answers. Checks that are registered with us count beside the
+    application's own answer: it passes if both do.
+    """
+
+    def __init__(self, app: WSGIApplication, answers: WorkerAnswers) -> None:
+        self.app = app
+        self.answers = answers
+        self._not_theirs: set[tuple[str, str]] = set()
+        self.serve = self._as_function()
+        """The same as a function, which is called in fewer steps than an object: every request
+        comes here."""
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        return self.serve(environ, start_response)
+
+    def _as_function(self) -> WSGIApplication:
+        app, answers, probe = self.app, self.answers.answers, self._probe
+        paths, prefixes = answers.paths, answers.prefixes
+
+        def serve(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+            path = environ["PATH_INFO"]
+            if path in paths or path.startswith(prefixes):
+                target = answers.target(path)
+                if target is not None:
+                    return probe(target, environ, start_response)
+            return app(environ, start_response)
+
+        return serve
+
+    def _probe(
+        self, target: Target, environ: WSGIEnvironment, start_response: StartResponse
+    ) -> Iterable[bytes]:
+        answers = self.answers
+        ours = self._is_ours(target) or answers.is_trigger(target, environ)
+        # A route is one of a path at a host, for applications that look at it.
+        where = (environ["PATH_INFO"], environ.get("HTTP_HOST", ""))
+        if not ours and where not in self._not_theirs:
+            asked = dict(environ)
+            status, headers, body = _ask(self.app, asked)
+            if status[:3] not in NO_ANSWER:
+                theirs = status[0] == "2" and ANSWERED not in asked
+                failed = answers.has_failed(target, environ) if theirs else None
+                if failed is None:
+                    start_response(status, headers)
+                    return body
+                body.close()
+                return send(failed, environ, start_response)
+            body.close()
+            # Only what is a probe of ours: names that somebody makes up would fill the memory.
+            if status[:3] == "404" and len(self._not_theirs) < LEARNED and answers.knows(target):
+                self._not_theirs.add(where)
+        return send(answers.answer(target, environ), environ, start_response)
+
+    def _is_ours(self, target: Target) -> bool:
+        """Whether the application is not even asked: for readiness, once the shutdown has begun."""
+        if target.kind is not Kind.READINESS or not self.answers.knows(target):
+            return False
+        return is_terminating(self.answers.situation().phase)
+
+
+def _ask(
+    app: WSGIApplication, environ: WSGIEnvironment
+) -> tuple[str, list[tuple[str, str]], Closing]:
+    """Run an application until its status is known. Closing the body that comes back closes the
+    application's.
+
+    werkzeug.test.run_wsgi_app would do, were it not that it drops what is written with ``write()``
+    when it buffers, and raises when an error handler replaces the response, as PEP 3333 allows
+    before anything was sent.
+    """
+    answer: list[Any] = []
+    written: list[bytes] = []
+
+    def start_response(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
+        answer[:] = status, headers
+        return written.append
+
+    iterable = app(environ, start_response)
+    closes = closes_of(iterable)
+    try:
+        iterator = iter(iterable)
+        first: list[bytes] = []
+        while not answer:
+            first.append(next(iterator))
+    except BaseException as error:
+        for close in closes:
+            close()
+        if isinstance(error, StopIteration):
+            raise AssertionError("the application ended without calling start_response") from None
+        raise
+    return answer[0], answer[1], Closing(itertools.chain(written, first, iterator), *closes)
