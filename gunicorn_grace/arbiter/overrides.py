@@ -78,7 +78,7 @@ class GraceArbiter(_Base):
 
     def _is_ours(self) -> bool:
         """Whether a shutdown has begun, and is not left to gunicorn."""
-        return not self.grace.progress.failed and self.grace.has_begun()
+        return not self.grace.progress.failed and self.grace.observer.has_begun()
 
     def grace_wake(self, sig: int, frame: Any) -> None:
         """SIGALRM of our timer."""
@@ -120,7 +120,7 @@ class GraceArbiter(_Base):
             self.log.warning("gunicorn-grace: SIGUSR2 is refused: the shutdown has begun")
             return
         port = self.grace_probe_port
-        with port.handing_over() if port is not None else contextlib.nullcontext():
+        with port.listener.handing_over() if port is not None else contextlib.nullcontext():
             super().handle_usr2()
 
     def setup(self, app: Any) -> None:

@@ -22,30 +22,22 @@ import fcntl
 import json
 import os
 import signal
-import socket
-import stat
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ..shared.agreed import RETIRE
 from ..shared.memory import Memory
 from ..shared.phase import Phase
-from ..shared.settings import Settings, address_of
-
-BACKLOG = 128
+from ..shared.settings import Settings
+from .probe_listener import ProbeListener
 
 START_EVERY = 1.0
 """Seconds between two starts of a responder, at least: one that lived longer is replaced at once."""
 
 LAST_ANSWERS = 0.5
 """Seconds that the responder has at the end of all for what it has in hand."""
-
-HANDED_OVER = "GUNICORN_GRACE_PROBE_FD"
-"""In the environment of an arbiter that another one has executed (SIGUSR2): the descriptor of the
-listener."""
 
 _STARTS = (
     "import sys; sys.modules.update(ssl=None, _hashlib=None); sys.path += sys.argv[1:]; "
@@ -81,88 +73,11 @@ class ProbePort:
         self._began = self._next = 0.0
         self._failed = False
         self._orders = self._orders_of(settings)
-        self.listener, self._inherited = self._listen()
+        self.listener = ProbeListener(arbiter, self.bind)
 
     @property
     def log(self) -> Any:
         return self.arbiter.log
-
-    # -- the listener ----
-
-    def _listen(self) -> tuple[socket.socket, bool]:
-        address = address_of(self.bind)
-        handed_over = self._handed_over(address)
-        if handed_over is not None:
-            return handed_over, True
-        try:
-            if address in self.arbiter.cfg.address and address[1] != 0:
-                raise OSError(0, "gunicorn itself binds it")
-            made = self._listen_unix(address) if isinstance(address, str) else _listen_tcp(*address)
-        except OSError as error:
-            why = error.strerror or str(error)
-            self.log.error(
-                "gunicorn-grace: grace_probe_bind = %r cannot be bound: %s: give a free one",
-                self.bind,
-                why,
-            )
-            sys.exit(1)
-        return made, False
-
-    def _listen_unix(self, path: str) -> socket.socket:
-        with contextlib.suppress(FileNotFoundError):
-            if not stat.S_ISSOCK(os.stat(path).st_mode):
-                raise OSError(0, "there is a file that is no socket")
-            with socket.socket(socket.AF_UNIX) as other:
-                other.settimeout(1)
-                # What an arbiter left behind that got SIGKILL refuses.
-                if other.connect_ex(path) == 0:
-                    raise OSError(0, "another process listens there")
-            os.unlink(path)
-        cfg = self.arbiter.cfg
-        made = socket.socket(socket.AF_UNIX)
-        umask = os.umask(cfg.umask)
-        try:
-            made.bind(path)
-            if (cfg.uid, cfg.gid) != (os.geteuid(), os.getegid()):
-                os.chown(path, cfg.uid, cfg.gid)
-            made.listen(BACKLOG)
-        except OSError:
-            made.close()
-            raise
-        finally:
-            os.umask(umask)
-        self._inode = os.stat(path).st_ino
-        return made
-
-    def _handed_over(self, address: str | tuple[str, int]) -> socket.socket | None:
-        """The listener of the arbiter that executed this one, if it is the one that is wanted."""
-        given = os.environ.pop(HANDED_OVER, None)
-        self.arbiter.cfg.env_orig.pop(HANDED_OVER, None)
-        if given is None or not self.arbiter.master_pid:
-            return None
-        try:
-            sock = socket.socket(fileno=int(given))
-        except (OSError, ValueError):
-            return None
-        sock.set_inheritable(False)
-        if _is_at(sock, address):
-            if isinstance(address, str):
-                self._inode = os.stat(address).st_ino
-            return sock
-        sock.close()
-        return None
-
-    @contextlib.contextmanager
-    def handing_over(self) -> Iterator[None]:
-        """While gunicorn executes another arbiter, which then finds the listener; both have it."""
-        environ = self.arbiter.cfg.env_orig
-        self.listener.set_inheritable(True)
-        environ[HANDED_OVER] = str(self.listener.fileno())
-        try:
-            yield
-        finally:
-            self.listener.set_inheritable(False)
-            environ.pop(HANDED_OVER, None)
 
     def leave(self) -> None:
         """Close what a worker has inherited: it would keep the port taken after the arbiter's
@@ -171,15 +86,11 @@ class ProbePort:
             self.listener.close()
             self._close_log()
 
-    # -- the responder ----
-
     def start(self) -> None:
         """Say where the port is, and start the responder. One whose listener another arbiter serves
         as well waits until a worker has booted: it would answer "not ready" for an instance that
         is."""
-        self.log.info(
-            "gunicorn-grace: probe port at %s", _address_text(self.listener.getsockname())
-        )
+        self.log.info("gunicorn-grace: probe port at %s", self.listener.address)
         self.look()
 
     def look(self) -> None:
@@ -193,7 +104,7 @@ class ProbePort:
                     "gunicorn-grace: the probe responder %s; another one is started", self._ended
                 )
                 self._ended = ""
-            waits = self._inherited and self.memory.phase() is Phase.STARTING
+            waits = self.listener.is_inherited and self.memory.phase() is Phase.STARTING
             if not self.pid and not waits and time.monotonic() >= self._next:
                 self._spawn()
         except Exception:
@@ -247,10 +158,7 @@ class ProbePort:
         with contextlib.suppress(Exception):
             self._read()
         self.reap()
-        if isinstance(address := address_of(self.bind), str) and not self._is_served_by_another():
-            with contextlib.suppress(OSError):
-                if os.stat(address).st_ino == self._inode:
-                    os.unlink(address)
+        self.listener.unlink()
         self.listener.close()
         pids = [pid for pid in (self.pid, *self._retired) if pid]
         for pid in pids:
@@ -269,9 +177,6 @@ class ProbePort:
         if self._log_pipe >= 0:
             os.close(self._log_pipe)
             self._log_pipe = -1
-
-    def _is_served_by_another(self) -> bool:
-        return bool(self.arbiter.reexec_pid or self.arbiter.master_pid)
 
     def _orders_of(self, settings: Settings) -> bytes:
         cfg = self.arbiter.cfg
@@ -341,40 +246,6 @@ class ProbePort:
             self.log.warning(
                 "gunicorn-grace: probe port: %s", line.decode("utf-8", "backslashreplace")
             )
-
-
-def _listen_tcp(host: str, port: int) -> socket.socket:
-    family, kind, protocol, _, address = socket.getaddrinfo(
-        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )[0]
-    made = socket.socket(family, kind, protocol)
-    try:
-        made.setsockopt(
-            socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
-        )  # As gunicorn: what is in TIME_WAIT is no one's.
-        made.bind(address)
-        made.listen(BACKLOG)
-    except OSError:
-        made.close()
-        raise
-    return made
-
-
-def _address_text(name: Any) -> str:
-    if isinstance(name, str):
-        return f"unix:{name}"
-    host, port = name[:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def _is_at(sock: socket.socket, address: str | tuple[str, int]) -> bool:
-    name = sock.getsockname()
-    if isinstance(address, str) or isinstance(name, str):
-        return bool(name == address)
-    found = socket.getaddrinfo(*address, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    return name[:2] in [
-        (meant[4][0], meant[4][1] or name[1]) for meant in found
-    ]  # Port 0 took any.
 
 
 def _status(pid: int) -> str | None:

@@ -35,17 +35,17 @@ from collections.abc import Callable
 from typing import Any
 
 from ..shared.agreed import LINGER, POKE
-from ..shared.memory import HIGHEST, NS, ORIGIN_MASK, Memory, Record
-from ..shared.phase import TRIGGERS, Origin, Phase, check_transition
+from ..shared.memory import HIGHEST, NS, Memory
+from ..shared.phase import Origin, Phase, check_transition
 from ..shared.settings import Settings
 from .budget import longest_delay
 from .lifecycle import Observation, Reason, deadline, decide, drain_limit, is_delay_over
 from .listeners import Listeners
+from .observer import Observer
 from .progress import Progress
 from .roster import Roster
 from .telling import Telling
 from .timer import DRAINING_TICK, LAME_DUCK_TICK, Timer
-from .traffic import Traffic
 
 EMPTYING_MARGIN = 1.0
 """Seconds before the drain limit at which the workers are dismissed even though connections still
@@ -75,12 +75,9 @@ class Shutdown:
         self.progress = Progress()
         self.roster = Roster(arbiter, memory)
         self.listeners = Listeners(arbiter, self.roster)
-        self.traffic = Traffic()
+        self.observer = Observer(arbiter, memory, self.progress, self.roster)
         self.timer = Timer(arbiter, self.roster)
         self.telling = Telling(arbiter, memory, self.progress, self.roster, settings)
-        self._looked_at = time.monotonic_ns()
-        """When the arbiter last saw that no shutdown had been triggered."""
-        self._told_of_garbage = False
         self._enter: dict[Phase, Callable[[Observation, Reason], None]] = {
             Phase.SERVING: self._enter_serving,
             Phase.LAME_DUCK: self._enter_lame_duck,
@@ -108,23 +105,11 @@ class Shutdown:
         """Note a SIGTERM, in the real signal handler: no log, no lock. Readiness is 503 from the
         store on, in every worker."""
         self.progress.terms += 1
-        if not self.progress.sigterm and not self.is_upgraded():
+        if not self.progress.sigterm and not self.observer.is_upgraded():
             self._note_sigterm(time.monotonic_ns())
 
     def _note_sigterm(self, now: int) -> None:
         self.progress.sigterm = self.memory.header.sigterm = now
-
-    def has_begun(self) -> bool:
-        """Whether the shutdown has begun, also where the loop has not yet noticed."""
-        progress = self.progress
-        return (
-            progress.phase >= Phase.LAME_DUCK or bool(progress.sigterm) or bool(self._trigger()[1])
-        )
-
-    def is_upgraded(self) -> bool:
-        """Whether another arbiter serves the same sockets, after SIGUSR2: then no client has to be
-        turned away."""
-        return bool(self.arbiter.reexec_pid or self.arbiter.master_pid)
 
     def let_go(self) -> None:
         """Leave the instance as it would be without us: triggers are no longer taken up, and a
@@ -141,91 +126,6 @@ class Shutdown:
         for pid in self.roster.waiting_for_an_answer():
             self.arbiter.kill_worker(pid, signal.SIGTERM)
 
-    # -- looking ----
-
-    def _trigger(self) -> tuple[Origin, int]:
-        """The trigger in force and its time; ``NONE`` and 0 where there is none.
-
-        Any process may have stored anything there. A trigger counts if its origin is one that
-        another process may give, and if it came after the last one that is over, and not in the
-        future.
-        """
-        value = self.memory.header.trigger
-        when, origin = value & ~ORIGIN_MASK, value & ORIGIN_MASK
-        if origin in TRIGGERS and self.progress.consumed < value and when <= time.monotonic_ns():
-            # The clock runs from the trigger, but it cannot have come before we last looked.
-            return Origin(origin), max(when, self._looked_at)
-        return Origin.NONE, 0
-
-    def _began(self) -> tuple[Origin, int]:
-        """Who began the shutdown, and when."""
-        progress = self.progress
-        if progress.t0:
-            return progress.origin, progress.t0
-        began = [(progress.sigterm, Origin.SIGTERM)] if progress.sigterm else []
-        origin, when = self._trigger()
-        if when:
-            began.append((when, origin))
-        t0, origin = min(began, default=(0, Origin.NONE))
-        return origin, t0
-
-    def _is_taken_back(self, t0: int) -> bool:
-        asked = self.memory.header.undrain
-        return max(self.progress.consumed, t0) < asked <= time.monotonic_ns()
-
-    def observe(self, now: int) -> Observation:
-        """What :func:`~gunicorn_grace.arbiter.lifecycle.decide` needs to know.
-
-        :param now: the monotonic clock, in nanoseconds.
-        """
-        progress = self.progress
-        origin, t0 = self._began()
-        sigterm = progress.sigterm
-        if progress.terms and not sigterm:
-            # Upgraded: the handler stored nothing, so that readiness stays as it is.
-            sigterm = progress.drain or now
-        last = self.roster.last_arrival()
-        return Observation(
-            now=now / NS,
-            phase=progress.phase,
-            booted=self.roster.has_booted(),
-            origin=origin,
-            t0=t0 / NS if t0 else None,
-            sigterm=sigterm / NS if sigterm else None,
-            terms=progress.terms,
-            undrain=self._is_taken_back(t0),
-            upgraded=self.is_upgraded(),
-            last_arrival=last / NS if last else None,
-            rate=progress.rate / 1000,
-            longest_silence=self.traffic.longest_silence(),
-            longest_request=self.roster.longest_request(now) / NS,
-            drain_started=progress.drain / NS if progress.drain else None,
-            # Until they are dismissed, workers that died are replaced: having none left is then a
-            # moment, not the end.
-            workers=len(self.arbiter.WORKERS) or int(not self.roster.are_dismissed),
-        )
-
-    def _before_a_shutdown(self, now: int) -> None:
-        """What a pass does while no shutdown has begun."""
-        header = self.memory.header
-        if header.trigger > self.progress.consumed and not self._trigger()[1]:
-            header.trigger = 0
-            if not self._told_of_garbage:
-                self._told_of_garbage = True
-                self._log.error(
-                    "gunicorn-grace: a process has overwritten the shared memory; "
-                    "what it wrote there is not a trigger"
-                )
-        self._looked_at = now
-        if self.traffic.is_due(now):
-            requests = self.memory.total_ever(Record.requests)
-            self.traffic.sample(now, requests, self.roster.last_arrival())
-            self.progress.rate = self.traffic.rate
-        # A SIGTERM to one worker by hand: gunicorn lets it go and forks another. If the group had
-        # got it, we would have too.
-        for pid in self.roster.asked_to_leave(now, TERM_GRACE_NS):
-            self.arbiter.kill_worker(pid, signal.SIGTERM)
-
     # -- acting ----
 
     def step(self) -> None:
@@ -235,15 +135,19 @@ class Shutdown:
         """
         now = time.monotonic_ns()
         progress = self.progress
-        is_alone = progress.phase < Phase.DRAINING and not self.is_upgraded()
+        is_alone = progress.phase < Phase.DRAINING and not self.observer.is_upgraded()
         if progress.terms and not progress.sigterm and is_alone:
             # The other arbiter was gone when the signal came, and gunicorn notices only now.
             self._note_sigterm(now)
-        if not self.has_begun():
-            self._before_a_shutdown(now)
+        if not self.observer.has_begun():
+            self.observer.before_a_shutdown(now)
+            # A SIGTERM to one worker by hand: gunicorn lets it go and forks another. If the group
+            # had got it, we would have too.
+            for pid in self.roster.asked_to_leave(now, TERM_GRACE_NS):
+                self.arbiter.kill_worker(pid, signal.SIGTERM)
         self.telling.catch_up()
         while True:
-            seen = self.observe(now)
+            seen = self.observer.observe(now)
             phase, reason = decide(seen, self.settings)
             if phase is seen.phase:
                 break
@@ -275,7 +179,7 @@ class Shutdown:
         by_http = seen.origin is Origin.HTTP
         if reason is Reason.EXPIRED and by_http:
             progress.http_shut = True
-        progress.consumed = self._looked_at = time.monotonic_ns()
+        progress.consumed = self.observer.looked_at = time.monotonic_ns()
         progress.origin = Origin.NONE
         progress.t0 = progress.deadline = progress.delay_over = 0
         self.memory.header.late = 0
@@ -294,7 +198,7 @@ class Shutdown:
     def _enter_lame_duck(self, seen: Observation, reason: Reason) -> None:
         assert seen.t0 is not None
         progress = self.progress
-        progress.origin, progress.t0 = self._began()
+        progress.origin, progress.t0 = self.observer.began()
         progress.stamps[Phase.LAME_DUCK] = progress.t0
         progress.phase = Phase.LAME_DUCK
         self._set_deadline(seen)

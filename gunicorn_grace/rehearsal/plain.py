@@ -23,7 +23,7 @@ _VARIABLE = "REHEARSAL_CONFIG"
 
 def _load(path: str) -> dict[str, object]:
     """The globals of the file (or module, ``python:name``) with the plugin silent in it."""
-    import gunicorn_grace as package
+    package = _sys.modules["gunicorn_grace"]  # Of which this module is a part.
 
     silent = _types.ModuleType("gunicorn_grace.conf")
     silent.__dict__["install"] = lambda namespace: None

@@ -33,7 +33,6 @@ USERS_NAMES = {
             "application",
             "pytest_plugin",
             "cli",
-            "__main__",
         )
     ),
 }
@@ -113,6 +112,15 @@ def importers(*rooms: str) -> dict[str, set[str]]:
     return {module: OURS[module] for module in FILES if room(module) in rooms}
 
 
+def test_the_processes_never_import_each_other() -> None:
+    """Code of the arbiter, of a worker and of the probe responder meets in the hooks, and in what
+    two of them agree on."""
+    processes = ("arbiter", "worker", "responder")
+    for own in processes:
+        for module, found in importers(own).items():
+            assert not {room(t) for t in found} & ({*processes} - {own}), module
+
+
 def test_shared_imports_errors_alone() -> None:
     """Whatever runs in any process depends on nothing that runs in one of them."""
     for module, found in importers("shared").items():
@@ -124,6 +132,23 @@ def test_probes_imports_shared_alone() -> None:
     for module, found in importers("probes").items():
         others = {t for t in found if room(t) not in ("probes", "shared")}
         assert others <= {f"{PACKAGE}.errors"}, module
+
+
+def test_gunicorn_is_imported_in_its_processes_alone() -> None:
+    """Only the arbiter, a worker and the configuration module know gunicorn's insides. The
+    rehearsal asks gunicorn's own parser about the arguments that a user gives to gunicorn."""
+    users = {module for module, found in IMPORTS.items() if "gunicorn" in {i.target for i in found}}
+    inside = {module for module in users if room(module) in ("arbiter", "worker")}
+    assert inside
+    assert users - inside == {f"{PACKAGE}.conf", f"{PACKAGE}.rehearsal.cast"}
+
+
+def test_nothing_imports_the_users_names() -> None:
+    """What users import is thin: each name hands over to a room, and no room comes back for it."""
+    assert set(FILES) >= USERS_NAMES
+    for module, found in OURS.items():
+        if module not in USERS_NAMES:
+            assert not found & USERS_NAMES, module
 
 
 def test_there_is_no_cycle() -> None:
@@ -150,14 +175,33 @@ def test_importing_the_package_imports_neither_gunicorn_nor_flask() -> None:
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, cwd=ROOT.parent)
 
 
-def test_what_a_worker_loads_is_no_framework() -> None:
-    """Django's workers hold neither Flask nor werkzeug, nor the test client that comes with any
-    part of the latter."""
-    code = (
-        "import sys, gunicorn_grace.conf, gunicorn_grace.wsgi, gunicorn_grace.asgi\n"
-        "assert not {'flask', 'werkzeug', 'click', 'h11', 'yaml'} & set(sys.modules)\n"
+def loaded_by(code: str) -> set[str]:
+    """The modules that a process has after it has executed this."""
+    command = [sys.executable, "-W", "error", "-c", f"import sys\n{code}\nprint(*sys.modules)"]
+    done = subprocess.run(command, check=True, cwd=ROOT.parent, capture_output=True, text=True)
+    return set(done.stdout.split())
+
+
+def test_an_arbiter_and_a_worker_load_only_what_they_run() -> None:
+    """No framework, no HTTP server, no mail parser, no command and no rehearsal: they would be in
+    every process of every instance."""
+    gunicorns = loaded_by("import gunicorn.arbiter, gunicorn.workers.sync")
+    loaded = loaded_by(
+        "import gunicorn.arbiter, gunicorn.workers.sync\n"
+        "import gunicorn_grace.conf, gunicorn_grace.wsgi, gunicorn_grace.asgi"
     )
-    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, cwd=ROOT.parent)
+    more = {name.split(".")[0] for name in loaded - gunicorns}
+    assert not more & {"flask", "werkzeug", "click", "h11", "yaml", "http", "email"}
+    rooms = {name.split(".")[1] for name in loaded if name.startswith(f"{PACKAGE}.")}
+    assert not rooms & {"responder", "operate", "rehearsal", "cli"}
+
+
+def test_the_responder_loads_neither_gunicorn_nor_the_other_processes() -> None:
+    """It is a small process of its own."""
+    loaded = loaded_by("import gunicorn_grace.responder.process")
+    assert not {name.split(".")[0] for name in loaded} & {"gunicorn", "flask", "werkzeug", "click"}
+    rooms = {name.split(".")[1] for name in loaded if name.startswith(f"{PACKAGE}.")}
+    assert not rooms & {"arbiter", "operate", "rehearsal", "hooks", "conf"}
 
 
 def test_the_parser_sees_deferred_and_hides_type_checking_imports() -> None:

@@ -40,7 +40,7 @@ TARGETS = (
     "gunicorn_grace.arbiter.roster.Roster.claim",
     "gunicorn_grace.arbiter.roster.Roster.free",
     "gunicorn_grace.arbiter.roster.Roster.mend",
-    "gunicorn_grace.arbiter.shutdown.Shutdown.observe",
+    "gunicorn_grace.arbiter.observer.Observer.observe",
     "gunicorn_grace.arbiter.shutdown.Shutdown._enter_lame_duck",
     "gunicorn_grace.arbiter.shutdown.Shutdown._enter_draining",
     "gunicorn_grace.arbiter.shutdown.Shutdown.before_stop",
@@ -54,7 +54,7 @@ TARGETS = (
     "gunicorn_grace.worker.draining.Draining.watch",
 )
 ESSENTIAL = (
-    "gunicorn_grace.arbiter.shutdown.Shutdown.observe",
+    "gunicorn_grace.arbiter.observer.Observer.observe",
     "gunicorn_grace.worker.counting._hot_path",
 )
 """A failure of the whole part of the arbiter, and one of the whole part of a worker."""
@@ -88,7 +88,7 @@ def test_after_a_failure_of_ours_nothing_waits_for_us(serve: Serve, tmp_path: Pa
     nothing out of rotation: nobody would take it back."""
     server = serve(
         kind="gthread",
-        config=broken("gunicorn_grace.arbiter.shutdown.Shutdown.observe", tmp_path),
+        config=broken("gunicorn_grace.arbiter.observer.Observer.observe", tmp_path),
         ready=False,
     )
     server.wait_ready()

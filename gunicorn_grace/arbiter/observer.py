@@ -1,0 +1,136 @@
+"""What the arbiter sees of the instance: the input of each decision.
+
+Workers and commands write triggers, counts and times into the shared memory. Everything here treats
+them as input: it checks them, and uses them as numbers. Runs in the arbiter's main thread.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from ..shared.memory import NS, ORIGIN_MASK, Memory, Record
+from ..shared.phase import TRIGGERS, Origin, Phase
+from .lifecycle import Observation
+from .progress import Progress
+from .roster import Roster
+from .traffic import Traffic
+
+
+class Observer:
+    """Sees what :func:`~gunicorn_grace.arbiter.lifecycle.decide` needs to know.
+
+    :ivar looked_at: when the arbiter last saw that no shutdown had been triggered.
+
+    :param arbiter: gunicorn's arbiter.
+    :param memory: the shared memory.
+    :param progress: how far the shutdown is.
+    :param roster: the workers.
+    """
+
+    def __init__(self, arbiter: Any, memory: Memory, progress: Progress, roster: Roster) -> None:
+        self._arbiter = arbiter
+        self._memory = memory
+        self._progress = progress
+        self._roster = roster
+        self._traffic = Traffic()
+        self._told_of_garbage = False
+        self.looked_at = time.monotonic_ns()
+
+    def has_begun(self) -> bool:
+        """Whether the shutdown has begun, also where the loop has not yet noticed."""
+        progress = self._progress
+        return (
+            progress.phase >= Phase.LAME_DUCK or bool(progress.sigterm) or bool(self.trigger()[1])
+        )
+
+    def is_upgraded(self) -> bool:
+        """Whether another arbiter serves the same sockets, after SIGUSR2: then no client has to be
+        turned away."""
+        return bool(self._arbiter.reexec_pid or self._arbiter.master_pid)
+
+    def trigger(self) -> tuple[Origin, int]:
+        """The trigger in force and its time; ``NONE`` and 0 where there is none.
+
+        Any process may have stored anything there. A trigger counts if its origin is one that
+        another process may give, and if it came after the last one that is over, and not in the
+        future.
+        """
+        value = self._memory.header.trigger
+        when, origin = value & ~ORIGIN_MASK, value & ORIGIN_MASK
+        if origin in TRIGGERS and self._progress.consumed < value and when <= time.monotonic_ns():
+            # The clock runs from the trigger, but it cannot have come before we last looked.
+            return Origin(origin), max(when, self.looked_at)
+        return Origin.NONE, 0
+
+    def began(self) -> tuple[Origin, int]:
+        """Who began the shutdown, and when."""
+        progress = self._progress
+        if progress.t0:
+            return progress.origin, progress.t0
+        began = [(progress.sigterm, Origin.SIGTERM)] if progress.sigterm else []
+        origin, when = self.trigger()
+        if when:
+            began.append((when, origin))
+        t0, origin = min(began, default=(0, Origin.NONE))
+        return origin, t0
+
+    def _is_taken_back(self, t0: int) -> bool:
+        asked = self._memory.header.undrain
+        return max(self._progress.consumed, t0) < asked <= time.monotonic_ns()
+
+    def observe(self, now: int) -> Observation:
+        """What :func:`~gunicorn_grace.arbiter.lifecycle.decide` needs to know.
+
+        :param now: the monotonic clock, in nanoseconds.
+        """
+        progress = self._progress
+        origin, t0 = self.began()
+        sigterm = progress.sigterm
+        if progress.terms and not sigterm:
+            # Upgraded: the handler stored nothing, so that readiness stays as it is.
+            sigterm = progress.drain or now
+        last = self._roster.last_arrival()
+        return Observation(
+            now=now / NS,
+            phase=progress.phase,
+            booted=self._roster.has_booted(),
+            origin=origin,
+            t0=t0 / NS if t0 else None,
+            sigterm=sigterm / NS if sigterm else None,
+            terms=progress.terms,
+            undrain=self._is_taken_back(t0),
+            upgraded=self.is_upgraded(),
+            last_arrival=last / NS if last else None,
+            rate=progress.rate / 1000,
+            longest_silence=self._traffic.longest_silence(),
+            longest_request=self._roster.longest_request(now) / NS,
+            drain_started=progress.drain / NS if progress.drain else None,
+            # Until they are dismissed, workers that died are replaced: having none left is then a
+            # moment, not the end.
+            workers=len(self._arbiter.WORKERS) or int(not self._roster.are_dismissed),
+        )
+
+    def before_a_shutdown(self, now: int) -> None:
+        """Sample the traffic, and clear what cannot be a trigger.
+
+        :param now: the monotonic clock, in nanoseconds.
+        """
+        self._clear_garbage()
+        self.looked_at = now
+        if self._traffic.is_due(now):
+            requests = self._memory.total_ever(Record.requests)
+            self._traffic.sample(now, requests, self._roster.last_arrival())
+            self._progress.rate = self._traffic.rate
+
+    def _clear_garbage(self) -> None:
+        header = self._memory.header
+        if header.trigger <= self._progress.consumed or self.trigger()[1]:
+            return
+        header.trigger = 0
+        if not self._told_of_garbage:
+            self._told_of_garbage = True
+            self._arbiter.log.error(
+                "gunicorn-grace: a process has overwritten the shared memory: "
+                "the value in the trigger's place is not a trigger, and is ignored"
+            )
