@@ -88,6 +88,28 @@ def test_a_binary_upgrade_under_load_loses_nothing(kind: str, serve: Serve, tmp_
     server.wait_line("gunicorn-grace: stopped")
 
 
+def test_a_successor_finds_the_standard_library_under_python_m_gunicorn(serve: Serve) -> None:
+    """``python -m gunicorn`` executes its successor as a file: gunicorn's own folder is then first
+    in ``sys.path``, where ``http`` is gunicorn's. The plugin must not need that name."""
+    server = serve(kind="sync", settings=SHORT)
+    server.wait_booted(workers_of("sync"))
+    server.signal(signal.SIGUSR2)
+    new = int(
+        server.wait_for(
+            lambda: re.findall(r"Listening at: .*\((\d+)\)", server.output)[1:], "its successor"
+        )[0]
+    )
+    with contextlib.closing(memory_of(new)) as memory:
+        server.wait_for(lambda: len(booted_in(memory)) == workers_of("sync"), "its workers")
+        server.signal(signal.SIGTERM)
+        assert server.wait(20) == 0, server.output
+        assert fetch(server.address, "/readyz").status == 200
+        os.kill(new, signal.SIGTERM)
+    server.wait_for(lambda: not server.processes(), "the end of the new one")
+    server.wait_line("gunicorn-grace: stopped")
+    assert "Traceback" not in server.output
+
+
 @pytest.mark.long
 def test_sigterm_to_the_new_one_as_soon_as_the_old_one_is_gone(serve: Serve) -> None:
     """The new arbiter notices only at its next look that it is alone: the signal is not lost for
