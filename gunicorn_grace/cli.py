@@ -18,8 +18,8 @@ from . import state as st
 from .errors import GraceError, StateError
 from .lifecycle import Origin
 from .phase import Phase
-from .rehearsal.command import rehearse
-from .rehearsal.output import give_up_stdout
+from .rehearsal.command.command import rehearse
+from .rehearsal.command.output import give_up_stdout
 
 LOOK = 0.05
 """Seconds between two looks into the shared memory."""

@@ -55,7 +55,7 @@ class Contender:
 
 
 #: gunicorn as it is.
-PLAIN = Contender("plain gunicorn", ("-c", "python:gunicorn_grace.rehearsal.plain"))
+PLAIN = Contender("plain gunicorn", ("-c", "python:gunicorn_grace.rehearsal.command.plain"))
 #: gunicorn with the plugin.
 GRACE = Contender("gunicorn-grace", ("-c", "python:gunicorn_grace.conf"))
 

@@ -372,7 +372,7 @@ def test_the_command_takes_its_platform_from_a_manifest(folder: Path) -> None:
     command = [
         sys.executable,
         "-c",
-        "from gunicorn_grace.rehearsal.command import rehearse; rehearse()",
+        "from gunicorn_grace.rehearsal.command.command import rehearse; rehearse()",
     ]
     options = [
         "-f",
@@ -443,7 +443,7 @@ def test_what_cannot_be_played_is_one_line(folder: Path, args: list[str], said: 
     command = [
         sys.executable,
         "-c",
-        "from gunicorn_grace.rehearsal.command import rehearse; rehearse()",
+        "from gunicorn_grace.rehearsal.command.command import rehearse; rehearse()",
     ]
     run = subprocess.run(
         [*command, "app:app", *args], cwd=folder, capture_output=True, text=True, timeout=120

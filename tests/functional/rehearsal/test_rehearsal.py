@@ -398,7 +398,7 @@ def test_a_deletion_waits_for_the_routing_too(plain: Instance) -> None:
 REHEARSE = (
     sys.executable,
     "-c",
-    "from gunicorn_grace.rehearsal.command import rehearse; rehearse()",
+    "from gunicorn_grace.rehearsal.command.command import rehearse; rehearse()",
 )
 
 

@@ -24,7 +24,7 @@ import jsonschema
 import pytest
 
 from gunicorn_grace.rehearsal import procfs, report, schema
-from gunicorn_grace.rehearsal.cast import contender
+from gunicorn_grace.rehearsal.command.contenders import contender_named
 from gunicorn_grace.rehearsal.page import page
 from support.paths import DOCS
 from support.rehearsed import plain, result
@@ -185,7 +185,7 @@ def drawn() -> str:
     """A page of all three contenders; only plain gunicorn loses."""
     runs = [
         plain(*(n / 10 for n in range(1, 29))),
-        result(contender("sleep:15"), exited=15.4, seconds=17),
+        result(contender_named("sleep:15"), exited=15.4, seconds=17),
         result(),
     ]
     return page(runs, made=datetime(2026, 7, 1, 12, tzinfo=timezone.utc))
@@ -509,7 +509,11 @@ def test_the_fixture_rehearses_an_application(folder: Path, pytester: pytest.Pyt
             rehearse("nowhere:app", **SHORT)
         """
     )
-    plugin = () if entry_point_is_installed() else ("-p", "gunicorn_grace.rehearsal.pytest_plugin")
+    plugin = (
+        ()
+        if entry_point_is_installed()
+        else ("-p", "gunicorn_grace.rehearsal.command.pytest_plugin")
+    )
     run = pytester.runpytest_subprocess("-p", "no:cacheprovider", *plugin)
     run.assert_outcomes(passed=1, failed=2)
     run.stdout.re_match_lines_random(
@@ -528,6 +532,6 @@ def entry_point_is_installed() -> bool:
     from importlib.metadata import entry_points
 
     return any(
-        point.value == "gunicorn_grace.rehearsal.pytest_plugin"
+        point.value == "gunicorn_grace.rehearsal.command.pytest_plugin"
         for point in entry_points(group="pytest11")
     )

@@ -17,7 +17,7 @@ from hypothesis import strategies as some
 
 from gunicorn_grace.rehearsal import page as page_module
 from gunicorn_grace.rehearsal import report
-from gunicorn_grace.rehearsal.cast import contender
+from gunicorn_grace.rehearsal.command.contenders import contender_named
 from gunicorn_grace.rehearsal.page import MOST_LANES, MOST_LOSSES, Axis, page, phases
 from gunicorn_grace.rehearsal.scene import Contender, Gone, Life, Plan, Result
 from gunicorn_grace.rehearsal.tally import Kind, Outcome
@@ -74,7 +74,11 @@ def rendered(*results: Result) -> Page:
 
 
 def three() -> list[Result]:
-    return [plain(0.1, 0.2, 2.9), result(contender("sleep:15"), exited=15.4, seconds=17), result()]
+    return [
+        plain(0.1, 0.2, 2.9),
+        result(contender_named("sleep:15"), exited=15.4, seconds=17),
+        result(),
+    ]
 
 
 def test_the_page_tells_what_the_terminal_tells() -> None:

@@ -12,9 +12,13 @@ import jsonschema
 import pytest
 
 from gunicorn_grace.rehearsal import report, schema
-from gunicorn_grace.rehearsal.cast import contender, expect_plugin, refuse_clashes
+from gunicorn_grace.rehearsal.command.contenders import (
+    contender_named,
+    expect_plugin,
+    refuse_clashes,
+)
+from gunicorn_grace.rehearsal.command.output import opened
 from gunicorn_grace.rehearsal.errors import OutputFailed, PlanFailed
-from gunicorn_grace.rehearsal.output import opened
 from gunicorn_grace.rehearsal.platform import Lag
 from gunicorn_grace.rehearsal.rollout import Rollout
 from gunicorn_grace.rehearsal.scene import GRACE, PLAIN, Gone, Plan, Result
@@ -24,7 +28,7 @@ from support.rehearsed import DELETED, plain, record, refused, result
 pytestmark = pytest.mark.once
 
 MADE = datetime(2026, 7, 1, 12, tzinfo=timezone.utc)
-SLEEP = contender("sleep:15")
+SLEEP = contender_named("sleep:15")
 
 
 def three() -> list[Result]:
@@ -66,7 +70,7 @@ def test_three_contenders_stand_side_by_side_in_80_columns() -> None:
 
 def test_more_contenders_than_fit_go_below() -> None:
     """A fourth one gets a table of its own, and nothing is wider than the terminal."""
-    results = [*three()[:2], result(contender("sleep:5")), result()]
+    results = [*three()[:2], result(contender_named("sleep:5")), result()]
     text = report.render(results)
     assert max(map(len, text.splitlines())) <= report.WIDTH
     assert len([line for line in text.splitlines() if line.startswith("budget used")]) == 2
@@ -263,7 +267,7 @@ def test_a_result_in_a_failing_assertion_is_short() -> None:
     assert repr(plain(1.0)) == "<Result plain gunicorn: 1 of 71 requests lost>"
 
 
-# -- the cast ----
+# -- contenders ----
 
 
 def test_the_contenders_read_the_same_file(tmp_path: Path) -> None:
@@ -271,21 +275,21 @@ def test_the_contenders_read_the_same_file(tmp_path: Path) -> None:
     silences the plugin."""
     file = tmp_path / "mine.py"
     file.touch()
-    assert contender("grace", str(file)).args == ("-c", str(file))
+    assert contender_named("grace", str(file)).args == ("-c", str(file))
     for name in ("plain", "sleep", "sleep:5"):
-        made = contender(name, str(file))
+        made = contender_named(name, str(file))
         assert made.args == PLAIN.args
         assert made.env == {"REHEARSAL_CONFIG": str(file)}
-    assert contender("sleep").pre_stop == ("sleep", "15")
-    assert contender("sleep:2.5").name == "preStop: sleep 2.5"
-    assert (contender("plain"), contender("grace")) == (PLAIN, GRACE)
+    assert contender_named("sleep").pre_stop == ("sleep", "15")
+    assert contender_named("sleep:2.5").name == "preStop: sleep 2.5"
+    assert (contender_named("plain"), contender_named("grace")) == (PLAIN, GRACE)
 
 
 @pytest.mark.parametrize("name", ["uwsgi", "plain:3", "sleep:long", "sleep:-1", ""])
 def test_a_contender_that_does_not_exist_is_refused(name: str) -> None:
     """With the names that there are."""
     with pytest.raises(PlanFailed, match=r"sleep:SECONDS|sleep:15"):
-        contender(name)
+        contender_named(name)
 
 
 @pytest.mark.parametrize(

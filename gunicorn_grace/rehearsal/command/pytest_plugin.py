@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import pytest
 
 if TYPE_CHECKING:
-    from .scene import Result
+    from ..scene import Result
 
 
 class Rehearse(Protocol):
@@ -57,9 +57,10 @@ def rehearse(request: pytest.FixtureRequest) -> Rehearse:
         **plan: Any,
     ) -> Result:
         try:
-            from . import cast, report
-            from .errors import RehearsalError
-            from .scene import Plan, play
+            from .. import report
+            from ..errors import RehearsalError
+            from ..scene import Plan, play
+            from .contenders import contender_named, expect_plugin, refuse_clashes
         except ModuleNotFoundError as error:
             if error.name != "h11":
                 raise
@@ -70,9 +71,9 @@ def rehearse(request: pytest.FixtureRequest) -> Rehearse:
         plan.setdefault("cwd", str(request.config.rootpath))
         problem = None
         try:
-            cast.refuse_clashes(plan.get("args", ()))
-            result = play(Plan(app, env=env, **plan), cast.contender(contender, config))
-            cast.expect_plugin(result, config)
+            refuse_clashes(plan.get("args", ()))
+            result = play(Plan(app, env=env, **plan), contender_named(contender, config))
+            expect_plugin(result, config)
         except RehearsalError as error:
             problem = error
         if (

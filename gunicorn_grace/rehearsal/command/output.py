@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TextIO
 
-from .errors import OutputFailed
+from ..errors import OutputFailed
 
 
 class Output:

@@ -84,7 +84,7 @@ def resolve(
     Raises:
         PlanFailed: an option, the manifest or the file of requests is wrong; in one line.
     """
-    from .errors import PlanFailed
+    from ..errors import PlanFailed
 
     try:
         return _resolve(given, explicit, tell)
@@ -95,10 +95,10 @@ def resolve(
 def _resolve(
     given: Mapping[str, Any], explicit: Callable[[str], bool], tell: Callable[[str], None]
 ) -> dict[str, Any]:
-    from .errors import PlanFailed
-    from .platform import Lag
-    from .probing import Kind, Probe
-    from .rollout import Rollout
+    from ..errors import PlanFailed
+    from ..platform import Lag
+    from ..probing import Kind, Probe
+    from ..rollout import Rollout
 
     routing = Lag.parse(given["lag"], given["slow_node"])
     fields: dict[str, Any] = {
@@ -150,8 +150,8 @@ def given_env(given: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _hook(text: str) -> Any:
-    from .errors import PlanFailed
-    from .platform import as_hook
+    from ..errors import PlanFailed
+    from ..platform import as_hook
 
     try:
         return as_hook(shlex.split(text)) or ()
@@ -160,15 +160,15 @@ def _hook(text: str) -> Any:
 
 
 def _manifest(given: Mapping[str, Any]) -> Any:
-    from .errors import PlanFailed
+    from ..errors import PlanFailed
 
     try:
-        from ..manifest import ManifestError, choose, read
+        from ...manifest import ManifestError, choose, read
     except ModuleNotFoundError as error:
         if error.name != "yaml":
             raise
         raise PlanFailed("PyYAML is missing: pip install 'gunicorn-grace[rehearse]'") from error
-    from .deployment import played
+    from ..deployment import played
 
     name = given["manifest"]
     source = "<stdin>" if name == "-" else name
@@ -186,8 +186,8 @@ def _manifest(given: Mapping[str, Any]) -> Any:
 
 def _requests(given: Mapping[str, Any], explicit: Callable[[str], bool]) -> list[Any]:
     """The requests of ``--requests`` and ``--path``; the default path only without a file."""
-    from .errors import PlanFailed
-    from .requests import parse_line, parse_lines
+    from ..errors import PlanFailed
+    from ..requests import parse_line, parse_lines
 
     found = []
     name = given["request_file"]

@@ -1,6 +1,6 @@
 """The configuration of the plain contender: the user's own file, with the plugin made silent in it.
 
-``gunicorn -c python:gunicorn_grace.rehearsal.plain``. Without it, the ``gunicorn.conf.py`` of the
+``gunicorn -c python:gunicorn_grace.rehearsal.command.plain``. Without it, the ``gunicorn.conf.py`` of the
 working directory, which gunicorn loads by itself, would bring the plugin into the very run that is
 to show what happens without it; and with no configuration at all, the run would compare other
 workers, too.

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from .errors import PlanFailed
-from .scene import GRACE, PLAIN, Contender, Result
+from ..errors import PlanFailed
+from ..scene import GRACE, PLAIN, Contender, Result
 
 NAMES = ("plain", "sleep", "grace")
 """How contenders are called on the command line; ``sleep`` may be followed by ``:SECONDS``."""
@@ -33,7 +33,7 @@ _NEEDED: dict[str, str] = {
 why."""
 
 
-def contender(name: str, config: str | None = None) -> Contender:
+def contender_named(name: str, config: str | None = None) -> Contender:
     """One contender.
 
     Args:

@@ -143,11 +143,12 @@ def rehearse(
     run; 130 after Ctrl-C, with a report on what was played until then.
     """
     try:
-        from . import balancers, cast, page, report, schema
-        from .errors import PlanFailed, RehearsalError
+        from .. import balancers, page, report, schema
+        from ..errors import PlanFailed, RehearsalError
+        from ..scene import Interrupted, Plan, Result, play
+        from .contenders import contender_named, expect_plugin, refuse_clashes
         from .output import give_up_stdout, opened
         from .progress import Progress
-        from .scene import Interrupted, Plan, Result, play
     except ModuleNotFoundError as error:
         if error.name != "h11":
             raise
@@ -162,7 +163,7 @@ def rehearse(
                 _fail(context, "--show-config: whose? Name a balancer with --through")
             click.echo(balancers.show_config(through, instances), nl=False)
             return
-        cast.refuse_clashes(gunicorn_args)
+        refuse_clashes(gunicorn_args)
         plan = Plan(
             app,
             instances=instances,
@@ -185,7 +186,7 @@ def rehearse(
         if max_lost < 0:
             raise PlanFailed(f"--max-lost {max_lost} is negative: 0 or more may be lost")
         *others, judged = [only] if only else ["plain", "grace"]
-        contenders = [cast.contender(name, config) for name in (*others, *beside, judged)]
+        contenders = [contender_named(name, config) for name in (*others, *beside, judged)]
         files = {"--json": json_file if json_file != "-" else None, "--html": html_file}
         results: list[Result] = []
         made = datetime.now(timezone.utc)
@@ -201,7 +202,7 @@ def rehearse(
                         progress.done(
                             f"{contender.name}: {results[-1].tally.lost} of {results[-1].tally.total} lost"
                         )
-                cast.expect_plugin(results[-1], config)
+                expect_plugin(results[-1], config)
             except Interrupted as error:
                 results.append(error.result)
                 interrupted = True
