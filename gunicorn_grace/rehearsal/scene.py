@@ -24,9 +24,9 @@ from .load import Counting, Load
 from .platform import Deletion, EndpointTable, Hook, Lag
 from .pod import Pod
 from .probing import Kind, Probe, Prober
+from .report.series import Series, count
 from .requests import Request
 from .rollout import Counts, Rollout, Step, next_step
-from .series import Series, count
 from .tally import Record, Tally
 from .wire import IncompleteResponse, fetch, show_address
 

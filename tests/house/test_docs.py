@@ -38,7 +38,7 @@ from gunicorn_grace.checks import Kind, Outcome
 from gunicorn_grace.lifecycle import Observation, Origin, Reason, decide
 from gunicorn_grace.phase import TRANSITIONS, Phase
 from gunicorn_grace.probes import Probes, Query, Situation
-from gunicorn_grace.rehearsal import schema
+from gunicorn_grace.rehearsal.report import schema
 from gunicorn_grace.settings import TERMINATION_LOG, Settings, budget_line, rows
 from support.paths import DOCS, TESTS
 

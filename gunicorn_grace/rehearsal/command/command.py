@@ -143,8 +143,10 @@ def rehearse(
     run; 130 after Ctrl-C, with a report on what was played until then.
     """
     try:
-        from .. import balancers, page, report, schema
+        from .. import balancers
         from ..errors import PlanFailed, RehearsalError
+        from ..report import page, schema
+        from ..report import text as report_text
         from ..scene import Interrupted, Plan, Result, play
         from .contenders import contender_named, expect_plugin, refuse_clashes
         from .output import give_up_stdout, opened
@@ -218,7 +220,7 @@ def rehearse(
                 if json_file == "-":
                     click.echo(as_json, nl=False)
                 else:
-                    told = report.render(results, max_lost, interrupted, paint)
+                    told = report_text.render(results, max_lost, interrupted, paint)
                     click.echo(told, nl=False, color=False if os.environ.get("NO_COLOR") else None)
                 if "--json" in outputs:
                     outputs["--json"].write(as_json)
@@ -236,7 +238,7 @@ def rehearse(
         _fail(context, f"{error.filename or 'standard output'}: {error.strerror or error}")
     if interrupted:
         context.exit(INTERRUPTED)
-    if not report.passed(results, max_lost, interrupted):
+    if not report_text.passed(results, max_lost, interrupted):
         context.exit(LOST)
 
 

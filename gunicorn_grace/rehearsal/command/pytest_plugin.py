@@ -57,8 +57,8 @@ def rehearse(request: pytest.FixtureRequest) -> Rehearse:
         **plan: Any,
     ) -> Result:
         try:
-            from .. import report
             from ..errors import RehearsalError
+            from ..report import text as report_text
             from ..scene import Plan, play
             from .contenders import contender_named, expect_plugin, refuse_clashes
         except ModuleNotFoundError as error:
@@ -80,7 +80,7 @@ def rehearse(request: pytest.FixtureRequest) -> Rehearse:
             problem is not None
         ):  # outside of the handler, or pytest shows the output of the instance twice
             pytest.fail(f"the rehearsal could not be carried out: {problem}", pytrace=False)
-        request.node.add_report_section("call", "rehearsal", report.render([result]))
+        request.node.add_report_section("call", "rehearsal", report_text.render([result]))
         return result
 
     return run

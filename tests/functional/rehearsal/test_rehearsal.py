@@ -22,7 +22,7 @@ from gunicorn_grace.rehearsal import procfs
 from gunicorn_grace.rehearsal.errors import InstanceFailed, LineMissing, PlanFailed
 from gunicorn_grace.rehearsal.fleet import MARK, Fleet, Instance
 from gunicorn_grace.rehearsal.platform import Deletion, EndpointTable, delete
-from gunicorn_grace.rehearsal.report import WIDTH, render
+from gunicorn_grace.rehearsal.report.text import WIDTH, render
 from gunicorn_grace.rehearsal.scene import PLAIN, Contender, Plan, Result, play
 from gunicorn_grace.rehearsal.tally import Kind, Outcome
 from gunicorn_grace.rehearsal.wire import fetch
@@ -476,7 +476,7 @@ def test_the_plugin_loses_nothing_where_plain_gunicorn_does(folder: Path) -> Non
 @pytest.mark.long
 def test_a_result_is_judged_by_losses_and_by_the_period() -> None:
     """An instance that had to be killed is a failure even when nothing was lost."""
-    from gunicorn_grace.rehearsal.report import verdict
+    from gunicorn_grace.rehearsal.report.text import verdict
     from gunicorn_grace.rehearsal.scene import Gone
     from gunicorn_grace.rehearsal.tally import Tally
 

@@ -23,9 +23,11 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from gunicorn_grace.rehearsal import procfs, report, schema
+from gunicorn_grace.rehearsal import procfs
 from gunicorn_grace.rehearsal.command.contenders import contender_named
-from gunicorn_grace.rehearsal.page import page
+from gunicorn_grace.rehearsal.report import schema
+from gunicorn_grace.rehearsal.report import text as report_text
+from gunicorn_grace.rehearsal.report.page import page
 from support.paths import DOCS
 from support.rehearsed import plain, result
 
@@ -299,7 +301,7 @@ def test_one_run_writes_all_reports(folder: Path) -> None:
     )
     assert run.returncode == 0, run.stdout + run.stderr
     assert "\x1b" not in run.stdout + run.stderr, "no colours but on a terminal"
-    assert max(map(len, run.stdout.splitlines())) <= report.WIDTH
+    assert max(map(len, run.stdout.splitlines())) <= report_text.WIDTH
     document = json.loads((folder / "out.json").read_text())
     jsonschema.Draft202012Validator(schema.schema()).validate(document)
     names = [played["contender"] for played in document["results"]]

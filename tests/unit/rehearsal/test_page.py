@@ -15,10 +15,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from gunicorn_grace.rehearsal import page as page_module
-from gunicorn_grace.rehearsal import report
 from gunicorn_grace.rehearsal.command.contenders import contender_named
-from gunicorn_grace.rehearsal.page import MOST_LANES, MOST_LOSSES, Axis, page, phases
+from gunicorn_grace.rehearsal.report import page as page_module
+from gunicorn_grace.rehearsal.report import text as report_text
+from gunicorn_grace.rehearsal.report.page import MOST_LANES, MOST_LOSSES, Axis, page, phases
 from gunicorn_grace.rehearsal.scene import Contender, Gone, Life, Plan, Result
 from gunicorn_grace.rehearsal.tally import Kind, Outcome
 from support.rehearsed import DELETED, plain, record, result
@@ -86,9 +86,9 @@ def test_the_page_tells_what_the_terminal_tells() -> None:
     results = three()
     shown = rendered(*results)
     text = " ".join(text for _, text in shown.texts)
-    assert report.verdict(results) in text
-    assert all(note in text for note in report.notes(results))
-    for row in report.rows(results):
+    assert report_text.verdict(results) in text
+    assert all(note in text for note in report_text.notes(results))
+    for row in report_text.rows(results):
         assert row.label in shown.text("th")
         assert all(cell in shown.text("td") for cell in row.cells)
     assert shown.text("title")[0] == "Rehearsal of app:app"

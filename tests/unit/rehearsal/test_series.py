@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from gunicorn_grace.rehearsal.series import MOST_STEPS, STEP, count
+from gunicorn_grace.rehearsal.report.series import MOST_STEPS, STEP, count
 from gunicorn_grace.rehearsal.tally import Outcome
 from support.rehearsed import DELETED, ORIGIN, record
 

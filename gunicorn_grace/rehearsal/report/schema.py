@@ -9,8 +9,8 @@ from datetime import datetime
 from importlib import metadata, resources
 from typing import Any
 
-from . import report
-from .scene import Result
+from ..scene import Result
+from . import text as report_text
 
 VERSION = 1
 """Grows when a field goes or changes its meaning, not when one is added."""
@@ -39,7 +39,7 @@ def document(
     Args:
         results: the last one is judged.
         made: when; with a time zone.
-        max_lost, interrupted: see ``report.passed``.
+        max_lost, interrupted: see ``report_text.passed``.
     """
     plan = results[0].plan
     return {
@@ -53,11 +53,11 @@ def document(
             "to": plan.remaining,
             "rate": plan.rate,
             "period": plan.period,
-            "heading": " ".join(report.heading(plan).split()),
+            "heading": " ".join(report_text.heading(plan).split()),
         },
         "max_lost": max_lost,
-        "passed": report.passed(results, max_lost, interrupted),
+        "passed": report_text.passed(results, max_lost, interrupted),
         "interrupted": interrupted,
-        "verdict": report.verdict(results, max_lost, interrupted),
+        "verdict": report_text.verdict(results, max_lost, interrupted),
         "results": [result.as_dict() for result in results],
     }

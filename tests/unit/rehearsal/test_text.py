@@ -11,7 +11,6 @@ from typing import Any
 import jsonschema
 import pytest
 
-from gunicorn_grace.rehearsal import report, schema
 from gunicorn_grace.rehearsal.command.contenders import (
     contender_named,
     expect_plugin,
@@ -20,6 +19,8 @@ from gunicorn_grace.rehearsal.command.contenders import (
 from gunicorn_grace.rehearsal.command.output import opened
 from gunicorn_grace.rehearsal.errors import OutputFailed, PlanFailed
 from gunicorn_grace.rehearsal.platform import Lag
+from gunicorn_grace.rehearsal.report import schema
+from gunicorn_grace.rehearsal.report import text as report_text
 from gunicorn_grace.rehearsal.rollout import Rollout
 from gunicorn_grace.rehearsal.scene import GRACE, PLAIN, Gone, Plan, Result
 from gunicorn_grace.rehearsal.tally import Kind, Outcome
@@ -41,8 +42,8 @@ def three() -> list[Result]:
 
 def test_three_contenders_stand_side_by_side_in_80_columns() -> None:
     """Lost, exit, budget and slowest answer of each in one row, under the names."""
-    lines = report.render(three()).splitlines()
-    assert max(map(len, lines)) <= report.WIDTH
+    lines = report_text.render(three()).splitlines()
+    assert max(map(len, lines)) <= report_text.WIDTH
     cells = {line[:17].strip(): line[17:].split() for line in lines if line[:17].strip()}
     assert next(line.split() for line in lines if "sleep 15" in line)[:2] == ["plain", "gunicorn"]
     assert cells["lost"] == ["3", "0", "0"]
@@ -71,21 +72,21 @@ def test_three_contenders_stand_side_by_side_in_80_columns() -> None:
 def test_more_contenders_than_fit_go_below() -> None:
     """A fourth one gets a table of its own, and nothing is wider than the terminal."""
     results = [*three()[:2], result(contender_named("sleep:5")), result()]
-    text = report.render(results)
-    assert max(map(len, text.splitlines())) <= report.WIDTH
+    text = report_text.render(results)
+    assert max(map(len, text.splitlines())) <= report_text.WIDTH
     assert len([line for line in text.splitlines() if line.startswith("budget used")]) == 2
 
 
 @pytest.mark.parametrize("outcome", [outcome for outcome in Outcome if outcome is not Outcome.OK])
 def test_every_kind_of_loss_has_its_row(outcome: Outcome) -> None:
     """And only those that occurred."""
-    found = report.rows([result(lost=[record(1.0, outcome, status=500)])])
-    assert [row.label for row in found if row.detail] == [report.label(outcome)]
+    found = report_text.rows([result(lost=[record(1.0, outcome, status=500)])])
+    assert [row.label for row in found if row.detail] == [report_text.label(outcome)]
 
 
 def test_the_last_line_is_the_verdict() -> None:
     """The line that the README promises: who lost nothing, and what the other one lost."""
-    assert report.render([plain(0.5), result()]).splitlines()[-1] == (
+    assert report_text.render([plain(0.5), result()]).splitlines()[-1] == (
         "gunicorn-grace lost none of 70 requests. plain gunicorn lost 1."
     )
 
@@ -130,33 +131,37 @@ def test_the_verdict_is_that_on_the_last_contender(
     results: list[Result], max_lost: int, interrupted: bool, passed: bool, words: str
 ) -> None:
     """Losses up to --max-lost pass, an interrupted rehearsal never does."""
-    assert report.passed(results, max_lost, interrupted) is passed
-    assert words in report.verdict(results, max_lost, interrupted)
+    assert report_text.passed(results, max_lost, interrupted) is passed
+    assert words in report_text.verdict(results, max_lost, interrupted)
 
 
 def test_an_instance_ended_by_sigkill_fails_whatever_may_be_lost() -> None:
     """To outlive the period is a failure of its own, and the comparison has a row for it."""
     end = Gone("instance 3", DELETED, 0.0, 30.0, 30.0, -9, True, None, "", ())
     run = result(gone=(end,))
-    assert not report.passed([run], max_lost=100)
-    assert "1 instances had to be killed" in report.verdict([run])
-    assert ("ended by SIGKILL", ("1",)) in [(row.label, row.cells) for row in report.rows([run])]
+    assert not report_text.passed([run], max_lost=100)
+    assert "1 instances had to be killed" in report_text.verdict([run])
+    assert ("ended by SIGKILL", ("1",)) in [
+        (row.label, row.cells) for row in report_text.rows([run])
+    ]
 
 
 def test_a_run_that_cannot_be_trusted_says_so() -> None:
     """A generator that fell behind is named before the verdict, with its reason."""
-    text = report.render([result(fell_behind="the load generator was 60 ms late")])
+    text = report_text.render([result(fell_behind="the load generator was 60 ms late")])
     assert "gunicorn-grace: CANNOT BE TRUSTED: the load generator was 60 ms late." in text
 
 
 def test_the_heading_says_what_was_played() -> None:
     """Scale-downs and roll-outs, one lag or many."""
-    assert "3 instances scaled down to 2 at 100 requests per second" in report.heading(Plan("a:b"))
-    assert "Routing learns of it 3 s later" in report.heading(Plan("a:b"))
+    assert "3 instances scaled down to 2 at 100 requests per second" in report_text.heading(
+        Plan("a:b")
+    )
+    assert "Routing learns of it 3 s later" in report_text.heading(Plan("a:b"))
     rollout = Plan("a:b", rollout=Rollout(), routing=Lag(1, 8, slow=20, slow_share=0.05))
-    assert "3 instances replaced (surge 25%, unavailable 25%)" in report.heading(rollout)
-    assert "1 to 8 s" in report.heading(rollout)
-    assert max(map(len, report.heading(rollout).splitlines())) <= report.WIDTH
+    assert "3 instances replaced (surge 25%, unavailable 25%)" in report_text.heading(rollout)
+    assert "1 to 8 s" in report_text.heading(rollout)
+    assert max(map(len, report_text.heading(rollout).splitlines())) <= report_text.WIDTH
 
 
 def test_the_timeline_follows_the_instance() -> None:
@@ -170,7 +175,7 @@ def test_the_timeline_follows_the_instance() -> None:
         "lame_duck_ended",
         "gone, exit code 0",
     ]
-    text = report.timeline(result())
+    text = report_text.timeline(result())
     places = [text.index(word) for word in words]
     assert places == sorted(places)
 
@@ -183,7 +188,7 @@ def test_colours_are_paint_and_no_more() -> None:
         painted.append((text.strip(), what))
         return text
 
-    assert report.render(three(), paint=paint) == report.render(three())
+    assert report_text.render(three(), paint=paint) == report_text.render(three())
     assert ("3", "bad") in painted
     assert ("0", "good") in painted
 

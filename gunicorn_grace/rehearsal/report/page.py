@@ -25,10 +25,10 @@ from importlib import resources
 import jinja2
 from markupsafe import Markup
 
-from . import report
-from .scene import Gone, Life, Result
+from ..scene import Gone, Life, Result
+from ..tally import Outcome
+from . import text as report_text
 from .schema import versions
-from .tally import Outcome
 
 #: The most lanes of deleted instances that a picture has, and rows that the table of losses has.
 MOST_LANES = 6
@@ -155,7 +155,7 @@ def page(
     Args:
         results: the last one is judged.
         made: when; with a time zone.
-        max_lost, interrupted: see ``report.passed``.
+        max_lost, interrupted: see ``report_text.passed``.
     """
     axis = _axis(results)
     used = [
@@ -177,16 +177,16 @@ def page(
         script=Markup(script),
         results=results,
         plan=results[0].plan,
-        heading=report.heading(results[0].plan),
-        verdict=report.verdict(results, max_lost, interrupted),
-        passed=report.passed(results, max_lost, interrupted),
-        rows=report.rows(results),
-        notes=report.notes(results),
-        outcomes=[(outcome.value, report.label(outcome)) for outcome in used],
+        heading=report_text.heading(results[0].plan),
+        verdict=report_text.verdict(results, max_lost, interrupted),
+        passed=report_text.passed(results, max_lost, interrupted),
+        rows=report_text.rows(results),
+        notes=report_text.notes(results),
+        outcomes=[(outcome.value, report_text.label(outcome)) for outcome in used],
         axis=axis,
         pictures=pictures,
         kinds=_kinds(pictures),
-        moments=[report.moments(result, MOST_LANES) for result in results],
+        moments=[report_text.moments(result, MOST_LANES) for result in results],
         losses=[_losses(result) for result in results],
         made=f"{made:%Y-%m-%d %H:%M %Z}",
         versions=", ".join(f"{name} {version}" for name, version in versions().items()),
@@ -305,7 +305,7 @@ def _picture(
             if n:
                 parts.append((outcome.value, round(level, 2), round(height, 2)))
         said = (
-            ", ".join(f"{n} {report.label(outcome)}" for outcome, n in counts if n)
+            ", ".join(f"{n} {report_text.label(outcome)}" for outcome, n in counts if n)
             or "no request began"
         )
         title = (
@@ -481,9 +481,9 @@ def _losses(result: Result) -> list[tuple[str, ...]]:
     lost = sorted(result.tally.lost_records, key=lambda record: record.started)
     return [
         (
-            f"{report.lost_at(record, result):.2f}",
+            f"{report_text.lost_at(record, result):.2f}",
             "" if (since := result.since_t0(record)) is None else f"{since:.2f}",
-            report.label(record.outcome),
+            report_text.label(record.outcome),
             record.kind.value,
             f"{record.method} {record.path}",
             record.endpoint,
