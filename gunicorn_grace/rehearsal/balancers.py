@@ -31,7 +31,7 @@ from typing import ClassVar
 
 from .errors import InstanceFailed, PlanFailed, RehearsalError
 from .fleet import Instance
-from .platform import EndpointTable
+from .kubernetes.platform import EndpointTable
 from .wire import Address, fetch, show_address
 
 #: How often the endpoint table is looked at, seconds: what a control plane adds to the lag.

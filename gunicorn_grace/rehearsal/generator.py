@@ -24,8 +24,8 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from .errors import LoadFailed
+from .kubernetes.platform import Change, EndpointTable
 from .load import Counting, Load
-from .platform import Change, EndpointTable
 from .tally import Tally
 
 #: The generator's nice value, where it may have it: what measures is not to wait in line behind

@@ -20,13 +20,13 @@ from .balancers import PRODUCTS, Balancer, Setup, in_front
 from .errors import InstanceFailed, PlanFailed
 from .fleet import Fleet, Instance, MemoryWatch
 from .generator import Generator
+from .kubernetes.platform import Deletion, EndpointTable, Hook, Lag
+from .kubernetes.pod import Pod
+from .kubernetes.probing import Kind, Probe, Prober
+from .kubernetes.rollout import Counts, Rollout, Step, next_step
 from .load import Counting, Load
-from .platform import Deletion, EndpointTable, Hook, Lag
-from .pod import Pod
-from .probing import Kind, Probe, Prober
 from .report.series import Series, count
 from .requests import Request
-from .rollout import Counts, Rollout, Step, next_step
 from .tally import Record, Tally
 from .wire import IncompleteResponse, fetch, show_address
 

@@ -96,9 +96,9 @@ def _resolve(
     given: Mapping[str, Any], explicit: Callable[[str], bool], tell: Callable[[str], None]
 ) -> dict[str, Any]:
     from ..errors import PlanFailed
-    from ..platform import Lag
-    from ..probing import Kind, Probe
-    from ..rollout import Rollout
+    from ..kubernetes.platform import Lag
+    from ..kubernetes.probing import Kind, Probe
+    from ..kubernetes.rollout import Rollout
 
     routing = Lag.parse(given["lag"], given["slow_node"])
     fields: dict[str, Any] = {
@@ -151,7 +151,7 @@ def given_env(given: Mapping[str, Any]) -> dict[str, str]:
 
 def _hook(text: str) -> Any:
     from ..errors import PlanFailed
-    from ..platform import as_hook
+    from ..kubernetes.platform import as_hook
 
     try:
         return as_hook(shlex.split(text)) or ()
@@ -168,7 +168,7 @@ def _manifest(given: Mapping[str, Any]) -> Any:
         if error.name != "yaml":
             raise
         raise PlanFailed("PyYAML is missing: pip install 'gunicorn-grace[rehearse]'") from error
-    from ..deployment import played
+    from ..kubernetes.deployment import played
 
     name = given["manifest"]
     source = "<stdin>" if name == "-" else name

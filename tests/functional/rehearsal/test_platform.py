@@ -17,10 +17,17 @@ import pytest
 
 from gunicorn_grace.rehearsal.errors import RehearsalError
 from gunicorn_grace.rehearsal.fleet import Fleet, Instance
-from gunicorn_grace.rehearsal.platform import EndpointTable, Hook, HttpGet, Lag, Sleep, delete
-from gunicorn_grace.rehearsal.pod import Pod
-from gunicorn_grace.rehearsal.probing import Kind, Probe, Prober
-from gunicorn_grace.rehearsal.rollout import Rollout
+from gunicorn_grace.rehearsal.kubernetes.platform import (
+    EndpointTable,
+    Hook,
+    HttpGet,
+    Lag,
+    Sleep,
+    delete,
+)
+from gunicorn_grace.rehearsal.kubernetes.pod import Pod
+from gunicorn_grace.rehearsal.kubernetes.probing import Kind, Probe, Prober
+from gunicorn_grace.rehearsal.kubernetes.rollout import Rollout
 from gunicorn_grace.rehearsal.scene import GRACE, PLAIN, Plan, play
 from gunicorn_grace.rehearsal.wire import show_address
 

@@ -31,7 +31,7 @@ import quiet
 from gunicorn_grace import state as st
 from gunicorn_grace.rehearsal import procfs
 from gunicorn_grace.rehearsal.generator import Generator
-from gunicorn_grace.rehearsal.platform import EndpointTable
+from gunicorn_grace.rehearsal.kubernetes.platform import EndpointTable
 from support.servers import WORKERS, Client, Server
 
 HERE = str(Path(__file__).parent)

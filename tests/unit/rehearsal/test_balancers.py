@@ -20,7 +20,7 @@ from gunicorn_grace.rehearsal.balancers import (
     show_config,
 )
 from gunicorn_grace.rehearsal.errors import InstanceFailed, PlanFailed
-from gunicorn_grace.rehearsal.platform import EndpointTable
+from gunicorn_grace.rehearsal.kubernetes.platform import EndpointTable
 from gunicorn_grace.rehearsal.scene import Plan
 
 pytestmark = pytest.mark.once

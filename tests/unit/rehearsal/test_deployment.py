@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from gunicorn_grace.manifest import Workload, choose, read
-from gunicorn_grace.rehearsal.deployment import here, played
 from gunicorn_grace.rehearsal.errors import PlanFailed
-from gunicorn_grace.rehearsal.platform import Exec, HttpGet, Sleep
-from gunicorn_grace.rehearsal.probing import Kind, Probe
-from gunicorn_grace.rehearsal.rollout import Rollout
+from gunicorn_grace.rehearsal.kubernetes.deployment import here, played
+from gunicorn_grace.rehearsal.kubernetes.platform import Exec, HttpGet, Sleep
+from gunicorn_grace.rehearsal.kubernetes.probing import Kind, Probe
+from gunicorn_grace.rehearsal.kubernetes.rollout import Rollout
 
 pytestmark = pytest.mark.once
 

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from gunicorn_grace.rehearsal.errors import PlanFailed, likely_cause
-from gunicorn_grace.rehearsal.platform import (
+from gunicorn_grace.rehearsal.kubernetes.platform import (
     EndpointTable,
     Exec,
     HttpGet,
@@ -16,7 +16,7 @@ from gunicorn_grace.rehearsal.platform import (
     State,
     as_hook,
 )
-from gunicorn_grace.rehearsal.rollout import Rollout
+from gunicorn_grace.rehearsal.kubernetes.rollout import Rollout
 from gunicorn_grace.rehearsal.scene import Plan
 
 pytestmark = pytest.mark.once

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gunicorn_grace.rehearsal.probing import Probe, Thresholds
+from gunicorn_grace.rehearsal.kubernetes.probing import Probe, Thresholds
 
 pytestmark = pytest.mark.once
 

@@ -17,9 +17,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from .errors import RehearsalError
-from .fleet import Instance
-from .wire import Address, fetch
+from ..errors import RehearsalError
+from ..fleet import Instance
+from ..wire import Address, fetch
 
 #: kubelet's minimumGracePeriodInSeconds (pkg/kubelet/kuberuntime/kuberuntime_container.go,
 #: killContainer): what a container still gets between SIGTERM and SIGKILL when its preStop hook has

@@ -11,11 +11,11 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from .errors import InstanceFailed, RehearsalError
-from .fleet import Instance
+from ..errors import InstanceFailed, RehearsalError
+from ..fleet import Instance
+from ..wire import Address
 from .platform import Deletion, EndpointTable, Hook, State
 from .probing import Kind, Probe, Prober
-from .wire import Address
 
 #: Before a second restart the kubelet waits so long, then twice as long each time, up to five
 #: minutes (pkg/kubelet/kubelet.go, backOffPeriod and MaxContainerBackOff). The first one is

@@ -11,9 +11,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ..manifest import Action, Container, Workload
-from ..manifest import Probe as Written
-from .errors import PlanFailed
+from ...manifest import Action, Container, Workload
+from ...manifest import Probe as Written
+from ..errors import PlanFailed
 from .platform import Exec, Hook, HttpGet, Sleep
 from .probing import Kind, Probe
 from .rollout import Rollout
