@@ -16,15 +16,15 @@ from functools import cached_property
 from types import TracebackType
 from typing import Any
 
-from .balancers import PRODUCTS, Balancer, Setup, in_front
 from .errors import InstanceFailed, PlanFailed
-from .fleet import Fleet, Instance, MemoryWatch
 from .generator import Generator
 from .kubernetes.platform import Deletion, EndpointTable, Hook, Lag
 from .kubernetes.pod import Pod
 from .kubernetes.probing import Kind, Probe, Prober
 from .kubernetes.rollout import Counts, Rollout, Step, next_step
 from .load import Counting, Load
+from .processes.balancers import PRODUCTS, Balancer, Setup, in_front
+from .processes.fleet import Fleet, Instance, MemoryWatch
 from .report.series import Series, count
 from .requests import Request
 from .tally import Record, Tally

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from gunicorn_grace.rehearsal.balancers import PRODUCTS, Balancer
-from gunicorn_grace.rehearsal.fleet import Instance
+from gunicorn_grace.rehearsal.processes.balancers import PRODUCTS, Balancer
+from gunicorn_grace.rehearsal.processes.fleet import Instance
 from support.servers import WORKERS, Client, Server
 
 

@@ -36,9 +36,9 @@ from pathlib import Path
 import click
 
 from gunicorn_grace.rehearsal.errors import RehearsalError
-from gunicorn_grace.rehearsal.fleet import Instance
 from gunicorn_grace.rehearsal.kubernetes.platform import Deletion, EndpointTable
 from gunicorn_grace.rehearsal.load import Load
+from gunicorn_grace.rehearsal.processes.fleet import Instance
 from gunicorn_grace.rehearsal.scene import GRACE, PLAIN, Contender
 from gunicorn_grace.rehearsal.tally import Kind, Outcome, Record, Tally, percentile
 from gunicorn_grace.rehearsal.wire import show_address

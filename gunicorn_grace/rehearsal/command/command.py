@@ -143,8 +143,8 @@ def rehearse(
     run; 130 after Ctrl-C, with a report on what was played until then.
     """
     try:
-        from .. import balancers
         from ..errors import PlanFailed, RehearsalError
+        from ..processes import balancers
         from ..report import page, schema
         from ..report import text as report_text
         from ..scene import Interrupted, Plan, Result, play

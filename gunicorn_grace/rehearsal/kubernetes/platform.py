@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from ..errors import RehearsalError
-from ..fleet import Instance
+from ..processes.fleet import Instance
 from ..wire import Address, fetch
 
 #: kubelet's minimumGracePeriodInSeconds (pkg/kubelet/kuberuntime/kuberuntime_container.go,

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 from ..errors import InstanceFailed, RehearsalError
-from ..fleet import Instance
+from ..processes.fleet import Instance
 from ..wire import Address
 from .platform import Deletion, EndpointTable, Hook, State
 from .probing import Kind, Probe, Prober

@@ -12,7 +12,7 @@ import pytest
 
 from gunicorn_grace import state as st
 from gunicorn_grace.phase import Phase
-from gunicorn_grace.rehearsal import procfs
+from gunicorn_grace.rehearsal.processes import procfs
 from gunicorn_grace.rehearsal.wire import fetch
 from support.servers import (
     HOLD,

@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 
 from gunicorn_grace.rehearsal.errors import RehearsalError
-from gunicorn_grace.rehearsal.fleet import Fleet, Instance
 from gunicorn_grace.rehearsal.kubernetes.platform import (
     EndpointTable,
     Hook,
@@ -28,6 +27,7 @@ from gunicorn_grace.rehearsal.kubernetes.platform import (
 from gunicorn_grace.rehearsal.kubernetes.pod import Pod
 from gunicorn_grace.rehearsal.kubernetes.probing import Kind, Probe, Prober
 from gunicorn_grace.rehearsal.kubernetes.rollout import Rollout
+from gunicorn_grace.rehearsal.processes.fleet import Fleet, Instance
 from gunicorn_grace.rehearsal.scene import GRACE, PLAIN, Plan, play
 from gunicorn_grace.rehearsal.wire import show_address
 

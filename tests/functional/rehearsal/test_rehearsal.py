@@ -18,10 +18,10 @@ from typing import Any
 
 import pytest
 
-from gunicorn_grace.rehearsal import procfs
 from gunicorn_grace.rehearsal.errors import InstanceFailed, LineMissing, PlanFailed
-from gunicorn_grace.rehearsal.fleet import MARK, Fleet, Instance
 from gunicorn_grace.rehearsal.kubernetes.platform import Deletion, EndpointTable, delete
+from gunicorn_grace.rehearsal.processes import procfs
+from gunicorn_grace.rehearsal.processes.fleet import MARK, Fleet, Instance
 from gunicorn_grace.rehearsal.report.text import WIDTH, render
 from gunicorn_grace.rehearsal.scene import PLAIN, Contender, Plan, Result, play
 from gunicorn_grace.rehearsal.tally import Kind, Outcome

@@ -23,8 +23,8 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from gunicorn_grace.rehearsal import procfs
 from gunicorn_grace.rehearsal.command.contenders import contender_named
+from gunicorn_grace.rehearsal.processes import procfs
 from gunicorn_grace.rehearsal.report import schema
 from gunicorn_grace.rehearsal.report import text as report_text
 from gunicorn_grace.rehearsal.report.page import page

@@ -23,9 +23,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as some
 
 from gunicorn_grace import state as st
-from gunicorn_grace.rehearsal.balancers import PRODUCTS, Balancer, Setup
 from gunicorn_grace.rehearsal.kubernetes.platform import EndpointTable
 from gunicorn_grace.rehearsal.load import Load
+from gunicorn_grace.rehearsal.processes.balancers import PRODUCTS, Balancer, Setup
 from gunicorn_grace.rehearsal.tally import Tally
 from gunicorn_grace.rehearsal.wire import Address, fetch
 from support.paths import APPS

@@ -29,9 +29,9 @@ import balancers
 import quiet
 
 from gunicorn_grace import state as st
-from gunicorn_grace.rehearsal import procfs
 from gunicorn_grace.rehearsal.generator import Generator
 from gunicorn_grace.rehearsal.kubernetes.platform import EndpointTable
+from gunicorn_grace.rehearsal.processes import procfs
 from support.servers import WORKERS, Client, Server
 
 HERE = str(Path(__file__).parent)

@@ -17,8 +17,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from gunicorn_grace.rehearsal.balancers import PRODUCTS, Setup
 from gunicorn_grace.rehearsal.errors import RehearsalError
+from gunicorn_grace.rehearsal.processes.balancers import PRODUCTS, Setup
 from gunicorn_grace.rehearsal.scene import GRACE, PLAIN, Contender, Plan, Result, play
 from gunicorn_grace.rehearsal.tally import Outcome
 

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
-from gunicorn_grace.rehearsal.balancers import (
+from gunicorn_grace.rehearsal.errors import InstanceFailed, PlanFailed
+from gunicorn_grace.rehearsal.kubernetes.platform import EndpointTable
+from gunicorn_grace.rehearsal.processes.balancers import (
     PRODUCTS,
     Balancer,
     Envoy,
@@ -19,8 +21,6 @@ from gunicorn_grace.rehearsal.balancers import (
     in_front,
     show_config,
 )
-from gunicorn_grace.rehearsal.errors import InstanceFailed, PlanFailed
-from gunicorn_grace.rehearsal.kubernetes.platform import EndpointTable
 from gunicorn_grace.rehearsal.scene import Plan
 
 pytestmark = pytest.mark.once

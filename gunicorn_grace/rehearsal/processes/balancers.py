@@ -29,10 +29,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import ClassVar
 
-from .errors import InstanceFailed, PlanFailed, RehearsalError
+from ..errors import InstanceFailed, PlanFailed, RehearsalError
+from ..kubernetes.platform import EndpointTable
+from ..wire import Address, fetch, show_address
 from .fleet import Instance
-from .kubernetes.platform import EndpointTable
-from .wire import Address, fetch, show_address
 
 #: How often the endpoint table is looked at, seconds: what a control plane adds to the lag.
 FOLLOW_INTERVAL = 0.05

@@ -22,9 +22,9 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
+from ..errors import InstanceFailed, LineMissing, RehearsalError
+from ..wire import Address, fetch, parse_address
 from . import procfs
-from .errors import InstanceFailed, LineMissing, RehearsalError
-from .wire import Address, fetch, parse_address
 
 #: Marks every process of an instance; the value is the instance's own runtime folder. See
 #: ``procfs``.
