@@ -17,18 +17,18 @@ from types import TracebackType
 from typing import Any
 
 from .errors import InstanceFailed, PlanFailed
-from .generator import Generator
 from .kubernetes.platform import Deletion, EndpointTable, Hook, Lag
 from .kubernetes.pod import Pod
 from .kubernetes.probing import Kind, Probe, Prober
 from .kubernetes.rollout import Counts, Rollout, Step, next_step
-from .load import Counting, Load
+from .load.generator import Generator
+from .load.load import Counting, Load
+from .load.requests import Request
+from .load.tally import Record, Tally
+from .load.wire import IncompleteResponse, fetch, show_address
 from .processes.balancers import PRODUCTS, Balancer, Setup, in_front
 from .processes.fleet import Fleet, Instance, MemoryWatch
 from .report.series import Series, count
-from .requests import Request
-from .tally import Record, Tally
-from .wire import IncompleteResponse, fetch, show_address
 
 #: Words of the plugin's log that belong into a timeline.
 _EVENT = re.compile(

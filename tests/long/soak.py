@@ -37,11 +37,11 @@ import click
 
 from gunicorn_grace.rehearsal.errors import RehearsalError
 from gunicorn_grace.rehearsal.kubernetes.platform import Deletion, EndpointTable
-from gunicorn_grace.rehearsal.load import Load
+from gunicorn_grace.rehearsal.load.load import Load
+from gunicorn_grace.rehearsal.load.tally import Kind, Outcome, Record, Tally, percentile
+from gunicorn_grace.rehearsal.load.wire import show_address
 from gunicorn_grace.rehearsal.processes.fleet import Instance
 from gunicorn_grace.rehearsal.scene import GRACE, PLAIN, Contender
-from gunicorn_grace.rehearsal.tally import Kind, Outcome, Record, Tally, percentile
-from gunicorn_grace.rehearsal.wire import show_address
 
 APPS = Path(__file__).parents[1] / "apps"
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from gunicorn_grace.rehearsal.load.tally import Kind, Outcome, Record, Tally
 from gunicorn_grace.rehearsal.scene import GRACE, PLAIN, Contender, Gone, Life, Plan, Result
-from gunicorn_grace.rehearsal.tally import Kind, Outcome, Record, Tally
 
 ORIGIN = 1000.0
 DELETED = "127.0.0.1:40003"

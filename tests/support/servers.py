@@ -21,12 +21,12 @@ import pytest
 from gunicorn_grace import state as st
 from gunicorn_grace.phase import Phase
 from gunicorn_grace.rehearsal.kubernetes.platform import EndpointTable
-from gunicorn_grace.rehearsal.load import Load
+from gunicorn_grace.rehearsal.load.load import Load
+from gunicorn_grace.rehearsal.load.tally import Tally
+from gunicorn_grace.rehearsal.load.wire import Response, fetch
 from gunicorn_grace.rehearsal.processes import procfs
 from gunicorn_grace.rehearsal.processes.fleet import MARK, Instance
 from gunicorn_grace.rehearsal.scene import Plan, Result
-from gunicorn_grace.rehearsal.tally import Tally
-from gunicorn_grace.rehearsal.wire import Response, fetch
 from support.paths import APPS
 
 WORKERS: dict[str, tuple[str, ...]] = {

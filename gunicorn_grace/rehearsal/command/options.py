@@ -187,7 +187,7 @@ def _manifest(given: Mapping[str, Any]) -> Any:
 def _requests(given: Mapping[str, Any], explicit: Callable[[str], bool]) -> list[Any]:
     """The requests of ``--requests`` and ``--path``; the default path only without a file."""
     from ..errors import PlanFailed
-    from ..requests import parse_line, parse_lines
+    from ..load.requests import parse_line, parse_lines
 
     found = []
     name = given["request_file"]

@@ -18,8 +18,8 @@ from typing import TextIO
 
 import click
 
-from ..load import Counting
-from ..tally import Outcome
+from ..load.load import Counting
+from ..load.tally import Outcome
 
 INTERVAL = 0.2
 """Seconds between two looks at the load."""

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from ..errors import RehearsalError
+from ..load.wire import Address, fetch
 from ..processes.fleet import Instance
-from ..wire import Address, fetch
 
 #: kubelet's minimumGracePeriodInSeconds (pkg/kubelet/kuberuntime/kuberuntime_container.go,
 #: killContainer): what a container still gets between SIGTERM and SIGKILL when its preStop hook has

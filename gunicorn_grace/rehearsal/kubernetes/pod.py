@@ -12,8 +12,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 from ..errors import InstanceFailed, RehearsalError
+from ..load.wire import Address
 from ..processes.fleet import Instance
-from ..wire import Address
 from .platform import Deletion, EndpointTable, Hook, State
 from .probing import Kind, Probe, Prober
 

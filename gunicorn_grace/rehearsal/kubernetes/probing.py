@@ -20,7 +20,7 @@ from enum import Enum
 
 import h11
 
-from ..wire import Address, request_bytes
+from ..load.wire import Address, request_bytes
 
 #: What the kubelet calls itself, and what it accepts (pkg/probe/http/request.go).
 HEADERS = (("User-Agent", "kube-probe/1.33"), ("Accept", "*/*"))

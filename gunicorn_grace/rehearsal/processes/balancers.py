@@ -31,7 +31,7 @@ from typing import ClassVar
 
 from ..errors import InstanceFailed, PlanFailed, RehearsalError
 from ..kubernetes.platform import EndpointTable
-from ..wire import Address, fetch, show_address
+from ..load.wire import Address, fetch, show_address
 from .fleet import Instance
 
 #: How often the endpoint table is looked at, seconds: what a control plane adds to the lag.

@@ -23,7 +23,7 @@ from pathlib import Path
 from types import TracebackType
 
 from ..errors import InstanceFailed, LineMissing, RehearsalError
-from ..wire import Address, fetch, parse_address
+from ..load.wire import Address, fetch, parse_address
 from . import procfs
 
 #: Marks every process of an instance; the value is the instance's own runtime folder. See

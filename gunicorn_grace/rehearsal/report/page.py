@@ -25,8 +25,8 @@ from importlib import resources
 import jinja2
 from markupsafe import Markup
 
+from ..load.tally import Outcome
 from ..scene import Gone, Life, Result
-from ..tally import Outcome
 from . import text as report_text
 from .schema import versions
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..tally import Outcome, Record
+from ..load.tally import Outcome, Record
 
 STEP = 0.1
 """Seconds that are counted together."""

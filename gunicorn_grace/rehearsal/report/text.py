@@ -10,8 +10,8 @@ import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from ..load.tally import Outcome, Record, percentile
 from ..scene import Plan, Result
-from ..tally import Outcome, Record, percentile
 
 WIDTH = 80
 #: The timeline follows so many instances; of more, only the first.

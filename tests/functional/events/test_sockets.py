@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from gunicorn_grace.phase import Phase
-from gunicorn_grace.rehearsal.wire import Address
+from gunicorn_grace.rehearsal.load.wire import Address
 from support.servers import (
     SHORT,
     WORKERS,

@@ -12,8 +12,8 @@ import pytest
 
 from gunicorn_grace import state as st
 from gunicorn_grace.phase import Phase
+from gunicorn_grace.rehearsal.load.wire import fetch
 from gunicorn_grace.rehearsal.processes import procfs
-from gunicorn_grace.rehearsal.wire import fetch
 from support.servers import (
     HOLD,
     LONG_DRAIN,

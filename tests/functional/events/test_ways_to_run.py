@@ -12,8 +12,8 @@ import pytest
 
 from gunicorn_grace import state as st
 from gunicorn_grace.phase import Phase
+from gunicorn_grace.rehearsal.load.wire import parse_address
 from gunicorn_grace.rehearsal.scene import GRACE, play
-from gunicorn_grace.rehearsal.wire import parse_address
 from support.servers import (
     HOLD,
     Client,

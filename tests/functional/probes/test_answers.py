@@ -14,7 +14,7 @@ import pytest
 
 from gunicorn_grace import state as st
 from gunicorn_grace.phase import Phase
-from gunicorn_grace.rehearsal.wire import Response
+from gunicorn_grace.rehearsal.load.wire import Response
 from support.servers import HOLD, WORKERS, Client, Connect, Serve, Server, booted_in
 
 pytestmark = pytest.mark.ends

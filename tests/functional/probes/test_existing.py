@@ -10,7 +10,7 @@ import pytest
 from apps.frameworks import HOSTS, OWN, STRICT
 from gunicorn_grace import state as st
 from gunicorn_grace.phase import Phase
-from gunicorn_grace.rehearsal.wire import Response
+from gunicorn_grace.rehearsal.load.wire import Response
 from support.servers import HOLD, Serve, Server
 
 pytestmark = pytest.mark.ends

@@ -19,8 +19,8 @@ import pytest
 
 from gunicorn_grace import state as st
 from gunicorn_grace.phase import Phase
+from gunicorn_grace.rehearsal.load.wire import Response, fetch, parse_address
 from gunicorn_grace.rehearsal.processes import procfs
-from gunicorn_grace.rehearsal.wire import Response, fetch, parse_address
 from support.servers import (
     HOLD,
     SHORT,

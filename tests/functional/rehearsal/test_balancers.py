@@ -21,10 +21,10 @@ import pytest
 
 from gunicorn_grace.rehearsal.errors import InstanceFailed
 from gunicorn_grace.rehearsal.kubernetes.platform import EndpointTable
+from gunicorn_grace.rehearsal.load.wire import fetch
 from gunicorn_grace.rehearsal.processes import procfs
 from gunicorn_grace.rehearsal.processes.balancers import PRODUCTS, Balancer, Setup
 from gunicorn_grace.rehearsal.scene import GRACE, PLAIN, play
-from gunicorn_grace.rehearsal.wire import fetch
 from support.paths import APPS
 from support.servers import HOLD, Serve, Server, look, plan, told
 

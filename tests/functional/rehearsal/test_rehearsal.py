@@ -20,12 +20,12 @@ import pytest
 
 from gunicorn_grace.rehearsal.errors import InstanceFailed, LineMissing, PlanFailed
 from gunicorn_grace.rehearsal.kubernetes.platform import Deletion, EndpointTable, delete
+from gunicorn_grace.rehearsal.load.tally import Kind, Outcome
+from gunicorn_grace.rehearsal.load.wire import fetch
 from gunicorn_grace.rehearsal.processes import procfs
 from gunicorn_grace.rehearsal.processes.fleet import MARK, Fleet, Instance
 from gunicorn_grace.rehearsal.report.text import WIDTH, render
 from gunicorn_grace.rehearsal.scene import PLAIN, Contender, Plan, Result, play
-from gunicorn_grace.rehearsal.tally import Kind, Outcome
-from gunicorn_grace.rehearsal.wire import fetch
 
 pytestmark = pytest.mark.once
 
@@ -476,9 +476,9 @@ def test_the_plugin_loses_nothing_where_plain_gunicorn_does(folder: Path) -> Non
 @pytest.mark.long
 def test_a_result_is_judged_by_losses_and_by_the_period() -> None:
     """An instance that had to be killed is a failure even when nothing was lost."""
+    from gunicorn_grace.rehearsal.load.tally import Tally
     from gunicorn_grace.rehearsal.report.text import verdict
     from gunicorn_grace.rehearsal.scene import Gone
-    from gunicorn_grace.rehearsal.tally import Tally
 
     end = Gone("instance 2", "127.0.0.1:1", 0.0, 30.0, 30.0, -9, True, None, "", ())
     result = Result(PLAIN, Plan("app:app"), Tally(), 0.0, 40.0, (end,), {})

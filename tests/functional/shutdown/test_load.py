@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from gunicorn_grace.rehearsal.kubernetes.platform import EndpointTable
-from gunicorn_grace.rehearsal.load import Load
+from gunicorn_grace.rehearsal.load.load import Load
+from gunicorn_grace.rehearsal.load.tally import Outcome
 from gunicorn_grace.rehearsal.processes.fleet import Fleet, Instance
 from gunicorn_grace.rehearsal.scene import GRACE, PLAIN, play
-from gunicorn_grace.rehearsal.tally import Outcome
 from support.servers import WORKERS, plan, told
 
 

@@ -20,7 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from gunicorn_grace import state as st
 from gunicorn_grace.lifecycle import Origin
 from gunicorn_grace.phase import Phase
-from gunicorn_grace.rehearsal.wire import Response
+from gunicorn_grace.rehearsal.load.wire import Response
 from support.paths import DOCS
 from support.servers import HOLD, SHORT, WORKERS, Connect, Serve, Server, booted_in, memory_of
 

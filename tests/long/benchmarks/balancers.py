@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from gunicorn_grace.rehearsal.errors import RehearsalError
+from gunicorn_grace.rehearsal.load.tally import Outcome
 from gunicorn_grace.rehearsal.processes.balancers import PRODUCTS, Setup
 from gunicorn_grace.rehearsal.scene import GRACE, PLAIN, Contender, Plan, Result, play
-from gunicorn_grace.rehearsal.tally import Outcome
 
 APP = Path(__file__).parents[2] / "apps"
 

@@ -24,12 +24,12 @@ import pytest
 
 from gunicorn_grace import probes
 from gunicorn_grace.rehearsal.errors import LoadFailed, RehearsalError
-from gunicorn_grace.rehearsal.generator import Generator
 from gunicorn_grace.rehearsal.kubernetes.platform import EndpointTable
-from gunicorn_grace.rehearsal.load import Load
-from gunicorn_grace.rehearsal.requests import Request
-from gunicorn_grace.rehearsal.tally import Kind, Outcome, Record, Tally
-from gunicorn_grace.rehearsal.wire import (
+from gunicorn_grace.rehearsal.load.generator import Generator
+from gunicorn_grace.rehearsal.load.load import Load
+from gunicorn_grace.rehearsal.load.requests import Request
+from gunicorn_grace.rehearsal.load.tally import Kind, Outcome, Record, Tally
+from gunicorn_grace.rehearsal.load.wire import (
     Address,
     IncompleteResponse,
     fetch,
@@ -450,7 +450,7 @@ def test_want_of_descriptors_is_the_generators_failure_not_a_loss() -> None:
     script = """
 import resource, socket
 from gunicorn_grace.rehearsal.errors import LoadFailed
-from gunicorn_grace.rehearsal.load import Load
+from gunicorn_grace.rehearsal.load.load import Load
 from gunicorn_grace.rehearsal.kubernetes.platform import EndpointTable
 silent = socket.create_server(("127.0.0.1", 0))
 table = EndpointTable()
@@ -637,7 +637,7 @@ def test_a_generator_ends_with_its_parent() -> None:
     """The parent killed, nothing is left that sends requests."""
     script = """
 import sys
-from gunicorn_grace.rehearsal.generator import Generator
+from gunicorn_grace.rehearsal.load.generator import Generator
 from gunicorn_grace.rehearsal.kubernetes.platform import EndpointTable
 load = Generator(EndpointTable(), rate=10).start()
 print(load.pid, flush=True)

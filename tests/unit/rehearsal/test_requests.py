@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gunicorn_grace.rehearsal.requests import PIECES, Request, in_turn, parse_line, parse_lines
+from gunicorn_grace.rehearsal.load.requests import PIECES, Request, in_turn, parse_line, parse_lines
 
 pytestmark = pytest.mark.once
 

@@ -7,8 +7,8 @@ import re
 
 import pytest
 
-from gunicorn_grace.rehearsal.requests import parse_lines
-from gunicorn_grace.rehearsal.tally import Kind, Outcome, Record, Tally, percentile
+from gunicorn_grace.rehearsal.load.requests import parse_lines
+from gunicorn_grace.rehearsal.load.tally import Kind, Outcome, Record, Tally, percentile
 from support.paths import DOCS
 
 pytestmark = pytest.mark.once

@@ -23,8 +23,8 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any
 
-from .errors import LoadFailed
-from .kubernetes.platform import Change, EndpointTable
+from ..errors import LoadFailed
+from ..kubernetes.platform import Change, EndpointTable
 from .load import Counting, Load
 from .tally import Tally
 
