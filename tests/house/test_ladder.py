@@ -35,7 +35,7 @@ FLOORS = (
         "responder",
     },
     {"conf", "wsgi", "asgi", "flask", "prometheus"},
-    {"manifest", "rehearsal", "cli"},
+    {"operate", "rehearsal", "cli"},
 )
 FLOOR = {module: number for number, modules in enumerate(FLOORS) for module in modules}
 FACADE = PACKAGE

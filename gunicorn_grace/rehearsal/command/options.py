@@ -163,7 +163,7 @@ def _manifest(given: Mapping[str, Any]) -> Any:
     from ..errors import PlanFailed
 
     try:
-        from ...manifest import ManifestError, choose, read
+        from ...operate.manifest import ManifestError, choose, read
     except ModuleNotFoundError as error:
         if error.name != "yaml":
             raise

@@ -11,8 +11,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ...manifest import Action, Container, Workload
-from ...manifest import Probe as Written
+from ...operate.manifest import Action, Container, Workload
+from ...operate.manifest import Probe as Written
 from ..errors import PlanFailed
 from .platform import Exec, Hook, HttpGet, Sleep
 from .probing import Kind, Probe

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gunicorn_grace.manifest import Workload, choose, read
+from gunicorn_grace.operate.manifest import Workload, choose, read
 from gunicorn_grace.rehearsal.errors import PlanFailed
 from gunicorn_grace.rehearsal.kubernetes.deployment import here, played
 from gunicorn_grace.rehearsal.kubernetes.platform import Exec, HttpGet, Sleep

@@ -11,7 +11,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gunicorn_grace.manifest import ManifestError, choose, read
+from gunicorn_grace.operate.manifest import ManifestError, choose, read
 from support.paths import EXAMPLES
 
 pytestmark = pytest.mark.once

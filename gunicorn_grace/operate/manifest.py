@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from .errors import GraceError
+from ..errors import GraceError
 
 KINDS = ("Deployment", "StatefulSet")
 PROBES = ("readiness", "liveness", "startup")

@@ -1,0 +1,1 @@
+"""The commands: what runs when somebody types gunicorn-grace."""
