@@ -40,8 +40,8 @@ from gunicorn_grace.rehearsal.kubernetes.platform import Deletion, EndpointTable
 from gunicorn_grace.rehearsal.load.load import Load
 from gunicorn_grace.rehearsal.load.tally import Kind, Outcome, Record, Tally, percentile
 from gunicorn_grace.rehearsal.load.wire import show_address
+from gunicorn_grace.rehearsal.plan import GRACE, PLAIN, Contender
 from gunicorn_grace.rehearsal.processes.fleet import Instance
-from gunicorn_grace.rehearsal.scene import GRACE, PLAIN, Contender
 
 APPS = Path(__file__).parents[1] / "apps"
 

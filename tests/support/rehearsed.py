@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from gunicorn_grace.rehearsal.load.tally import Kind, Outcome, Record, Tally
-from gunicorn_grace.rehearsal.scene import GRACE, PLAIN, Contender, Gone, Life, Plan, Result
+from gunicorn_grace.rehearsal.plan import GRACE, PLAIN, Contender, Plan
+from gunicorn_grace.rehearsal.result import Gone, Life, Result
 
 ORIGIN = 1000.0
 DELETED = "127.0.0.1:40003"

@@ -144,10 +144,12 @@ def rehearse(
     """
     try:
         from ..errors import PlanFailed, RehearsalError
+        from ..plan import Plan
         from ..processes import balancers
         from ..report import page, schema
         from ..report import text as report_text
-        from ..scene import Interrupted, Plan, Result, play
+        from ..result import Result
+        from ..run import Interrupted, play
         from .contenders import contender_named, expect_plugin, refuse_clashes
         from .output import give_up_stdout, opened
         from .progress import Progress

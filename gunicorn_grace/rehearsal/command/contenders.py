@@ -13,7 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..errors import PlanFailed
-from ..scene import GRACE, PLAIN, Contender, Result
+from ..plan import GRACE, PLAIN, Contender
+from ..result import Result
 
 NAMES = ("plain", "sleep", "grace")
 """How contenders are called on the command line; ``sleep`` may be followed by ``:SECONDS``."""

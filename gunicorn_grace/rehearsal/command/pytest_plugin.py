@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import pytest
 
 if TYPE_CHECKING:
-    from ..scene import Result
+    from ..result import Result
 
 
 class Rehearse(Protocol):
@@ -42,7 +42,7 @@ def rehearse(request: pytest.FixtureRequest) -> Rehearse:
         ``rootdir`` unless ``cwd`` is given. contender: ``grace``, ``plain`` or ``sleep:SECONDS``.
         config: your gunicorn configuration, with the plugin in it. delay: ``grace_shutdown_delay``,
         seconds, in place of what is configured. plan: whatever
-        ``gunicorn_grace.rehearsal.scene.Plan`` takes, by name.
+        ``gunicorn_grace.rehearsal.plan.Plan`` takes, by name.
 
     It fails the test when the rehearsal cannot be carried out: h11 is missing, the application does
     not start, a path does not answer 2xx, the plugin is not at work.
@@ -58,8 +58,9 @@ def rehearse(request: pytest.FixtureRequest) -> Rehearse:
     ) -> Result:
         try:
             from ..errors import RehearsalError
+            from ..plan import Plan
             from ..report import text as report_text
-            from ..scene import Plan, play
+            from ..run import play
             from .contenders import contender_named, expect_plugin, refuse_clashes
         except ModuleNotFoundError as error:
             if error.name != "h11":

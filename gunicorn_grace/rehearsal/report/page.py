@@ -26,7 +26,7 @@ import jinja2
 from markupsafe import Markup
 
 from ..load.tally import Outcome
-from ..scene import Gone, Life, Result
+from ..result import Gone, Life, Result
 from . import text as report_text
 from .schema import versions
 

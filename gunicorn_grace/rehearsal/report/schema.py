@@ -9,7 +9,7 @@ from datetime import datetime
 from importlib import metadata, resources
 from typing import Any
 
-from ..scene import Result
+from ..result import Result
 from . import text as report_text
 
 VERSION = 1

@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ..load.tally import Outcome, Record, percentile
-from ..scene import Plan, Result
+from ..plan import Plan
+from ..result import Result
 
 WIDTH = 80
 #: The timeline follows so many instances; of more, only the first.

@@ -28,8 +28,9 @@ from gunicorn_grace.rehearsal.kubernetes.pod import Pod
 from gunicorn_grace.rehearsal.kubernetes.probing import Kind, Probe, Prober
 from gunicorn_grace.rehearsal.kubernetes.rollout import Rollout
 from gunicorn_grace.rehearsal.load.wire import show_address
+from gunicorn_grace.rehearsal.plan import GRACE, PLAIN, Plan
 from gunicorn_grace.rehearsal.processes.fleet import Fleet, Instance
-from gunicorn_grace.rehearsal.scene import GRACE, PLAIN, Plan, play
+from gunicorn_grace.rehearsal.run import play
 
 pytestmark = [pytest.mark.once, pytest.mark.long]
 

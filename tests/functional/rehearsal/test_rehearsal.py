@@ -22,10 +22,12 @@ from gunicorn_grace.rehearsal.errors import InstanceFailed, LineMissing, PlanFai
 from gunicorn_grace.rehearsal.kubernetes.platform import Deletion, EndpointTable, delete
 from gunicorn_grace.rehearsal.load.tally import Kind, Outcome
 from gunicorn_grace.rehearsal.load.wire import fetch
+from gunicorn_grace.rehearsal.plan import PLAIN, Contender, Plan
 from gunicorn_grace.rehearsal.processes import procfs
 from gunicorn_grace.rehearsal.processes.fleet import MARK, Fleet, Instance
 from gunicorn_grace.rehearsal.report.text import WIDTH, render
-from gunicorn_grace.rehearsal.scene import PLAIN, Contender, Plan, Result, play
+from gunicorn_grace.rehearsal.result import Result
+from gunicorn_grace.rehearsal.run import play
 
 pytestmark = pytest.mark.once
 
@@ -67,7 +69,7 @@ def routed(*instances: Instance) -> EndpointTable:
     return table
 
 
-# -- the scene ----
+# -- the run ----
 
 
 def test_plain_gunicorn_loses_what_is_routed_to_it_late(folder: Path) -> None:
@@ -478,7 +480,7 @@ def test_a_result_is_judged_by_losses_and_by_the_period() -> None:
     """An instance that had to be killed is a failure even when nothing was lost."""
     from gunicorn_grace.rehearsal.load.tally import Tally
     from gunicorn_grace.rehearsal.report.text import verdict
-    from gunicorn_grace.rehearsal.scene import Gone
+    from gunicorn_grace.rehearsal.result import Gone
 
     end = Gone("instance 2", "127.0.0.1:1", 0.0, 30.0, 30.0, -9, True, None, "", ())
     result = Result(PLAIN, Plan("app:app"), Tally(), 0.0, 40.0, (end,), {})

@@ -11,6 +11,7 @@ import yaml
 
 from gunicorn_grace.rehearsal.errors import InstanceFailed, PlanFailed
 from gunicorn_grace.rehearsal.kubernetes.platform import EndpointTable
+from gunicorn_grace.rehearsal.plan import Plan
 from gunicorn_grace.rehearsal.processes.balancers import (
     PRODUCTS,
     Balancer,
@@ -21,7 +22,6 @@ from gunicorn_grace.rehearsal.processes.balancers import (
     in_front,
     show_config,
 )
-from gunicorn_grace.rehearsal.scene import Plan
 
 pytestmark = pytest.mark.once
 

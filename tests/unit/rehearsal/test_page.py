@@ -17,10 +17,11 @@ from hypothesis import strategies as some
 
 from gunicorn_grace.rehearsal.command.contenders import contender_named
 from gunicorn_grace.rehearsal.load.tally import Kind, Outcome
+from gunicorn_grace.rehearsal.plan import Contender, Plan
 from gunicorn_grace.rehearsal.report import page as page_module
 from gunicorn_grace.rehearsal.report import text as report_text
 from gunicorn_grace.rehearsal.report.page import MOST_LANES, MOST_LOSSES, Axis, page, phases
-from gunicorn_grace.rehearsal.scene import Contender, Gone, Life, Plan, Result
+from gunicorn_grace.rehearsal.result import Gone, Life, Result
 from support.rehearsed import DELETED, plain, record, result
 
 pytestmark = pytest.mark.once

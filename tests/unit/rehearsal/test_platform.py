@@ -17,7 +17,7 @@ from gunicorn_grace.rehearsal.kubernetes.platform import (
     as_hook,
 )
 from gunicorn_grace.rehearsal.kubernetes.rollout import Rollout
-from gunicorn_grace.rehearsal.scene import Plan
+from gunicorn_grace.rehearsal.plan import Plan
 
 pytestmark = pytest.mark.once
 

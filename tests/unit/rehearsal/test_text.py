@@ -21,9 +21,10 @@ from gunicorn_grace.rehearsal.errors import OutputFailed, PlanFailed
 from gunicorn_grace.rehearsal.kubernetes.platform import Lag
 from gunicorn_grace.rehearsal.kubernetes.rollout import Rollout
 from gunicorn_grace.rehearsal.load.tally import Kind, Outcome
+from gunicorn_grace.rehearsal.plan import GRACE, PLAIN, Plan
 from gunicorn_grace.rehearsal.report import schema
 from gunicorn_grace.rehearsal.report import text as report_text
-from gunicorn_grace.rehearsal.scene import GRACE, PLAIN, Gone, Plan, Result
+from gunicorn_grace.rehearsal.result import Gone, Result
 from support.rehearsed import DELETED, plain, record, refused, result
 
 pytestmark = pytest.mark.once

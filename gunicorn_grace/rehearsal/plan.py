@@ -1,0 +1,163 @@
+"""What a rehearsal plays: the plan, and the contenders that play it."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from .errors import PlanFailed
+from .kubernetes.platform import EndpointTable, Hook, Lag
+from .kubernetes.probing import Kind, Probe
+from .kubernetes.rollout import Rollout
+from .load.load import Load
+from .load.requests import Request
+from .processes.balancers import PRODUCTS, Setup
+
+
+@dataclass(frozen=True)
+class Contender:
+    """Who plays: a name, and what its gunicorn is given besides what the plan says.
+
+    ``pre_stop`` is a preStop hook in place of the plan's, None for that one.
+    """
+
+    name: str
+    args: Sequence[str] = ()
+    env: Mapping[str, str] = field(default_factory=dict)
+    pre_stop: Sequence[str] | Hook | None = None
+
+
+#: gunicorn as it is.
+PLAIN = Contender("plain gunicorn", ("-c", "python:gunicorn_grace.rehearsal.command.plain"))
+
+
+#: gunicorn with the plugin.
+GRACE = Contender("gunicorn-grace", ("-c", "python:gunicorn_grace.conf"))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is played. Times are seconds.
+
+    Attributes:
+        app: the application, as gunicorn takes it.
+        instances: how many there are.
+        to: how many remain; one fewer unless given. The others are deleted at the same moment, as a
+            scale-down does.
+        rate: requests per second, all instances together.
+        lag: how long the routing goes on sending to a deleted instance; at the longest, with ``routing``.
+        routing: the same for each node by itself.
+        period: terminationGracePeriodSeconds.
+        args: arguments for gunicorn, for every contender.
+        env: environment for every contender.
+        pre_stop: the preStop hook, or its command, see ``Deletion``; none if empty.
+        probes: what the platform asks each instance. None: nothing that has an effect; readiness is watched all
+            the same, for the record, where ``WATCHED`` is answered.
+        rollout: replace every instance, in place of a scale-down.
+        paths, requests, think, keepalive_share, slow_path, slow_share, timeout, clients, host, seed: see ``Load``.
+        warm_up: requests that must have ended before the deletion; a second's worth, 20 at least, unless
+            given.
+        cool_down: requests that must have ended after it; as many.
+        through: the balancer between load and instances, a name of ``balancers.PRODUCTS``; none unless given.
+        setup: how that is set up; its ``path`` and ``timeout`` follow from the rest of the plan.
+        cwd, python: see ``Instance``.
+        start_timeout: for one instance to listen, and again to answer.
+    """
+
+    app: str
+    instances: int = 3
+    to: int | None = None
+    rate: float = 100.0
+    lag: float = 3.0
+    period: float = 30.0
+    args: Sequence[str] = ()
+    env: Mapping[str, str] = field(default_factory=dict)
+    pre_stop: Sequence[str] | Hook = ()
+    probes: Mapping[Kind, Probe] | None = None
+    rollout: Rollout | None = None
+    routing: Lag | None = None
+    requests: Sequence[Request] = ()
+    think: float = 0.0
+    paths: Sequence[str] = ("/",)
+    keepalive_share: float = 0.5
+    slow_path: str | None = None
+    slow_share: float = 0.0
+    timeout: float = 10.0
+    clients: int = 10
+    host: str | None = None
+    seed: int = 0
+    warm_up: int | None = None
+    cool_down: int | None = None
+    through: str | None = None
+    setup: Setup = Setup()
+    cwd: str | None = None
+    python: str = sys.executable
+    start_timeout: float = 30.0
+
+    @property
+    def remaining(self) -> int:
+        """How many instances are not deleted; after a roll-out, as many as before."""
+        if self.rollout is not None:
+            return self.instances
+        return self.instances - 1 if self.to is None else self.to
+
+    def check(self) -> None:
+        """See whether it can be played.
+
+        Raises:
+            PlanFailed: it cannot.
+        """
+        if self.rollout is not None and (self.instances < 1 or self.to is not None):
+            raise PlanFailed(
+                f"a roll-out replaces every instance: {self.instances} are too few"
+                if self.instances < 1
+                else f"a roll-out replaces every instance: it cannot scale to {self.to} as well; leave out --to"
+            )
+        if self.rollout is None and not 1 <= self.remaining < self.instances:
+            raise PlanFailed(
+                f"{self.instances} instances cannot be scaled down to {self.remaining}: one must remain "
+                "at least and one must go; see --instances (2 or more) and --to"
+            )
+        for name, seconds in (("lag", self.lag), ("period", self.period)):
+            if seconds < 0:
+                raise PlanFailed(f"{name} {seconds:g} s is negative: a time from 0 s on is needed")
+        if self.through is not None:
+            if self.through not in PRODUCTS:
+                raise PlanFailed(f"through {self.through!r}: choose one of {', '.join(PRODUCTS)}")
+            PRODUCTS[self.through].require()
+        try:
+            Load(EndpointTable(), **self.load_options())
+        except ValueError as error:
+            raise PlanFailed(str(error)) from error
+
+    def load_options(self) -> dict[str, Any]:
+        """What a load is given."""
+        return {
+            "rate": self.rate,
+            "paths": self.paths,
+            "keepalive_share": self.keepalive_share,
+            "slow_path": self.slow_path,
+            "slow_share": self.slow_share,
+            "timeout": self.timeout,
+            "clients": self.clients,
+            "host": self.host,
+            "seed": self.seed,
+            "requests": self.requests,
+            "think": self.think,
+            "slow_node_share": self.routing.slow_share if self.routing else 0.0,
+        }
+
+    def lags(self) -> float | tuple[float, ...]:
+        """The lag of all nodes, or one for each client of the load, drawn anew from the same
+        seed."""
+        return (
+            self.routing.draw(self.clients, random.Random(self.seed)) if self.routing else self.lag
+        )
+
+    def sent(self) -> tuple[Request, ...]:
+        """All that the load sends."""
+        load = Load(EndpointTable(), **self.load_options())
+        return (*load.requests, *([load.slow] if load.slow else []))

@@ -1,0 +1,238 @@
+"""What a rehearsal found: one contender's run, its deleted instances and the life of each instance."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+from .load.tally import Record, Tally
+from .plan import Contender, Plan
+from .report.series import Series, count
+
+
+@dataclass(frozen=True)
+class Gone:
+    """What became of one deleted instance. Times are seconds since the deletions began."""
+
+    name: str
+    endpoint: str
+    sigterm: float | None
+    exited: float | None
+    exit_after: float | None
+    exit_code: int | None
+    killed: bool
+    pre_stop_done: float | None
+    pre_stop_problem: str
+    events: tuple[tuple[float, str], ...]
+
+
+@dataclass(frozen=True)
+class Life:
+    """One instance from its start to its end. Times are seconds since the deletions began, so that
+    what came before them is negative; None is what it has not come to.
+
+    Attributes:
+        name: which one.
+        endpoint: where it listens.
+        started: its process was launched.
+        listening: it listened.
+        readiness: ``(time, ready)`` whenever the platform changed its mind, by the readiness probe and its
+            thresholds; without a probe it is ready from ``listening`` on.
+        restarts: ``(time, why)`` for each restart of the container, as by a failed liveness probe.
+        deleted: its deletion began.
+        t0: its shutdown began: the plugin said so, or the first SIGTERM came.
+        unrouted: the last node stopped routing to it.
+        ended: its process was gone.
+        memory: the most that it was seen to hold, bytes; 0 if unknown.
+    """
+
+    name: str
+    endpoint: str
+    started: float | None
+    listening: float | None
+    readiness: tuple[tuple[float, bool], ...] = ()
+    restarts: tuple[tuple[float, str], ...] = ()
+    deleted: float | None = None
+    t0: float | None = None
+    unrouted: float | None = None
+    ended: float | None = None
+    memory: int = 0
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What all processes of all instances held, bytes.
+
+    Attributes:
+        peak: the most at one look; 0 where it cannot be told.
+        samples: ``(seconds since the deletions began, bytes)``.
+    """
+
+    peak: int = 0
+    samples: tuple[tuple[float, int], ...] = ()
+
+
+@dataclass(frozen=True, repr=False)
+class Result:
+    """One contender's run.
+
+    Attributes:
+        contender: who.
+        plan: what was played.
+        tally: what became of every request.
+        origin: ``time.monotonic()`` when the deletions began; records count from the same clock.
+        ended: the same for the end of the load.
+        gone: the deleted instances.
+        outputs: everything that each instance printed, by name.
+        lives: every instance, those that stayed and those that a roll-out added among them.
+        memory: what they held in memory.
+        fell_behind: why the numbers cannot be trusted, in a sentence; empty if they can.
+        complete: whether it was played to its end; Ctrl-C leaves what was counted until then.
+    """
+
+    contender: Contender
+    plan: Plan
+    tally: Tally
+    origin: float
+    ended: float
+    gone: tuple[Gone, ...]
+    outputs: Mapping[str, str]
+    lives: tuple[Life, ...] = ()
+    memory: Memory = Memory()
+    fell_behind: str = ""
+    complete: bool = True
+
+    def __repr__(self) -> str:
+        """Short: pytest shows it in a failing assertion, and the records are thousands."""
+        return (
+            f"<Result {self.contender.name}: {self.tally.lost} of {self.tally.total} requests lost>"
+        )
+
+    @property
+    def trustworthy(self) -> bool:
+        """Whether the load was what the plan asked for."""
+        return not self.fell_behind
+
+    def since_t0(self, record: Record) -> float | None:
+        """When a request was started, in seconds since the shutdown of the instance that it went to
+        began.
+
+        None if it went to no instance, or to one whose shutdown never began.
+        """
+        at = record.started - self.origin
+        for life in self.lives:
+            if (
+                life.endpoint == record.endpoint
+                and life.t0 is not None
+                and (life.started or at) <= at
+            ):
+                return at - life.t0
+        return None
+
+    @property
+    def killed(self) -> int:
+        """How many of the deleted instances had to be killed at the end of the period."""
+        return sum(gone.killed for gone in self.gone)
+
+    @property
+    def flawless(self) -> bool:
+        """Nothing was lost, and every instance was gone within its period."""
+        return self.tally.lost == 0 and self.killed == 0
+
+    @property
+    def lost_elsewhere(self) -> int:
+        """How many of the lost requests had gone to instances that stayed: those are too few for
+        the rate.
+
+        Through a balancer nobody can tell, and it is 0.
+        """
+        if self.plan.through is not None:
+            return 0
+        deleted = {gone.endpoint for gone in self.gone}
+        return sum(
+            bool(record.endpoint) and record.endpoint not in deleted
+            for record in self.tally.lost_records
+        )
+
+    @property
+    def exit_after(self) -> float | None:
+        """The longest time from SIGTERM to the end of an instance."""
+        return max(
+            (gone.exit_after for gone in self.gone if gone.exit_after is not None), default=None
+        )
+
+    @property
+    def gone_after(self) -> float | None:
+        """The longest time from the deletion of an instance to its end, seconds: a preStop hook
+        counts in."""
+        deleted = {life.name: life.deleted or 0.0 for life in self.lives}
+        return max(
+            (
+                gone.exited - deleted.get(gone.name, 0.0)
+                for gone in self.gone
+                if gone.exited is not None
+            ),
+            default=None,
+        )
+
+    @property
+    def budget_used(self) -> float | None:
+        """``gone_after`` as a share of the period; None where one of the two is missing."""
+        return (
+            self.gone_after / self.plan.period
+            if self.gone_after is not None and self.plan.period
+            else None
+        )
+
+    def last_request(self, gone: Gone) -> float | None:
+        """When the last request was routed to a deleted instance, lost or not; seconds since the
+        deletions began."""
+        return max(
+            (r.started - self.origin for r in self.tally.records if r.endpoint == gone.endpoint),
+            default=None,
+        )
+
+    @cached_property
+    def series(self) -> Series:
+        """The records, counted in steps of time."""
+        return count(
+            self.tally.records, self.origin, self.ended, {gone.endpoint for gone in self.gone}
+        )
+
+    @property
+    def plugin_spoke(self) -> bool:
+        """Whether a deleted instance logged that the plugin took over."""
+        return any("shutdown_initiated" in text for gone in self.gone for _, text in gone.events)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything but the outputs, ready for JSON: what ``schema.json`` calls a result."""
+        return {
+            "contender": self.contender.name,
+            "complete": self.complete,
+            "flawless": self.flawless,
+            "trustworthy": self.trustworthy,
+            "fell_behind": self.fell_behind,
+            "killed": self.killed,
+            "exit_after": self.exit_after,
+            "gone_after": self.gone_after,
+            "budget_used": self.budget_used,
+            **self.tally.summary(),
+            "seconds": [
+                min((r.started for r in self.tally.records), default=0) - self.origin,
+                self.ended - self.origin,
+            ],
+            "gone": [asdict(gone) for gone in self.gone],
+            "lives": [asdict(life) for life in self.lives],
+            "memory": asdict(self.memory),
+            "timeline": self.series.as_dict(),
+            "lost_requests": [
+                {
+                    "at": record.started - self.origin,
+                    "since_t0": self.since_t0(record),
+                    **asdict(record),
+                }
+                for record in self.tally.lost_records
+            ],
+        }
