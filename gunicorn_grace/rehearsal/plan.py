@@ -9,12 +9,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .errors import PlanFailed
-from .kubernetes.platform import EndpointTable, Hook, Lag
+from .kubernetes.deletion import Hook
 from .kubernetes.probing import Kind, Probe
 from .kubernetes.rollout import Rollout
+from .kubernetes.routing import EndpointTable, Lag
 from .load.load import Load
 from .load.requests import Request
-from .processes.balancers import PRODUCTS, Setup
+from .processes.balancer import Setup
+from .processes.balancers import PRODUCTS
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 
 from .errors import PlanFailed
-from .kubernetes.platform import Deletion
+from .kubernetes.deletion import Deletion
 from .kubernetes.pod import Pod
 from .kubernetes.replicas import Replicas
 from .load.generator import Generator
@@ -18,7 +18,8 @@ from .load.load import Counting
 from .load.tally import Tally
 from .load.wire import IncompleteResponse, fetch, show_address
 from .plan import Contender, Plan
-from .processes.balancers import PRODUCTS, Balancer, Setup, in_front
+from .processes.balancer import Balancer, Setup
+from .processes.balancers import PRODUCTS, in_front
 from .processes.fleet import Fleet, MemoryWatch
 from .result import Gone, Life, Memory, Result
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from gunicorn_grace.rehearsal.processes.balancers import PRODUCTS, Balancer
+from gunicorn_grace.rehearsal.processes.balancer import Balancer
+from gunicorn_grace.rehearsal.processes.balancers import PRODUCTS
 from gunicorn_grace.rehearsal.processes.fleet import Instance
 from support.servers import WORKERS, Client, Server
 

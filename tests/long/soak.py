@@ -36,7 +36,8 @@ from pathlib import Path
 import click
 
 from gunicorn_grace.rehearsal.errors import RehearsalError
-from gunicorn_grace.rehearsal.kubernetes.platform import Deletion, EndpointTable
+from gunicorn_grace.rehearsal.kubernetes.deletion import Deletion
+from gunicorn_grace.rehearsal.kubernetes.routing import EndpointTable
 from gunicorn_grace.rehearsal.load.load import Load
 from gunicorn_grace.rehearsal.load.tally import Kind, Outcome, Record, Tally, percentile
 from gunicorn_grace.rehearsal.load.wire import show_address

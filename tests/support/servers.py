@@ -20,7 +20,7 @@ import pytest
 
 from gunicorn_grace import state as st
 from gunicorn_grace.phase import Phase
-from gunicorn_grace.rehearsal.kubernetes.platform import EndpointTable
+from gunicorn_grace.rehearsal.kubernetes.routing import EndpointTable
 from gunicorn_grace.rehearsal.load.load import Load
 from gunicorn_grace.rehearsal.load.tally import Tally
 from gunicorn_grace.rehearsal.load.wire import Response, fetch

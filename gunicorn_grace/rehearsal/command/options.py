@@ -96,9 +96,9 @@ def _resolve(
     given: Mapping[str, Any], explicit: Callable[[str], bool], tell: Callable[[str], None]
 ) -> dict[str, Any]:
     from ..errors import PlanFailed
-    from ..kubernetes.platform import Lag
     from ..kubernetes.probing import Kind, Probe
     from ..kubernetes.rollout import Rollout
+    from ..kubernetes.routing import Lag
 
     routing = Lag.parse(given["lag"], given["slow_node"])
     fields: dict[str, Any] = {
@@ -151,7 +151,7 @@ def given_env(given: Mapping[str, Any]) -> dict[str, str]:
 
 def _hook(text: str) -> Any:
     from ..errors import PlanFailed
-    from ..kubernetes.platform import as_hook
+    from ..kubernetes.deletion import as_hook
 
     try:
         return as_hook(shlex.split(text)) or ()

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from ...operate.manifest import Action, Container, Workload
 from ...operate.manifest import Probe as Written
 from ..errors import PlanFailed
-from .platform import Exec, Hook, HttpGet, Sleep
+from .deletion import Exec, Hook, HttpGet, Sleep
 from .probing import Kind, Probe
 from .rollout import Rollout
 

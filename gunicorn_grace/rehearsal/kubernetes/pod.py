@@ -14,8 +14,9 @@ from collections.abc import Callable, Mapping, Sequence
 from ..errors import InstanceFailed, RehearsalError
 from ..load.wire import Address
 from ..processes.fleet import Instance
-from .platform import Deletion, EndpointTable, Hook, State
+from .deletion import Deletion, Hook
 from .probing import Kind, Probe, Prober
+from .routing import EndpointState, EndpointTable
 
 #: Before a second restart the kubelet waits so long, then twice as long each time, up to five
 #: minutes (pkg/kubelet/kubelet.go, backOffPeriod and MaxContainerBackOff). The first one is
@@ -106,7 +107,7 @@ class Pod:
             lag: until a node learns of it; none for those that were there before anybody looked.
         """
         with self._lock:
-            state = State.READY if self.observed else State.GONE
+            state = EndpointState.READY if self.observed else EndpointState.GONE
             self._table.change(self.address, state, lag if self.observed else 0.0, new=True)
             self._begun, self._first_lag = time.monotonic(), lag
             self._ask()
@@ -159,7 +160,7 @@ class Pod:
                 )
                 self.deletion.start()
                 if not self._routed():
-                    self._table.change(self.address, State.GONE, self._lag)
+                    self._table.change(self.address, EndpointState.GONE, self._lag)
             return self.deletion
 
     def close(self) -> None:
@@ -208,9 +209,11 @@ class Pod:
                 return
             self.readiness.append((time.monotonic(), ready))
             if not self.observed:
-                passing = State.READY if self.deletion is None else State.TERMINATING
+                passing = (
+                    EndpointState.READY if self.deletion is None else EndpointState.TERMINATING
+                )
                 lag = self._first_lag if len(self.readiness) == 1 else self._lag
-                self._table.change(self.address, passing if ready else State.GONE, lag)
+                self._table.change(self.address, passing if ready else EndpointState.GONE, lag)
             self._changed.notify_all()
 
     # -- restarting ----

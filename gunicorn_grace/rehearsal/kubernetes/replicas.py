@@ -14,10 +14,11 @@ from ..errors import InstanceFailed, PlanFailed
 from ..load.wire import fetch, show_address
 from ..plan import PLAIN, Contender, Plan
 from ..processes.fleet import Fleet, Instance
-from .platform import Deletion, EndpointTable
+from .deletion import Deletion
 from .pod import Pod
 from .probing import Kind, Probe, Prober
 from .rollout import Counts, Rollout, Step, next_step
+from .routing import EndpointTable
 
 #: The readiness that is watched when nobody said what to ask: often enough to be drawn, and of no
 #: effect.

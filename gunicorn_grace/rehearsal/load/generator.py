@@ -24,7 +24,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from ..errors import LoadFailed
-from ..kubernetes.platform import Change, EndpointTable
+from ..kubernetes.routing import EndpointChange, EndpointTable
 from .load import Counting, Load
 from .tally import Tally
 
@@ -140,7 +140,7 @@ class Generator(Counting):
     def __enter__(self) -> Generator:
         return self if self._process is not None else self.start()
 
-    def _send(self, message: Change | Mapping[str, Any] | str | None) -> None:
+    def _send(self, message: EndpointChange | Mapping[str, Any] | str | None) -> None:
         with self._sending:
             if self._connection is not None:
                 with suppress(OSError):  # it has ended: the thread tells why

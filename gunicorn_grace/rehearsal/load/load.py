@@ -29,7 +29,7 @@ from types import TracebackType
 import h11
 
 from ..errors import LoadFailed, RehearsalError
-from ..kubernetes.platform import EndpointTable, NoEndpoint
+from ..kubernetes.routing import EndpointTable, NoEndpoint
 from .requests import PIECES, Request, in_turn
 from .tally import Kind, Outcome, Record, Tally
 from .wire import Address, family_of, show_address

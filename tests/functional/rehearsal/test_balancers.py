@@ -20,11 +20,12 @@ from typing import Any
 import pytest
 
 from gunicorn_grace.rehearsal.errors import InstanceFailed
-from gunicorn_grace.rehearsal.kubernetes.platform import EndpointTable
+from gunicorn_grace.rehearsal.kubernetes.routing import EndpointTable
 from gunicorn_grace.rehearsal.load.wire import fetch
 from gunicorn_grace.rehearsal.plan import GRACE, PLAIN
 from gunicorn_grace.rehearsal.processes import procfs
-from gunicorn_grace.rehearsal.processes.balancers import PRODUCTS, Balancer, Setup
+from gunicorn_grace.rehearsal.processes.balancer import Balancer, Setup
+from gunicorn_grace.rehearsal.processes.balancers import PRODUCTS
 from gunicorn_grace.rehearsal.run import play
 from support.paths import APPS
 from support.servers import HOLD, Serve, Server, look, plan, told

@@ -16,17 +16,11 @@ from typing import Any
 import pytest
 
 from gunicorn_grace.rehearsal.errors import RehearsalError
-from gunicorn_grace.rehearsal.kubernetes.platform import (
-    EndpointTable,
-    Hook,
-    HttpGet,
-    Lag,
-    Sleep,
-    delete,
-)
+from gunicorn_grace.rehearsal.kubernetes.deletion import Deletion, Hook, HttpGet, Sleep
 from gunicorn_grace.rehearsal.kubernetes.pod import Pod
 from gunicorn_grace.rehearsal.kubernetes.probing import Kind, Probe, Prober
 from gunicorn_grace.rehearsal.kubernetes.rollout import Rollout
+from gunicorn_grace.rehearsal.kubernetes.routing import EndpointTable, Lag
 from gunicorn_grace.rehearsal.load.wire import show_address
 from gunicorn_grace.rehearsal.plan import GRACE, PLAIN, Plan
 from gunicorn_grace.rehearsal.processes.fleet import Fleet, Instance
@@ -284,7 +278,7 @@ def test_hooks_that_the_node_runs_itself(folder: Path, hook: Hook, problem: str)
         instance.wait_ready()
         table = EndpointTable()
         table.add(instance.address)
-        deletion = delete(instance, table, lag=0, period=1.0, pre_stop=hook).join(20)
+        deletion = Deletion(instance, table, lag=0, period=1.0, pre_stop=hook).start().join(20)
     assert deletion.pre_stop_problem == problem
     assert deletion.started is not None
     assert deletion.sigterm is not None

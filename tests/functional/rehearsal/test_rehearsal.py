@@ -19,7 +19,8 @@ from typing import Any
 import pytest
 
 from gunicorn_grace.rehearsal.errors import InstanceFailed, LineMissing, PlanFailed
-from gunicorn_grace.rehearsal.kubernetes.platform import Deletion, EndpointTable, delete
+from gunicorn_grace.rehearsal.kubernetes.deletion import Deletion
+from gunicorn_grace.rehearsal.kubernetes.routing import EndpointTable
 from gunicorn_grace.rehearsal.load.tally import Kind, Outcome
 from gunicorn_grace.rehearsal.load.wire import fetch
 from gunicorn_grace.rehearsal.plan import PLAIN, Contender, Plan
@@ -317,7 +318,7 @@ def test_the_hook_runs_before_sigterm_and_counts_in_the_period(
     """A preStop hook gets the port and the pid, and SIGTERM comes when it has ended, not before."""
     script = "import sys, time; open('hook', 'w').write(' '.join(sys.argv[1:])); time.sleep(0.3)"
     hook = ["python", "-c", script, "{host}", "{port}", "{pid}", '{"json": 1}']
-    deletion = delete(plain, routed(plain), lag=0.1, period=10, pre_stop=hook).join(20)
+    deletion = Deletion(plain, routed(plain), lag=0.1, period=10, pre_stop=hook).start().join(20)
     assert (folder / "hook").read_text() == f'127.0.0.1 {plain.port} {plain.pid} {{"json": 1}}'
     assert deletion.pre_stop_problem == ""
     assert deletion.started is not None
@@ -342,7 +343,7 @@ def test_a_hook_that_fails_does_not_hold_up_sigterm(
 ) -> None:
     """As with the kubelet: the failure is recorded, SIGTERM follows, at the latest at the period's
     end."""
-    deletion = delete(plain, routed(plain), lag=0, period=period, pre_stop=hook).join(20)
+    deletion = Deletion(plain, routed(plain), lag=0, period=period, pre_stop=hook).start().join(20)
     assert problem in deletion.pre_stop_problem
     assert "Handling signal: term" in plain.output
     assert (
@@ -361,9 +362,11 @@ def test_what_overruns_the_period_is_killed(plain: Instance, hook: list[str]) ->
     (worker,) = plain.wait_workers(1)
     with contextlib.closing(hanging_request(plain)):
         plain.wait_line("hanging")
-        deletion = delete(
-            plain, routed(plain), lag=0, period=1.0 if hook else 2.5, pre_stop=hook
-        ).join(20)
+        deletion = (
+            Deletion(plain, routed(plain), lag=0, period=1.0 if hook else 2.5, pre_stop=hook)
+            .start()
+            .join(20)
+        )
     assert deletion.killed
     assert deletion.exit_code == -signal.SIGKILL
     assert deletion.exit_after is not None

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gunicorn_grace.rehearsal.kubernetes.platform import EndpointTable
+from gunicorn_grace.rehearsal.kubernetes.routing import EndpointTable
 from gunicorn_grace.rehearsal.load.load import Load
 from gunicorn_grace.rehearsal.load.tally import Outcome
 from gunicorn_grace.rehearsal.plan import GRACE, PLAIN

@@ -11,7 +11,7 @@ import pytest
 from gunicorn_grace import state as st
 from gunicorn_grace.lifecycle import quiet_after
 from gunicorn_grace.phase import Phase
-from gunicorn_grace.rehearsal.kubernetes.platform import EndpointTable
+from gunicorn_grace.rehearsal.kubernetes.routing import EndpointTable
 from gunicorn_grace.rehearsal.load.load import Load
 from gunicorn_grace.settings import AUTO, Settings
 from support.servers import Serve, Server

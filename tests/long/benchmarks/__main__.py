@@ -29,7 +29,7 @@ import balancers
 import quiet
 
 from gunicorn_grace import state as st
-from gunicorn_grace.rehearsal.kubernetes.platform import EndpointTable
+from gunicorn_grace.rehearsal.kubernetes.routing import EndpointTable
 from gunicorn_grace.rehearsal.load.generator import Generator
 from gunicorn_grace.rehearsal.processes import procfs
 from support.servers import WORKERS, Client, Server

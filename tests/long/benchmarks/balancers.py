@@ -20,7 +20,8 @@ from typing import Any
 from gunicorn_grace.rehearsal.errors import RehearsalError
 from gunicorn_grace.rehearsal.load.tally import Outcome
 from gunicorn_grace.rehearsal.plan import GRACE, PLAIN, Contender, Plan
-from gunicorn_grace.rehearsal.processes.balancers import PRODUCTS, Setup
+from gunicorn_grace.rehearsal.processes.balancer import Setup
+from gunicorn_grace.rehearsal.processes.balancers import PRODUCTS
 from gunicorn_grace.rehearsal.result import Result
 from gunicorn_grace.rehearsal.run import play
 

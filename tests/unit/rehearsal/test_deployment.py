@@ -6,8 +6,8 @@ import pytest
 
 from gunicorn_grace.operate.manifest import Workload, choose, read
 from gunicorn_grace.rehearsal.errors import PlanFailed
+from gunicorn_grace.rehearsal.kubernetes.deletion import Exec, HttpGet, Sleep
 from gunicorn_grace.rehearsal.kubernetes.deployment import here, played
-from gunicorn_grace.rehearsal.kubernetes.platform import Exec, HttpGet, Sleep
 from gunicorn_grace.rehearsal.kubernetes.probing import Kind, Probe
 from gunicorn_grace.rehearsal.kubernetes.rollout import Rollout
 

@@ -24,7 +24,7 @@ import pytest
 
 from gunicorn_grace import probes
 from gunicorn_grace.rehearsal.errors import LoadFailed, RehearsalError
-from gunicorn_grace.rehearsal.kubernetes.platform import EndpointTable
+from gunicorn_grace.rehearsal.kubernetes.routing import EndpointTable
 from gunicorn_grace.rehearsal.load.generator import Generator
 from gunicorn_grace.rehearsal.load.load import Load
 from gunicorn_grace.rehearsal.load.requests import Request
@@ -451,7 +451,7 @@ def test_want_of_descriptors_is_the_generators_failure_not_a_loss() -> None:
 import resource, socket
 from gunicorn_grace.rehearsal.errors import LoadFailed
 from gunicorn_grace.rehearsal.load.load import Load
-from gunicorn_grace.rehearsal.kubernetes.platform import EndpointTable
+from gunicorn_grace.rehearsal.kubernetes.routing import EndpointTable
 silent = socket.create_server(("127.0.0.1", 0))
 table = EndpointTable()
 table.add(silent.getsockname())
@@ -638,7 +638,7 @@ def test_a_generator_ends_with_its_parent() -> None:
     script = """
 import sys
 from gunicorn_grace.rehearsal.load.generator import Generator
-from gunicorn_grace.rehearsal.kubernetes.platform import EndpointTable
+from gunicorn_grace.rehearsal.kubernetes.routing import EndpointTable
 load = Generator(EndpointTable(), rate=10).start()
 print(load.pid, flush=True)
 sys.stdin.read()

@@ -18,9 +18,13 @@ from hypothesis import strategies as some
 from gunicorn_grace.rehearsal.command.contenders import contender_named
 from gunicorn_grace.rehearsal.load.tally import Kind, Outcome
 from gunicorn_grace.rehearsal.plan import Contender, Plan
+from gunicorn_grace.rehearsal.report import labels
 from gunicorn_grace.rehearsal.report import page as page_module
 from gunicorn_grace.rehearsal.report import text as report_text
-from gunicorn_grace.rehearsal.report.page import MOST_LANES, MOST_LOSSES, Axis, page, phases
+from gunicorn_grace.rehearsal.report.labels import Axis
+from gunicorn_grace.rehearsal.report.page import MOST_LOSSES, page
+from gunicorn_grace.rehearsal.report.phases import phases
+from gunicorn_grace.rehearsal.report.picture import MOST_LANES
 from gunicorn_grace.rehearsal.result import Gone, Life, Result
 from support.rehearsed import DELETED, plain, record, result
 
@@ -407,10 +411,10 @@ def test_names_of_moments_never_cover_each_other(
         gone=(replace(gone, sigterm=sigterm, exited=sigterm + stop, events=()),),
         lives=tuple(replace(life, unrouted=unrouted) for life in run.lives),
     )
-    placed = page_module._marks(run, Axis(-1, 22))
+    placed = labels.marks_of(run, Axis(-1, 22))
     spans: list[tuple[int, float, float]] = []
     for mark in placed:
-        width = page_module._width(mark.label)
+        width = labels._width(mark.label)
         left = mark.percent if mark.anchor == "start" else mark.percent - width
         spans.append((mark.row, left, left + width))
     for index, (row, left, right) in enumerate(spans):

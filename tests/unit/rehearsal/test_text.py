@@ -18,8 +18,8 @@ from gunicorn_grace.rehearsal.command.contenders import (
 )
 from gunicorn_grace.rehearsal.command.output import opened
 from gunicorn_grace.rehearsal.errors import OutputFailed, PlanFailed
-from gunicorn_grace.rehearsal.kubernetes.platform import Lag
 from gunicorn_grace.rehearsal.kubernetes.rollout import Rollout
+from gunicorn_grace.rehearsal.kubernetes.routing import Lag
 from gunicorn_grace.rehearsal.load.tally import Kind, Outcome
 from gunicorn_grace.rehearsal.plan import GRACE, PLAIN, Plan
 from gunicorn_grace.rehearsal.report import schema

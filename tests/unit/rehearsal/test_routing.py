@@ -7,16 +7,14 @@ import random
 import pytest
 
 from gunicorn_grace.rehearsal.errors import PlanFailed, likely_cause
-from gunicorn_grace.rehearsal.kubernetes.platform import (
+from gunicorn_grace.rehearsal.kubernetes.deletion import Exec, HttpGet, as_hook
+from gunicorn_grace.rehearsal.kubernetes.rollout import Rollout
+from gunicorn_grace.rehearsal.kubernetes.routing import (
+    EndpointState,
     EndpointTable,
-    Exec,
-    HttpGet,
     Lag,
     NoEndpoint,
-    State,
-    as_hook,
 )
-from gunicorn_grace.rehearsal.kubernetes.rollout import Rollout
 from gunicorn_grace.rehearsal.plan import Plan
 
 pytestmark = pytest.mark.once
@@ -139,12 +137,12 @@ def test_terminating_endpoints_are_the_last_resort(clock: Clock, table: Endpoint
     """As long as one is ready no other is picked; when none is, those that are terminating and
     still serve are."""
     rng = random.Random(1)
-    table.change(B, State.TERMINATING)
+    table.change(B, EndpointState.TERMINATING)
     assert {table.pick(rng) for _ in range(20)} == {A}
     table.remove(A)
     assert table.endpoints() == []
     assert table.pick(rng) == B
-    table.change(B, State.GONE)
+    table.change(B, EndpointState.GONE)
     with pytest.raises(NoEndpoint):
         table.pick(rng)
 
