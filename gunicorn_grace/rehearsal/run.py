@@ -20,7 +20,8 @@ from .load.wire import IncompleteResponse, fetch, show_address
 from .plan import Contender, Plan
 from .processes.balancer import Balancer, Setup
 from .processes.balancers import PRODUCTS, in_front
-from .processes.fleet import Fleet, MemoryWatch
+from .processes.fleet import Fleet
+from .processes.memory import MemoryWatch
 from .result import Gone, Life, Memory, Result
 
 #: Words of the plugin's log that belong into a timeline.

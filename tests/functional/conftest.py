@@ -12,7 +12,7 @@ import pytest
 
 from gunicorn_grace.rehearsal.processes.balancer import Balancer
 from gunicorn_grace.rehearsal.processes.balancers import PRODUCTS
-from gunicorn_grace.rehearsal.processes.fleet import Instance
+from gunicorn_grace.rehearsal.processes.instance import Instance
 from support.servers import WORKERS, Client, Server
 
 

@@ -42,7 +42,7 @@ from gunicorn_grace.rehearsal.load.load import Load
 from gunicorn_grace.rehearsal.load.tally import Kind, Outcome, Record, Tally, percentile
 from gunicorn_grace.rehearsal.load.wire import show_address
 from gunicorn_grace.rehearsal.plan import GRACE, PLAIN, Contender
-from gunicorn_grace.rehearsal.processes.fleet import Instance
+from gunicorn_grace.rehearsal.processes.instance import Instance
 
 APPS = Path(__file__).parents[1] / "apps"
 

@@ -26,7 +26,8 @@ from gunicorn_grace.rehearsal.load.tally import Tally
 from gunicorn_grace.rehearsal.load.wire import Response, fetch
 from gunicorn_grace.rehearsal.plan import Plan
 from gunicorn_grace.rehearsal.processes import procfs
-from gunicorn_grace.rehearsal.processes.fleet import MARK, Instance
+from gunicorn_grace.rehearsal.processes.instance import Instance
+from gunicorn_grace.rehearsal.processes.process import MARK
 from gunicorn_grace.rehearsal.result import Result
 from support.paths import APPS
 

@@ -15,7 +15,7 @@ from typing import TypeAlias
 
 from ..errors import RehearsalError
 from ..load.wire import fetch
-from ..processes.fleet import Instance
+from ..processes.instance import Instance
 from .routing import EndpointState, EndpointTable
 
 #: kubelet's minimumGracePeriodInSeconds (pkg/kubelet/kuberuntime/kuberuntime_container.go,

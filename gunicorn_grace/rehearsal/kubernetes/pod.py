@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from ..errors import InstanceFailed, RehearsalError
 from ..load.wire import Address
-from ..processes.fleet import Instance
+from ..processes.instance import Instance
 from .deletion import Deletion, Hook
 from .probing import Kind, Probe, Prober
 from .routing import EndpointState, EndpointTable

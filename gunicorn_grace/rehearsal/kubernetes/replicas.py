@@ -13,7 +13,8 @@ from types import TracebackType
 from ..errors import InstanceFailed, PlanFailed
 from ..load.wire import fetch, show_address
 from ..plan import PLAIN, Contender, Plan
-from ..processes.fleet import Fleet, Instance
+from ..processes.fleet import Fleet
+from ..processes.instance import Instance
 from .deletion import Deletion
 from .pod import Pod
 from .probing import Kind, Probe, Prober

@@ -21,7 +21,7 @@ import socket
 import sys
 import threading
 import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ from typing import ClassVar
 from ..errors import InstanceFailed, PlanFailed
 from ..kubernetes.routing import EndpointTable
 from ..load.wire import Address, fetch
-from .fleet import Instance
+from .process import SupervisedProcess
 
 #: How often the endpoint table is looked at, seconds: what a control plane adds to the lag.
 FOLLOW_INTERVAL = 0.05
@@ -71,7 +71,7 @@ class Setup:
     panic: float = 0.0
 
 
-class Balancer(Instance, ABC):
+class Balancer(SupervisedProcess):
     """One balancer process and whatever it starts, supervised as an instance is: marked, read,
     ended, reaped.
 
@@ -79,7 +79,7 @@ class Balancer(Instance, ABC):
         endpoints: the instances; ``route`` replaces them.
         setup: see ``Setup``.
         bind: ``(host, 0)``, or the path of a UNIX socket.
-        executable_prefix: see ``Instance``.
+        executable_prefix: see ``SupervisedProcess``.
 
     Raises:
         PlanFailed: the product is not installed.
@@ -102,7 +102,7 @@ class Balancer(Instance, ABC):
         executable_prefix: Sequence[str] = (),
     ) -> None:
         self.executable = self.require()
-        super().__init__("", name=self.product, executable_prefix=executable_prefix)
+        super().__init__(self.product, executable_prefix=executable_prefix)
         self.setup = setup or Setup()
         self.endpoints = list(endpoints)
         self.front: Address = bind

@@ -23,7 +23,8 @@ from gunicorn_grace.rehearsal.kubernetes.rollout import Rollout
 from gunicorn_grace.rehearsal.kubernetes.routing import EndpointTable, Lag
 from gunicorn_grace.rehearsal.load.wire import show_address
 from gunicorn_grace.rehearsal.plan import GRACE, PLAIN, Plan
-from gunicorn_grace.rehearsal.processes.fleet import Fleet, Instance
+from gunicorn_grace.rehearsal.processes.fleet import Fleet
+from gunicorn_grace.rehearsal.processes.instance import Instance
 from gunicorn_grace.rehearsal.run import play
 
 pytestmark = [pytest.mark.once, pytest.mark.long]

@@ -25,7 +25,9 @@ from gunicorn_grace.rehearsal.load.tally import Kind, Outcome
 from gunicorn_grace.rehearsal.load.wire import fetch
 from gunicorn_grace.rehearsal.plan import PLAIN, Contender, Plan
 from gunicorn_grace.rehearsal.processes import procfs
-from gunicorn_grace.rehearsal.processes.fleet import MARK, Fleet, Instance
+from gunicorn_grace.rehearsal.processes.fleet import Fleet
+from gunicorn_grace.rehearsal.processes.instance import Instance
+from gunicorn_grace.rehearsal.processes.process import MARK
 from gunicorn_grace.rehearsal.report.text import WIDTH, render
 from gunicorn_grace.rehearsal.result import Result
 from gunicorn_grace.rehearsal.run import play

@@ -11,7 +11,8 @@ from gunicorn_grace.rehearsal.kubernetes.routing import EndpointTable
 from gunicorn_grace.rehearsal.load.load import Load
 from gunicorn_grace.rehearsal.load.tally import Outcome
 from gunicorn_grace.rehearsal.plan import GRACE, PLAIN
-from gunicorn_grace.rehearsal.processes.fleet import Fleet, Instance
+from gunicorn_grace.rehearsal.processes.fleet import Fleet
+from gunicorn_grace.rehearsal.processes.instance import Instance
 from gunicorn_grace.rehearsal.run import play
 from support.servers import WORKERS, plan, told
 
