@@ -10,11 +10,11 @@ from typing import Any
 
 from .errors import PlanFailed
 from .kubernetes.deletion import Hook
-from .kubernetes.probing import Kind, Probe
+from .kubernetes.probing import KubeletProbe, ProbeKind
 from .kubernetes.rollout import Rollout
 from .kubernetes.routing import EndpointTable, Lag
 from .load.load import Load
-from .load.requests import Request
+from .load.requests import PlannedRequest
 from .processes.balancer import Setup
 from .processes.balancers import PRODUCTS
 
@@ -44,29 +44,31 @@ GRACE = Contender("gunicorn-grace", ("-c", "python:gunicorn_grace.conf"))
 class Plan:
     """What is played. Times are seconds.
 
-    Attributes:
-        app: the application, as gunicorn takes it.
-        instances: how many there are.
-        to: how many remain; one fewer unless given. The others are deleted at the same moment, as a
-            scale-down does.
-        rate: requests per second, all instances together.
-        lag: how long the routing goes on sending to a deleted instance; at the longest, with ``routing``.
-        routing: the same for each node by itself.
-        period: terminationGracePeriodSeconds.
-        args: arguments for gunicorn, for every contender.
-        env: environment for every contender.
-        pre_stop: the preStop hook, or its command, see ``Deletion``; none if empty.
-        probes: what the platform asks each instance. None: nothing that has an effect; readiness is watched all
-            the same, for the record, where ``WATCHED`` is answered.
-        rollout: replace every instance, in place of a scale-down.
-        paths, requests, think, keepalive_share, slow_path, slow_share, timeout, clients, host, seed: see ``Load``.
-        warm_up: requests that must have ended before the deletion; a second's worth, 20 at least, unless
-            given.
-        cool_down: requests that must have ended after it; as many.
-        through: the balancer between load and instances, a name of ``balancers.PRODUCTS``; none unless given.
-        setup: how that is set up; its ``path`` and ``timeout`` follow from the rest of the plan.
-        cwd, python: see ``Instance``.
-        start_timeout: for one instance to listen, and again to answer.
+    :ivar app: the application, as gunicorn takes it.
+    :ivar instances: how many there are.
+    :ivar to: how many remain; one fewer unless given. The others are deleted at the same moment, as
+        a scale-down does.
+    :ivar rate: requests per second, all instances together.
+    :ivar lag: how long the routing goes on sending to a deleted instance; at the longest, with
+        ``routing``.
+    :ivar routing: the same for each node by itself.
+    :ivar period: terminationGracePeriodSeconds.
+    :ivar args: arguments for gunicorn, for every contender.
+    :ivar env: environment for every contender.
+    :ivar pre_stop: the preStop hook, or its command, see ``Deletion``; none if empty.
+    :ivar probes: what the platform asks each instance. None: nothing that has an effect; readiness
+        is watched all the same, for the record, where ``WATCHED`` is answered.
+    :ivar rollout: replace every instance, in place of a scale-down.
+    :ivar paths, requests, think, keepalive_share, slow_path, slow_share, timeout, clients, host, seed: see
+        ``Load``.
+    :ivar warm_up: requests that must have ended before the deletion; a second's worth, 20 at least,
+        unless given.
+    :ivar cool_down: requests that must have ended after it; as many.
+    :ivar through: the balancer between load and instances, a name of ``balancers.PRODUCTS``; none
+        unless given.
+    :ivar setup: how that is set up; its ``path`` and ``timeout`` follow from the rest of the plan.
+    :ivar cwd, python: see ``Instance``.
+    :ivar start_timeout: for one instance to listen, and again to answer.
     """
 
     app: str
@@ -78,10 +80,10 @@ class Plan:
     args: Sequence[str] = ()
     env: Mapping[str, str] = field(default_factory=dict)
     pre_stop: Sequence[str] | Hook = ()
-    probes: Mapping[Kind, Probe] | None = None
+    probes: Mapping[ProbeKind, KubeletProbe] | None = None
     rollout: Rollout | None = None
     routing: Lag | None = None
-    requests: Sequence[Request] = ()
+    requests: Sequence[PlannedRequest] = ()
     think: float = 0.0
     paths: Sequence[str] = ("/",)
     keepalive_share: float = 0.5
@@ -109,8 +111,7 @@ class Plan:
     def check(self) -> None:
         """See whether it can be played.
 
-        Raises:
-            PlanFailed: it cannot.
+        :raises PlanFailed: it cannot.
         """
         if self.rollout is not None and (self.instances < 1 or self.to is not None):
             raise PlanFailed(
@@ -159,7 +160,6 @@ class Plan:
             self.routing.draw(self.clients, random.Random(self.seed)) if self.routing else self.lag
         )
 
-    def sent(self) -> tuple[Request, ...]:
-        """All that the load sends."""
-        load = Load(EndpointTable(), **self.load_options())
-        return (*load.requests, *([load.slow] if load.slow else []))
+    def sent(self) -> tuple[PlannedRequest, ...]:
+        """Every request that the load may send."""
+        return Load(EndpointTable(), **self.load_options()).mix.all_requests()

@@ -33,19 +33,19 @@ class Life:
     """One instance from its start to its end. Times are seconds since the deletions began, so that
     what came before them is negative; None is what it has not come to.
 
-    Attributes:
-        name: which one.
-        endpoint: where it listens.
-        started: its process was launched.
-        listening: it listened.
-        readiness: ``(time, ready)`` whenever the platform changed its mind, by the readiness probe and its
-            thresholds; without a probe it is ready from ``listening`` on.
-        restarts: ``(time, why)`` for each restart of the container, as by a failed liveness probe.
-        deleted: its deletion began.
-        t0: its shutdown began: the plugin said so, or the first SIGTERM came.
-        unrouted: the last node stopped routing to it.
-        ended: its process was gone.
-        memory: the most that it was seen to hold, bytes; 0 if unknown.
+    :ivar name: which one.
+    :ivar endpoint: where it listens.
+    :ivar started: its process was launched.
+    :ivar listening: it listened.
+    :ivar readiness: ``(time, ready)`` whenever the platform changed its mind, by the readiness
+        probe and its thresholds; without a probe it is ready from ``listening`` on.
+    :ivar restarts: ``(time, why)`` for each restart of the container, as by a failed liveness
+        probe.
+    :ivar deleted: its deletion began.
+    :ivar t0: its shutdown began: the plugin said so, or the first SIGTERM came.
+    :ivar unrouted: the last node stopped routing to it.
+    :ivar ended: its process was gone.
+    :ivar memory: the most that it was seen to hold, bytes; 0 if unknown.
     """
 
     name: str
@@ -65,9 +65,8 @@ class Life:
 class Memory:
     """What all processes of all instances held, bytes.
 
-    Attributes:
-        peak: the most at one look; 0 where it cannot be told.
-        samples: ``(seconds since the deletions began, bytes)``.
+    :ivar peak: the most at one look; 0 where it cannot be told.
+    :ivar samples: ``(seconds since the deletions began, bytes)``.
     """
 
     peak: int = 0
@@ -78,18 +77,17 @@ class Memory:
 class Result:
     """One contender's run.
 
-    Attributes:
-        contender: who.
-        plan: what was played.
-        tally: what became of every request.
-        origin: ``time.monotonic()`` when the deletions began; records count from the same clock.
-        ended: the same for the end of the load.
-        gone: the deleted instances.
-        outputs: everything that each instance printed, by name.
-        lives: every instance, those that stayed and those that a roll-out added among them.
-        memory: what they held in memory.
-        fell_behind: why the numbers cannot be trusted, in a sentence; empty if they can.
-        complete: whether it was played to its end; Ctrl-C leaves what was counted until then.
+    :ivar contender: who.
+    :ivar plan: what was played.
+    :ivar tally: what became of every request.
+    :ivar origin: ``time.monotonic()`` when the deletions began; records count from the same clock.
+    :ivar ended: the same for the end of the load.
+    :ivar gone: the deleted instances.
+    :ivar outputs: everything that each instance printed, by name.
+    :ivar lives: every instance, those that stayed and those that a roll-out added among them.
+    :ivar memory: what they held in memory.
+    :ivar fell_behind: why the numbers cannot be trusted, in a sentence; empty if they can.
+    :ivar complete: whether it was played to its end; Ctrl-C leaves what was counted until then.
     """
 
     contender: Contender

@@ -14,7 +14,7 @@ from .kubernetes.deletion import Deletion
 from .kubernetes.pod import Pod
 from .kubernetes.replicas import Replicas
 from .load.generator import Generator
-from .load.load import Counting
+from .load.running import RunningLoad
 from .load.tally import Tally
 from .load.wire import IncompleteResponse, fetch, show_address
 from .plan import Contender, Plan
@@ -42,27 +42,27 @@ def play(
     plan: Plan,
     contender: Contender,
     tell: Callable[[str], None] = lambda line: None,
-    watch_load: Callable[[Counting], None] = lambda load: None,
+    watch_load: Callable[[RunningLoad], None] = lambda load: None,
 ) -> Result:
     """Play ``plan`` with ``contender``. However it ends, no process of it is left.
 
-    Args:
-        plan: what to play.
-        contender: with whom.
-        tell: told in a line what is going on.
-        watch_load: given the load once it runs, to show how it fares.
+    :param plan: what to play.
+    :param contender: with whom.
+    :param tell: told in a line what is going on.
+    :param watch_load: given the load once it runs, to show how it fares.
 
-    Raises: Interrupted: Ctrl-C after the deletions began; it carries what was counted until then.
-        PlanFailed: the plan cannot be played, or a path does not answer 2xx before anything was
-        deleted. InstanceFailed: an instance did not come up, or one that was to stay ended by
-        itself. LoadFailed: the load generator failed.
+    :raises Interrupted: Ctrl-C after the deletions began; it carries what was counted until then.
+    :raises PlanFailed: the plan cannot be played, or a path does not answer 2xx before anything was
+        deleted.
+    :raises InstanceFailed: an instance did not come up, or one that was to stay ended by itself.
+    :raises LoadFailed: the load generator failed.
     """
     if contender.pre_stop is not None:
         plan = replace(plan, pre_stop=contender.pre_stop)
     plan.check()
     warm_up = max(20, round(plan.rate)) if plan.warm_up is None else plan.warm_up
     cool_down = max(20, round(plan.rate)) if plan.cool_down is None else plan.cool_down
-    load: Counting | None = None
+    load: RunningLoad | None = None
     origin: float | None = None
     with ExitStack() as stack:
         replicas = stack.enter_context(Replicas(plan, contender))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from gunicorn_grace.rehearsal.load.tally import Kind, Outcome, Record, Tally
+from gunicorn_grace.rehearsal.load.tally import ConnectionKind, Outcome, Record, Tally
 from gunicorn_grace.rehearsal.plan import GRACE, PLAIN, Contender, Plan
 from gunicorn_grace.rehearsal.result import Gone, Life, Result
 
@@ -18,7 +18,7 @@ STAYED = "127.0.0.1:40001"
 def record(at: float, outcome: Outcome = Outcome.OK, latency: float = 0.01, **more: Any) -> Record:
     """A request that began so many seconds after the deletion."""
     values: dict[str, Any] = {
-        "kind": Kind.FRESH,
+        "kind": ConnectionKind.FRESH,
         "path": "/",
         "status": 200 if outcome is Outcome.OK else None,
         "endpoint": STAYED,

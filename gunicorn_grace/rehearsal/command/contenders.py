@@ -37,13 +37,11 @@ why."""
 def contender_named(name: str, config: str | None = None) -> Contender:
     """One contender.
 
-    Args:
-        name: one of :data:`NAMES`, or ``sleep:SECONDS``.
-        config: the user's gunicorn configuration, a file or ``python:MODULE``, with the plugin in it. All read it;
-            where plain gunicorn plays, the plugin in it is silent.
+    :param name: one of :data:`NAMES`, or ``sleep:SECONDS``.
+    :param config: the user's gunicorn configuration, a file or ``python:MODULE``, with the plugin
+        in it. All read it; where plain gunicorn plays, the plugin in it is silent.
 
-    Raises:
-        PlanFailed: there is no such contender, or no such file.
+    :raises PlanFailed: there is no such contender, or no such file.
     """
     kind, _, given = name.partition(":")
     if kind not in NAMES or (given and kind != "sleep"):
@@ -69,8 +67,7 @@ def contender_named(name: str, config: str | None = None) -> Contender:
 def expect_plugin(result: Result, config: str | None = None) -> None:
     """See to it that a result in the plugin's name is the plugin's.
 
-    Raises:
-        PlanFailed: the plugin played and no deleted instance logged that it took over.
+    :raises PlanFailed: the plugin played and no deleted instance logged that it took over.
     """
     if result.contender.name == GRACE.name and result.complete and not result.plugin_spoke:
         raise PlanFailed(
@@ -84,8 +81,7 @@ def refuse_clashes(args: Sequence[str]) -> None:
 
     Those that gunicorn does not know, or whose value it refuses, are left for it to say.
 
-    Raises:
-        PlanFailed: there is one.
+    :raises PlanFailed: there is one.
     """
     from gunicorn.config import Config
 

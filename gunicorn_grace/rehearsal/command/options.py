@@ -76,13 +76,12 @@ def resolve(
 ) -> dict[str, Any]:
     """The fields of a ``Plan`` that the options of the platform and the load come to.
 
-    Args:
-        given: all parameters of the command.
-        explicit: whether a parameter was given on the command line, and so wins over the manifest.
-        tell: told what of the manifest is not played as it is written.
+    :param given: all parameters of the command.
+    :param explicit: whether a parameter was given on the command line, and so wins over the
+        manifest.
+    :param tell: told what of the manifest is not played as it is written.
 
-    Raises:
-        PlanFailed: an option, the manifest or the file of requests is wrong; in one line.
+    :raises PlanFailed: an option, the manifest or the file of requests is wrong; in one line.
     """
     from ..errors import PlanFailed
 
@@ -96,7 +95,7 @@ def _resolve(
     given: Mapping[str, Any], explicit: Callable[[str], bool], tell: Callable[[str], None]
 ) -> dict[str, Any]:
     from ..errors import PlanFailed
-    from ..kubernetes.probing import Kind, Probe
+    from ..kubernetes.probing import KubeletProbe, ProbeKind
     from ..kubernetes.rollout import Rollout
     from ..kubernetes.routing import Lag
 
@@ -108,7 +107,11 @@ def _resolve(
         "think": given["think"],
         "clients": given["clients"],
     }
-    asked = {kind: Probe.parse(text) for kind in Kind if (text := given[kind.value]) is not None}
+    asked = {
+        kind: KubeletProbe.parse(text)
+        for kind in ProbeKind
+        if (text := given[kind.value]) is not None
+    }
     rollout = Rollout()
     if given["manifest"] is not None:
         played = _manifest(given)
@@ -163,7 +166,8 @@ def _manifest(given: Mapping[str, Any]) -> Any:
     from ..errors import PlanFailed
 
     try:
-        from ...operate.manifest import ManifestError, choose, read
+        from ...operate.manifest import choose, read
+        from ...operate.manifest_yaml import ManifestError
     except ModuleNotFoundError as error:
         if error.name != "yaml":
             raise

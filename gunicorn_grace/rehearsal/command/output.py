@@ -17,12 +17,10 @@ from ..errors import OutputFailed
 class Output:
     """A file that is opened now and written later. What was in it stays until then.
 
-    Args:
-        option: the option that named it, for messages.
-        path: where.
+    :param option: the option that named it, for messages.
+    :param path: where.
 
-    Raises:
-        OutputFailed: it cannot be written.
+    :raises OutputFailed: it cannot be written.
     """
 
     def __init__(self, option: str, path: str) -> None:
@@ -38,8 +36,8 @@ class Output:
     def write(self, text: str) -> None:
         """Put ``text`` in place of what was there.
 
-        Raises:
-            OutputFailed: it cannot be written, as on a full disk. Half a file is not left behind.
+        :raises OutputFailed: it cannot be written, as on a full disk. Half a file is not left
+            behind.
         """
         try:
             self._empty()
@@ -85,8 +83,7 @@ def give_up_stdout() -> None:
 def opened(paths: dict[str, str]) -> Iterator[dict[str, Output]]:
     """Open all of them, by the option that names each.
 
-    Raises:
-        OutputFailed: one cannot be written, or two are the same.
+    :raises OutputFailed: one cannot be written, or two are the same.
     """
     outputs: dict[str, Output] = {}
     try:

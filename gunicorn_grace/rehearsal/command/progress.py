@@ -18,7 +18,7 @@ from typing import TextIO
 
 import click
 
-from ..load.load import Counting
+from ..load.running import RunningLoad
 from ..load.tally import Outcome
 
 INTERVAL = 0.2
@@ -31,8 +31,8 @@ class Progress:
     """Tells on ``stream`` what is going on. Used in a ``with`` statement, from the thread that
     plays.
 
-    Args: stream: standard error, so that a report or JSON on standard output stays what it is.
-        live: whether one line is written over and over; unless given, where ``stream`` is a
+    :param stream: standard error, so that a report or JSON on standard output stays what it is.
+    :param live: whether one line is written over and over; unless given, where ``stream`` is a
         terminal that can.
     """
 
@@ -42,7 +42,7 @@ class Progress:
         self._lock = threading.Lock()
         self._line = ""
         self._since = time.monotonic()
-        self._load: Counting | None = None
+        self._load: RunningLoad | None = None
         self._seen = self._lost = 0
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
@@ -53,7 +53,7 @@ class Progress:
             self._line, self._since = line, time.monotonic()
             self._write(_BACK + self._fit(line) if self.live else line + "\n")
 
-    def watch(self, load: Counting) -> None:
+    def watch(self, load: RunningLoad) -> None:
         """The load whose requests are counted from now on."""
         with self._lock:
             self._load, self._seen, self._lost = load, 0, 0

@@ -75,14 +75,14 @@ class Deletion:
     the container ends. The order is that of killContainer in
     pkg/kubelet/kuberuntime/kuberuntime_container.go.
 
-    Args:
-        instance: which one.
-        table: the routing that is to forget it. None: the container is ended but the pod is not deleted, as
-            after a failed liveness probe, which goes the same way through killContainer.
-        lag: seconds until the routing has; a sequence has one for each node.
-        period: terminationGracePeriodSeconds.
-        pre_stop: the hook; a sequence of strings is a command. A command runs with the instance's environment,
-            with the folder of its Python first on the PATH, and in its working directory.
+    :param instance: which one.
+    :param table: the routing that is to forget it. None: the container is ended but the pod is not
+        deleted, as after a failed liveness probe, which goes the same way through killContainer.
+    :param lag: seconds until the routing has; a sequence has one for each node.
+    :param period: terminationGracePeriodSeconds.
+    :param pre_stop: the hook; a sequence of strings is a command. A command runs with the
+        instance's environment, with the folder of its Python first on the PATH, and in its working
+        directory.
 
     Attributes, all stamps in ``time.monotonic()`` seconds, None as long as it has not come to it:
         started: the deletion began. unrouted: the last node forgot the endpoint. pre_stop_done: the
@@ -138,9 +138,8 @@ class Deletion:
     def join(self, timeout: float | None = None) -> Deletion:
         """Wait until the process is gone and the routing knows it.
 
-        Raises:
-            RehearsalError: not so within ``timeout`` seconds.
-            Exception: whatever went wrong in the thread.
+        :raises RehearsalError: not so within ``timeout`` seconds.
+        :raises Exception: whatever went wrong in the thread.
         """
         self._thread.join(timeout)
         if self._thread.is_alive():

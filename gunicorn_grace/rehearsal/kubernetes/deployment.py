@@ -11,11 +11,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ...operate.manifest import Action, Container, Workload
-from ...operate.manifest import Probe as Written
+from ...operate.manifest import Action, Container, ContainerProbe, Workload
 from ..errors import PlanFailed
 from .deletion import Exec, Hook, HttpGet, Sleep
-from .probing import Kind, Probe
+from .probing import KubeletProbe, ProbeKind
 from .rollout import Rollout
 
 #: Variables that make gunicorn another one; the rest of an image's environment points into its
@@ -30,13 +29,12 @@ _BIND = re.compile(r"(?:^|\s)(?:-b|--bind)[= ]?\S*?:(\d+)(?=\s|$)")
 class Played:
     """What a manifest gives to a plan; see ``Plan`` for the meaning of each.
 
-    Attributes:
-        notes: what is played in another way than it is written, or not at all.
+    :ivar notes: what is played in another way than it is written, or not at all.
     """
 
     instances: int
     period: float
-    probes: Mapping[Kind, Probe]
+    probes: Mapping[ProbeKind, KubeletProbe]
     pre_stop: Hook | tuple[()]
     env: Mapping[str, str]
     rollout: Rollout
@@ -46,20 +44,19 @@ class Played:
 def played(workload: Workload, *, rolled_out: bool) -> Played:
     """What is played of a workload.
 
-    Args:
-        workload: as the manifest has it.
-        rolled_out: a roll-out is to be played, not a scale-down.
+    :param workload: as the manifest has it.
+    :param rolled_out: a roll-out is to be played, not a scale-down.
 
-    Raises: PlanFailed: it has no readiness probe, or one that cannot be played; or it is never
+    :raises PlanFailed: it has no readiness probe, or one that cannot be played; or it is never
         rolled out by itself.
     """
     container = workload.serving()
     where = f"{workload.source}:{container.line}: {workload.kind} {workload.name}"
     notes: list[str] = []
-    probes: dict[Kind, Probe] = {}
+    probes: dict[ProbeKind, KubeletProbe] = {}
     for name, probe in container.probes.items():
         if probe.action.kind == "httpGet":
-            probes[Kind(name)] = _probe(probe)
+            probes[ProbeKind(name)] = _probe(probe)
             if probe.action.https:
                 notes.append(
                     f"{workload.source}:{probe.action.line}: {name} probe played as HTTP, not HTTPS"
@@ -80,7 +77,7 @@ def played(workload: Workload, *, rolled_out: bool) -> Played:
             f"container {container.name}: readinessProbe: {{httpGet: {{path: /readyz, port: {_port_name(container)}}}, "
             "periodSeconds: 5, failureThreshold: 1}"
         )
-    if Kind.READINESS not in probes:
+    if ProbeKind.READINESS not in probes:
         kind = container.probes["readiness"].action.kind
         raise PlanFailed(
             f"{workload.source}:{container.probes['readiness'].line}: the readinessProbe of {workload.kind} "
@@ -115,9 +112,9 @@ def played(workload: Workload, *, rolled_out: bool) -> Played:
     )
 
 
-def _probe(written: Written) -> Probe:
+def _probe(written: ContainerProbe) -> KubeletProbe:
     try:
-        return Probe(
+        return KubeletProbe(
             written.action.path,
             float(written.period),
             float(written.timeout),

@@ -15,7 +15,7 @@ from ..errors import InstanceFailed, RehearsalError
 from ..load.wire import Address
 from ..processes.instance import Instance
 from .deletion import Deletion, Hook
-from .probing import Kind, Probe, Prober
+from .probing import KubeletProbe, ProbeKind, Prober
 from .routing import EndpointState, EndpointTable
 
 #: Before a second restart the kubelet waits so long, then twice as long each time, up to five
@@ -27,17 +27,21 @@ BACK_OFF, MAX_BACK_OFF = 10.0, 300.0
 class Pod:
     """One pod, whose instance listens already.
 
-    Args: instance: its container. table: the routing. prober: who asks. probes: what is asked.
-        observed: readiness is asked for the record only: the pod is ready from the beginning, and
-        stays so. lag: of the routing, see ``EndpointTable``. period: terminationGracePeriodSeconds.
-        pre_stop: its hook. again: makes the instance that follows after a restart, to listen at the
-        address given.
+    :param instance: its container.
+    :param table: the routing.
+    :param prober: who asks.
+    :param probes: what is asked.
+    :param observed: readiness is asked for the record
+    :param only: the pod is ready from the beginning, and stays so.
+    :param lag: of the routing, see ``EndpointTable``.
+    :param period: terminationGracePeriodSeconds.
+    :param pre_stop: its hook.
+    :param again: makes the instance that follows after a restart, to listen at the address given.
 
-    Attributes:
-        readiness: ``(time.monotonic(), ready)`` of each change.
-        restarts: ``(time.monotonic(), why)`` of each restart of the container.
-        instances: its containers, one after the other.
-        deletion: under way or over; None before.
+    :ivar readiness: ``(time.monotonic(), ready)`` of each change.
+    :ivar restarts: ``(time.monotonic(), why)`` of each restart of the container.
+    :ivar instances: its containers, one after the other.
+    :ivar deletion: under way or over; None before.
     """
 
     def __init__(
@@ -46,7 +50,7 @@ class Pod:
         table: EndpointTable,
         prober: Prober,
         *,
-        probes: Mapping[Kind, Probe],
+        probes: Mapping[ProbeKind, KubeletProbe],
         observed: bool = False,
         lag: float | Sequence[float] = 3.0,
         period: float = 30.0,
@@ -103,8 +107,7 @@ class Pod:
     def begin(self, lag: float | Sequence[float] = 0.0) -> None:
         """Begin to probe it. Without a readiness probe it is ready at once.
 
-        Args:
-            lag: until a node learns of it; none for those that were there before anybody looked.
+        :param lag: until a node learns of it; none for those that were there before anybody looked.
         """
         with self._lock:
             state = EndpointState.READY if self.observed else EndpointState.GONE
@@ -115,9 +118,8 @@ class Pod:
     def wait_ready(self, timeout: float) -> None:
         """Wait until it is ready.
 
-        Raises:
-            RehearsalError: not so within ``timeout`` seconds.
-            InstanceFailed: its container ended.
+        :raises RehearsalError: not so within ``timeout`` seconds.
+        :raises InstanceFailed: its container ended.
         """
         deadline = time.monotonic() + timeout
         with self._changed:
@@ -128,7 +130,9 @@ class Pod:
                         f"{self.name} ended before it was ready", self.instance.output
                     )
                 if remaining <= 0:
-                    asked = self.probes.get(Kind.READINESS) or self.probes.get(Kind.STARTUP)
+                    asked = self.probes.get(ProbeKind.READINESS) or self.probes.get(
+                        ProbeKind.STARTUP
+                    )
                     raise RehearsalError(
                         f"{self.name} was not ready within {timeout:g} s: {asked} did not pass\n{self.instance.output}"
                     )
@@ -182,7 +186,7 @@ class Pod:
         return self.observed or self.ready
 
     def _ask(self) -> None:
-        if Kind.READINESS not in self.probes and Kind.STARTUP not in self.probes:
+        if ProbeKind.READINESS not in self.probes and ProbeKind.STARTUP not in self.probes:
             self._set_ready(True)
         if self.probes:
             self._stop_asking = self._prober.watch(
@@ -194,13 +198,13 @@ class Pod:
                 started=self.instance.started,
             )
 
-    def _tell(self, kind: Kind, verdict: bool) -> None:
+    def _tell(self, kind: ProbeKind, verdict: bool) -> None:
         with self._lock:
-            if kind is Kind.READINESS:
+            if kind is ProbeKind.READINESS:
                 self._set_ready(verdict)
             elif not verdict:
                 self._begin_restart(kind)
-            elif Kind.READINESS not in self.probes:  # the start-up probe passed
+            elif ProbeKind.READINESS not in self.probes:  # the start-up probe passed
                 self._set_ready(True)
 
     def _set_ready(self, ready: bool) -> None:
@@ -218,7 +222,7 @@ class Pod:
 
     # -- restarting ----
 
-    def _begin_restart(self, kind: Kind) -> None:
+    def _begin_restart(self, kind: ProbeKind) -> None:
         if self._over.is_set() or self._restart is not None or self._again is None:
             return
         probe = self.probes[kind]

@@ -26,7 +26,7 @@ from ..load.wire import Address, request_bytes
 HEADERS = (("User-Agent", "kube-probe/1.33"), ("Accept", "*/*"))
 
 
-class Kind(str, Enum):
+class ProbeKind(str, Enum):
     """What a probe asks."""
 
     READINESS = "readiness"
@@ -35,18 +35,17 @@ class Kind(str, Enum):
 
 
 @dataclass(frozen=True)
-class Probe:
+class KubeletProbe:
     """One HTTP probe, with the defaults of Kubernetes (pkg/apis/core/v1/defaults.go,
     SetDefaults_Probe).
 
-    Attributes:
-        path: request target.
-        period: seconds from one to the next.
-        timeout: seconds for the whole exchange.
-        failure_threshold: failures in a row that it takes to fail.
-        success_threshold: successes in a row that it takes to pass again.
-        initial_delay: seconds after the container's start in which nothing is asked.
-        headers: of the request; a ``Host`` among them replaces the address.
+    :ivar path: request target.
+    :ivar period: seconds from one to the next.
+    :ivar timeout: seconds for the whole exchange.
+    :ivar failure_threshold: failures in a row that it takes to fail.
+    :ivar success_threshold: successes in a row that it takes to pass again.
+    :ivar initial_delay: seconds after the container's start in which nothing is asked.
+    :ivar headers: of the request; a ``Host`` among them replaces the address.
     """
 
     path: str
@@ -77,12 +76,11 @@ class Probe:
             raise ValueError(f"probe of {self.path!r} cannot be sent: {error}") from error
 
     @classmethod
-    def parse(cls, text: str) -> Probe:
+    def parse(cls, text: str) -> KubeletProbe:
         """Read ``/readyz``, or ``/readyz period=5 timeout=1 failure=1 success=1 delay=0``, in any
         order.
 
-        Raises:
-            ValueError: what is wrong with it.
+        :raises ValueError: what is wrong with it.
         """
         path, *options = text.split()
         if not path.startswith("/"):
@@ -119,7 +117,7 @@ _OPTIONS = {
 class Thresholds:
     """What a probe's answers come to. Pure: one of them in, the verdict out."""
 
-    def __init__(self, probe: Probe) -> None:
+    def __init__(self, probe: KubeletProbe) -> None:
         self._needed = {True: probe.success_threshold, False: probe.failure_threshold}
         self._last: bool | None = None
         self._run = 0
@@ -172,8 +170,8 @@ class Prober:
     def watch(
         self,
         address: Address,
-        probes: Mapping[Kind, Probe],
-        tell: Callable[[Kind, bool], None],
+        probes: Mapping[ProbeKind, KubeletProbe],
+        tell: Callable[[ProbeKind, bool], None],
         *,
         deleting: Callable[[], bool] = lambda: False,
         gone: Callable[[], bool] = lambda: False,
@@ -187,17 +185,16 @@ class Prober:
         when the pod is being deleted, while readiness is asked to the end. So a hung worker does
         not get its container restarted in the middle of a shutdown.
 
-        Args:
-            address: where.
-            probes: what to ask.
-            tell: called in the prober's thread with every verdict that differs from the one before; at the
-                beginning a container is not ready, not started, and alive.
-            deleting: whether the pod is being deleted.
-            gone: whether its container has ended for good: it is not ready then, and not asked any more.
-            started: ``time.monotonic()`` of the container's start, for the initial delay.
+        :param address: where.
+        :param probes: what to ask.
+        :param tell: called in the prober's thread with every verdict that differs from the one
+            before; at the beginning a container is not ready, not started, and alive.
+        :param deleting: whether the pod is being deleted.
+        :param gone: whether its container has ended for good: it is not ready then, and not asked
+            any more.
+        :param started: ``time.monotonic()`` of the container's start, for the initial delay.
 
-        Returns:
-            what ends it.
+        :returns: what ends it.
         """
         started = time.monotonic() if started is None else started
         container = _Container(address, probes, tell, deleting, gone, started)
@@ -239,8 +236,8 @@ class _Container:
     def __init__(
         self,
         address: Address,
-        probes: Mapping[Kind, Probe],
-        tell: Callable[[Kind, bool], None],
+        probes: Mapping[ProbeKind, KubeletProbe],
+        tell: Callable[[ProbeKind, bool], None],
         deleting: Callable[[], bool],
         gone: Callable[[], bool],
         started: float,
@@ -251,29 +248,29 @@ class _Container:
         self.deleting = deleting
         self.gone = gone
         self.started = started
-        self.begun = Kind.STARTUP not in probes
+        self.begun = ProbeKind.STARTUP not in probes
         self.tasks: set[asyncio.Task[None]] = set()
 
     def cancel(self) -> None:
         for task in self.tasks:
             task.cancel()
 
-    async def ask(self, kind: Kind) -> None:
+    async def ask(self, kind: ProbeKind) -> None:
         """One probe's life."""
         probe = self.probes[kind]
         thresholds = Thresholds(probe)
         ready = False
         loop = asyncio.get_running_loop()
         due = loop.time()
-        while not (self.gone() if kind is Kind.READINESS else self.deleting()):
+        while not (self.gone() if kind is ProbeKind.READINESS else self.deleting()):
             early = time.monotonic() - self.started < probe.initial_delay
-            if not early and (self.begun or kind is Kind.STARTUP):
+            if not early and (self.begun or kind is ProbeKind.STARTUP):
                 verdict = thresholds.count(await self._answers(probe))
-                if kind is Kind.READINESS:
+                if kind is ProbeKind.READINESS:
                     if verdict is not None and verdict is not ready:
                         ready = verdict
                         self.tell(kind, ready)
-                elif verdict is False or (verdict and kind is Kind.STARTUP):
+                elif verdict is False or (verdict and kind is ProbeKind.STARTUP):
                     self.begun |= verdict  # A failed liveness probe ends itself, and not the one for readiness.
                     self.tell(kind, verdict)
                     return
@@ -282,16 +279,16 @@ class _Container:
             due = max(due + probe.period, loop.time())
             await asyncio.sleep(due - loop.time())
         if ready:
-            self.tell(Kind.READINESS, False)
+            self.tell(ProbeKind.READINESS, False)
 
-    async def _answers(self, probe: Probe) -> bool:
+    async def _answers(self, probe: KubeletProbe) -> bool:
         try:
             return 200 <= await asyncio.wait_for(_status(self.address, probe), probe.timeout) < 400
         except (OSError, asyncio.TimeoutError, h11.RemoteProtocolError, EOFError):
             return False
 
 
-async def _status(address: Address, probe: Probe) -> int:
+async def _status(address: Address, probe: KubeletProbe) -> int:
     """The status of the response to one probe, when all of it is there."""
     if isinstance(address, str):
         reader, writer = await asyncio.open_unix_connection(address)

@@ -17,13 +17,13 @@ from ..processes.fleet import Fleet
 from ..processes.instance import Instance
 from .deletion import Deletion
 from .pod import Pod
-from .probing import Kind, Probe, Prober
+from .probing import KubeletProbe, ProbeKind, Prober
 from .rollout import Counts, Rollout, Step, next_step
 from .routing import EndpointTable
 
 #: The readiness that is watched when nobody said what to ask: often enough to be drawn, and of no
 #: effect.
-WATCHED = Probe("/readyz", period=1.0, failure_threshold=1)
+WATCHED = KubeletProbe("/readyz", period=1.0, failure_threshold=1)
 
 
 class Replicas:
@@ -40,7 +40,7 @@ class Replicas:
         self._lags = plan.lags()
         self._prober = Prober()
         self._observed = False
-        self._probes: Mapping[Kind, Probe] = plan.probes or {}
+        self._probes: Mapping[ProbeKind, KubeletProbe] = plan.probes or {}
 
     def __enter__(self) -> Replicas:
         self._prober.start()
@@ -75,17 +75,16 @@ class Replicas:
     def start(self, tell: Callable[[str], None]) -> None:
         """Start the instances, and wait until the platform takes each for ready.
 
-        Raises:
-            InstanceFailed: one did not come up.
-            RehearsalError: one was not ready in time.
-            PlanFailed: a probe asks for a path that is not there.
+        :raises InstanceFailed: one did not come up.
+        :raises RehearsalError: one was not ready in time.
+        :raises PlanFailed: a probe asks for a path that is not there.
         """
         plan = self.plan
         self.fleet.start(plan.start_timeout, ready=plan.start_timeout)
         if plan.probes is None and 200 <= status_of(self.fleet[0], WATCHED) < 400:
             # Ten a second at most for the whole fleet: watching is not to be a load of its own.
             watched = replace(WATCHED, period=max(WATCHED.period, plan.instances / 10))
-            self._observed, self._probes = True, {Kind.READINESS: watched}
+            self._observed, self._probes = True, {ProbeKind.READINESS: watched}
         for kind, probe in (plan.probes or {}).items():
             if status_of(self.fleet[0], probe) == 404:
                 said = f"{kind.value} probe GET {probe.path} answers 404"
@@ -196,7 +195,7 @@ class Replicas:
         return pod
 
 
-def status_of(instance: Instance, probe: Probe) -> int:
+def status_of(instance: Instance, probe: KubeletProbe) -> int:
     """What it answers to a probe; 0 if nothing in time."""
     try:
         return fetch(

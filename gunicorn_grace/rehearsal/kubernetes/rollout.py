@@ -16,12 +16,13 @@ from dataclasses import dataclass
 class Rollout:
     """How all pods are replaced, with the defaults of Kubernetes.
 
-    Attributes:
-        max_surge: pods above the number wanted; a number, or a share as in ``25%``, which is rounded up.
-        max_unavailable: pods that may be missing; the same, but rounded down.
-        min_ready: minReadySeconds, for which a pod must have been ready to count as available.
-        in_order: one after the other, the next one only when the old pod is gone and its successor available,
-            as a StatefulSet does it (pkg/controller/statefulset/stateful_set_control.go).
+    :ivar max_surge: pods above the number wanted; a number, or a share as in ``25%``, which is
+        rounded up.
+    :ivar max_unavailable: pods that may be missing; the same, but rounded down.
+    :ivar min_ready: minReadySeconds, for which a pod must have been ready to count as available.
+    :ivar in_order: one after the other, the next one only when the old pod is gone and its
+        successor available, as a StatefulSet does it
+        (pkg/controller/statefulset/stateful_set_control.go).
     """
 
     max_surge: str = "25%"
@@ -50,8 +51,7 @@ class Rollout:
 def amount(text: str, wanted: int, *, up: bool, name: str) -> int:
     """A number of pods, or the share of ``wanted`` that a percentage means.
 
-    Raises:
-        ValueError: it is neither, or negative.
+    :raises ValueError: it is neither, or negative.
     """
     number = text.removesuffix("%")
     if not number.isdecimal() or not number.isascii():
@@ -67,12 +67,11 @@ def amount(text: str, wanted: int, *, up: bool, name: str) -> int:
 class Counts:
     """The pods at one moment; those being deleted are in none of them, as a ReplicaSet counts them.
 
-    Attributes:
-        old: of the old template.
-        old_available: how many of those are available.
-        new: of the new template, those still starting included.
-        new_available: how many of those are available.
-        leaving: being deleted and not yet gone; a StatefulSet waits for them.
+    :ivar old: of the old template.
+    :ivar old_available: how many of those are available.
+    :ivar new: of the new template, those still starting included.
+    :ivar new_available: how many of those are available.
+    :ivar leaving: being deleted and not yet gone; a StatefulSet waits for them.
     """
 
     old: int

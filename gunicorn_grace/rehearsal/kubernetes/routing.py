@@ -24,11 +24,10 @@ class Lag:
     each has a lag of its own, and one that is overloaded or cut off from the API server routes by
     what it knew long after the others.
 
-    Attributes:
-        low: the quickest node's.
-        high: the slowest node's; each node between draws its own, evenly.
-        slow: the lag of one more node; None: there is no such node.
-        slow_share: its share of the traffic, above 0, below 1.
+    :ivar low: the quickest node's.
+    :ivar high: the slowest node's; each node between draws its own, evenly.
+    :ivar slow: the lag of one more node; None: there is no such node.
+    :ivar slow_share: its share of the traffic, above 0, below 1.
     """
 
     low: float = 3.0
@@ -52,8 +51,7 @@ class Lag:
     def parse(cls, lag: str, slow_node: str | None = None) -> Lag:
         """Read ``3`` or ``1..8``, and ``SHARE:SECONDS`` of the slow node.
 
-        Raises:
-            ValueError: neither, or a number out of its range.
+        :raises ValueError: neither, or a number out of its range.
         """
         low, dots, high = lag.partition("..")
         try:
@@ -122,8 +120,7 @@ class EndpointTable:
     EndpointSlice to the node: the ``lag``, one for all nodes or one for each. Safe to use from
     several threads.
 
-    Args:
-        clock: seconds, ``time.monotonic`` unless a test brings its own.
+    :param clock: seconds, ``time.monotonic`` unless a test brings its own.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -145,8 +142,7 @@ class EndpointTable:
         """Stop routing to ``address`` in ``lag`` seconds. A second removal moves the first one
         neither way.
 
-        Raises:
-            KeyError: it was never added.
+        :raises KeyError: it was never added.
         """
         self.change(address, EndpointState.GONE, lag)
 
@@ -162,14 +158,12 @@ class EndpointTable:
 
         A change that reaches a node before an older one makes the older one void.
 
-        Args:
-            address: of the endpoint.
-            state: what it is from then on.
-            lag: seconds; a sequence has one for each node.
-            new: it may be one that was never added.
+        :param address: of the endpoint.
+        :param state: what it is from then on.
+        :param lag: seconds; a sequence has one for each node.
+        :param new: it may be one that was never added.
 
-        Raises:
-            KeyError: it was never added.
+        :raises KeyError: it was never added.
         """
         with self._lock:
             if not new and address not in self._changes:
@@ -212,8 +206,7 @@ class EndpointTable:
     def pick(self, rng: random.Random, node: int = 0) -> Address:
         """The endpoint of one new connection from ``node``.
 
-        Raises:
-            NoEndpoint: there is none.
+        :raises NoEndpoint: there is none.
         """
         with self._lock:
             ready, terminating = self._look(node)

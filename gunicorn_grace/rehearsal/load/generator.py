@@ -25,7 +25,8 @@ from typing import Any
 
 from ..errors import LoadFailed
 from ..kubernetes.routing import EndpointChange, EndpointTable
-from .load import Counting, Load
+from .load import Load
+from .running import RunningLoad
 from .tally import Tally
 
 #: The generator's nice value, where it may have it: what measures is not to wait in line behind
@@ -35,15 +36,13 @@ PRIORITY = -10
 EVERY = 0.1
 
 
-class Generator(Counting):
+class Generator(RunningLoad):
     """A ``Load`` that runs in a process of its own.
 
-    Args:
-        table: where each new connection goes. Its changes are passed on.
-        options: as for ``Load``.
+    :param table: where each new connection goes. Its changes are passed on.
+    :param options: as for ``Load``.
 
-    Raises:
-        ValueError: a number is out of its range.
+    :raises ValueError: a number is out of its range.
     """
 
     def __init__(self, table: EndpointTable, **options: Any) -> None:
@@ -63,8 +62,7 @@ class Generator(Counting):
     def pid(self) -> int:
         """Its process.
 
-        Raises:
-            LoadFailed: it was not started.
+        :raises LoadFailed: it was not started.
         """
         if self._process is None:
             raise LoadFailed("the load generator was not started")
@@ -73,8 +71,7 @@ class Generator(Counting):
     def start(self) -> Generator:
         """Begin to send. Returns once it does.
 
-        Raises:
-            LoadFailed: it could not be started.
+        :raises LoadFailed: it could not be started.
         """
         try:
             self._launch()
@@ -114,11 +111,9 @@ class Generator(Counting):
         """Start no more requests, let those under way finish (``timeout`` seconds at most), then
         end the process.
 
-        Args:
-            abandon: do not let them finish; they are in no count then.
+        :param abandon: do not let them finish; they are in no count then.
 
-        Raises:
-            LoadFailed: the generator failed, so that the numbers mean nothing.
+        :raises LoadFailed: the generator failed, so that the numbers mean nothing.
         """
         if self._process is not None:
             if abandon:

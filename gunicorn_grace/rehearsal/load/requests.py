@@ -36,18 +36,17 @@ _MOST = 10_000
 
 
 @dataclass(frozen=True)
-class Request:
+class PlannedRequest:
     """One kind of request.
 
-    Attributes:
-        path: request target.
-        method: its method.
-        body: its body; none if empty, unless the method wants one.
-        headers: its headers besides ``Host``, ``Content-Length`` and ``Connection``.
-        weight: how often it is sent, beside others.
-        upload: seconds over which the body is sent, in ``PIECES`` pieces; 0: at once.
-        read: seconds for which the client takes its time to read the response; 0: none.
-        slow: counted as a slow request.
+    :ivar path: request target.
+    :ivar method: its method.
+    :ivar body: its body; none if empty, unless the method wants one.
+    :ivar headers: its headers besides ``Host``, ``Content-Length`` and ``Connection``.
+    :ivar weight: how often it is sent, beside others.
+    :ivar upload: seconds over which the body is sent, in ``PIECES`` pieces; 0: at once.
+    :ivar read: seconds for which the client takes its time to read the response; 0: none.
+    :ivar slow: counted as a slow request.
     """
 
     path: str
@@ -62,8 +61,7 @@ class Request:
     def check(self, host: str | None = None) -> None:
         """See whether it can be sent.
 
-        Raises:
-            ValueError: it cannot, or a number is out of its range.
+        :raises ValueError: it cannot, or a number is out of its range.
         """
         if not 1 <= self.weight <= _MOST:
             raise ValueError(f"weight {self.weight} of {self.path} is not between 1 and {_MOST}")
@@ -108,15 +106,13 @@ class Request:
             yield self.body[begin : begin + size]
 
 
-def parse_line(line: str, read: Callable[[str], bytes]) -> Request:
+def parse_line(line: str, read: Callable[[str], bytes]) -> PlannedRequest:
     """One line, as the module's docstring has it.
 
-    Args:
-        line: the text.
-        read: gives the content of a file that ``@file`` names.
+    :param line: the text.
+    :param read: gives the content of a file that ``@file`` names.
 
-    Raises:
-        ValueError: what is wrong with it.
+    :raises ValueError: what is wrong with it.
     """
     words = shlex.split(line)
     method = words.pop(0) if len(words) > 1 and _METHOD.match(words[0]) else "GET"
@@ -124,7 +120,7 @@ def parse_line(line: str, read: Callable[[str], bytes]) -> Request:
         raise ValueError(
             f"{words[0] if words else line.strip()!r} is no path: [METHOD] /path [body] [weight]"
         )
-    request = Request(words.pop(0), method)
+    request = PlannedRequest(words.pop(0), method)
     body: bytes | None = None
     headers: list[tuple[str, str]] = []
     others: list[str] = []
@@ -169,16 +165,14 @@ def _kind_of(body: bytes) -> str:
     return "application/x-www-form-urlencoded"
 
 
-def parse_lines(text: str, name: str, read: Callable[[str], bytes]) -> list[Request]:
+def parse_lines(text: str, name: str, read: Callable[[str], bytes]) -> list[PlannedRequest]:
     """All requests of a file.
 
-    Args:
-        text: its content.
-        name: its name, for messages.
-        read: gives the content of a file that ``@file`` names.
+    :param text: its content.
+    :param name: its name, for messages.
+    :param read: gives the content of a file that ``@file`` names.
 
-    Raises:
-        ValueError: a line is wrong, or there is none; with the number of the line.
+    :raises ValueError: a line is wrong, or there is none; with the number of the line.
     """
     found = []
     for number, line in enumerate(text.splitlines(), 1):
@@ -194,7 +188,7 @@ def parse_lines(text: str, name: str, read: Callable[[str], bytes]) -> list[Requ
     return found
 
 
-def in_turn(requests: Sequence[Request]) -> list[Request]:
+def in_turn(requests: Sequence[PlannedRequest]) -> list[PlannedRequest]:
     """One round in which each request comes as often as its weight, spread as evenly as can be.
 
     Each time the one that is most overdue is taken (nginx calls it smooth weighted round robin), so

@@ -38,7 +38,7 @@ class Outcome(str, Enum):
     """A complete response with any other status."""
 
 
-class Kind(str, Enum):
+class ConnectionKind(str, Enum):
     """How a request came by its connection."""
 
     FRESH = "fresh"
@@ -53,7 +53,7 @@ class Record:
     outcome."""
 
     started: float
-    kind: Kind
+    kind: ConnectionKind
     path: str
     outcome: Outcome
     status: int | None
@@ -80,13 +80,13 @@ TOLERANCE = 0.02
 class Tally:
     """All records of a load, and how well the generator kept its schedule.
 
-    Attributes:
-        records: in the order in which they ended.
-        lags: seconds that each request was started after it was due, in the order in which they were due;
-            those that were skipped are among them.
-        skipped: requests that were due but never started, because the generator was late: a busy machine.
-        began: ``time.monotonic()`` at which the first request was due.
-        rate: requests per second, as was asked for; 0 when there was no schedule.
+    :ivar records: in the order in which they ended.
+    :ivar lags: seconds that each request was started after it was due, in the order in which they
+        were due; those that were skipped are among them.
+    :ivar skipped: requests that were due but never started, because the generator was late: a busy
+        machine.
+    :ivar began: ``time.monotonic()`` at which the first request was due.
+    :ivar rate: requests per second, as was asked for; 0 when there was no schedule.
     """
 
     records: list[Record] = field(default_factory=list)
@@ -110,7 +110,7 @@ class Tally:
         """The lost ones, in the order in which they ended."""
         return [record for record in self.records if record.outcome is not Outcome.OK]
 
-    def count(self, outcome: Outcome, kind: Kind | str | None = None) -> int:
+    def count(self, outcome: Outcome, kind: ConnectionKind | str | None = None) -> int:
         """Requests with this outcome, on connections of this kind if given."""
         return sum(r.outcome is outcome and (kind is None or r.kind == kind) for r in self.records)
 
@@ -132,8 +132,9 @@ class Tally:
         the whole run, or between ``since`` and ``until``. A stall at the moment of a deletion is
         short beside the run, and leaves out the very requests that would have been lost.
 
-        Args: since: ``time.monotonic()``; with ``until``, a part of the run that is looked at by
-            itself, too. until: the end of that part.
+        :param since: ``time.monotonic()``; with ``until``, a part of the run that is looked at by
+            itself, too.
+        :param until: the end of that part.
         """
         parts = [("", self.lags)]
         if since is not None and until is not None and self.rate:
@@ -158,8 +159,8 @@ class Tally:
             "requests": self.total,
             "lost": self.lost,
             **{outcome.value: self.count(outcome) for outcome in Outcome},
-            "lost_fresh": sum(record.kind is Kind.FRESH for record in self.lost_records),
-            "lost_kept": sum(record.kind is Kind.KEPT for record in self.lost_records),
+            "lost_fresh": sum(record.kind is ConnectionKind.FRESH for record in self.lost_records),
+            "lost_kept": sum(record.kind is ConnectionKind.KEPT for record in self.lost_records),
             "latency_p50": percentile(latencies, 50),
             "latency_p99": percentile(latencies, 99),
             "latency_max": percentile(latencies, 100),

@@ -35,8 +35,7 @@ def parse_address(text: str) -> Address:
 
     A wildcard address becomes the loopback address of its family, where it can be connected to.
 
-    Raises:
-        ValueError: there is no port in it.
+    :raises ValueError: there is no port in it.
     """
     text = text.strip()
     if text.startswith("unix:"):
@@ -72,17 +71,17 @@ def fetch(
 ) -> Response:
     """One request on a connection of its own, closed afterwards.
 
-    Args:
-        address: where to connect to.
-        path: request target.
-        method: request method.
-        headers: added to ``Host`` and ``Connection: close``; a ``Host`` among them replaces ours.
-        body: sent with its length, if there is one.
-        timeout: seconds for the whole exchange, connecting included.
+    :param address: where to connect to.
+    :param path: request target.
+    :param method: request method.
+    :param headers: added to ``Host`` and ``Connection: close``; a ``Host`` among them replaces
+        ours.
+    :param body: sent with its length, if there is one.
+    :param timeout: seconds for the whole exchange, connecting included.
 
-    Raises:
-        IncompleteResponse: the peer closed first, or what it sent is no HTTP.
-        OSError: connecting, sending or receiving failed, or the time was over (``TimeoutError``).
+    :raises IncompleteResponse: the peer closed first, or what it sent is no HTTP.
+    :raises OSError: connecting, sending or receiving failed, or the time was over
+        (``TimeoutError``).
     """
     deadline = time.monotonic() + timeout
     http = h11.Connection(h11.CLIENT)
@@ -145,14 +144,13 @@ def head_bytes(
 ) -> bytes:
     """The bytes of a request's head; ``http`` moves on to sending the body.
 
-    Args:
-        http: the client's side of the connection.
-        address: becomes the ``Host`` header, unless there is one among ``headers``.
-        path: request target.
-        method: its method.
-        headers: its headers.
-        close: say ``Connection: close``.
-        length: of the body, bytes; None: say nothing of it.
+    :param http: the client's side of the connection.
+    :param address: becomes the ``Host`` header, unless there is one among ``headers``.
+    :param path: request target.
+    :param method: its method.
+    :param headers: its headers.
+    :param close: say ``Connection: close``.
+    :param length: of the body, bytes; None: say nothing of it.
     """
     fields = list(headers)
     if not any(name.lower() == "host" for name, _ in fields):

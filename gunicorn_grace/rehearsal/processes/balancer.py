@@ -40,23 +40,27 @@ FOLLOW_INTERVAL = 0.05
 class Setup:
     """How a balancer is set up. Times are seconds.
 
-    Attributes:
-        path: what active health checks ask for; only 200 passes.
-        interval: from one health check of an instance to the next; one 503 takes it out, one 200 back in.
-        check_timeout: for the answer to a health check, which waits for a free worker like any request. Too short, and
-            an instance that is merely busy is taken out, which makes the others busier.
-        connect_timeout: for a connection to an instance. It counts while an instance drains: its listener drops
-            SYNs then, so that this is what a request waits before it is tried elsewhere.
-        timeout: for the response.
-        idle: how long an unused connection to an instance is kept. It must be shorter than gunicorn's ``keepalive``
-            (2 s unless set), or a request is sent at the moment at which gunicorn closes the connection.
-        retries: how often a request is tried elsewhere when no connection to an instance could be made; 0: never.
-            nginx takes no number: all the others, or none.
-        retries_at_once: Envoy's circuit breaker; of more retries under way at one time the rest fails. Its default of 3
-            is soon reached when an instance goes.
-        forwarded: say ``X-Forwarded-For`` and the like, as a balancer should, or no such header at all.
-        panic: Envoy's ``healthy_panic_threshold``: with less than so many percent of the instances ready, its default
-            of 50 sends to all of them, those that are shutting down included.
+    :ivar path: what active health checks ask for; only 200 passes.
+    :ivar interval: from one health check of an instance to the next; one 503 takes it out, one 200
+        back in.
+    :ivar check_timeout: for the answer to a health check, which waits for a free worker like any
+        request. Too short, and an instance that is merely busy is taken out, which makes the others
+        busier.
+    :ivar connect_timeout: for a connection to an instance. It counts while an instance drains: its
+        listener drops SYNs then, so that this is what a request waits before it is tried elsewhere.
+    :ivar timeout: for the response.
+    :ivar idle: how long an unused connection to an instance is kept. It must be shorter than
+        gunicorn's ``keepalive`` (2 s unless set), or a request is sent at the moment at which
+        gunicorn closes the connection.
+    :ivar retries: how often a request is tried elsewhere when no connection to an instance could be
+        made; 0: never. nginx takes no number: all the others, or none.
+    :ivar retries_at_once: Envoy's circuit breaker; of more retries under way at one time the rest
+        fails. Its default of 3 is soon reached when an instance goes.
+    :ivar forwarded: say ``X-Forwarded-For`` and the like, as a balancer should, or no such header
+        at all.
+    :ivar panic: Envoy's ``healthy_panic_threshold``: with less than so many percent of the
+        instances ready, its default of 50 sends to all of them, those that are shutting down
+        included.
     """
 
     path: str = "/readyz"
@@ -75,14 +79,12 @@ class Balancer(SupervisedProcess):
     """One balancer process and whatever it starts, supervised as an instance is: marked, read,
     ended, reaped.
 
-    Args:
-        endpoints: the instances; ``route`` replaces them.
-        setup: see ``Setup``.
-        bind: ``(host, 0)``, or the path of a UNIX socket.
-        executable_prefix: see ``SupervisedProcess``.
+    :param endpoints: the instances; ``route`` replaces them.
+    :param setup: see ``Setup``.
+    :param bind: ``(host, 0)``, or the path of a UNIX socket.
+    :param executable_prefix: see ``SupervisedProcess``.
 
-    Raises:
-        PlanFailed: the product is not installed.
+    :raises PlanFailed: the product is not installed.
     """
 
     product: ClassVar[str]
@@ -123,8 +125,7 @@ class Balancer(SupervisedProcess):
     def require(cls) -> str:
         """The executable.
 
-        Raises:
-            PlanFailed: there is none; the message says where it comes from.
+        :raises PlanFailed: there is none; the message says where it comes from.
         """
         if (executable := cls.find()) is None:
             raise PlanFailed(f"--through {cls.product}: it is not installed: {cls.install}")
@@ -152,7 +153,7 @@ class Balancer(SupervisedProcess):
     def start(self, timeout: float = 20.0) -> Balancer:
         """Start it, and wait until it answers and sends to every endpoint.
 
-        Raises: InstanceFailed: it ended, or was not so far within ``timeout`` seconds; it is
+        :raises InstanceFailed: it ended, or was not so far within ``timeout`` seconds; it is
             stopped then.
         """
         deadline = time.monotonic() + timeout
@@ -229,8 +230,7 @@ class Balancer(SupervisedProcess):
         """While the block runs, the balancer is told of what ``table`` says, as a control plane
         does it.
 
-        Raises:
-            InstanceFailed: it could not be told, or ended, meanwhile.
+        :raises InstanceFailed: it could not be told, or ended, meanwhile.
         """
         over = threading.Event()
         problems: list[BaseException] = []

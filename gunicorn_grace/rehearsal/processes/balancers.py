@@ -26,8 +26,7 @@ def in_front(
 
     Without one, that is ``table`` itself.
 
-    Raises:
-        InstanceFailed: see ``Balancer.start`` and ``Balancer.following``.
+    :raises InstanceFailed: see ``Balancer.start`` and ``Balancer.following``.
     """
     if balancer is None:
         yield table

@@ -25,8 +25,7 @@ class Fleet:
         """Start all; each has ``timeout`` seconds to listen and, if given, ``ready`` seconds more
         to answer.
 
-        Raises:
-            InstanceFailed: one of them failed; all are stopped then.
+        :raises InstanceFailed: one of them failed; all are stopped then.
         """
 
         def start(instance: Instance) -> None:

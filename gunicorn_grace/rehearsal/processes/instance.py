@@ -72,8 +72,7 @@ class Instance(SupervisedProcess):
         """Launch it and wait, up to ``timeout`` seconds, until it listens. Workers may still be
         loading then.
 
-        Raises:
-            InstanceFailed: it ended, or did not listen in time; it is stopped then.
+        :raises InstanceFailed: it ended, or did not listen in time; it is stopped then.
         """
         try:
             self._launch()
@@ -135,8 +134,7 @@ class Instance(SupervisedProcess):
         """Return when a fresh connection got a complete response, of whatever status, to ``GET
         path``.
 
-        Raises:
-            InstanceFailed: it ended, or did not answer within ``timeout`` seconds.
+        :raises InstanceFailed: it ended, or did not answer within ``timeout`` seconds.
         """
         deadline = time.monotonic() + timeout
         problem: Exception | None = None
@@ -167,8 +165,7 @@ class Instance(SupervisedProcess):
         """The exit code of ``pid``, negative for a signal, once it ended. It stays a zombie until
         ``stop``.
 
-        Raises:
-            InstanceFailed: it still ran after ``timeout`` seconds.
+        :raises InstanceFailed: it still ran after ``timeout`` seconds.
         """
         if not self.wait_exit(timeout) or self.exit_code is None:
             raise InstanceFailed(f"{self.name} still ran after {timeout:g} s", self.output)
@@ -178,8 +175,7 @@ class Instance(SupervisedProcess):
     def wait_workers(self, count: int, timeout: float = 20.0) -> list[int]:
         """Wait until exactly ``count`` workers live; their pids.
 
-        Raises:
-            InstanceFailed: not so within ``timeout`` seconds.
+        :raises InstanceFailed: not so within ``timeout`` seconds.
         """
         deadline = time.monotonic() + timeout
         while len(pids := self.worker_pids()) != count:
@@ -194,8 +190,8 @@ class Instance(SupervisedProcess):
     def signal_group(self, number: int) -> None:
         """Send a signal to the whole process group, as dumb-init and a terminal's Ctrl-C do.
 
-        Raises:
-            RehearsalError: it was started with ``start_new_session=False``: the group is ours too.
+        :raises RehearsalError: it was started with ``start_new_session=False``: the group is ours
+            too.
         """
         if not self._own_session:
             raise RehearsalError(

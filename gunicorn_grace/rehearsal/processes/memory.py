@@ -20,12 +20,10 @@ class MemoryWatch:
     third of a second: so it rests fifty times as long as a look took, or it would be a load of its
     own.
 
-    Args:
-        instances: asked for at every look, for instances come and go.
+    :param instances: asked for at every look, for instances come and go.
 
-    Attributes:
-        samples: ``(time.monotonic(), bytes)`` for each look.
-        each: the most that was seen of each instance, by its ``runtime_dir``.
+    :ivar samples: ``(time.monotonic(), bytes)`` for each look.
+    :ivar each: the most that was seen of each instance, by its ``runtime_dir``.
     """
 
     def __init__(self, instances: Callable[[], Sequence[Instance]]) -> None:

@@ -19,7 +19,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import TypeVar
 
 from ..errors import InstanceFailed, LineMissing, RehearsalError
@@ -180,12 +179,7 @@ class SupervisedProcess(ABC):
             self.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.stop()
 
     def __repr__(self) -> str:
@@ -226,13 +220,12 @@ class SupervisedProcess(ABC):
         """The first line, among those from index ``after`` on, in which the regular expression is
         found.
 
-        Args:
-            pattern: searched for in each line; a string is a regular expression too.
-            timeout: seconds.
-            after: skip so many lines, usually from ``mark``.
+        :param pattern: searched for in each line; a string is a regular expression too.
+        :param timeout: seconds.
+        :param after: skip so many lines, usually from ``mark``.
 
-        Raises:
-            LineMissing: the time was over, or the output ended. The message shows the whole output.
+        :raises LineMissing: the time was over, or the output ended. The message shows the whole
+            output.
         """
         search = re.compile(pattern).search
         deadline = time.monotonic() + timeout

@@ -113,11 +113,12 @@ def end_marked(variable: str, value: str, timeout: float = 5.0) -> list[int]:
     It looks again until it finds none: one may have been forked a moment before its parent was
     ended.
 
-    Args: variable: name of the mark. value: its value, different for every instance. timeout:
-        seconds to wait in all. SIGKILL takes longer than that only in an uninterruptible sleep.
+    :param variable: name of the mark.
+    :param value: its value, different for every instance.
+    :param timeout: seconds to wait in all. SIGKILL takes longer than that only in an
+        uninterruptible sleep.
 
-    Returns:
-        the pids that were ended.
+    :returns: the pids that were ended.
     """
     deadline = time.monotonic() + timeout
     ended: list[int] = []

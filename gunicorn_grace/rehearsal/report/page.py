@@ -40,10 +40,9 @@ def page(
 ) -> str:
     """The HTML page on one or more runs of the same plan.
 
-    Args:
-        results: the last one is judged.
-        made: when; with a time zone.
-        max_lost, interrupted: see ``report_text.passed``.
+    :param results: the last one is judged.
+    :param made: when; with a time zone.
+    :param max_lost, interrupted: see ``report_text.passed``.
     """
     axis = _axis(results)
     used = [

@@ -36,10 +36,9 @@ def document(
 ) -> dict[str, Any]:
     """What ``--json`` writes.
 
-    Args:
-        results: the last one is judged.
-        made: when; with a time zone.
-        max_lost, interrupted: see ``report_text.passed``.
+    :param results: the last one is judged.
+    :param made: when; with a time zone.
+    :param max_lost, interrupted: see ``report_text.passed``.
     """
     plan = results[0].plan
     return {

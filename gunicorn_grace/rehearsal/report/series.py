@@ -26,12 +26,11 @@ no more pixels."""
 class Series:
     """Counts in equal steps of time. Times are seconds since the deletions began.
 
-    Attributes:
-        start: when the first step begins, a whole multiple of ``step``.
-        step: seconds of a step.
-        began: for each outcome, how many requests began in each step that ended with it.
-        in_flight: the most requests that were under way at one moment of each step.
-        in_flight_deleted: the same of those that went to the deleted instances.
+    :ivar start: when the first step begins, a whole multiple of ``step``.
+    :ivar step: seconds of a step.
+    :ivar began: for each outcome, how many requests began in each step that ended with it.
+    :ivar in_flight: the most requests that were under way at one moment of each step.
+    :ivar in_flight_deleted: the same of those that went to the deleted instances.
     """
 
     start: float
@@ -73,11 +72,10 @@ def count(
 ) -> Series:
     """Count records.
 
-    Args:
-        records: in any order.
-        origin: ``time.monotonic()`` when the deletions began.
-        ended: the same for the end of the load.
-        deleted: endpoints of the deleted instances, as the records name them.
+    :param records: in any order.
+    :param origin: ``time.monotonic()`` when the deletions began.
+    :param ended: the same for the end of the load.
+    :param deleted: endpoints of the deleted instances, as the records name them.
     """
     first = min((record.started for record in records), default=origin) - origin
     last = max((record.ended for record in records), default=origin) - origin

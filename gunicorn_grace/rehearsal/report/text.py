@@ -125,13 +125,6 @@ def rows(results: Sequence[Result]) -> list[Row]:
             tuple(f"{percentile(tally.lags, 99) * 1000:.1f} ms" for tally in tallies),
         ),
     ]
-    if any(result.memory.peak for result in results):
-        found.append(
-            Row(
-                "memory at most",
-                tuple(f"{result.memory.peak / 2**20:.0f} MiB" for result in results),
-            )
-        )
     return found
 
 
@@ -175,9 +168,8 @@ def timeline(result: Result, paint: Paint = unpainted) -> str:
 def moments(result: Result, followed: int) -> list[tuple[float, str]]:
     """What happened, in order, with the seconds since the deletion.
 
-    Args:
-        result: of which run.
-        followed: how many deleted instances are told of; if there are more, only the first.
+    :param result: of which run.
+    :param followed: how many deleted instances are told of; if there are more, only the first.
     """
     plan, lives = result.plan, {life.name: life for life in result.lives}
     lost = sorted(result.tally.lost_records, key=lambda record: record.started)

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from gunicorn_grace.rehearsal.command.contenders import contender_named
-from gunicorn_grace.rehearsal.load.tally import Kind, Outcome
+from gunicorn_grace.rehearsal.load.tally import ConnectionKind, Outcome
 from gunicorn_grace.rehearsal.plan import Contender, Plan
 from gunicorn_grace.rehearsal.report import labels
 from gunicorn_grace.rehearsal.report import page as page_module
@@ -392,7 +392,13 @@ def test_kinds_of_connections_and_deleted_endpoints_are_listed_with_their_losses
     """The table of losses says when, on what connection, to whom and why."""
     shown = rendered(
         plain(),
-        result(lost=[record(2.5, Outcome.TIMEOUT, kind=Kind.KEPT, endpoint=DELETED, error="slow")]),
+        result(
+            lost=[
+                record(
+                    2.5, Outcome.TIMEOUT, kind=ConnectionKind.KEPT, endpoint=DELETED, error="slow"
+                )
+            ]
+        ),
     )
     cells = shown.text("td")
     at = cells.index("2.50")

@@ -20,7 +20,7 @@ from gunicorn_grace.rehearsal.command.output import opened
 from gunicorn_grace.rehearsal.errors import OutputFailed, PlanFailed
 from gunicorn_grace.rehearsal.kubernetes.rollout import Rollout
 from gunicorn_grace.rehearsal.kubernetes.routing import Lag
-from gunicorn_grace.rehearsal.load.tally import Kind, Outcome
+from gunicorn_grace.rehearsal.load.tally import ConnectionKind, Outcome
 from gunicorn_grace.rehearsal.plan import GRACE, PLAIN, Plan
 from gunicorn_grace.rehearsal.report import schema
 from gunicorn_grace.rehearsal.report import text as report_text
@@ -208,7 +208,9 @@ def test_the_document_is_what_its_schema_says() -> None:
     """All outcomes, all contenders, complete or not: every field is described, and no more."""
     jsonschema.Draft202012Validator.check_schema(schema.schema())
     losses = [
-        record(n / 10, outcome, kind=kind) for n, outcome in enumerate(Outcome) for kind in Kind
+        record(n / 10, outcome, kind=kind)
+        for n, outcome in enumerate(Outcome)
+        for kind in ConnectionKind
     ]
     runs = [*three(), result(lost=losses), result(PLAIN, exited=None, complete=False)]
     document = valid(schema.document(runs, made=MADE, max_lost=3, interrupted=True))
