@@ -1,1 +1,2 @@
-"""What Kubernetes does to a pod: routing, probes, deletion, roll-out, and how a manifest sets them up."""
+"""The Kubernetes of a rehearsal: routing, probes, deletion, roll-out, and the manifest behind
+them."""

@@ -18,9 +18,9 @@ from ..load.wire import fetch
 from ..processes.instance import Instance
 from .routing import EndpointState, EndpointTable
 
-#: kubelet's minimumGracePeriodInSeconds (pkg/kubelet/kuberuntime/kuberuntime_container.go,
-#: killContainer): what a container still gets between SIGTERM and SIGKILL when its preStop hook has
-#: used up the period.
+#: Seconds that a container still gets between SIGTERM and SIGKILL when its preStop hook has used up
+#: the period. The kubelet calls it minimumGracePeriodInSeconds
+#: (pkg/kubelet/kuberuntime/kuberuntime_container.go, killContainer).
 MINIMUM_GRACE = 2.0
 
 
@@ -65,30 +65,37 @@ Hook: TypeAlias = Exec | HttpGet | Sleep
 
 
 class Deletion:
-    """One pod being deleted. Its thread does what the platform does, and stamps when.
+    """The deletion of one pod. Its thread does what the platform does and records when.
 
-    At once the endpoint begins to leave the table (the EndpointSlice controller takes "ready" from
-    it as soon as the pod has a deletion timestamp) and the preStop hook runs, neither waiting for
-    the other; when the hook has ended, or the period is over, SIGTERM; at the end of the period,
-    which the hook counts in, SIGKILL. After a hook that took it all there are ``MINIMUM_GRACE``
-    seconds more. The process that got SIGTERM is the container's first: with its end, everything in
-    the container ends. The order is that of killContainer in
-    pkg/kubelet/kuberuntime/kuberuntime_container.go.
+    Two things begin at once, and neither waits for the other. The endpoint starts to leave the
+    table, because the EndpointSlice controller takes "ready" from it as soon as the pod has a
+    deletion timestamp. The preStop hook starts to run. SIGTERM follows when the hook has ended or
+    the period is over. SIGKILL follows at the end of the period, which includes the hook. If the
+    hook used up the period, the container gets ``MINIMUM_GRACE`` more seconds. SIGTERM goes to the
+    container's first process; when that ends, everything in the container ends. The order is that
+    of killContainer in pkg/kubelet/kuberuntime/kuberuntime_container.go.
 
-    :param instance: which one.
-    :param table: the routing that is to forget it. None: the container is ended but the pod is not
-        deleted, as after a failed liveness probe, which goes the same way through killContainer.
-    :param lag: seconds until the routing has; a sequence has one for each node.
+    :param instance: the instance to delete.
+    :param table: the routing that has to forget it. With None the container is ended but the pod is
+        not deleted. A failed liveness probe does that, and takes the same way through
+        killContainer.
+    :param lag: seconds until the routing has forgotten it; a sequence has one value for each node.
     :param period: terminationGracePeriodSeconds.
     :param pre_stop: the hook; a sequence of strings is a command. A command runs with the
         instance's environment, with the folder of its Python first on the PATH, and in its working
         directory.
 
-    Attributes, all stamps in ``time.monotonic()`` seconds, None as long as it has not come to it:
-        started: the deletion began. unrouted: the last node forgot the endpoint. pre_stop_done: the
-        hook ended, or its time did. pre_stop_problem: what was wrong with the hook, empty if
-        nothing; the kubelet goes on all the same. sigterm: SIGTERM was sent. exited: the process
-        was gone. exit_code: as in ``Popen.returncode``. killed: SIGKILL was needed.
+    Times are ``time.monotonic()`` seconds, and None until the event has happened.
+
+    :ivar started: time at which the deletion began.
+    :ivar unrouted: time at which the last node forgot the endpoint.
+    :ivar pre_stop_done: time at which the hook ended or ran out of time.
+    :ivar pre_stop_problem: the problem with the hook, empty if there was none. The kubelet goes on
+        regardless.
+    :ivar sigterm: time at which SIGTERM was sent.
+    :ivar exited: time at which the process was gone.
+    :ivar exit_code: as in ``Popen.returncode``.
+    :ivar killed: whether SIGKILL was needed.
     """
 
     def __init__(
@@ -139,7 +146,7 @@ class Deletion:
         """Wait until the process is gone and the routing knows it.
 
         :raises RehearsalError: not so within ``timeout`` seconds.
-        :raises Exception: whatever went wrong in the thread.
+        :raises Exception: the deletion failed in its thread.
         """
         self._thread.join(timeout)
         if self._thread.is_alive():
@@ -231,15 +238,13 @@ class Deletion:
                     cwd=self.instance.cwd,
                     start_new_session=True,
                 )
-                if (
-                    self._cancelled.is_set()
-                ):  # cancel() may have looked for the hook a moment too early
+                if self._cancelled.is_set():  # cancel() may have looked before the hook existed
                     self._hook.kill()
                 code = self._hook.wait(max(0.0, deadline - time.monotonic()))
             except OSError as error:
                 self.pre_stop_problem = f"{shown} could not be run: {error.strerror or error}"
             except subprocess.TimeoutExpired:
-                # It runs on, as in Kubernetes, until the container's end takes it along.
+                # As in Kubernetes, the hook runs on until the container ends.
                 self.pre_stop_problem = too_long
             else:
                 if code:
@@ -251,8 +256,10 @@ class Deletion:
 
 
 def as_hook(command: Sequence[str]) -> Hook | None:
-    """The hook that a command line means: ``GET /path`` is a request, all else a command; nothing
-    is no hook."""
+    """Read a hook from a command line: ``GET /path`` is a request, anything else a command.
+
+    :returns: None for an empty command line.
+    """
     if not command:
         return None
     if len(command) == 2 and command[0] == "GET":
@@ -261,7 +268,7 @@ def as_hook(command: Sequence[str]) -> Hook | None:
 
 
 def _fill(part: str, values: dict[str, str]) -> str:
-    """Replace the place-holders; other braces, as in JSON for curl, stay what they are."""
+    """Replace the placeholders. Other braces stay, such as those of JSON for curl."""
     for name, value in values.items():
         part = part.replace(name, value)
     return part

@@ -1,8 +1,7 @@
-"""A Deployment's manifest as a rehearsal plays it: what it says, minus what only holds inside its
-own container.
+"""Turns a workload of a manifest into the part of a plan that it describes.
 
-Several instances share this machine, so that addresses, ports and pids in a manifest mean something
-else here. What is changed for that is changed here, and what cannot be played is said.
+Several instances share this machine, so addresses, ports and pids of a manifest have to be
+translated. A part of the manifest that cannot be played is reported in a note.
 """
 
 from __future__ import annotations
@@ -17,19 +16,20 @@ from .deletion import Exec, Hook, HttpGet, Sleep
 from .probing import KubeletProbe, ProbeKind
 from .rollout import Rollout
 
-#: Variables that make gunicorn another one; the rest of an image's environment points into its
+#: Variables that change how gunicorn behaves. The rest of an image's environment refers to its
 #: cluster.
 _ENVIRONMENT = re.compile(r"GRACE_[A-Z_]+|GUNICORN_CMD_ARGS|WEB_CONCURRENCY")
-#: A port and a file that each container has for itself, and instances on one machine cannot share.
+#: A port and a file that each container has for itself. Instances on one machine cannot share them.
 _NOT_HERE = ("GRACE_PROBE_BIND", "GRACE_REPORT")
 _BIND = re.compile(r"(?:^|\s)(?:-b|--bind)[= ]?\S*?:(\d+)(?=\s|$)")
 
 
 @dataclass(frozen=True)
 class Played:
-    """What a manifest gives to a plan; see ``Plan`` for the meaning of each.
+    """The part of a plan that comes from a manifest; ``Plan`` explains the fields.
 
-    :ivar notes: what is played in another way than it is written, or not at all.
+    :ivar notes: parts of the manifest that are played differently from how they are written, or not
+        at all.
     """
 
     instances: int
@@ -42,13 +42,13 @@ class Played:
 
 
 def played(workload: Workload, *, rolled_out: bool) -> Played:
-    """What is played of a workload.
+    """Read the part of a plan that a workload describes.
 
     :param workload: as the manifest has it.
-    :param rolled_out: a roll-out is to be played, not a scale-down.
+    :param rolled_out: whether a roll-out is played, and not a scale-down.
 
-    :raises PlanFailed: it has no readiness probe, or one that cannot be played; or it is never
-        rolled out by itself.
+    :raises PlanFailed: the workload has no readiness probe, or one that cannot be played, or its
+        strategy is not ``RollingUpdate`` although a roll-out is played.
     """
     container = workload.serving()
     where = f"{workload.source}:{container.line}: {workload.kind} {workload.name}"
@@ -144,11 +144,11 @@ def _hook(
 
 
 def here(command: tuple[str, ...], ports: set[int | None]) -> list[str]:
-    """A container's command as it is run on this machine, where each instance has a port of its
-    own.
+    """Translate a container's command for this machine, where each instance has its own port.
 
-    ``localhost:8080`` becomes the instance's address, if 8080 is a port of the container; and what
-    finds the only gunicorn of its container is told which one it is.
+    ``localhost:8080`` becomes the instance's address if 8080 is a port of the container.
+    ``gunicorn-grace prestop`` and ``drain`` look for the only gunicorn of their container, so they
+    get ``--pid``.
     """
     known = "|".join(str(port) for port in ports if port is not None)
     parts = list(command)
@@ -173,7 +173,7 @@ _COMMANDS = ("prestop", "drain")
 
 
 def _port(container: Container) -> int | None:
-    """The port that gunicorn binds in the container: as its command says, or the first one
+    """The port that gunicorn binds in the container: the one in its command, or the first
     declared."""
     found = _BIND.search(" ".join((*container.command, container.env.get("GUNICORN_CMD_ARGS", ""))))
     return int(found[1]) if found else next(iter(container.ports.values()), None)

@@ -1,8 +1,7 @@
-"""A pod: one instance, what its probes say of it, and what the platform does about that.
+"""A pod: one instance, the verdicts of its probes, and the platform's reaction to them.
 
-Readiness puts its endpoint into the routing and takes it out; a failed liveness or start-up probe
-ends the container and starts another at the same address; a deletion ends it for good. The three
-meet here, in one lock.
+Readiness puts its endpoint into the routing and takes it out. A failed liveness or start-up probe
+ends the container and starts another at the same address. A deletion ends it for good.
 """
 
 from __future__ import annotations
@@ -18,30 +17,33 @@ from .deletion import Deletion, Hook
 from .probing import KubeletProbe, ProbeKind, Prober
 from .routing import EndpointState, EndpointTable
 
-#: Before a second restart the kubelet waits so long, then twice as long each time, up to five
-#: minutes (pkg/kubelet/kubelet.go, backOffPeriod and MaxContainerBackOff). The first one is
-#: immediate.
+#: Seconds that the kubelet waits before the second restart. It doubles the time for each further
+#: one, up to five minutes; the first restart is immediate (pkg/kubelet/kubelet.go, backOffPeriod
+#: and MaxContainerBackOff).
 BACK_OFF, MAX_BACK_OFF = 10.0, 300.0
 
 
 class Pod:
     """One pod, whose instance listens already.
 
+    It has more attributes than a class should, because readiness, deletion and restart change
+    each other's state under one lock.
+
     :param instance: its container.
     :param table: the routing.
-    :param prober: who asks.
-    :param probes: what is asked.
-    :param observed: readiness is asked for the record
-    :param only: the pod is ready from the beginning, and stays so.
-    :param lag: of the routing, see ``EndpointTable``.
+    :param prober: sends the probes.
+    :param probes: the probes to send.
+    :param observed: the readiness probe only records; the pod is ready from the beginning and stays
+        ready.
+    :param lag: the lag of the routing, see ``EndpointTable``.
     :param period: terminationGracePeriodSeconds.
     :param pre_stop: its hook.
-    :param again: makes the instance that follows after a restart, to listen at the address given.
+    :param again: makes the instance that follows after a restart; it listens at the same address.
 
     :ivar readiness: ``(time.monotonic(), ready)`` of each change.
     :ivar restarts: ``(time.monotonic(), why)`` of each restart of the container.
     :ivar instances: its containers, one after the other.
-    :ivar deletion: under way or over; None before.
+    :ivar deletion: the deletion once it has begun, None before.
     """
 
     def __init__(
@@ -78,7 +80,7 @@ class Pod:
         self._stop_asking: Callable[[], None] = lambda: None
         self._ending: Deletion | None = None
         self._restart: threading.Thread | None = None
-        self._over = threading.Event()  # deleted, or given up: nothing is started any more
+        self._over = threading.Event()  # deleted or closed: nothing is started any more
         self._begun = 0.0
 
     @property
@@ -88,7 +90,7 @@ class Pod:
 
     @property
     def ready(self) -> bool:
-        """Whether the platform takes it for ready."""
+        """Whether the platform considers it ready."""
         return bool(self.readiness) and self.readiness[-1][1]
 
     @property
@@ -107,7 +109,7 @@ class Pod:
     def begin(self, lag: float | Sequence[float] = 0.0) -> None:
         """Begin to probe it. Without a readiness probe it is ready at once.
 
-        :param lag: until a node learns of it; none for those that were there before anybody looked.
+        :param lag: seconds until a node learns of it; 0 for a pod that is there from the beginning.
         """
         with self._lock:
             state = EndpointState.READY if self.observed else EndpointState.GONE
@@ -139,16 +141,14 @@ class Pod:
                 self._changed.wait(min(remaining, 0.25))
 
     def wait_ready_by(self, timeout: float) -> None:
-        """Raise, as ``wait_ready`` does, if it should have been ready by now: ``timeout`` seconds
-        from its begin."""
+        """Raise as ``wait_ready`` does if ``timeout`` seconds have passed since ``begin``."""
         if time.monotonic() > self._begun + timeout:
             self.wait_ready(0.0)
 
     def delete(self) -> Deletion:
-        """Begin to delete it. If its container is being restarted, its end, or its start, is waited
-        for.
+        """Begin to delete it. A restart that is under way is waited for first.
 
-        A node does one thing at a time with a pod, too (pkg/kubelet/pod_workers.go).
+        The kubelet also does one thing at a time with a pod (pkg/kubelet/pod_workers.go).
         """
         self._over.set()
         if (restart := self._restart) is not None:
@@ -168,7 +168,7 @@ class Pod:
             return self.deletion
 
     def close(self) -> None:
-        """Give up whatever is under way; every process of it is gone then."""
+        """Cancel whatever is under way, and end every process of the pod."""
         with self._lock:
             self._over.set()
         self._stop_asking()
@@ -180,7 +180,7 @@ class Pod:
         if (restart := self._restart) is not None:
             restart.join()
 
-    # -- what the prober tells ----
+    # -- verdicts of the prober ----
 
     def _routed(self) -> bool:
         return self.observed or self.ready

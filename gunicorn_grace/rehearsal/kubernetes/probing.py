@@ -1,8 +1,8 @@
 """Probes as the kubelet sends them: on a new connection each, counted against thresholds.
 
-A rehearsal without them would take every instance that runs for one that is ready. So they are sent
-for real, to the same port as the load and at the cost of a worker each time, and what comes of them
-takes an endpoint out of the routing or restarts a container, as it does on a node.
+Without probes, a rehearsal would consider every running instance ready. So they are real requests
+to the same port as the load, and each one occupies a worker. Their verdicts take an endpoint out of
+the routing or restart a container, as on a node.
 
 The kubelet's sources: pkg/kubelet/prober/worker.go (when, thresholds, what stops at a deletion) and
 pkg/probe/http/http.go (one request on a connection of its own, 200 to 399 is success).
@@ -22,12 +22,12 @@ import h11
 
 from ..load.wire import Address, request_bytes
 
-#: What the kubelet calls itself, and what it accepts (pkg/probe/http/request.go).
+#: The headers that the kubelet sends (pkg/probe/http/request.go).
 HEADERS = (("User-Agent", "kube-probe/1.33"), ("Accept", "*/*"))
 
 
 class ProbeKind(str, Enum):
-    """What a probe asks."""
+    """The kinds of probe."""
 
     READINESS = "readiness"
     LIVENESS = "liveness"
@@ -42,9 +42,9 @@ class KubeletProbe:
     :ivar path: request target.
     :ivar period: seconds from one to the next.
     :ivar timeout: seconds for the whole exchange.
-    :ivar failure_threshold: failures in a row that it takes to fail.
-    :ivar success_threshold: successes in a row that it takes to pass again.
-    :ivar initial_delay: seconds after the container's start in which nothing is asked.
+    :ivar failure_threshold: failures in a row after which the probe has failed.
+    :ivar success_threshold: successes in a row after which the probe passes again.
+    :ivar initial_delay: seconds after the container's start before the first request.
     :ivar headers: of the request; a ``Host`` among them replaces the address.
     """
 
@@ -80,7 +80,7 @@ class KubeletProbe:
         """Read ``/readyz``, or ``/readyz period=5 timeout=1 failure=1 success=1 delay=0``, in any
         order.
 
-        :raises ValueError: what is wrong with it.
+        :raises ValueError: the text is not a probe; the message says why.
         """
         path, *options = text.split()
         if not path.startswith("/"):
@@ -115,7 +115,7 @@ _OPTIONS = {
 
 
 class Thresholds:
-    """What a probe's answers come to. Pure: one of them in, the verdict out."""
+    """Counts the answers to a probe against its thresholds."""
 
     def __init__(self, probe: KubeletProbe) -> None:
         self._needed = {True: probe.success_threshold, False: probe.failure_threshold}
@@ -123,8 +123,10 @@ class Thresholds:
         self._run = 0
 
     def count(self, success: bool) -> bool | None:
-        """Count one answer; the verdict, or None while there are too few like it in a row for
-        one."""
+        """Count one answer.
+
+        :returns: the verdict, or None while too few equal answers have come in a row.
+        """
         self._run = self._run + 1 if success is self._last else 1
         self._last = success
         return success if self._run >= self._needed[success] else None
@@ -133,8 +135,8 @@ class Thresholds:
 class Prober:
     """The kubelet's probe workers of all instances, on one event loop in a thread of its own.
 
-    A hundred instances with two probes each are a hundred threads less than the kubelet's way, and
-    at thirty probes a second 2 % of a core.
+    The kubelet has a goroutine for each probe. Here that would be two hundred threads for a hundred
+    instances; one loop sends thirty probes a second with 2 % of a core.
     """
 
     def __init__(self) -> None:
@@ -162,7 +164,7 @@ class Prober:
         self.stop()
 
     def check(self) -> None:
-        """Raise what went wrong in the thread: readiness that nobody asks for any more would look
+        """Raise the error that ended the thread: without probes, readiness would only look
         steady."""
         if self._problem is not None:
             raise self._problem
@@ -179,22 +181,22 @@ class Prober:
     ) -> Callable[[], None]:
         """Probe one container from now on.
 
-        Each probe is sent at once and then once in its period, but readiness and liveness only when
+        Each probe is sent at once and then once in its period. Readiness and liveness wait until
         the start-up probe, if there is one, has passed. A start-up probe ends with its first
-        verdict; one for liveness when it fails, because the container is restarted then; both end
-        when the pod is being deleted, while readiness is asked to the end. So a hung worker does
-        not get its container restarted in the middle of a shutdown.
+        verdict. A liveness probe ends when it fails, because the container is restarted then. Both
+        end when the pod is being deleted, so that a hung worker does not restart its container in
+        the middle of a shutdown. Readiness is asked to the end.
 
-        :param address: where.
-        :param probes: what to ask.
+        :param address: address of the container.
+        :param probes: the probes to send.
         :param tell: called in the prober's thread with every verdict that differs from the one
-            before; at the beginning a container is not ready, not started, and alive.
-        :param deleting: whether the pod is being deleted.
-        :param gone: whether its container has ended for good: it is not ready then, and not asked
-            any more.
+            before. A container begins as not ready, not started and alive.
+        :param deleting: returns whether the pod is being deleted.
+        :param gone: returns whether the container has ended for good. It is not ready then, and is
+            not asked any more.
         :param started: ``time.monotonic()`` of the container's start, for the initial delay.
 
-        :returns: what ends it.
+        :returns: a function that ends the probing.
         """
         started = time.monotonic() if started is None else started
         container = _Container(address, probes, tell, deleting, gone, started)
@@ -231,7 +233,7 @@ class Prober:
 
 
 class _Container:
-    """What is asked of one container. Everything but ``__init__`` runs on the prober's loop."""
+    """The probes of one container. Everything but ``__init__`` runs on the prober's loop."""
 
     def __init__(
         self,
@@ -256,7 +258,7 @@ class _Container:
             task.cancel()
 
     async def ask(self, kind: ProbeKind) -> None:
-        """One probe's life."""
+        """Send one probe until it has nothing more to find out."""
         probe = self.probes[kind]
         thresholds = Thresholds(probe)
         ready = False
@@ -274,8 +276,8 @@ class _Container:
                     self.begun |= verdict  # A failed liveness probe ends itself, and not the one for readiness.
                     self.tell(kind, verdict)
                     return
-            # A ticker: a slow answer does not move the next one, and what was missed is not made up
-            # for.
+            # A ticker: a slow answer does not delay the next probe, and a missed probe is not
+            # repeated.
             due = max(due + probe.period, loop.time())
             await asyncio.sleep(due - loop.time())
         if ready:
@@ -289,7 +291,7 @@ class _Container:
 
 
 async def _status(address: Address, probe: KubeletProbe) -> int:
-    """The status of the response to one probe, when all of it is there."""
+    """The status of the complete response to one probe."""
     if isinstance(address, str):
         reader, writer = await asyncio.open_unix_connection(address)
     else:

@@ -21,13 +21,13 @@ from .probing import KubeletProbe, ProbeKind, Prober
 from .rollout import Counts, Rollout, Step, next_step
 from .routing import EndpointTable
 
-#: The readiness that is watched when nobody said what to ask: often enough to be drawn, and of no
-#: effect.
+#: The readiness probe that is sent when the plan has none. It only records, often enough for the
+#: picture.
 WATCHED = KubeletProbe("/readyz", period=1.0, failure_threshold=1)
 
 
 class Replicas:
-    """The pods of one run, from the first start to the certainty that nothing of them is left."""
+    """The pods of one run, from the first start until no process of them is left."""
 
     def __init__(self, plan: Plan, contender: Contender) -> None:
         self.plan = plan
@@ -52,7 +52,7 @@ class Replicas:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        with ExitStack() as stack:  # each of them, also when another one fails
+        with ExitStack() as stack:  # each callback runs, also when another one fails
             stack.callback(self._prober.stop)
             stack.callback(self.fleet.stop)
             for pod in self.pods:
@@ -60,29 +60,29 @@ class Replicas:
 
     @property
     def _patience(self) -> float:
-        """Seconds until a pod must be ready: a start's time, and what its probes take even if all
-        goes well."""
+        """Seconds until a pod must be ready: the time to start, and the least that its probes
+        need."""
         probes = self._probes.values()
         return self.plan.start_timeout + sum(
             p.initial_delay + p.success_threshold * p.period for p in probes
         )
 
     def containers(self) -> list[Instance]:
-        """Every instance that there is or was."""
+        """Every instance that runs or has run."""
         started = {instance: None for pod in list(self.pods) for instance in pod.instances}
         return [*started, *(instance for instance in self.fleet if instance not in started)]
 
     def start(self, tell: Callable[[str], None]) -> None:
-        """Start the instances, and wait until the platform takes each for ready.
+        """Start the instances, and wait until the platform considers each ready.
 
         :raises InstanceFailed: one did not come up.
         :raises RehearsalError: one was not ready in time.
-        :raises PlanFailed: a probe asks for a path that is not there.
+        :raises PlanFailed: a probe requests a path that answers 404.
         """
         plan = self.plan
         self.fleet.start(plan.start_timeout, ready=plan.start_timeout)
         if plan.probes is None and 200 <= status_of(self.fleet[0], WATCHED) < 400:
-            # Ten a second at most for the whole fleet: watching is not to be a load of its own.
+            # At most ten probes a second for the whole fleet: watching must not become a load.
             watched = replace(WATCHED, period=max(WATCHED.period, plan.instances / 10))
             self._observed, self._probes = True, {ProbeKind.READINESS: watched}
         for kind, probe in (plan.probes or {}).items():
@@ -102,8 +102,8 @@ class Replicas:
             pod.wait_ready(self._patience)
 
     def scale_down(self) -> None:
-        """Delete what does not remain, all at the same moment, and wait until it is gone and
-        forgotten."""
+        """Delete the pods that do not remain, all at once, and wait until the routing has forgotten
+        them."""
         for deletion in [pod.delete() for pod in self.pods[self.plan.remaining :]]:
             deletion.join()
 
@@ -135,8 +135,8 @@ class Replicas:
                             instance_of(self.plan, self.contender, f"instance {number}")
                         )
                         starting.append(pool.submit(self._start_one, self.fleet.instances[-1]))
-                    # Those that are not available go first; then the youngest, as a ReplicaSet has
-                    # it (pkg/controller/controller_utils.go, ActivePodsWithRanks).
+                    # Pods that are not available go first, as with a ReplicaSet
+                    # (pkg/controller/controller_utils.go, ActivePodsWithRanks).
                     old.sort(key=lambda pod: pod in passing)
                     for pod in old[: step.delete]:
                         deletions.append(pod.delete())
@@ -147,8 +147,8 @@ class Replicas:
                     if step == Step():
                         time.sleep(0.05)
             except BaseException:
-                # Also on Ctrl-C: stopping them lets the threads of the pool end, which it waits
-                # for.
+                # Also on Ctrl-C. The pool waits for its threads, and they end when the instances
+                # do.
                 pool.shutdown(wait=False, cancel_futures=True)
                 self.fleet.stop()
                 raise
@@ -156,7 +156,7 @@ class Replicas:
             deletion.join()
 
     def check(self) -> None:
-        """Raise what went wrong in a thread of its own."""
+        """Raise the error of a thread, or of an instance that should have stayed."""
         self._prober.check()
         for pod in self.pods:
             if pod.problem is not None:
@@ -196,7 +196,7 @@ class Replicas:
 
 
 def status_of(instance: Instance, probe: KubeletProbe) -> int:
-    """What it answers to a probe; 0 if nothing in time."""
+    """The status of the answer to a probe; 0 if none came in time."""
     try:
         return fetch(
             instance.address, probe.path, headers=probe.headers, timeout=probe.timeout
@@ -214,8 +214,8 @@ def instance_of(plan: Plan, contender: Contender, name: str, bind: str = "127.0.
         name=name,
         bind=bind,
     )
-    # What a user's file may say, and several instances on one machine cannot share or a
-    # rehearsal cannot do without. The command line has the last word in gunicorn.
+    # These override the user's file, because the command line has the last word in gunicorn.
+    # Instances on one machine cannot share a pid file, and a rehearsal reads the log.
     own = (
         "--pid",
         str(instance.runtime_dir / "pid"),

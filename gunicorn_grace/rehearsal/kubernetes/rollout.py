@@ -1,7 +1,7 @@
-"""What the Deployment controller does next in a rolling update. Pure: counts in, counts out.
+"""The next step of the Deployment controller in a rolling update, computed from counts of pods.
 
-A roll-out is harder on a service than a scale-down: pods come and go at once, several times in a
-row, and how many depends on ``maxSurge``, ``maxUnavailable`` and ``minReadySeconds``. Source:
+A roll-out is harder on a service than a scale-down. Pods come and go at once, several times in a
+row; their number depends on ``maxSurge``, ``maxUnavailable`` and ``minReadySeconds``. The source is
 pkg/controller/deployment/rolling.go and, for the numbers,
 pkg/controller/deployment/util/deployment_util.go (NewRSNewReplicas, ResolveFenceposts).
 """
@@ -16,12 +16,12 @@ from dataclasses import dataclass
 class Rollout:
     """How all pods are replaced, with the defaults of Kubernetes.
 
-    :ivar max_surge: pods above the number wanted; a number, or a share as in ``25%``, which is
+    :ivar max_surge: pods above the number wanted: a number, or a share such as ``25%``, which is
         rounded up.
-    :ivar max_unavailable: pods that may be missing; the same, but rounded down.
+    :ivar max_unavailable: pods that may be missing: a number, or a share, which is rounded down.
     :ivar min_ready: minReadySeconds, for which a pod must have been ready to count as available.
-    :ivar in_order: one after the other, the next one only when the old pod is gone and its
-        successor available, as a StatefulSet does it
+    :ivar in_order: replace one pod after the other. The next one follows when the old pod is gone
+        and its successor is available, as with a StatefulSet
         (pkg/controller/statefulset/stateful_set_control.go).
     """
 
@@ -39,7 +39,7 @@ class Rollout:
     def limits(self, wanted: int) -> tuple[int, int]:
         """How many of ``wanted`` pods may be added, and how many may be missing.
 
-        If both came to 0 nothing would ever move, so that one may be missing then.
+        If both were 0, nothing would ever move, so one may be missing then.
         """
         if self.in_order:
             return 0, 1
@@ -49,9 +49,9 @@ class Rollout:
 
 
 def amount(text: str, wanted: int, *, up: bool, name: str) -> int:
-    """A number of pods, or the share of ``wanted`` that a percentage means.
+    """Read a number of pods, or a percentage of ``wanted``.
 
-    :raises ValueError: it is neither, or negative.
+    :raises ValueError: the text is neither, or it is negative.
     """
     number = text.removesuffix("%")
     if not number.isdecimal() or not number.isascii():
@@ -65,13 +65,13 @@ def amount(text: str, wanted: int, *, up: bool, name: str) -> int:
 
 @dataclass(frozen=True)
 class Counts:
-    """The pods at one moment; those being deleted are in none of them, as a ReplicaSet counts them.
+    """The pods at one moment. As with a ReplicaSet, pods being deleted count only as ``leaving``.
 
     :ivar old: of the old template.
     :ivar old_available: how many of those are available.
     :ivar new: of the new template, those still starting included.
     :ivar new_available: how many of those are available.
-    :ivar leaving: being deleted and not yet gone; a StatefulSet waits for them.
+    :ivar leaving: pods being deleted and not yet gone; a StatefulSet waits for them.
     """
 
     old: int
@@ -83,7 +83,7 @@ class Counts:
 
 @dataclass(frozen=True)
 class Step:
-    """What to do now: so many new pods, and so many old ones deleted."""
+    """The number of new pods to create now, and of old pods to delete."""
 
     create: int = 0
     delete: int = 0
@@ -92,9 +92,9 @@ class Step:
 def next_step(wanted: int, rollout: Rollout, now: Counts) -> Step:
     """The controller's next step on the way to ``wanted`` new pods and no old one.
 
-    It first adds as many as the surge allows. Then it deletes old pods, as long as what is
-    available does not fall below ``wanted`` less what may be missing; old pods that are not
-    available anyway go first.
+    The controller first adds as many pods as the surge allows. Then it deletes old pods, as long as
+    enough pods stay available: ``wanted`` less the number that may be missing. Old pods that are
+    not available go first.
     """
     surge, missing = rollout.limits(wanted)
     if rollout.in_order and now.leaving:

@@ -1,4 +1,4 @@
-"""The routing of Kubernetes, which learns of a change late: what each node takes for an endpoint."""
+"""The routing of Kubernetes, which learns late of a change of the endpoints."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from ..load.wire import Address
 
 @dataclass(frozen=True)
 class Lag:
-    """How long a change of the endpoints takes until a node routes by it, seconds.
+    """Seconds from a change of the endpoints until a node routes by it.
 
-    The change travels from the pod's status over the EndpointSlice controller and the API server's
-    watch to the kube-proxy of every node, which rewrites its rules at most once in
-    ``minSyncPeriod`` (pkg/proxy/iptables/proxier.go, ``syncRunner``). No node waits for another, so
-    each has a lag of its own, and one that is overloaded or cut off from the API server routes by
-    what it knew long after the others.
+    The change travels from the pod's status through the EndpointSlice controller and the API
+    server's watch to the kube-proxy of every node. Each kube-proxy rewrites its rules at most once
+    per ``minSyncPeriod`` (pkg/proxy/iptables/proxier.go, ``syncRunner``). No node waits for
+    another, so each has its own lag. A node that is overloaded or cut off from the API server can
+    be far behind the others.
 
-    :ivar low: the quickest node's.
-    :ivar high: the slowest node's; each node between draws its own, evenly.
-    :ivar slow: the lag of one more node; None: there is no such node.
+    :ivar low: the lag of the quickest node.
+    :ivar high: the lag of the slowest node. Each node draws its own between the two, evenly.
+    :ivar slow: the lag of one more node, None if there is no such node.
     :ivar slow_share: its share of the traffic, above 0, below 1.
     """
 
@@ -51,7 +51,7 @@ class Lag:
     def parse(cls, lag: str, slow_node: str | None = None) -> Lag:
         """Read ``3`` or ``1..8``, and ``SHARE:SECONDS`` of the slow node.
 
-        :raises ValueError: neither, or a number out of its range.
+        :raises ValueError: a text is neither, or a number is out of its range.
         """
         low, dots, high = lag.partition("..")
         try:
@@ -74,11 +74,11 @@ class Lag:
 
     @property
     def longest(self) -> float:
-        """Until the last node has learned of a change."""
+        """Seconds until the last node has learned of a change."""
         return max(self.high, self.slow or 0.0)
 
     def draw(self, nodes: int, rng: random.Random) -> tuple[float, ...]:
-        """The lag of each of so many nodes; the slow node comes last, as one more."""
+        """Draw the lag of each node; the slow node comes last, as an additional one."""
         lags = tuple(rng.uniform(self.low, self.high) for _ in range(nodes))
         return lags if self.slow is None else (*lags, self.slow)
 
@@ -94,33 +94,31 @@ class NoEndpoint(LookupError):
 
 
 class EndpointState(enum.Enum):
-    """What an endpoint is in the EndpointSlice (staging/src/k8s.io/endpointslice/utils.go,
+    """The state of an endpoint in its EndpointSlice (staging/src/k8s.io/endpointslice/utils.go,
     podToEndpoint)."""
 
     READY = "ready"
     """Passes its readiness probe and is not being deleted."""
     TERMINATING = "terminating"
-    """Being deleted, and still passing its readiness probe: "serving". Never "ready", whatever its
-    probe says."""
+    """Being deleted and still passing its readiness probe: "serving". It is never "ready" then,
+    whatever its probe says."""
     GONE = "gone"
-    """Does not pass its readiness probe, or is no more."""
+    """Does not pass its readiness probe, or does not exist any more."""
 
 
-#: When a change was made (``time.monotonic()``), of which endpoint, what it became, and the lag.
+#: The time of a change (``time.monotonic()``), its endpoint, the new state and the lag.
 EndpointChange: TypeAlias = tuple[float, Address, EndpointState, "float | Sequence[float]"]
 
 
 class EndpointTable:
-    """Where a new connection goes, as kube-proxy's iptables mode decides it: any ready endpoint, at
-    random.
+    """Chooses an endpoint for each new connection as kube-proxy's iptables mode does: at random.
 
-    Decided once for a connection; an open one stays where it is. Where no endpoint is ready, those
-    that are terminating and serve are picked (pkg/proxy/topology.go, CategorizeEndpoints). What has
-    changed is routed by only when the change has travelled from the API server through the
-    EndpointSlice to the node: the ``lag``, one for all nodes or one for each. Safe to use from
-    several threads.
+    The choice is made once for a connection; an open one stays where it is. Only ready endpoints
+    are chosen. If there is none, those that are terminating and still serving are chosen
+    (pkg/proxy/topology.go, CategorizeEndpoints). A node learns of a change after the ``lag``, which
+    is one for all nodes or one for each. The table is safe to use from several threads.
 
-    :param clock: seconds, ``time.monotonic`` unless a test brings its own.
+    :param clock: returns seconds, for tests.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -135,12 +133,12 @@ class EndpointTable:
         ] = {}  # node: until when, ready, others
 
     def add(self, address: Address, lag: float | Sequence[float] = 0.0) -> None:
-        """Route to ``address`` in ``lag`` seconds, whatever was said of it before."""
+        """Route to ``address`` in ``lag`` seconds, whatever its state was before."""
         self.change(address, EndpointState.READY, lag, new=True)
 
     def remove(self, address: Address, lag: float | Sequence[float] = 0.0) -> None:
-        """Stop routing to ``address`` in ``lag`` seconds. A second removal moves the first one
-        neither way.
+        """Stop routing to ``address`` in ``lag`` seconds. A second removal does not change the
+        first.
 
         :raises KeyError: it was never added.
         """
@@ -154,14 +152,14 @@ class EndpointTable:
         *,
         new: bool = False,
     ) -> None:
-        """Make an endpoint what ``state`` says, as each node sees it ``lag`` seconds from now.
+        """Change the state of an endpoint. Each node sees the change ``lag`` seconds from now.
 
-        A change that reaches a node before an older one makes the older one void.
+        If a change reaches a node before an older one does, the older one has no effect.
 
-        :param address: of the endpoint.
-        :param state: what it is from then on.
-        :param lag: seconds; a sequence has one for each node.
-        :param new: it may be one that was never added.
+        :param address: address of the endpoint.
+        :param state: its new state.
+        :param lag: seconds; a sequence has one value for each node.
+        :param new: whether the endpoint may be unknown.
 
         :raises KeyError: it was never added.
         """
@@ -173,10 +171,11 @@ class EndpointTable:
                 listener((self._changes[address][-1][0], address, state, lag))
 
     def follow(self, listener: Callable[[EndpointChange], None]) -> None:
-        """Tell ``listener`` every change: those so far at once, later ones as they are made, in
-        their order.
+        """Call ``listener`` with every change in its order: with the past ones now, later ones as
+        they are made.
 
-        It is called by whoever makes the change, and must neither block nor ask the table.
+        The call comes from the thread that makes the change, so it must neither block nor use the
+        table.
         """
         with self._lock:
             told = [
@@ -189,7 +188,7 @@ class EndpointTable:
             self._listeners.append(listener)
 
     def replay(self, change: EndpointChange) -> None:
-        """Take over a change of another table, which counts from when it was made there."""
+        """Take over a change of another table; its lag counts from the moment it was made there."""
         with self._lock:
             self._take(change)
 
@@ -206,7 +205,7 @@ class EndpointTable:
     def pick(self, rng: random.Random, node: int = 0) -> Address:
         """The endpoint of one new connection from ``node``.
 
-        :raises NoEndpoint: there is none.
+        :raises NoEndpoint: no endpoint is left.
         """
         with self._lock:
             ready, terminating = self._look(node)
@@ -216,8 +215,11 @@ class EndpointTable:
             return rng.choice(endpoints)
 
     def _look(self, node: int) -> tuple[list[Address], list[Address]]:
-        """What a node knows, kept until it learns of something: each of a thousand requests a
-        second asks."""
+        """The ready and the terminating endpoints that a node knows.
+
+        They are kept until the node learns of a change, because each of a thousand requests a
+        second needs them.
+        """
         now = self._clock()
         if node in self._known and now < self._known[node][0]:
             return self._known[node][1:]

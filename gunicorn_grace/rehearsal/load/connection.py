@@ -13,8 +13,8 @@ from .requests import PIECES, PlannedRequest
 from .tally import Outcome
 from .wire import Address, family_of
 
-#: What the plugin puts on its answers to probes, ``gunicorn_grace.probes``; nothing here imports
-#: that.
+#: Headers that the plugin sends with its answers to probes. They are repeated here, because the
+#: rehearsal does not import the plugin.
 _OUR_HEADERS = {(b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff")}
 
 
@@ -22,7 +22,7 @@ def classify(status: int, ours: bool) -> Outcome:
     """The outcome of a complete response.
 
     :param status: its status code.
-    :param ours: it carries the headers of the plugin's answers to probes.
+    :param ours: whether it has the headers of the plugin's answers to probes.
     """
     if 200 <= status < 300:
         return Outcome.OK
@@ -32,8 +32,8 @@ def classify(status: int, ours: bool) -> Outcome:
 
 
 class ClientConnection(asyncio.Protocol):
-    """One connection of a client, one exchange at a time; h11 decides what is complete and
-    reusable."""
+    """One connection of a client, for one exchange at a time. h11 decides when a response is
+    complete and whether the connection can be used again."""
 
     def __init__(self, address: Address, registry: set[ClientConnection]) -> None:
         self.address = address
@@ -45,13 +45,13 @@ class ClientConnection(asyncio.Protocol):
         self._received = False
         self._status: int | None = None
         self._ours = False
-        self._to_rest = 0.0  # seconds for which the client still takes its time to read
-        self._pause = 0.0  # ... a piece
-        self.rested = 0.0  # time.monotonic() since which it has been idle
+        self._to_rest = 0.0  # seconds for which the client still reads slowly
+        self._pause = 0.0  # seconds of that before each piece
+        self.rested = 0.0  # time.monotonic() from which it has been idle
 
     @property
     def idle(self) -> bool:
-        """May carry another request."""
+        """Whether it can carry another request."""
         return (
             self._answer is None
             and self._transport is not None
@@ -60,14 +60,17 @@ class ClientConnection(asyncio.Protocol):
         )
 
     def fresh_as_seen(self) -> bool:
-        """Idle, and nothing has come since the loop last looked: what urllib3 asks before it reuses
-        one."""
+        """Whether it is idle and nothing has come since the loop last looked. urllib3 checks the
+        same before it reuses a connection."""
         return self.idle and not self._poll.poll(0)
 
     async def exchange(
         self, request: PlannedRequest, *, close: bool, host: str | None
     ) -> tuple[Outcome, int | None, str]:
-        """Send a request; the outcome, the status as far as known, and the error text."""
+        """Send a request.
+
+        :returns: the outcome, the status if it is known, and the error text.
+        """
         assert self._transport is not None
         answer: asyncio.Future[tuple[Outcome, int | None, str]] = (
             asyncio.get_running_loop().create_future()
@@ -130,9 +133,7 @@ class ClientConnection(asyncio.Protocol):
             self.http.receive_data(b"")
             self._advance()
         self._lost("closed by the peer")
-        return (
-            False  # close our side at once: gunicorn 26+ waits for it, up to 2 s, before it exits
-        )
+        return False  # close at once: gunicorn 26+ waits for that, up to 2 s, before it exits
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._registry.discard(self)
@@ -207,10 +208,10 @@ async def connect(address: Address, registry: set[ClientConnection]) -> ClientCo
 
 
 def take_idle(pool: deque[ClientConnection], rested: float | None) -> ClientConnection | None:
-    """A connection that is still good; those that are not are dropped on the way.
+    """Take a connection from a pool, and drop those that are not usable any more.
 
-    The one that was put back last; or, if connections are to rest, the one that has rested longest,
-    if it was put back at ``rested`` or before.
+    It is the one that was put back last. If connections have to rest, it is the one that has rested
+    longest, provided that it was put back at ``rested`` or before.
     """
     while pool and (rested is None or pool[0].rested <= rested):
         connection = pool.pop() if rested is None else pool.popleft()

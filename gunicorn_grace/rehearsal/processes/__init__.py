@@ -1,1 +1,1 @@
-"""The processes of a rehearsal: gunicorn, the balancers, and how every one of them is ended."""
+"""The processes of a rehearsal: gunicorn and the balancers, and the code that ends all of them."""

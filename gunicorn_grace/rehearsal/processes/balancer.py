@@ -1,15 +1,14 @@
 """A real balancer between the load and the instances: Envoy, HAProxy or nginx.
 
-``platform.EndpointTable`` plays kube-proxy, which sends a connection somewhere and knows nothing of
-HTTP. A balancer keeps connections of its own to the instances, asks them for their readiness, and
-tries a request elsewhere when it could not connect; each of that decides what a shutdown costs, and
-without the product itself it would be guesswork.
+``EndpointTable`` does the work of kube-proxy, which sends a connection somewhere and knows nothing
+of HTTP. A balancer keeps its own connections to the instances, asks them for their readiness, and
+tries a request elsewhere when it could not connect. Each of these decides how many requests a
+shutdown loses, so the product itself has to run.
 
-What a balancer learns, it learns in two ways. By itself: Envoy and HAProxy ask each instance every
-``Setup.interval`` seconds; open-source nginx has no active checks, and learns from requests that
-fail. And from the platform: when the endpoint table forgets an instance, after its lag, the
-balancer is told, by the means that each product has for that (a file of endpoints, the runtime API,
-a reload).
+A balancer learns of a shutdown in two ways. It finds out by itself: Envoy and HAProxy ask each
+instance every ``Setup.interval`` seconds, and open-source nginx, which has no active checks, learns
+from requests that fail. And it is told: when the endpoint table forgets an instance, the balancer
+gets new endpoints by the product's own means (a file of endpoints, the runtime API, a reload).
 """
 
 from __future__ import annotations
@@ -32,7 +31,8 @@ from ..kubernetes.routing import EndpointTable
 from ..load.wire import Address, fetch
 from .process import SupervisedProcess
 
-#: How often the endpoint table is looked at, seconds: what a control plane adds to the lag.
+#: Seconds between two looks at the endpoint table. A control plane adds a delay of its own to the
+#: lag.
 FOLLOW_INTERVAL = 0.05
 
 
@@ -40,27 +40,25 @@ FOLLOW_INTERVAL = 0.05
 class Setup:
     """How a balancer is set up. Times are seconds.
 
-    :ivar path: what active health checks ask for; only 200 passes.
-    :ivar interval: from one health check of an instance to the next; one 503 takes it out, one 200
-        back in.
-    :ivar check_timeout: for the answer to a health check, which waits for a free worker like any
-        request. Too short, and an instance that is merely busy is taken out, which makes the others
-        busier.
-    :ivar connect_timeout: for a connection to an instance. It counts while an instance drains: its
-        listener drops SYNs then, so that this is what a request waits before it is tried elsewhere.
-    :ivar timeout: for the response.
+    :ivar path: path of active health checks; only 200 passes.
+    :ivar interval: time from one health check of an instance to the next. One 503 takes it out, one
+        200 puts it back in.
+    :ivar check_timeout: limit for the answer to a health check, which waits for a free worker like
+        any request. If it is too short, an instance that is merely busy is taken out, which makes
+        the others busier.
+    :ivar connect_timeout: limit for a connection to an instance. The listener of an instance that
+        drains drops SYNs, so a request waits this long before it is tried elsewhere.
+    :ivar timeout: limit for the response.
     :ivar idle: how long an unused connection to an instance is kept. It must be shorter than
-        gunicorn's ``keepalive`` (2 s unless set), or a request is sent at the moment at which
-        gunicorn closes the connection.
+        gunicorn's ``keepalive`` (2 s unless set), or a request may be sent while gunicorn closes
+        the connection.
     :ivar retries: how often a request is tried elsewhere when no connection to an instance could be
-        made; 0: never. nginx takes no number: all the others, or none.
-    :ivar retries_at_once: Envoy's circuit breaker; of more retries under way at one time the rest
-        fails. Its default of 3 is soon reached when an instance goes.
-    :ivar forwarded: say ``X-Forwarded-For`` and the like, as a balancer should, or no such header
-        at all.
-    :ivar panic: Envoy's ``healthy_panic_threshold``: with less than so many percent of the
-        instances ready, its default of 50 sends to all of them, those that are shutting down
-        included.
+        made. nginx takes no number: it tries all the others, or with 0 none.
+    :ivar retries_at_once: Envoy's circuit breaker: more retries than this at one time fail. Its
+        default of 3 is soon reached when an instance stops.
+    :ivar forwarded: whether to send ``X-Forwarded-For`` and similar headers, as a balancer should.
+    :ivar panic: Envoy's ``healthy_panic_threshold``. With a lower percentage of instances ready,
+        Envoy sends to all of them, also to those that are shutting down. Its default is 50.
     """
 
     path: str = "/readyz"
@@ -76,8 +74,7 @@ class Setup:
 
 
 class Balancer(SupervisedProcess):
-    """One balancer process and whatever it starts, supervised as an instance is: marked, read,
-    ended, reaped.
+    """One balancer and the processes that it starts.
 
     :param endpoints: the instances; ``route`` replaces them.
     :param setup: see ``Setup``.
@@ -88,9 +85,9 @@ class Balancer(SupervisedProcess):
     """
 
     product: ClassVar[str]
-    #: What to do when it is missing.
+    #: How to install it.
     install: ClassVar[str]
-    #: How it learns that an instance is not ready, for the report.
+    #: How it learns that an instance is not ready, for a line of progress.
     learns: ClassVar[str] = "by active health checks, one a second"
     #: The main file of ``config``.
     main_file: ClassVar[str]
@@ -114,8 +111,7 @@ class Balancer(SupervisedProcess):
 
     @classmethod
     def find(cls) -> str | None:
-        """The executable, None where there is none. What this Python's environment holds comes
-        first."""
+        """The executable, None if there is none. This Python's environment comes first."""
         path = os.pathsep.join(
             [os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath), "/usr/sbin"]
         )
@@ -125,7 +121,7 @@ class Balancer(SupervisedProcess):
     def require(cls) -> str:
         """The executable.
 
-        :raises PlanFailed: there is none; the message says where it comes from.
+        :raises PlanFailed: there is none; the message says how to install it.
         """
         if (executable := cls.find()) is None:
             raise PlanFailed(f"--through {cls.product}: it is not installed: {cls.install}")
@@ -136,16 +132,15 @@ class Balancer(SupervisedProcess):
     def config(
         cls, front: Address, folder: str, endpoints: Sequence[Address], setup: Setup
     ) -> dict[str, str]:
-        """The files that it runs with, by name, all of them in ``folder``. No process is started
-        for it."""
+        """Its configuration files by name, for ``folder``. No process is started for this."""
 
     @abstractmethod
     def tell(self, endpoints: Sequence[Address]) -> None:
-        """Make the running process use ``endpoints`` from now on; ``self.endpoints`` are those of
-        before."""
+        """Make the running process use ``endpoints``; ``self.endpoints`` are still the previous
+        ones."""
 
     def unrouted(self) -> list[str]:
-        """Which of the endpoints it does not send to yet, or no more; none where it cannot tell."""
+        """The endpoints that it does not send to; empty if it does not report them."""
         return []
 
     # -- life ----
@@ -153,8 +148,8 @@ class Balancer(SupervisedProcess):
     def start(self, timeout: float = 20.0) -> Balancer:
         """Start it, and wait until it answers and sends to every endpoint.
 
-        :raises InstanceFailed: it ended, or was not so far within ``timeout`` seconds; it is
-            stopped then.
+        :raises InstanceFailed: it ended, or was not ready within ``timeout`` seconds. It has been
+            stopped.
         """
         deadline = time.monotonic() + timeout
         try:
@@ -162,7 +157,7 @@ class Balancer(SupervisedProcess):
             self._write(self.endpoints)
             self._launch()
             if self._listener is not None:
-                self._listener.close()  # or connections to a balancer that has ended would wait for ever
+                self._listener.close()  # or connections to an ended balancer would wait for ever
             while not (address := self._listens()):
                 self._pause(deadline, "listen", timeout)
             self.addresses = (address,)
@@ -174,8 +169,8 @@ class Balancer(SupervisedProcess):
         return self
 
     def _prepare(self) -> None:
-        """Open the listening socket here and pass it on: whoever chose a free port first and bound
-        it later could find it taken."""
+        """Open the listening socket and pass it on. A free port that is chosen now and bound later
+        could be taken in between."""
         path = isinstance(self.front, str)
         self._listener = socket.socket(socket.AF_UNIX if path else socket.AF_INET)
         if not path:
@@ -186,7 +181,7 @@ class Balancer(SupervisedProcess):
         self.pass_fds = (self._listener.fileno(),)
 
     def _listens(self) -> Address | None:
-        """Its address as soon as it answers there, with whatever status."""
+        """Its address as soon as it answers there, with any status."""
         try:
             fetch(self.front, self.setup.path, timeout=1.0)
         except OSError:
@@ -212,7 +207,8 @@ class Balancer(SupervisedProcess):
             self._changed.wait_for(lambda: self.exit_time is not None, 0.05)
 
     def _write(self, endpoints: Sequence[Address]) -> None:
-        """Write the files, each replaced as a whole: Envoy and nginx may read at any moment."""
+        """Write the files. Each is replaced as a whole, because Envoy and nginx may read at any
+        moment."""
         for name, text in self.config(
             self.front, str(self.runtime_dir), endpoints, self.setup
         ).items():
@@ -221,16 +217,16 @@ class Balancer(SupervisedProcess):
             new.replace(self.runtime_dir / name)
 
     def route(self, endpoints: Sequence[Address]) -> None:
-        """Send to these instances from now on, and to no other."""
+        """Send only to these instances from now on."""
         self.tell(endpoints)
         self.endpoints = list(endpoints)
 
     @contextmanager
     def following(self, table: EndpointTable) -> Iterator[None]:
-        """While the block runs, the balancer is told of what ``table`` says, as a control plane
-        does it.
+        """While the block runs, tell the balancer the endpoints of ``table``, as a control plane
+        does.
 
-        :raises InstanceFailed: it could not be told, or ended, meanwhile.
+        :raises InstanceFailed: it ended or could not be told in the meantime.
         """
         over = threading.Event()
         problems: list[BaseException] = []
@@ -261,7 +257,7 @@ class Balancer(SupervisedProcess):
             )
 
     def stop(self) -> None:
-        """Ask it to end, then end every process of it, and reap."""
+        """Ask it to end, then end every process of it."""
         if self._listener is not None:
             self._listener.close()
         if self._process is not None and self.exit_time is None and not self._prefix:
@@ -270,7 +266,7 @@ class Balancer(SupervisedProcess):
         super().stop()
 
     def kill(self) -> None:
-        """As for every instance; its process group too, as nginx writes its title over the mark."""
+        """Also kill its process group, because nginx overwrites the mark with its title."""
         with self._life:
             process = self._process
             if process is not None and process.returncode is None:

@@ -21,10 +21,9 @@ PRODUCTS: Mapping[str, type[Balancer]] = {
 def in_front(
     balancer: Balancer | None, table: EndpointTable, tell: Callable[[str], None] = lambda line: None
 ) -> Iterator[EndpointTable]:
-    """Run ``balancer`` while the block runs; it follows ``table``. What the block gets is the way
-    to it.
+    """Run ``balancer`` while the block runs; it follows ``table``.
 
-    Without one, that is ``table`` itself.
+    The block gets a table that routes to the balancer, or ``table`` itself without one.
 
     :raises InstanceFailed: see ``Balancer.start`` and ``Balancer.following``.
     """
@@ -40,8 +39,7 @@ def in_front(
 
 
 def show_config(product: str, instances: int, setup: Setup | None = None) -> str:
-    """The files of a product as they would be for so many instances, with addresses for an
-    example."""
+    """The configuration files of a product for a number of instances, with example addresses."""
     endpoints: list[Address] = [("127.0.0.1", 8001 + number) for number in range(instances)]
     files = PRODUCTS[product].config(
         ("127.0.0.1", 8080), f"/run/{product}", endpoints, setup or Setup()

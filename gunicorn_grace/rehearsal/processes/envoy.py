@@ -12,7 +12,7 @@ _TYPE = "type.googleapis.com/envoy.extensions"
 
 
 class Envoy(Balancer):
-    """Envoy: active checks; endpoints from a watched file (EDS)."""
+    """Envoy, with active checks and with endpoints from a watched file (EDS)."""
 
     product = "envoy"
     install = "pip install 'gunicorn-grace[envoy]', or put an envoy on the PATH"
@@ -23,8 +23,7 @@ class Envoy(Balancer):
         cls, front: Address, folder: str, endpoints: Sequence[Address], setup: Setup
     ) -> dict[str, str]:
         """Bootstrap and endpoints."""
-        # x-forwarded-proto and x-request-id are said in any case, so that they have to be taken
-        # away again.
+        # Envoy always adds x-forwarded-proto and x-request-id, so they have to be removed again.
         headers = (
             "          use_remote_address: true\n          route_config:\n"
             if setup.forwarded
@@ -117,14 +116,14 @@ static_resources:
 
     @property
     def command(self) -> list[str]:
-        """Without hot restart, whose shared memory two Envoys on one machine would take from each
-        other."""
+        """Without hot restart, because two Envoys on one machine would share its memory region."""
         config = str(self.runtime_dir / self.main_file)
         quiet = ("--concurrency", "1", "--disable-hot-restart", "--log-level", "warning")
         return [*self._prefix, self.executable, "-c", config, *quiet]
 
     def _prepare(self) -> None:
-        """Nothing: Envoy takes port 0, and its admin interface tells the one that it got."""
+        """Do nothing: Envoy binds port 0 itself, and its admin interface reports the port it
+        got."""
 
     def _ask(self, path: str) -> dict[str, object]:
         answer: dict[str, object] = json.loads(
@@ -146,7 +145,7 @@ static_resources:
         return None
 
     def unrouted(self) -> list[str]:
-        """By its own account of the cluster: hosts that are missing, or that failed their check."""
+        """The endpoints that are missing in its cluster, or that failed their check."""
         statuses = self._ask("/clusters?format=json").get("cluster_statuses", [])
         assert isinstance(statuses, list)
         ready = set()
@@ -162,7 +161,7 @@ static_resources:
         return [show_address(endpoint) for endpoint in self.endpoints if endpoint not in ready]
 
     def tell(self, endpoints: Sequence[Address]) -> None:
-        """A new file in place of the old one; Envoy watches the folder for that."""
+        """Replace the file of endpoints; Envoy watches its folder."""
         self._write(endpoints)
 
 

@@ -14,18 +14,18 @@ from .process import stop_all
 class Fleet:
     """Several instances that start together and end together.
 
-    A ``with`` statement starts them. Starting takes a core for each, so no more of them load at
-    once than there are cores to do it.
+    A ``with`` statement starts them. Each needs a core to load, so no more of them load at once
+    than there are cores.
     """
 
     def __init__(self, instances: Sequence[Instance]) -> None:
         self.instances = list(instances)
 
     def start(self, timeout: float = 20.0, ready: float | None = None) -> Fleet:
-        """Start all; each has ``timeout`` seconds to listen and, if given, ``ready`` seconds more
-        to answer.
+        """Start all. Each has ``timeout`` seconds to listen and then ``ready`` seconds to answer,
+        if given.
 
-        :raises InstanceFailed: one of them failed; all are stopped then.
+        :raises InstanceFailed: one of them failed. All have been stopped.
         """
 
         def start(instance: Instance) -> None:
@@ -42,8 +42,8 @@ class Fleet:
                 ):
                     future.result()
             except BaseException:
-                # Also on Ctrl-C: stopping them lets the threads of the pool end, which it waits
-                # for.
+                # Also on Ctrl-C. The pool waits for its threads, and they end when the instances
+                # do.
                 pool.shutdown(wait=False, cancel_futures=True)
                 self.stop()
                 raise

@@ -12,7 +12,7 @@ from .balancer import Balancer, Setup, milliseconds
 
 
 class HAProxy(Balancer):
-    """HAProxy: active checks; servers through the runtime API. Version 2.6 or later (``add
+    """HAProxy 2.6 or later, with active checks and with servers from the runtime API (``add
     server``)."""
 
     product = "haproxy"
@@ -81,8 +81,7 @@ backend instances
         return answer.decode()
 
     def unrouted(self) -> list[str]:
-        """By its own account: servers whose last check did not pass, and those that were never
-        checked."""
+        """The endpoints whose last check did not pass, and those that were never checked."""
         rows = csv.DictReader(self._ask("show stat").lstrip("# ").splitlines())
         passed = {
             row["svname"]
@@ -96,8 +95,8 @@ backend instances
         ]
 
     def tell(self, endpoints: Sequence[Address]) -> None:
-        """By the runtime API. What is removed goes into maintenance: connections that it has are
-        left alone."""
+        """Use the runtime API. A removed server goes into maintenance, which leaves its connections
+        alone."""
         for endpoint in endpoints:
             if endpoint not in self.endpoints:
                 name = f"instances/{_server_name(endpoint)}"
@@ -122,7 +121,7 @@ def _check(setup: Setup) -> str:
 
 
 def _server_name(address: Address) -> str:
-    """The address, as far as a name may hold it."""
+    """The address as a name that HAProxy accepts."""
     return "".join(
         c if c.isalnum() or c in "._:-" else f"_{ord(c):x}_" for c in show_address(address)
     )

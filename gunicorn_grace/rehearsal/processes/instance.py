@@ -14,7 +14,7 @@ from ..load.wire import Address, fetch, parse_address
 from . import procfs
 from .process import MARK, SupervisedProcess
 
-# gunicorn/arbiter.py, start(): one URL for each listener; none at all with reuse_port, where
+# gunicorn/arbiter.py, start(): one URL for each listener. There is none with reuse_port, where the
 # workers bind.
 _LISTENING = re.compile(r"Listening at: (?P<listeners>.*?) \((?P<pid>\d+)\)$")
 _BOOTING = re.compile(r"Booting worker with pid: (\d+)")
@@ -69,10 +69,10 @@ class Instance(SupervisedProcess):
         return [*self._prefix, self.python, "-m", "gunicorn", "-b", self.bind, *self.args, self.app]
 
     def start(self, timeout: float = 20.0) -> Instance:
-        """Launch it and wait, up to ``timeout`` seconds, until it listens. Workers may still be
-        loading then.
+        """Launch it and wait until it listens, up to ``timeout`` seconds. Its workers may still be
+        loading.
 
-        :raises InstanceFailed: it ended, or did not listen in time; it is stopped then.
+        :raises InstanceFailed: it ended, or did not listen in time. It has been stopped.
         """
         try:
             self._launch()
@@ -106,7 +106,7 @@ class Instance(SupervisedProcess):
 
     @property
     def arbiter_pid(self) -> int:
-        """The arbiter, also behind a prefix command and in a PID namespace of its own."""
+        """The pid of the arbiter, also behind a prefix command and in its own PID namespace."""
         if not self._prefix:
             return self.pid
         match = self._find(_LISTENING.search)
@@ -119,8 +119,8 @@ class Instance(SupervisedProcess):
     def worker_pids(self) -> list[int]:
         """The pids of its living workers: the arbiter's children that logged "Booting worker".
 
-        Without ``/proc``: every worker that ever logged it. With a log level above info: all
-        children.
+        Without ``/proc`` it is every worker that ever logged it. With a log level above info it is
+        all children.
         """
         booted = [int(match[1]) for _, text in list(self.lines) if (match := _BOOTING.search(text))]
         alive = procfs.children(self.arbiter_pid)
@@ -131,8 +131,7 @@ class Instance(SupervisedProcess):
     # -- waiting ----
 
     def wait_ready(self, timeout: float = 20.0, path: str = "/") -> None:
-        """Return when a fresh connection got a complete response, of whatever status, to ``GET
-        path``.
+        """Wait until a new connection gets a complete response to ``GET path``, with any status.
 
         :raises InstanceFailed: it ended, or did not answer within ``timeout`` seconds.
         """
@@ -156,14 +155,15 @@ class Instance(SupervisedProcess):
                 return
             except (
                 OSError
-            ) as error:  # a worker that fails to boot resets what waits in the accept queue
+            ) as error:  # a worker that fails to boot resets the connections in the accept queue
                 problem = error
             with self._changed:
                 self._changed.wait_for(lambda: self.exit_time is not None, 0.05)
 
     def wait(self, timeout: float = 30.0) -> int:
-        """The exit code of ``pid``, negative for a signal, once it ended. It stays a zombie until
-        ``stop``.
+        """Wait until ``pid`` has ended. It stays a zombie until ``stop``.
+
+        :returns: its exit code, negative for a signal.
 
         :raises InstanceFailed: it still ran after ``timeout`` seconds.
         """
@@ -173,9 +173,11 @@ class Instance(SupervisedProcess):
         return self.exit_code
 
     def wait_workers(self, count: int, timeout: float = 20.0) -> list[int]:
-        """Wait until exactly ``count`` workers live; their pids.
+        """Wait until exactly ``count`` workers live.
 
-        :raises InstanceFailed: not so within ``timeout`` seconds.
+        :returns: their pids.
+
+        :raises InstanceFailed: another number of workers lives after ``timeout`` seconds.
         """
         deadline = time.monotonic() + timeout
         while len(pids := self.worker_pids()) != count:
@@ -190,8 +192,8 @@ class Instance(SupervisedProcess):
     def signal_group(self, number: int) -> None:
         """Send a signal to the whole process group, as dumb-init and a terminal's Ctrl-C do.
 
-        :raises RehearsalError: it was started with ``start_new_session=False``: the group is ours
-            too.
+        :raises RehearsalError: it was started with ``start_new_session=False``, so this process is
+            in its group.
         """
         if not self._own_session:
             raise RehearsalError(
@@ -213,8 +215,7 @@ class Instance(SupervisedProcess):
         return ()
 
     def _addresses_open(self) -> tuple[Address, ...]:
-        """For a log that goes elsewhere: what the arbiter listens on, the same at two looks in a
-        row."""
+        """The arbiter's listeners, once two looks in a row agree; for a log that goes elsewhere."""
         if self.lines or self._prefix:
             return ()
         before, self._seen = (

@@ -1,4 +1,4 @@
-"""What the processes of a rehearsal hold in memory, read while they run."""
+"""The memory of the processes of a rehearsal, measured while they run."""
 
 from __future__ import annotations
 
@@ -13,17 +13,16 @@ from .process import MARK
 
 
 class MemoryWatch:
-    """Looks from time to time at what the processes of a fleet hold in memory, from a thread of its
-    own.
+    """Measures from time to time the memory of the processes of a fleet, in its own thread.
 
-    Reading the memory of one process takes the kernel up to a millisecond, of a hundred instances a
-    third of a second: so it rests fifty times as long as a look took, or it would be a load of its
-    own.
+    Reading the memory of one process takes the kernel up to a millisecond, and that of a hundred
+    instances a third of a second. So it waits fifty times as long as a measurement took, or it
+    would become a load.
 
-    :param instances: asked for at every look, for instances come and go.
+    :param instances: returns the instances at each measurement, because they come and go.
 
-    :ivar samples: ``(time.monotonic(), bytes)`` for each look.
-    :ivar each: the most that was seen of each instance, by its ``runtime_dir``.
+    :ivar samples: ``(time.monotonic(), bytes)`` for each measurement.
+    :ivar each: the highest value of each instance, by its ``runtime_dir``.
     """
 
     def __init__(self, instances: Callable[[], Sequence[Instance]]) -> None:
@@ -35,12 +34,14 @@ class MemoryWatch:
 
     @property
     def peak(self) -> int:
-        """The most that all instances held together at one look, bytes; 0 where there is no
-        ``/proc``."""
+        """The highest sum of all instances at one measurement, in bytes; 0 without ``/proc``."""
         return max((held for _, held in self.samples), default=0)
 
     def look(self) -> int:
-        """One look, now; bytes."""
+        """Measure now.
+
+        :returns: the bytes of all instances.
+        """
         wanted = {str(instance.runtime_dir) for instance in self._instances()}
         total = 0
         for value, pids in procfs.marked_by_value(MARK).items():

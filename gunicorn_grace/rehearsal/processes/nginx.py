@@ -12,7 +12,8 @@ from .balancer import Balancer, Setup, milliseconds
 
 
 class Nginx(Balancer):
-    """nginx, open source: no active checks, so it learns by requests that fail, and by a reload."""
+    """Open-source nginx. It has no active checks, so it learns from requests that fail and from a
+    reload."""
 
     product = "nginx"
     install = "apt-get install nginx-light, or your system's own package"
@@ -31,7 +32,7 @@ class Nginx(Balancer):
             "            proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;\n"
             "            proxy_set_header X-Forwarded-Proto $scheme;\n"
         )
-        # Started by root, workers would be those of another user, who cannot open a UNIX socket in
+        # If root starts nginx, its workers run as another user, who cannot open a UNIX socket in
         # our folder.
         user = "user root root;\n" if os.geteuid() == 0 else ""
         text = f"""\
@@ -72,7 +73,7 @@ http {{
 
     @property
     def command(self) -> list[str]:
-        """With a log of its own from the first moment on, not the one that it was built for."""
+        """With ``-e``, or nginx would first open the log path that it was built with."""
         options = (
             "-p",
             str(self.runtime_dir),
@@ -86,13 +87,12 @@ http {{
     def _prepare(self) -> None:
         super()._prepare()
         assert self._listener is not None
-        # What nginx says to its successor in a binary upgrade (ngx_add_inherited_sockets): it takes
-        # the descriptor that has the address of a "listen".
+        # nginx passes listeners to its successor in a binary upgrade this way
+        # (ngx_add_inherited_sockets). It takes the descriptor that has the address of a "listen".
         self.env["NGINX"] = f"{self._listener.fileno()};"
 
     def tell(self, endpoints: Sequence[Address]) -> None:
-        """By a reload: new workers for new connections; the old ones finish what they have and
-        go."""
+        """Reload: new workers take new connections, the old ones finish their requests and exit."""
         self._write(endpoints)
         pid = int((self.runtime_dir / "nginx.pid").read_text()) if not self._prefix else 0
         if pid == 0:

@@ -1,7 +1,7 @@
-"""A process under test, and the certainty that no process of it outlives the test.
+"""A process under test, of which nothing outlives the test.
 
-It is started as a container would start it: a command line and an environment. Its output is read
-while it runs, so that a test waits for a line in the log and never for time to pass.
+It is started as a container would start it, with a command line and an environment. Its output is
+read while it runs, so a test can wait for a line in the log and not for time to pass.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ _Process = TypeVar("_Process", bound="SupervisedProcess")
 
 
 class SupervisedProcess(ABC):
-    """A process under test, with its output read while it runs; no process of it is left over.
+    """A process under test, with its descendants and its output.
 
-    Use it in a ``with`` statement, which starts it, or call ``start`` and ``stop``. However it is
-    left, no process of it remains. Methods may be called from any thread.
+    Use it in a ``with`` statement, which starts it, or call ``start`` and ``stop``. No process of
+    it remains afterwards. Methods may be called from any thread.
 
     :param name: its name in messages.
     :param env: added to this process's environment.
@@ -139,7 +139,7 @@ class SupervisedProcess(ABC):
                 self._threads.append(thread)
 
     def stop(self) -> None:
-        """End every process of it with SIGKILL, and reap. Does nothing the second time."""
+        """End every process of it with SIGKILL, and reap it. A second call does nothing."""
         with self._life:
             self._stopped = True
             process = self._process
@@ -150,23 +150,22 @@ class SupervisedProcess(ABC):
                 process.wait()
                 if (
                     process.stdout is not None and self._output_ended
-                ):  # else closing it waits for the reading thread
+                ):  # or closing it would wait for the reading thread
                     process.stdout.close()
                 _running.discard(self)
             self._folder.cleanup()
 
     def kill(self) -> None:
-        """SIGKILL every process of it, as the end of a container does, and wait until they are
-        gone."""
+        """Send SIGKILL to every process of it, as the end of a container does, and wait."""
         with self._life:
             process = self._process
             if (
                 process is None or process.returncode is not None
-            ):  # reaped: the pid may be someone else's
+            ):  # reaped: the pid may belong to another process
                 return
             os.kill(
                 process.pid, signal.SIGKILL
-            )  # the parent first: it forks no more. Popen.kill() would reap
+            )  # the parent first, so that it cannot fork. Popen.kill() would reap it
             procfs.end_marked(MARK, self._folder.name)
             if self._own_session and not Path("/proc/self").exists():
                 with suppress(
@@ -188,44 +187,39 @@ class SupervisedProcess(ABC):
 
     @property
     def pid(self) -> int:
-        """The process that was started: the arbiter, or the prefix command. The platform signals
-        this one."""
+        """The process that was started: the arbiter, or the prefix command. It gets the signals."""
         if self._process is None:
             raise RehearsalError(f"{self.name} has no pid: it was not started")
         return self._process.pid
 
     @property
     def address(self) -> Address:
-        """Where it listens: ``(host, port)`` or the path of a UNIX socket. The first of its
-        listeners."""
+        """The address of its first listener: ``(host, port)`` or the path of a UNIX socket."""
         if not self.addresses:
             raise RehearsalError(f"{self.name} has no address: it does not listen")
         return self.addresses[0]
 
     @property
     def output(self) -> str:
-        """All that it has printed so far."""
+        """Everything that it has printed so far."""
         return "".join(f"{text}\n" for _, text in list(self.lines))
 
     # -- waiting ----
 
     def mark(self) -> int:
-        """How many lines it has printed: ``wait_line(..., after=mark)`` then looks at newer ones
-        only."""
+        """The number of lines so far; ``wait_line(..., after=mark)`` then skips those."""
         return len(self.lines)
 
     def wait_line(
         self, pattern: str | re.Pattern[str], timeout: float = 10.0, after: int = 0
     ) -> str:
-        """The first line, among those from index ``after`` on, in which the regular expression is
-        found.
+        """Wait for a line in which a regular expression is found.
 
         :param pattern: searched for in each line; a string is a regular expression too.
         :param timeout: seconds.
-        :param after: skip so many lines, usually from ``mark``.
+        :param after: number of lines to skip, usually from ``mark``.
 
-        :raises LineMissing: the time was over, or the output ended. The message shows the whole
-            output.
+        :raises LineMissing: the time was over, or the output ended. The message has the output.
         """
         search = re.compile(pattern).search
         deadline = time.monotonic() + timeout
@@ -250,8 +244,7 @@ class SupervisedProcess(ABC):
             return self._changed.wait_for(lambda: self.exit_time is not None, max(0.0, timeout))
 
     def signal(self, number: int) -> None:
-        """Send a signal to ``pid``. One that has ended (and not been stopped) takes it without a
-        word."""
+        """Send a signal to ``pid``. There is no error if it has ended and was not stopped."""
         os.kill(self.pid, number)
 
     # -- threads ----
@@ -271,8 +264,7 @@ class SupervisedProcess(ABC):
     def _await_exit(self) -> None:
         assert self._process is not None
         if hasattr(os, "waitid"):
-            # Not reaped yet: as long as the zombie is there, neither its pid nor its group can be
-            # someone else's.
+            # WNOWAIT does not reap it. While the zombie exists, its pid and group cannot be reused.
             result = os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
             assert result is not None  # None only with WNOHANG
             code = result.si_status if result.si_code == os.CLD_EXITED else -result.si_status
@@ -283,8 +275,7 @@ class SupervisedProcess(ABC):
             self._changed.notify_all()
 
     def _join_output(self) -> None:
-        """Wait a moment for the last lines; a child that outlives the arbiter may hold the pipe
-        open."""
+        """Wait briefly for the last lines; a child that lives on may hold the pipe open."""
         with self._changed:
             self._changed.wait_for(lambda: self._output_ended, 0.5)
 

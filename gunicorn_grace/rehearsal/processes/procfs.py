@@ -1,10 +1,10 @@
-"""Linux's ``/proc``, as far as a rehearsal needs it: children, marked processes, listening sockets.
+"""Reads Linux's ``/proc``: children, marked processes, listening sockets.
 
-Why marks: gunicorn's processes leave the group they were started in (``daemon``, ``dumb-init``, a
-    re-exec), and one that is left behind holds a port and a core on somebody's machine. The
-    environment a process was started with goes to all its descendants, whatever sessions they open,
-    and ``/proc/<pid>/environ`` shows it. So a variable with a value of its own finds everything
-    that belongs to an instance, and nothing else.
+A process group is not enough to find all processes of an instance. gunicorn's processes can leave
+the group they were started in (``daemon``, ``dumb-init``, a re-exec), and a process that is left
+behind holds a port and a core on somebody's machine. The environment of a process goes to all its
+descendants, whatever sessions they open, and ``/proc/<pid>/environ`` shows it. So each instance is
+marked with an environment variable that has a unique value.
 
 Where there is no ``/proc``, every function here finds nothing.
 """
@@ -24,7 +24,7 @@ _LISTEN = "0A"  # include/net/tcp_states.h: TCP_LISTEN
 
 
 def children(pid: int) -> list[int]:
-    """The living children of ``pid``, zombies left out, in the order of their birth."""
+    """The living children of ``pid`` without zombies, oldest first."""
     found = []
     for task in _list(f"/proc/{pid}/task"):
         found += [int(child) for child in _read(f"/proc/{pid}/task/{task}/children").split()]
@@ -32,7 +32,7 @@ def children(pid: int) -> list[int]:
 
 
 def inner_pid(pid: int) -> int:
-    """The number that ``pid`` has in its own PID namespace: the one it writes into its log."""
+    """The number of ``pid`` in its own PID namespace, which it writes into its log."""
     for line in _read(f"/proc/{pid}/status").splitlines():
         if line.startswith("NSpid:"):
             return int(line.split()[-1])
@@ -40,13 +40,12 @@ def inner_pid(pid: int) -> int:
 
 
 def marked(variable: str, value: str) -> list[int]:
-    """Every living process that was started with ``variable=value`` in its environment, this one
-    left out."""
+    """Every other living process that was started with ``variable=value`` in its environment."""
     return _Scan.of(variable).get(value, [])
 
 
 def marked_by_value(variable: str) -> dict[str, list[int]]:
-    """Every living process that was started with this variable, by its value, this one left out."""
+    """Every other living process that was started with this variable, by the variable's value."""
     prefix = f"{variable}=".encode()
     me = os.getpid()
     found: dict[str, list[int]] = {}
@@ -63,8 +62,8 @@ def marked_by_value(variable: str) -> dict[str, list[int]]:
 class _Scan:
     """One look through all processes, shared by every thread that asked before it began.
 
-    When a hundred instances are ended at once, a hundred threads would read the environment of
-    three hundred processes each, and keep the load generator from its schedule for a second.
+    Without it, ending a hundred instances at once would mean a hundred threads that each read the
+    environment of three hundred processes. That delays the load generator by a second.
     """
 
     _all: ClassVar[dict[str, _Scan]] = {}
@@ -77,13 +76,11 @@ class _Scan:
 
     @classmethod
     def of(cls, variable: str) -> dict[str, list[int]]:
-        """What a look finds that begins after this call."""
+        """The result of a look that begins after this call."""
         return cls._all.setdefault(variable, cls(variable))._look()
 
     def _look(self) -> dict[str, list[int]]:
-        wanted = (
-            self._begun + 1
-        )  # the one under way, if any, may have passed by what has come since
+        wanted = self._begun + 1  # a look under way may have missed a new process
         with self._looking:
             if self._ended < wanted:
                 self._begun += 1
@@ -93,12 +90,12 @@ class _Scan:
 
 
 def memory(pid: int) -> int:
-    """The process's share of the machine's memory, bytes; 0 when it is gone.
+    """The memory of a process in bytes, 0 when it is gone.
 
-    The proportional set size (proc_pid_smaps(5)), in which a page that n processes share counts as
-    1/n: what workers share with the arbiter that forked them is not counted again for each. Where
-    the kernel does not tell it (older than 4.14, or another user's process) the resident set size,
-    which counts too much.
+    It is the proportional set size (proc_pid_smaps(5)), where a page that n processes share counts
+    as 1/n. So pages that workers share with their arbiter are not counted again for each worker. On
+    kernels before 4.14, and for another user's process, it is the resident set size, which is too
+    large.
     """
     for line in _read(f"/proc/{pid}/smaps_rollup").splitlines():
         if line.startswith("Pss:"):
@@ -110,8 +107,7 @@ def memory(pid: int) -> int:
 def end_marked(variable: str, value: str, timeout: float = 5.0) -> list[int]:
     """SIGKILL every process that carries the mark, and wait until they are gone (or zombies).
 
-    It looks again until it finds none: one may have been forked a moment before its parent was
-    ended.
+    It looks again until it finds none, because a process may fork just before it is ended.
 
     :param variable: name of the mark.
     :param value: its value, different for every instance.
@@ -133,7 +129,7 @@ def listening(pid: int) -> list[str]:
     """TCP addresses that ``pid`` listens on, as ``host:port``, in the order of its file
     descriptors.
 
-    Read when the log does not tell: a user's logging configuration may send it anywhere.
+    This is for a log that a user's configuration sends elsewhere.
     """
     inodes = []
     for descriptor in sorted(map(int, _list(f"/proc/{pid}/fd"))):
@@ -153,8 +149,8 @@ def listening(pid: int) -> list[str]:
 
 
 def _unpack(packed: str) -> str:
-    """``0100007F:1F90`` to ``127.0.0.1:8080``: the address is printed as 32-bit words in host byte
-    order."""
+    """Turn ``0100007F:1F90`` into ``127.0.0.1:8080``. The kernel prints the address as 32-bit words
+    in host byte order."""
     words, port = packed.split(":")
     raw = b"".join(
         int(words[i : i + 8], 16).to_bytes(4, sys.byteorder) for i in range(0, len(words), 8)
@@ -165,8 +161,7 @@ def _unpack(packed: str) -> str:
 
 
 def _end(pid: int, deadline: float) -> bool:
-    """SIGKILL and wait; through a pidfd where there is one, so that a pid used anew is never
-    hit."""
+    """Send SIGKILL and wait. A pidfd makes sure that a reused pid is never hit."""
     try:
         descriptor = os.pidfd_open(pid)
     except ProcessLookupError:
@@ -190,7 +185,7 @@ def _end(pid: int, deadline: float) -> bool:
 
 
 def _state(pid: int) -> str:
-    """One letter, ``proc_pid_stat(5)``; empty when the process is gone."""
+    """The state of a process as one letter, ``proc_pid_stat(5)``; empty when it is gone."""
     stat = _read(f"/proc/{pid}/stat")
     return stat.rpartition(")")[2].strip()[:1]  # the name before it may hold spaces and brackets
 
@@ -207,8 +202,8 @@ def _list(folder: str) -> list[str]:
 
 
 def _bytes(path: str) -> bytes:
-    # Unbuffered: fleets look through all processes while the load keeps its schedule in the same
-    # interpreter.
+    # Unbuffered, because a fleet reads the files of all processes and must not take time from the
+    # threads that follow its logs.
     try:
         with open(path, "rb", buffering=0) as file:
             return file.read()
