@@ -21,9 +21,12 @@ from .processes.balancers import PRODUCTS
 
 @dataclass(frozen=True)
 class Contender:
-    """Who plays: a name, and what its gunicorn is given besides what the plan says.
+    """A way to run gunicorn that takes part in a rehearsal.
 
-    ``pre_stop`` is a preStop hook in place of the plan's, None for that one.
+    :ivar name: its name in reports.
+    :ivar args: arguments for gunicorn in addition to the plan's.
+    :ivar env: environment in addition to the plan's.
+    :ivar pre_stop: a preStop hook that replaces the plan's, None to use the plan's.
     """
 
     name: str
@@ -44,31 +47,34 @@ GRACE = Contender("gunicorn-grace", ("-c", "python:gunicorn_grace.conf"))
 class Plan:
     """What is played. Times are seconds.
 
+    It has more attributes than a class should, because each is one independent setting of a
+    rehearsal, and pytest's fixture takes them by name.
+
     :ivar app: the application, as gunicorn takes it.
-    :ivar instances: how many there are.
+    :ivar instances: how many there are at the beginning.
     :ivar to: how many remain; one fewer unless given. The others are deleted at the same moment, as
         a scale-down does.
     :ivar rate: requests per second, all instances together.
-    :ivar lag: how long the routing goes on sending to a deleted instance; at the longest, with
-        ``routing``.
-    :ivar routing: the same for each node by itself.
+    :ivar lag: how long the routing goes on sending to a deleted instance. With ``routing`` it is
+        the longest lag.
+    :ivar routing: the lags of the nodes if they differ.
     :ivar period: terminationGracePeriodSeconds.
     :ivar args: arguments for gunicorn, for every contender.
     :ivar env: environment for every contender.
-    :ivar pre_stop: the preStop hook, or its command, see ``Deletion``; none if empty.
-    :ivar probes: what the platform asks each instance. None: nothing that has an effect; readiness
-        is watched all the same, for the record, where ``WATCHED`` is answered.
+    :ivar pre_stop: the preStop hook or its command, see ``Deletion``. Empty means no hook.
+    :ivar probes: the probes of each instance. With None, readiness is only recorded, if the
+        instance answers the probe ``WATCHED``.
     :ivar rollout: replace every instance, in place of a scale-down.
-    :ivar paths, requests, think, keepalive_share, slow_path, slow_share, timeout, clients, host, seed: see
-        ``Load``.
-    :ivar warm_up: requests that must have ended before the deletion; a second's worth, 20 at least,
-        unless given.
-    :ivar cool_down: requests that must have ended after it; as many.
-    :ivar through: the balancer between load and instances, a name of ``balancers.PRODUCTS``; none
-        unless given.
-    :ivar setup: how that is set up; its ``path`` and ``timeout`` follow from the rest of the plan.
-    :ivar cwd, python: see ``Instance``.
-    :ivar start_timeout: for one instance to listen, and again to answer.
+    :ivar paths: see ``Load``, also for ``requests``, ``think``, ``keepalive_share``, ``slow_path``,
+        ``slow_share``, ``timeout``, ``clients``, ``host`` and ``seed``.
+    :ivar warm_up: requests that must have ended before the deletion. The default is a second's
+        worth, at least 20.
+    :ivar cool_down: requests that must have ended after the deletion, with the same default.
+    :ivar through: the balancer between load and instances, a key of ``balancers.PRODUCTS``.
+    :ivar setup: the settings of the balancer. Its ``path`` and ``timeout`` follow from the rest of
+        the plan.
+    :ivar cwd: see ``Instance``, also for ``python``.
+    :ivar start_timeout: limit for one instance to listen, and again to answer.
     """
 
     app: str
@@ -103,15 +109,15 @@ class Plan:
 
     @property
     def remaining(self) -> int:
-        """How many instances are not deleted; after a roll-out, as many as before."""
+        """The number of instances at the end."""
         if self.rollout is not None:
             return self.instances
         return self.instances - 1 if self.to is None else self.to
 
     def check(self) -> None:
-        """See whether it can be played.
+        """Check that the plan can be played.
 
-        :raises PlanFailed: it cannot.
+        :raises PlanFailed: it cannot; the message says why.
         """
         if self.rollout is not None and (self.instances < 1 or self.to is not None):
             raise PlanFailed(
@@ -137,7 +143,7 @@ class Plan:
             raise PlanFailed(str(error)) from error
 
     def load_options(self) -> dict[str, Any]:
-        """What a load is given."""
+        """The arguments of ``Load``."""
         return {
             "rate": self.rate,
             "paths": self.paths,
@@ -154,8 +160,8 @@ class Plan:
         }
 
     def lags(self) -> float | tuple[float, ...]:
-        """The lag of all nodes, or one for each client of the load, drawn anew from the same
-        seed."""
+        """The lag of all nodes, or one for each client of the load. The same seed draws the same
+        lags."""
         return (
             self.routing.draw(self.clients, random.Random(self.seed)) if self.routing else self.lag
         )

@@ -1,4 +1,5 @@
-"""What a rehearsal found: one contender's run, its deleted instances and the life of each instance."""
+"""The result of a rehearsal: one contender's run, its deleted instances and the life of each
+instance."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from .report.series import Series, count
 
 @dataclass(frozen=True)
 class Gone:
-    """What became of one deleted instance. Times are seconds since the deletions began."""
+    """The end of one deleted instance. Times are seconds since the deletions began."""
 
     name: str
     endpoint: str
@@ -30,22 +31,21 @@ class Gone:
 
 @dataclass(frozen=True)
 class Life:
-    """One instance from its start to its end. Times are seconds since the deletions began, so that
-    what came before them is negative; None is what it has not come to.
+    """One instance from its start to its end. Times are seconds since the deletions began, negative
+    before that, and None for an event that has not happened.
 
-    :ivar name: which one.
-    :ivar endpoint: where it listens.
-    :ivar started: its process was launched.
-    :ivar listening: it listened.
-    :ivar readiness: ``(time, ready)`` whenever the platform changed its mind, by the readiness
-        probe and its thresholds; without a probe it is ready from ``listening`` on.
-    :ivar restarts: ``(time, why)`` for each restart of the container, as by a failed liveness
-        probe.
-    :ivar deleted: its deletion began.
-    :ivar t0: its shutdown began: the plugin said so, or the first SIGTERM came.
-    :ivar unrouted: the last node stopped routing to it.
-    :ivar ended: its process was gone.
-    :ivar memory: the most that it was seen to hold, bytes; 0 if unknown.
+    :ivar name: its name.
+    :ivar endpoint: the address where it listens.
+    :ivar started: time at which its process was launched.
+    :ivar listening: time at which it listened.
+    :ivar readiness: ``(time, ready)`` for each verdict of the readiness probe. Without a probe the
+        instance is ready from ``listening`` on.
+    :ivar restarts: ``(time, reason)`` for each restart of the container.
+    :ivar deleted: time at which its deletion began.
+    :ivar t0: time at which its shutdown began: the plugin logged it, or the first SIGTERM came.
+    :ivar unrouted: time at which the last node stopped routing to it.
+    :ivar ended: time at which its process was gone.
+    :ivar memory: the highest memory measured, in bytes; 0 if unknown.
     """
 
     name: str
@@ -63,9 +63,9 @@ class Life:
 
 @dataclass(frozen=True)
 class Memory:
-    """What all processes of all instances held, bytes.
+    """The memory of all processes of all instances, in bytes.
 
-    :ivar peak: the most at one look; 0 where it cannot be told.
+    :ivar peak: the highest measured sum; 0 if unknown.
     :ivar samples: ``(seconds since the deletions began, bytes)``.
     """
 
@@ -77,17 +77,17 @@ class Memory:
 class Result:
     """One contender's run.
 
-    :ivar contender: who.
-    :ivar plan: what was played.
-    :ivar tally: what became of every request.
-    :ivar origin: ``time.monotonic()`` when the deletions began; records count from the same clock.
+    :ivar contender: the contender.
+    :ivar plan: the plan that was played.
+    :ivar tally: the outcome of every request.
+    :ivar origin: ``time.monotonic()`` when the deletions began. The records use the same clock.
     :ivar ended: the same for the end of the load.
     :ivar gone: the deleted instances.
     :ivar outputs: everything that each instance printed, by name.
-    :ivar lives: every instance, those that stayed and those that a roll-out added among them.
-    :ivar memory: what they held in memory.
-    :ivar fell_behind: why the numbers cannot be trusted, in a sentence; empty if they can.
-    :ivar complete: whether it was played to its end; Ctrl-C leaves what was counted until then.
+    :ivar lives: every instance, also those that stayed and those that a roll-out added.
+    :ivar memory: the memory of the instances.
+    :ivar fell_behind: a sentence that says why the numbers cannot be trusted, empty if they can.
+    :ivar complete: whether the run came to its end. After Ctrl-C it has the counts until then.
     """
 
     contender: Contender
@@ -103,21 +103,22 @@ class Result:
     complete: bool = True
 
     def __repr__(self) -> str:
-        """Short: pytest shows it in a failing assertion, and the records are thousands."""
+        """A short text, because pytest shows it in a failing assertion and there are many
+        records."""
         return (
             f"<Result {self.contender.name}: {self.tally.lost} of {self.tally.total} requests lost>"
         )
 
     @property
     def trustworthy(self) -> bool:
-        """Whether the load was what the plan asked for."""
+        """Whether the load kept the schedule of the plan."""
         return not self.fell_behind
 
     def since_t0(self, record: Record) -> float | None:
-        """When a request was started, in seconds since the shutdown of the instance that it went to
-        began.
+        """The time from the beginning of an instance's shutdown to the start of a request to it.
 
-        None if it went to no instance, or to one whose shutdown never began.
+        :returns: seconds, or None if the request went to no instance or the instance never shut
+            down.
         """
         at = record.started - self.origin
         for life in self.lives:
@@ -136,15 +137,15 @@ class Result:
 
     @property
     def flawless(self) -> bool:
-        """Nothing was lost, and every instance was gone within its period."""
+        """Whether no request was lost and every instance was gone within its period."""
         return self.tally.lost == 0 and self.killed == 0
 
     @property
     def lost_elsewhere(self) -> int:
-        """How many of the lost requests had gone to instances that stayed: those are too few for
-        the rate.
+        """How many of the lost requests had gone to instances that stayed.
 
-        Through a balancer nobody can tell, and it is 0.
+        There are too few instances for the rate if it is above 0. With a balancer it is not known,
+        and 0.
         """
         if self.plan.through is not None:
             return 0
@@ -163,8 +164,8 @@ class Result:
 
     @property
     def gone_after(self) -> float | None:
-        """The longest time from the deletion of an instance to its end, seconds: a preStop hook
-        counts in."""
+        """The longest time in seconds from the deletion of an instance to its end, hook
+        included."""
         deleted = {life.name: life.deleted or 0.0 for life in self.lives}
         return max(
             (
@@ -177,7 +178,7 @@ class Result:
 
     @property
     def budget_used(self) -> float | None:
-        """``gone_after`` as a share of the period; None where one of the two is missing."""
+        """``gone_after`` as a share of the period, None if one of the two is missing."""
         return (
             self.gone_after / self.plan.period
             if self.gone_after is not None and self.plan.period
@@ -185,8 +186,7 @@ class Result:
         )
 
     def last_request(self, gone: Gone) -> float | None:
-        """When the last request was routed to a deleted instance, lost or not; seconds since the
-        deletions began."""
+        """The time of the last request that was routed to a deleted instance, lost or not."""
         return max(
             (r.started - self.origin for r in self.tally.records if r.endpoint == gone.endpoint),
             default=None,
@@ -205,7 +205,8 @@ class Result:
         return any("shutdown_initiated" in text for gone in self.gone for _, text in gone.events)
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything but the outputs, ready for JSON: what ``schema.json`` calls a result."""
+        """Everything but the outputs as values for JSON: a result in the sense of
+        ``schema.json``."""
         return {
             "contender": self.contender.name,
             "complete": self.complete,

@@ -1,5 +1,4 @@
-"""One scale-down from beginning to end: instances up, load on, some deleted, load off, all
-counted."""
+"""Plays a plan: start the instances and the load, delete instances, stop the load, count."""
 
 from __future__ import annotations
 
@@ -24,14 +23,17 @@ from .processes.fleet import Fleet
 from .processes.memory import MemoryWatch
 from .result import Gone, Life, Memory, Result
 
-#: Words of the plugin's log that belong into a timeline.
+#: The events in the plugin's log that a timeline shows.
 _EVENT = re.compile(
     r"gunicorn-grace: (.*(?:shutdown_initiated|lame_duck_ended|sealed|drained|deadline_reached|stopped).*)"
 )
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C after the deletions began. ``result`` is what the run came to until then."""
+    """Ctrl-C came after the deletions began.
+
+    :ivar result: the result of the run until then.
+    """
 
     def __init__(self, result: Result) -> None:
         self.result = result
@@ -44,14 +46,14 @@ def play(
     tell: Callable[[str], None] = lambda line: None,
     watch_load: Callable[[RunningLoad], None] = lambda load: None,
 ) -> Result:
-    """Play ``plan`` with ``contender``. However it ends, no process of it is left.
+    """Play ``plan`` with ``contender``. No process is left afterwards, also after an error.
 
-    :param plan: what to play.
-    :param contender: with whom.
-    :param tell: told in a line what is going on.
-    :param watch_load: given the load once it runs, to show how it fares.
+    :param plan: the plan to play.
+    :param contender: the contender that plays it.
+    :param tell: called with a line for each step.
+    :param watch_load: called with the load once it runs, to show its progress.
 
-    :raises Interrupted: Ctrl-C after the deletions began; it carries what was counted until then.
+    :raises Interrupted: Ctrl-C came after the deletions began; it has the result until then.
     :raises PlanFailed: the plan cannot be played, or a path does not answer 2xx before anything was
         deleted.
     :raises InstanceFailed: an instance did not come up, or one that was to stay ended by itself.
@@ -70,7 +72,7 @@ def play(
         watch = MemoryWatch(replicas.containers)
 
         def found(tally: Tally, origin: float, complete: bool = True) -> Result:
-            """The result as far as it has come."""
+            """The result until now."""
             deletions = [pod.deletion for pod in replicas.pods if pod.deletion is not None]
             return Result(
                 contender,
@@ -131,7 +133,7 @@ def play(
 
 
 def _expect_success(plan: Plan, fleet: Fleet) -> None:
-    """Every request is answered with 2xx now, or the count of losses would mean nothing."""
+    """Check that every request is answered with 2xx, or the count of losses would mean nothing."""
     for request in dict.fromkeys(plan.sent()):
         headers = [*([("Host", plan.host)] if plan.host else []), *request.headers]
         what = f"{request.method} {request.path}"
@@ -160,9 +162,11 @@ def _expect_success(plan: Plan, fleet: Fleet) -> None:
 
 
 def _balancer(plan: Plan, fleet: Fleet, tell: Callable[[str], None]) -> Balancer | None:
-    """What stands in front of ``fleet``. Where readiness is no path of the application, as in
-    the plain contender, it asks for the first of ``paths``: with checks that never pass there
-    would be nothing to compare."""
+    """Make the balancer in front of ``fleet``.
+
+    Plain gunicorn does not answer the readiness path, so the balancer then checks the first of
+    ``paths``. With checks that never pass, there would be nothing to compare.
+    """
     if plan.through is None:
         return None
     path = plan.env.get("GRACE_READINESS_PATH", Setup.path)

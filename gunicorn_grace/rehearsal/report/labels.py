@@ -9,8 +9,7 @@ from dataclasses import dataclass, replace
 from ..result import Result
 from .phases import Span
 
-#: Labels are placed so that they do not overlap on a screen this wide, with letters this wide: the
-#: narrowest phone.
+#: Pixels of the narrowest phone and of a letter. Labels do not overlap on a screen this wide.
 _NARROWEST = 320.0
 
 
@@ -44,7 +43,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Mark:
-    """A moment that is named above the bars, on one of several rows so that names do not
+    """A moment with a label above the bars, on one of several rows so that labels do not
     overlap."""
 
     at: float
@@ -56,7 +55,7 @@ class Mark:
 
 
 def marks_of(result: Result, axis: Axis) -> tuple[Mark, ...]:
-    """The moments that are named above the bars, those that fall together under one name."""
+    """The moments that have a label above the bars. Moments that fall together share a label."""
     ends = [gone.exited for gone in result.gone if gone.exited is not None]
     sigterms = [gone.sigterm for gone in result.gone if gone.sigterm is not None]
     last = [at for gone in result.gone if (at := result.last_request(gone)) is not None]
@@ -95,10 +94,9 @@ def marks_of(result: Result, axis: Axis) -> tuple[Mark, ...]:
 
 
 def _row(percent: float, text: str, anchor: str, marks: Sequence[Mark]) -> int:
-    """The row of one more label: where it covers no other, and no label is crossed by another one's
-    line.
+    """Find a row where a new label covers no other label and no line crosses a label.
 
-    Rows count downwards, a line goes from its label down to the bars. A new row opens below the
+    Rows count downwards, and a line goes from its label down to the bars. A new row opens below the
     others or above them.
     """
 
@@ -126,12 +124,12 @@ def _row(percent: float, text: str, anchor: str, marks: Sequence[Mark]) -> int:
 
 
 def name_position(name: str, spans: Sequence[Span], axis: Axis) -> float:
-    """Where a lane's name begins, percent: behind its end, or on it where there is no room."""
+    """Where a lane's name begins, in percent: behind the lane, or on it if there is no room."""
     start, end = (spans[0].start, spans[-1].end) if spans else (0.0, 0.0)
     room = 100 - axis.percent(end)
     return axis.percent(end if room > _width(name) + 2 else start)
 
 
 def _width(text: str) -> float:
-    """How much of the narrowest screen a text takes, percent."""
+    """The width of a text in percent of the narrowest screen."""
     return 100 * len(text) * _LETTER / _NARROWEST

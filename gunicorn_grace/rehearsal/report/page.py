@@ -1,14 +1,13 @@
-"""The page: one HTML file that shows what a rehearsal found, for people who were not there.
+"""The page: one HTML file that shows the result of a rehearsal.
 
-It is opened from a mail, a CI artifact or a chat, years later, on a phone: so it holds everything
-that it needs and asks the network for nothing (its own Content-Security-Policy forbids it), it
-works without JavaScript, and each picture has the table of its numbers behind it. Names, paths and
-log lines come from others: the template escapes them all, and the policy names the one script that
-may run by its hash.
+It may be opened from a mail, a CI artifact or a chat, years later, on a phone. So it contains
+everything that it needs: it asks the network for nothing (its own Content-Security-Policy forbids
+it), it works without JavaScript, and each picture has a table of its numbers. Names, paths and log
+lines come from others. So the template escapes them all, and the policy allows only one script, by
+its hash.
 
-The pictures are SVG without a fixed width: shapes are given in seconds across and pixels down, and
-are stretched sideways to whatever screen there is; text is placed at percentages and keeps its
-size.
+The pictures are SVG without a fixed width. Shapes are given in seconds across and pixels down, and
+are stretched to the width of the screen. Text is placed at percentages and keeps its size.
 """
 
 from __future__ import annotations
@@ -40,9 +39,10 @@ def page(
 ) -> str:
     """The HTML page on one or more runs of the same plan.
 
-    :param results: the last one is judged.
-    :param made: when; with a time zone.
-    :param max_lost, interrupted: see ``report_text.passed``.
+    :param results: the runs; the last one is judged.
+    :param made: the time of the rehearsal, with a time zone.
+    :param max_lost: how many lost requests are still a success.
+    :param interrupted: whether Ctrl-C ended the rehearsal.
     """
     axis = _axis(results)
     used = [
@@ -105,7 +105,7 @@ def _axis(results: Sequence[Result]) -> Axis:
 
 
 def _kinds(pictures: Sequence[Picture]) -> list[tuple[str, str]]:
-    """The phases that the legend has to explain."""
+    """The phases that occur, with their texts for the legend."""
     seen = {span.kind for picture in pictures for lane in picture.lanes for span in lane.spans}
     return [(kind, text) for kind, text in KINDS.items() if kind in seen]
 

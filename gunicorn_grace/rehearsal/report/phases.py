@@ -1,4 +1,4 @@
-"""The phases that a deleted instance went through, as they are drawn and explained."""
+"""The phases of a deleted instance's shutdown, as they are drawn and explained."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from ..result import Gone, Life
 
 @dataclass(frozen=True)
 class Span:
-    """A phase of an instance, in seconds since the deletions began. ``kind`` is also the class that
-    colours it."""
+    """A phase of an instance, in seconds since the deletions began. ``kind`` is also its CSS
+    class."""
 
     kind: str
     label: str
@@ -28,10 +28,10 @@ KINDS = {
 
 
 def phases(gone: Gone, life: Life | None) -> tuple[Span, ...]:
-    """What a deleted instance went through. The plugin says it in its log; without it there are
-    hook and SIGTERM.
+    """The phases of a deleted instance. They come from the plugin's log, or from hook and SIGTERM
+    without it.
 
-    An instance that has not gone is drawn up to the last thing known of it.
+    An instance that is not gone is drawn up to its last known event.
     """
     deleted = life.deleted if life is not None and life.deleted is not None else 0.0
     said = {text.split(maxsplit=1)[0]: at for at, text in reversed(gone.events)}

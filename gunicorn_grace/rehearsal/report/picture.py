@@ -12,11 +12,11 @@ from . import text as report_text
 from .labels import Axis, Mark, marks_of, name_position
 from .phases import Span, phases
 
-#: The most lanes of deleted instances that a picture has, and rows that the table of losses has.
+#: The maximum of lanes for deleted instances in a picture.
 MOST_LANES = 6
 
 
-# Pixels down. The bars, below them the marks of losses, the requests in flight and the lanes.
+# Heights in pixels: the bars, below them the marks of losses, the requests in flight and the lanes.
 _LABEL_ROW = 15
 
 
@@ -53,7 +53,8 @@ class Bar:
 
 @dataclass(frozen=True)
 class Lane:
-    """A deleted instance: its phases, and when the platform held it for ready."""
+    """A deleted instance: its phases, and the intervals in which the platform considered it
+    ready."""
 
     name: str
     top: float
@@ -65,8 +66,7 @@ class Lane:
 
 @dataclass(frozen=True)
 class Picture:
-    """What is drawn of one contender. Everything down the page is in pixels from the top of the
-    picture."""
+    """The picture of one contender. Vertical positions are pixels from the top of the picture."""
 
     result: Result
     anchor: str
@@ -102,7 +102,7 @@ def picture_of(
     flight_end = flight_top + _FLIGHT
     lanes_top = flight_end + _GAP + 4
     order = sorted(result.gone, key=lambda gone: (gone.exited is None, gone.exited or 0.0))
-    # Of many, the first to go and the last: the others lie between them.
+    # Of many, show the first and the last that were gone; the others lie between them.
     followed = (
         order
         if len(order) <= MOST_LANES
@@ -186,7 +186,7 @@ def picture_of(
 
 
 def _ready(life: Life | None, gone: Gone, axis: Axis) -> tuple[tuple[float, float], ...]:
-    """From when to when the platform held an instance for ready."""
+    """The intervals in which the platform considered an instance ready."""
     if life is None or not life.readiness:
         return ()
     end = gone.exited if gone.exited is not None else axis.high
@@ -207,7 +207,7 @@ def _ready(life: Life | None, gone: Gone, axis: Axis) -> tuple[tuple[float, floa
 def _outline(
     counts: Sequence[int], at: Callable[[int], float], level: Callable[[int], float], base: float
 ) -> str:
-    """A stepped outline, closed along its base; only where it changes."""
+    """A stepped outline, closed along its base, with points only where it changes."""
     points = [f"M{at(0):.2f} {base:.1f}"]
     before: int | None = None
     for index, count in enumerate(counts):
@@ -220,7 +220,7 @@ def _outline(
 
 
 def _grid(highest: int) -> list[int]:
-    """A round number or two to read the bars by."""
+    """One to three round numbers for the grid lines."""
     size = 10 ** math.floor(math.log10(highest))
     step = next(size * m for m in (1, 2, 5, 10) if highest / (size * m) < 3) if highest > 3 else 1
     return list(range(step, highest + 1, step))[:3]

@@ -1,4 +1,4 @@
-"""The JSON document of a rehearsal; ``schema.json`` beside this file says what is in it."""
+"""The JSON document of a rehearsal, described by ``schema.json``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..result import Result
 from . import text as report_text
 
 VERSION = 1
-"""Grows when a field goes or changes its meaning, not when one is added."""
+"""It grows when a field is removed or changes its meaning, not when one is added."""
 
 
 def schema() -> dict[str, Any]:
@@ -25,7 +25,7 @@ def schema() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """What a result depends on, and its version."""
+    """The versions of the programs that a result depends on."""
     return {name: metadata.version(name) for name in ("gunicorn-grace", "gunicorn")} | {
         "python": platform.python_version()
     }
@@ -34,11 +34,12 @@ def versions() -> dict[str, str]:
 def document(
     results: Sequence[Result], *, made: datetime, max_lost: int = 0, interrupted: bool = False
 ) -> dict[str, Any]:
-    """What ``--json`` writes.
+    """The document that ``--json`` writes.
 
-    :param results: the last one is judged.
-    :param made: when; with a time zone.
-    :param max_lost, interrupted: see ``report_text.passed``.
+    :param results: the runs; the last one is judged.
+    :param made: the time of the rehearsal, with a time zone.
+    :param max_lost: how many lost requests are still a success.
+    :param interrupted: whether Ctrl-C ended the rehearsal.
     """
     plan = results[0].plan
     return {

@@ -1,8 +1,8 @@
-"""A run as it is drawn: how many requests began in each tenth of a second, what became of them, and
-what was in flight.
+"""Counts the records of a run for each tenth of a second: requests begun, their outcomes, requests
+in flight.
 
-Records are exact, and too many to look at: 100 instances at 1,000 requests per second leave 100,000
-of them. Counted here once, so that the page and the JSON document cannot tell two stories.
+The records are too many to draw: 100 instances at 1,000 requests per second leave 100,000 of them.
+The page and the JSON document share these counts, so that they cannot differ.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ STEP = 0.1
 """Seconds that are counted together."""
 
 MOST_STEPS = 3000
-"""A run longer than so many steps gets longer ones, whole multiples of :data:`STEP`: a screen has
-no more pixels."""
+"""A longer run gets longer steps, whole multiples of :data:`STEP`, because a screen has no more
+pixels."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Series:
     :ivar start: when the first step begins, a whole multiple of ``step``.
     :ivar step: seconds of a step.
     :ivar began: for each outcome, how many requests began in each step that ended with it.
-    :ivar in_flight: the most requests that were under way at one moment of each step.
-    :ivar in_flight_deleted: the same of those that went to the deleted instances.
+    :ivar in_flight: the highest number of requests in flight during each step.
+    :ivar in_flight_deleted: the same for requests to the deleted instances.
     """
 
     start: float
@@ -43,7 +43,7 @@ class Series:
         return len(self.in_flight)
 
     def at(self, index: int) -> float:
-        """When a step begins."""
+        """The time at which a step begins."""
         return self.start + index * self.step
 
     def lost(self, index: int) -> int:
@@ -57,7 +57,7 @@ class Series:
         return sum(counts[index] for counts in self.began.values())
 
     def as_dict(self) -> dict[str, Any]:
-        """Ready for JSON."""
+        """The counts as values for JSON."""
         return {
             "start": round(self.start, 3),
             "step": self.step,
@@ -75,7 +75,7 @@ def count(
     :param records: in any order.
     :param origin: ``time.monotonic()`` when the deletions began.
     :param ended: the same for the end of the load.
-    :param deleted: endpoints of the deleted instances, as the records name them.
+    :param deleted: endpoints of the deleted instances, as in the records.
     """
     first = min((record.started for record in records), default=origin) - origin
     last = max((record.ended for record in records), default=origin) - origin
@@ -92,7 +92,7 @@ def count(
         began[record.outcome][index(record.started)] += 1
     sent = [
         record for record in records if record.outcome is not Outcome.REFUSED
-    ]  # the others never arrived
+    ]  # a refused request never arrived
     return Series(
         lowest * step,
         round(step, 3),
@@ -103,14 +103,16 @@ def count(
 
 
 def _most_at_once(records: Sequence[Record], index: Callable[[float], int], size: int) -> list[int]:
-    """For each step, the largest number of requests that were under way at one moment of it."""
+    """For each step, the highest number of requests in flight during it."""
     changes = sorted(
         [(record.started, 1) for record in records] + [(record.ended, -1) for record in records]
     )
     most, current, at = [0] * size, 0, 0
     for moment, change in changes:
         step = index(moment)
-        for passed in range(at + 1, step + 1):  # what was under way when a step began counts in it
+        for passed in range(
+            at + 1, step + 1
+        ):  # requests in flight at the beginning of a step count in it
             most[passed] = current
         at = step
         current += change

@@ -1,7 +1,7 @@
-"""Tells what a rehearsal found: the contenders side by side, what happened when, and a verdict.
-Text, 80 columns.
+"""The report as text of 80 columns: the contenders side by side, a timeline for each, and a
+verdict.
 
-The page (``page``) tells the same and asks here for its words and numbers.
+The page takes its words and numbers from here.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from ..plan import Plan
 from ..result import Result
 
 WIDTH = 80
-#: The timeline follows so many instances; of more, only the first.
+#: The timeline shows up to this many instances. If there are more, it shows only the first.
 _FOLLOWED = 2
-#: So many contenders stand beside each other.
+#: The number of contenders beside each other.
 _ABREAST = 3
 _LABEL = 17
 _CELL = (WIDTH - _LABEL) // _ABREAST
@@ -28,20 +28,19 @@ LABELS: dict[str, str] = {
     "server_error": "5xx",
     "status": "not 2xx",
 }
-"""What an outcome is called where people read, if not by its own name."""
+"""The labels of outcomes whose own names are not clear to a reader."""
 
 Paint = Callable[[str, str], str]
-"""Takes a text and what it is (``good``, ``bad``, ``dim`` or ``head``), and gives it a colour, or
-leaves it."""
+"""Colours a text by its role: ``good``, ``bad``, ``dim`` or ``head``."""
 
 
 def unpainted(text: str, what: str) -> str:
-    """No colour at all."""
+    """Leave the text as it is."""
     return text
 
 
 def label(outcome: Outcome) -> str:
-    """What an outcome is called where people read."""
+    """The label of an outcome for readers."""
     return LABELS.get(outcome.value, outcome.value.replace("_", " "))
 
 
@@ -49,8 +48,8 @@ def label(outcome: Outcome) -> str:
 class Row:
     """One line of the comparison: a cell for each contender.
 
-    ``losses`` rows are painted by whether they are zero; ``detail`` rows belong to the one above
-    them.
+    A ``losses`` row is green where it is zero and red elsewhere; a ``detail`` row belongs to the
+    row above it.
     """
 
     label: str
@@ -70,7 +69,7 @@ def render(
     parts = [heading(results[0].plan), table(results, paint)]
     parts += [timeline(result, paint) for result in results]
     parts += ["\n".join(textwrap.fill(note, WIDTH) for note in notes(results))]
-    # Wrapped only where it must be: programs look for the last line.
+    # Programs look for the last line, so it is wrapped only if it is too long.
     parts += [
         paint(
             textwrap.fill(verdict(results, max_lost, interrupted), WIDTH), "good" if good else "bad"
@@ -98,7 +97,7 @@ def heading(plan: Plan) -> str:
 
 
 def rows(results: Sequence[Result]) -> list[Row]:
-    """The comparison: what was lost, how long the exit took, and what that was of the budget."""
+    """The comparison of the contenders: requests lost, time to exit, share of the budget."""
     tallies = [result.tally for result in results]
     found = [
         Row("requests", tuple(str(tally.total) for tally in tallies)),
@@ -131,9 +130,9 @@ def rows(results: Sequence[Result]) -> list[Row]:
 def table(results: Sequence[Result], paint: Paint = unpainted) -> str:
     """The contenders side by side, three abreast.
 
-    ``gone after`` is the longest time from the deletion of an instance to its end, ``budget used``
-    what that is of the period; ``last request`` is when the last one was routed to a deleted
-    instance, and ``slowest answer`` the slowest request that was not lost.
+    ``gone after`` is the longest time from the deletion of an instance to its end, and ``budget
+    used`` its share of the period. ``last request`` is the time at which the last request was
+    routed to a deleted instance. ``slowest answer`` is the slowest request that was not lost.
     """
     blocks = []
     for first in range(0, len(results), _ABREAST):
@@ -153,7 +152,7 @@ def table(results: Sequence[Result], paint: Paint = unpainted) -> str:
 
 
 def timeline(result: Result, paint: Paint = unpainted) -> str:
-    """What happened when, in seconds since the deletion."""
+    """The events of a run, in seconds since the deletion."""
     lines = [paint(f"{result.contender.name}:", "head")]
     lines += [_fit(f"  {at:6.1f} s  {text}", WIDTH) for at, text in moments(result, _FOLLOWED)]
     count = len(result.gone)
@@ -166,10 +165,10 @@ def timeline(result: Result, paint: Paint = unpainted) -> str:
 
 
 def moments(result: Result, followed: int) -> list[tuple[float, str]]:
-    """What happened, in order, with the seconds since the deletion.
+    """The events of a run in their order, with the seconds since the deletion.
 
-    :param result: of which run.
-    :param followed: how many deleted instances are told of; if there are more, only the first.
+    :param result: the run.
+    :param followed: how many deleted instances to show. If there are more, only the first is shown.
     """
     plan, lives = result.plan, {life.name: life for life in result.lives}
     lost = sorted(result.tally.lost_records, key=lambda record: record.started)
@@ -184,7 +183,8 @@ def moments(result: Result, followed: int) -> list[tuple[float, str]]:
         if (life := lives.get(gone.name)) is not None:
             if plan.rollout is not None and life.deleted is not None:
                 found.append((life.deleted, f"{who}deleted"))
-            # What came before is the start; what came with the end is told by the end.
+            # A verdict before the deletion belongs to the start, and one at the end adds nothing to
+            # the exit.
             turned = [
                 at for at, ready in life.readiness if not ready and at >= (life.deleted or 0.0)
             ]
@@ -212,7 +212,7 @@ def moments(result: Result, followed: int) -> list[tuple[float, str]]:
 
 
 def lost_at(record: Record, result: Result) -> float:
-    """When a lost request was started, in seconds since the deletion."""
+    """The start of a lost request, in seconds since the deletion."""
     return record.started - result.origin
 
 
@@ -224,7 +224,7 @@ def described(record: Record) -> str:
 
 
 def notes(results: Sequence[Result]) -> list[str]:
-    """What makes the numbers mean less, or more, than they seem to."""
+    """Notes that a reader needs to judge the numbers."""
     found = []
     for result in results:
         name, tally = result.contender.name, result.tally
@@ -255,9 +255,9 @@ def notes(results: Sequence[Result]) -> list[str]:
 
 
 def passed(results: Sequence[Result], max_lost: int = 0, interrupted: bool = False) -> bool:
-    """Whether all was played to its end, and the contender that is judged, the last one, did well.
+    """Whether the run came to its end and the judged contender, the last one, passed.
 
-    That is: every instance was gone within its period, and no more than ``max_lost`` requests were
+    It passes if every instance was gone within its period and at most ``max_lost`` requests were
     lost.
     """
     result = results[-1]
@@ -265,7 +265,7 @@ def passed(results: Sequence[Result], max_lost: int = 0, interrupted: bool = Fal
 
 
 def verdict(results: Sequence[Result], max_lost: int = 0, interrupted: bool = False) -> str:
-    """One line on the contender that is judged: the last one."""
+    """One line about the judged contender, the last one."""
     result = results[-1]
     name, tally = result.contender.name, result.tally
     if interrupted:
