@@ -1,13 +1,13 @@
 """The load in a process of its own.
 
-In one interpreter the load would share it with the threads that read a hundred logs, end a hundred
-instances and send probes. On a busy machine the one that holds the interpreter may be waiting for a
-processor, and the generator waits with it: at 99 of 100 instances deleted at once it was late by a
-second. Apart, it waits for nobody.
+In the same process, the load would share the interpreter with the threads that read a hundred logs,
+end a hundred instances and send probes. On a busy machine, the thread that holds the interpreter
+may wait for a processor, and the load waits with it. When 99 of 100 instances were deleted at once,
+the load was late by a second.
 
-The parent sends the changes of its table and takes back what became of the requests, over a pair of
-sockets. The monotonic clock is the machine's, so that stamps need no translation. When the parent
-is gone, the socket ends, and the process does too.
+The parent sends the changes of its table and receives the records, over a pair of sockets. Both use
+the machine's monotonic clock, so times need no translation. When the parent is gone, the socket is
+closed and the process ends.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from .load import Load
 from .running import RunningLoad
 from .tally import Tally
 
-#: The generator's nice value, where it may have it: what measures is not to wait in line behind
-#: what is measured.
+#: The generator's nice value, if it is permitted. The measurement must not wait for what it
+#: measures.
 PRIORITY = -10
 #: Seconds from one report of the process to the next.
 EVERY = 0.1
@@ -46,9 +46,7 @@ class Generator(RunningLoad):
     """
 
     def __init__(self, table: EndpointTable, **options: Any) -> None:
-        load = Load(
-            EndpointTable(), **options
-        )  # whatever is wrong with them is said here, not there
+        load = Load(EndpointTable(), **options)  # this checks the options before the process starts
         super().__init__(Tally(rate=load.rate), load.timeout)
         self._table = table
         self._options = options
@@ -60,7 +58,7 @@ class Generator(RunningLoad):
 
     @property
     def pid(self) -> int:
-        """Its process.
+        """The pid of its process.
 
         :raises LoadFailed: it was not started.
         """
@@ -69,7 +67,7 @@ class Generator(RunningLoad):
         return self._process.pid
 
     def start(self) -> Generator:
-        """Begin to send. Returns once it does.
+        """Begin to send, and return once it has begun.
 
         :raises LoadFailed: it could not be started.
         """
@@ -79,7 +77,7 @@ class Generator(RunningLoad):
             self._table.follow(self._send)
             self._send(None)
             self._started.wait()
-        except BaseException:  # Ctrl-C among them: nobody else would end it
+        except BaseException:  # also Ctrl-C, because nothing else would end it
             self.stop(abandon=True)
             raise
         if self._problem is not None:
@@ -91,7 +89,7 @@ class Generator(RunningLoad):
         self._connection = Connection(ours.detach())
         with theirs:
             descriptor = theirs.fileno()
-            # Where this process imports from, the other one does too: a source tree need not be
+            # The other process imports from the same places, so that a source tree need not be
             # installed.
             code = f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import main; main({descriptor})"
             try:
@@ -108,12 +106,12 @@ class Generator(RunningLoad):
         self._thread.start()
 
     def stop(self, abandon: bool = False) -> Tally:
-        """Start no more requests, let those under way finish (``timeout`` seconds at most), then
-        end the process.
+        """Start no more requests, wait for those under way up to ``timeout`` seconds, then end the
+        process.
 
-        :param abandon: do not let them finish; they are in no count then.
+        :param abandon: do not wait for requests under way, and do not count them.
 
-        :raises LoadFailed: the generator failed, so that the numbers mean nothing.
+        :raises LoadFailed: the generator failed, so the counts mean nothing.
         """
         if self._process is not None:
             if abandon:
@@ -138,7 +136,7 @@ class Generator(RunningLoad):
     def _send(self, message: EndpointChange | Mapping[str, Any] | str | None) -> None:
         with self._sending:
             if self._connection is not None:
-                with suppress(OSError):  # it has ended: the thread tells why
+                with suppress(OSError):  # it has ended, and the thread reports why
                     self._connection.send(message)
 
     def _receive(self) -> None:
@@ -176,13 +174,12 @@ class Generator(RunningLoad):
 
 
 def main(descriptor: int) -> None:
-    """The process: a ``Load`` that takes its orders from a socket, and reports to it."""
+    """Run a ``Load`` that is controlled over a socket and reports over it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with suppress(OSError):  # it takes a privilege
+    with suppress(OSError):  # this needs a privilege
         os.setpriority(os.PRIO_PROCESS, 0, PRIORITY)
-        # sched(7), autogroup: where that is on, a nice value counts only within a session, and each
-        # instance has one of its own. Of a hundred sessions that want to run, ours would get its
-        # hundredth.
+        # With autogroup on (sched(7)), a nice value counts only within a session, and each instance
+        # has its own session. Among a hundred busy sessions, the generator would get a hundredth.
         with open("/proc/self/autogroup", "w") as file:
             file.write(str(PRIORITY))
     connection = Connection(descriptor)
@@ -199,7 +196,7 @@ def main(descriptor: int) -> None:
             while (message := connection.recv()) != "stop":
                 table.replay(message)
         except (EOFError, OSError):
-            os._exit(0)  # nobody is left to report to
+            os._exit(0)  # the parent is gone
         try:
             load.stop()
             stopped.append("")

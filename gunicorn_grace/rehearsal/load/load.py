@@ -1,12 +1,11 @@
-"""An open-loop load: requests start when they are due, whether or not the earlier ones were
-answered.
+"""An open-loop load: requests start when they are due, whether or not earlier ones were answered.
 
-A closed loop, where each of n clients waits for its answer, slows down with the service and so
-hides what a stall would have cost. Requests that the generator itself could not start in time are
-counted, not sent in a burst: a burst is no steady load.
+In a closed loop, each client waits for its answer. Such a load slows down with the service, and so
+hides the losses of a stall. Requests that the generator itself could not start in time are counted
+and skipped, because sending them in a burst would not be a steady load.
 
-There are no retries. A real pool notices that the server closed an idle connection and does not use
-it, so the pools here do too; a request that was sent is the client's to lose.
+There are no retries. As real connection pools do, the pools here notice that the server closed an
+idle connection and do not use it. A request that was sent and not answered is lost.
 """
 
 from __future__ import annotations
@@ -31,10 +30,10 @@ from .running import RunningLoad
 from .tally import ConnectionKind, Outcome, Record, Tally
 from .wire import show_address
 
-#: Connecting failed for want of something on our side of the connection.
+#: Errors of connecting for want of a resource on the client's side.
 _OURS = {errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM}
-#: Linux, tcp_reset(): a RST in answer to our SYN is ECONNREFUSED; these two mean that the handshake
-#: was complete and the reset came before we looked.
+#: On Linux, a RST in answer to a SYN is ECONNREFUSED (tcp_reset()). These two mean that the
+#: handshake was complete and the reset came before the client looked.
 _AFTER_CONNECTING = {errno.ECONNRESET, errno.EPIPE}
 
 
@@ -44,19 +43,18 @@ class Load(RunningLoad):
     :param table: where each new connection goes.
     :param rate: requests per second.
     :param paths: targets of GET requests, taken in turn.
-    :param requests: what to send in place of ``paths``, each as often as its weight.
+    :param requests: requests to send in place of ``paths``, each as often as its weight.
     :param keepalive_share: share of the requests that use kept-alive connections, 0 to 1.
     :param slow_path: request target of slow requests.
     :param slow_share: share of the requests that are slow ones, 0 to 1.
     :param timeout: seconds that a request may take, connecting included.
-    :param clients: how many clients share the kept-alive requests, each with a pool of its own. One
-        pool alone would keep using the one connection it got back last, and so test one instance.
+    :param clients: how many clients share the kept-alive requests, each with its own pool. A single
+        pool would always use the connection that it got back last, and so test only one instance.
     :param host: the ``Host`` header; the endpoint's address unless given.
-    :param think: seconds that a kept-alive connection rests before its client uses it again, so
-        that as many are open as requests fall into that time, and some meet the server's keep-alive
-        time.
-    :param slow_node_share: the share of the requests that comes from one client more, the last one:
-        on the slow node of a ``Lag``. Client n connects as node n of the table knows it.
+    :param think: seconds that a kept-alive connection rests before its client uses it again. The
+        longer they rest, the more of them are open, and some reach the server's keep-alive timeout.
+    :param slow_node_share: share of the requests that one more client sends, the last one, from the
+        slow node of a ``Lag``. Client n uses the routing of node n.
     :param seed: of the random choices. Loads with the same seed send the same requests at the same
         times.
 
@@ -102,7 +100,7 @@ class Load(RunningLoad):
         super().__init__(Tally(rate=rate), timeout)
         self._routing = random.Random(
             seed
-        )  # of its own: when connections are made depends on the service
+        )  # separate, because the service decides when connections are made
         self._pools: list[deque[ClientConnection]] = [deque() for _ in range(clients + 1)]
         self._tasks: set[asyncio.Task[None]] = set()
         self._connections: set[ClientConnection] = set()
@@ -114,11 +112,10 @@ class Load(RunningLoad):
     # -- from any thread ----
 
     def take(self) -> Tally:
-        """What was counted since the last call, handed over: it is in no later count of this
-        object.
+        """Hand over the counts since the last call.
 
-        A process that keeps every record has its garbage collector look through all of them again
-        and again, for a tenth of a second at a time after a hundred thousand.
+        They are removed here, because the garbage collector would look through all records again
+        and again: a tenth of a second each time after a hundred thousand.
         """
         tally = self._tally
         records, lags = len(tally.records), len(tally.lags)
@@ -134,16 +131,15 @@ class Load(RunningLoad):
         return self
 
     def stop(self, abandon: bool = False) -> Tally:
-        """Start no more requests, let those under way finish (``timeout`` seconds at most), then
-        close.
+        """Start no more requests, wait for those under way up to ``timeout`` seconds, then close.
 
-        :param abandon: do not let them finish; they are in no count then.
+        :param abandon: do not wait for requests under way, and do not count them.
 
-        :raises LoadFailed: the generator failed, so that the numbers mean nothing.
+        :raises LoadFailed: the load failed, so the counts mean nothing.
         """
         self._abandon = self._abandon or abandon
         if self._loop is not None and self._finish is not None and not self._ended:
-            with suppress(RuntimeError):  # it ended by itself a moment ago
+            with suppress(RuntimeError):  # it has just ended by itself
                 self._loop.call_soon_threadsafe(self._finish.set)
         if self._thread.ident is not None:
             self._thread.join()
@@ -201,7 +197,7 @@ class Load(RunningLoad):
                 raise self._problem
             request = self.mix.choose(
                 number
-            )  # also for one that is skipped: the next ones stay what they are
+            )  # also if it is skipped, so that the seed decides the others
             if late > tolerance:
                 self._tally.skipped += 1
             else:
@@ -216,11 +212,11 @@ class Load(RunningLoad):
     def _landed(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (problem := task.exception()) is not None:
-            # A request without a record would be one that nobody misses.
+            # Otherwise the request would have no record, and nobody would notice.
             self._problem = self._problem or problem
 
     async def _request(self, request: PlannedRequest, kind: ConnectionKind, client: int) -> None:
-        """One request from beginning to record. Its timer cancels the task: that is a timeout."""
+        """Send one request and record it. On a timeout, its timer cancels the task."""
         assert self._loop is not None
         started = time.monotonic()
         pool = self._pools[client] if kind is ConnectionKind.KEPT else None
@@ -286,6 +282,6 @@ class Load(RunningLoad):
         )
         if (
             self.completed >= self._target
-        ):  # waking a waiter for every request would cost the schedule its evenness
+        ):  # waking the waiter for every request would disturb the schedule
             with self._progress:
                 self._progress.notify_all()

@@ -1,4 +1,4 @@
-"""What the load sends: one line of text for each kind of request. Pure: text in, requests out.
+"""Reads the requests that a load sends: one line of text for each.
 
     # the user's own routes
     /                                        9
@@ -7,12 +7,12 @@
     PUT  /files/report @report.pdf upload=2
     GET  /export read=5 "Accept: text/csv"
 
-A line is ``[METHOD] path [body] [weight]``. Words are split as a shell splits them, so that quotes
-keep spaces together. A body is the word behind the path; ``@file`` is the content of a file. A
-number as the last word is the weight: how often this line is taken, beside the others. Options may
-stand anywhere behind the path, and count as no words here: ``upload=SECONDS`` sends the body in
-pieces over so long, ``read=SECONDS`` reads the response as slowly, and ``"Name: value"`` is a
-header. Lines that are empty or begin with ``#`` are skipped.
+A line is ``[METHOD] path [body] [weight]``. Words are split as in a shell, so quotes keep spaces
+together. The word behind the path is the body; ``@file`` is the content of a file. A number as the
+last word is the weight: how often this request is sent in relation to the others. Options may stand
+anywhere behind the path: ``upload=SECONDS`` sends the body in pieces over that time,
+``read=SECONDS`` reads the response as slowly, and ``"Name: value"`` is a header. Lines that are
+empty or begin with ``#`` are skipped.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import h11
 
 from .wire import head_bytes
 
-#: Bodies and slow responses go in so many pieces.
+#: The number of pieces of a slow body or a slow response.
 PIECES = 10
 
 _METHOD = re.compile(r"[A-Z]+\Z")
@@ -41,12 +41,12 @@ class PlannedRequest:
 
     :ivar path: request target.
     :ivar method: its method.
-    :ivar body: its body; none if empty, unless the method wants one.
+    :ivar body: its body. If it is empty, none is sent, unless the method expects one.
     :ivar headers: its headers besides ``Host``, ``Content-Length`` and ``Connection``.
-    :ivar weight: how often it is sent, beside others.
-    :ivar upload: seconds over which the body is sent, in ``PIECES`` pieces; 0: at once.
-    :ivar read: seconds for which the client takes its time to read the response; 0: none.
-    :ivar slow: counted as a slow request.
+    :ivar weight: how often it is sent in relation to the others.
+    :ivar upload: seconds over which the body is sent in ``PIECES`` pieces; 0 sends it at once.
+    :ivar read: seconds over which the client reads the response; 0 reads it at once.
+    :ivar slow: whether it counts as a slow request.
     """
 
     path: str
@@ -59,7 +59,7 @@ class PlannedRequest:
     slow: bool = False
 
     def check(self, host: str | None = None) -> None:
-        """See whether it can be sent.
+        """Check that it can be sent.
 
         :raises ValueError: it cannot, or a number is out of its range.
         """
@@ -96,7 +96,7 @@ class PlannedRequest:
 
     @property
     def _length(self) -> int | None:
-        # RFC 9110, 8.6: a method that expects a body says so even when it is empty.
+        # RFC 9110, 8.6: a method that expects a body sends the length of an empty one too.
         return len(self.body) if self.body or self.method in ("POST", "PUT", "PATCH") else None
 
     def pieces(self) -> Iterator[bytes]:
@@ -107,12 +107,12 @@ class PlannedRequest:
 
 
 def parse_line(line: str, read: Callable[[str], bytes]) -> PlannedRequest:
-    """One line, as the module's docstring has it.
+    """Read one line; the module's docstring has the format.
 
     :param line: the text.
-    :param read: gives the content of a file that ``@file`` names.
+    :param read: returns the content of a file that ``@file`` names.
 
-    :raises ValueError: what is wrong with it.
+    :raises ValueError: the line is wrong; the message says why.
     """
     words = shlex.split(line)
     method = words.pop(0) if len(words) > 1 and _METHOD.match(words[0]) else "GET"
@@ -161,18 +161,18 @@ def parse_line(line: str, read: Callable[[str], bytes]) -> PlannedRequest:
 def _kind_of(body: bytes) -> str:
     if body[:1] in (b"{", b"["):
         return "application/json"
-    # As curl has it for what is given with --data: right for forms.
+    # curl does the same with --data, which is right for forms.
     return "application/x-www-form-urlencoded"
 
 
 def parse_lines(text: str, name: str, read: Callable[[str], bytes]) -> list[PlannedRequest]:
-    """All requests of a file.
+    """Read all requests of a file.
 
     :param text: its content.
     :param name: its name, for messages.
-    :param read: gives the content of a file that ``@file`` names.
+    :param read: returns the content of a file that ``@file`` names.
 
-    :raises ValueError: a line is wrong, or there is none; with the number of the line.
+    :raises ValueError: a line is wrong, or there is none. The message has the number of the line.
     """
     found = []
     for number, line in enumerate(text.splitlines(), 1):
@@ -189,10 +189,10 @@ def parse_lines(text: str, name: str, read: Callable[[str], bytes]) -> list[Plan
 
 
 def in_turn(requests: Sequence[PlannedRequest]) -> list[PlannedRequest]:
-    """One round in which each request comes as often as its weight, spread as evenly as can be.
+    """One round in which each request comes as often as its weight, spread evenly.
 
-    Each time the one that is most overdue is taken (nginx calls it smooth weighted round robin), so
-    that what has the same weight comes in turn, and rare ones do not come in a row.
+    The next request is always the one that is most overdue, which nginx calls smooth weighted round
+    robin. Requests of the same weight come in turn, and rare ones do not come in a row.
     """
     total = sum(request.weight for request in requests)
     if total > _MOST:

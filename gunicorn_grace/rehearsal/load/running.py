@@ -1,4 +1,4 @@
-"""A load that runs: its counts so far, wherever it runs, and its end."""
+"""A load while it runs, in a thread or in a process of its own."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from .tally import Record, Tally
 
 
 class RunningLoad(ABC):
-    """What a load tells while it runs, wherever it runs: ``Load`` in a thread, ``Generator`` in a
-    process.
+    """A load while it runs: ``Load`` in a thread, ``Generator`` in a process of its own.
 
     :param tally: filled as requests end.
     :param timeout: seconds that a request may take.
@@ -31,25 +30,27 @@ class RunningLoad(ABC):
 
     @abstractmethod
     def stop(self, abandon: bool = False) -> Tally:
-        """End it; see the classes."""
+        """End the load.
+
+        :param abandon: do not wait for requests under way.
+        """
 
     @property
     def completed(self) -> int:
-        """Requests that have ended so far, lost ones among them."""
+        """Requests that have ended so far, including lost ones."""
         return self._tally.total
 
     @property
     def problem(self) -> str | None:
-        """What the generator failed by; None as long as it has not."""
+        """The reason why the load failed, None if it has not."""
         return None if self._problem is None else str(self._problem)
 
     def records_after(self, index: int) -> list[Record]:
-        """The requests that ended since there were ``index`` of them: for one who looks again and
-        again."""
+        """The records from ``index`` on, for a caller that looks again and again."""
         return self._tally.records[index:]
 
     def snapshot(self) -> Tally:
-        """A copy of what was counted so far."""
+        """A copy of the counts so far."""
         tally = self._tally
         return replace(tally, records=list(tally.records), lags=list(tally.lags))
 
@@ -57,10 +58,10 @@ class RunningLoad(ABC):
         """Wait until ``count`` more requests have ended.
 
         :param count: requests, from now on.
-        :param timeout: seconds; by default what ``count`` should take, twice, and a request's own
-            time.
+        :param timeout: seconds. The default is twice the time that ``count`` requests should take,
+            and a request's own limit.
 
-        :raises RehearsalError: not so within ``timeout`` seconds.
+        :raises RehearsalError: too few had ended after ``timeout`` seconds.
         :raises LoadFailed: the generator failed.
         """
         target = self.completed + count
@@ -91,5 +92,5 @@ class RunningLoad(ABC):
         if error is None:
             self.stop()
             return
-        with suppress(LoadFailed):  # the error under way came first
+        with suppress(LoadFailed):  # the error under way is the cause
             self.stop(abandon=True)

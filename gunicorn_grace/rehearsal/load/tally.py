@@ -1,5 +1,4 @@
-"""What became of every request. Nothing here is averaged away: a loss keeps its time, endpoint and
-error."""
+"""The outcome of every request, with the time, endpoint and error of each loss."""
 
 from __future__ import annotations
 
@@ -11,11 +10,11 @@ from typing import Any
 
 
 class Outcome(str, Enum):
-    """How a request ended, told apart by what its client may do about it.
+    """How a request ended. The outcomes differ in what a client may do about them.
 
-    A refused connection is safe to try again for any method. After a reset the client cannot know
-    whether the request was carried out, so that only a method that may be repeated can be tried
-    again (RFC 9110, 9.2.2).
+    After a refused connection, any method may be tried again. After a reset, the client cannot know
+    whether the request was carried out, so only an idempotent method may be tried again (RFC 9110,
+    9.2.2).
     """
 
     OK = "ok"
@@ -26,25 +25,24 @@ class Outcome(str, Enum):
     RESET = "reset"
     """Established, then closed or reset before a byte of the response came."""
     TRUNCATED = "truncated"
-    """Cut off within the response, or what came was no HTTP."""
+    """Cut off within the response, or the response was not HTTP."""
     TIMEOUT = "timeout"
     """Established, but no complete response in time."""
     SERVER_ERROR = "server_error"
-    """A complete response with a status of 5xx, from whoever answered but the plugin."""
+    """A complete response with a status of 5xx that did not come from the plugin."""
     NOT_READY = "not_ready"
-    """A complete 503 that the plugin gave to a probe's path, told by the headers that it puts on
-    such answers."""
+    """A complete 503 of the plugin on a probe's path, recognised by the headers of such answers."""
     STATUS = "status"
     """A complete response with any other status."""
 
 
 class ConnectionKind(str, Enum):
-    """How a request came by its connection."""
+    """How a request gets its connection."""
 
     FRESH = "fresh"
     """A connection of its own, with ``Connection: close``."""
     KEPT = "kept"
-    """From a pool of kept-alive connections, or one opened to be put back there."""
+    """A connection from a pool of kept-alive ones, or a new one that is put back there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +64,12 @@ class Record:
 
     @property
     def ended(self) -> float:
-        """When the outcome was known."""
+        """The time at which the outcome was known."""
         return self.started + self.latency
 
 
-#: How late a request may start, seconds. epoll wakes up to a millisecond late, more than the
-#: spacing at 1,000 requests a second; 20 ms are what a busy core adds. Rates below 50 a second are
-#: allowed their own spacing.
+#: How late a request may start, in seconds. epoll wakes up to a millisecond late, and a busy core
+#: adds up to 20 ms. Below 50 requests a second, the limit is the time between two requests.
 TOLERANCE = 0.02
 
 
@@ -80,13 +77,13 @@ TOLERANCE = 0.02
 class Tally:
     """All records of a load, and how well the generator kept its schedule.
 
-    :ivar records: in the order in which they ended.
-    :ivar lags: seconds that each request was started after it was due, in the order in which they
-        were due; those that were skipped are among them.
-    :ivar skipped: requests that were due but never started, because the generator was late: a busy
-        machine.
+    :ivar records: the requests in the order in which they ended.
+    :ivar lags: seconds by which each request was late, in the order in which they were due. Skipped
+        requests are included.
+    :ivar skipped: requests that were due but never started, because the generator was late on a
+        busy machine.
     :ivar began: ``time.monotonic()`` at which the first request was due.
-    :ivar rate: requests per second, as was asked for; 0 when there was no schedule.
+    :ivar rate: requests per second that were asked for; 0 if there was no schedule.
     """
 
     records: list[Record] = field(default_factory=list)
@@ -102,21 +99,21 @@ class Tally:
 
     @property
     def lost(self) -> int:
-        """Requests without a complete 2xx."""
+        """Requests without a complete 2xx response."""
         return len(self.lost_records)
 
     @property
     def lost_records(self) -> list[Record]:
-        """The lost ones, in the order in which they ended."""
+        """The lost requests in the order in which they ended."""
         return [record for record in self.records if record.outcome is not Outcome.OK]
 
     def count(self, outcome: Outcome, kind: ConnectionKind | str | None = None) -> int:
-        """Requests with this outcome, on connections of this kind if given."""
+        """The number of requests with this outcome, and on this kind of connection if given."""
         return sum(r.outcome is outcome and (kind is None or r.kind == kind) for r in self.records)
 
     @property
     def rate_achieved(self) -> float:
-        """Requests that were started a second, from the first one due to the last one."""
+        """Requests that were started per second, from the first that was due to the last."""
         return self.rate * (1 - self.skipped / len(self.lags)) if self.lags else 0.0
 
     @property
@@ -125,16 +122,17 @@ class Tally:
         return max(1 / self.rate, TOLERANCE) if self.rate else TOLERANCE
 
     def fell_behind(self, since: float | None = None, until: float | None = None) -> str:
-        """Why the numbers cannot be trusted: the generator did not keep its schedule. Empty if it
-        did.
+        """Say why the numbers cannot be trusted: the generator did not keep its schedule.
 
-        It did not when more than one in a hundred requests could not start within ``tolerance``: in
-        the whole run, or between ``since`` and ``until``. A stall at the moment of a deletion is
-        short beside the run, and leaves out the very requests that would have been lost.
+        It failed to if more than one in a hundred requests could not start within ``tolerance``, in
+        the whole run or between ``since`` and ``until``. A stall at the moment of a deletion is
+        short in comparison with the run, but it skips the requests that would have been lost.
 
-        :param since: ``time.monotonic()``; with ``until``, a part of the run that is looked at by
-            itself, too.
+        :param since: ``time.monotonic()`` of the beginning of a part that is also checked on its
+            own.
         :param until: the end of that part.
+
+        :returns: a sentence, empty if the numbers can be trusted.
         """
         parts = [("", self.lags)]
         if since is not None and until is not None and self.rate:
@@ -152,7 +150,7 @@ class Tally:
         return ""
 
     def summary(self) -> dict[str, Any]:
-        """The numbers, ready for JSON. Latencies are those of complete 2xx responses, in
+        """The numbers as values for JSON. Latencies are those of complete 2xx responses, in
         seconds."""
         latencies = [record.latency for record in self.records if record.outcome is Outcome.OK]
         return {
@@ -173,8 +171,11 @@ class Tally:
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """The nearest-rank percentile: the smallest value that ``percent`` % of them do not exceed; 0
-    of none."""
+    """The nearest-rank percentile: the smallest value that ``percent`` % of the values do not
+    exceed.
+
+    :returns: 0 if there are no values.
+    """
     if not values:
         return 0.0
     rank = max(1, math.ceil(len(values) * percent / 100))

@@ -1,4 +1,4 @@
-"""Addresses, sockets and one plain HTTP exchange, shared by whoever talks to an instance."""
+"""Addresses, sockets and one HTTP exchange, for every module that talks to an instance."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ class IncompleteResponse(ConnectionError):
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """A complete HTTP response; header names in lower case, the last one of a name wins."""
+    """A complete HTTP response. Header names are in lower case; of several with one name, the last
+    wins."""
 
     status: int
     headers: dict[str, str]
@@ -33,9 +34,9 @@ def parse_address(text: str) -> Address:
     """Read an address as gunicorn writes it: ``http://127.0.0.1:80``, ``http://[::1]:80``,
     ``unix:/run/app``.
 
-    A wildcard address becomes the loopback address of its family, where it can be connected to.
+    A wildcard address becomes the loopback address of its family, so that a client can connect.
 
-    :raises ValueError: there is no port in it.
+    :raises ValueError: the text has no port.
     """
     text = text.strip()
     if text.startswith("unix:"):
@@ -46,7 +47,7 @@ def parse_address(text: str) -> Address:
 
 
 def show_address(address: Address) -> str:
-    """The address as it is written in a URL or a log line."""
+    """The address as in a URL or a log line."""
     if isinstance(address, str):
         return f"unix:{address}"
     host, port = address
@@ -69,17 +70,17 @@ def fetch(
     body: bytes = b"",
     timeout: float = 10.0,
 ) -> Response:
-    """One request on a connection of its own, closed afterwards.
+    """Send one request on a new connection, and close that.
 
     :param address: where to connect to.
     :param path: request target.
     :param method: request method.
-    :param headers: added to ``Host`` and ``Connection: close``; a ``Host`` among them replaces
-        ours.
+    :param headers: added to ``Host`` and ``Connection: close``. A ``Host`` among them replaces the
+        default.
     :param body: sent with its length, if there is one.
     :param timeout: seconds for the whole exchange, connecting included.
 
-    :raises IncompleteResponse: the peer closed first, or what it sent is no HTTP.
+    :raises IncompleteResponse: the peer closed first, or did not send HTTP.
     :raises OSError: connecting, sending or receiving failed, or the time was over
         (``TimeoutError``).
     """
@@ -149,8 +150,8 @@ def head_bytes(
     :param path: request target.
     :param method: its method.
     :param headers: its headers.
-    :param close: say ``Connection: close``.
-    :param length: of the body, bytes; None: say nothing of it.
+    :param close: send ``Connection: close``.
+    :param length: bytes of the body; with None there is no ``Content-Length``.
     """
     fields = list(headers)
     if not any(name.lower() == "host" for name, _ in fields):
