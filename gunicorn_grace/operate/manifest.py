@@ -1,8 +1,8 @@
-"""Reads what a Kubernetes manifest says of one workload: pods, probes, hook, period, roll-out.
+"""Reads a workload from a Kubernetes manifest: pods, probes, hook, period, roll-out.
 
-Pure: text in, objects out, each with the line it came from, so that whoever finds fault with one
-can say where. Nothing is judged here: what is absent gets the default of Kubernetes where there is
-one, and None where there is not. PyYAML is needed (``gunicorn-grace[manifest]``).
+Each object has the line it came from, so that a message about it can say where. An absent value
+gets the default of Kubernetes, or None if there is none. This module does not judge the values. It
+needs PyYAML (``gunicorn-grace[manifest]``).
 """
 
 from __future__ import annotations
@@ -28,23 +28,22 @@ KINDS = ("Deployment", "StatefulSet")
 PROBES = ("readiness", "liveness", "startup")
 
 
-#: What a probe or a hook does, as Kubernetes spells it.
+#: The actions of a probe or a hook, as Kubernetes spells them.
 ACTIONS = ("httpGet", "exec", "tcpSocket", "grpc", "sleep")
 
 
 @dataclass(frozen=True)
 class Action:
-    """What a probe or a hook does.
+    """The action of a probe or a hook.
 
     :ivar kind: one of ``ACTIONS``.
-    :ivar line: where it says so.
-    :ivar path: of ``httpGet``.
-    :ivar port: of ``httpGet`` and ``tcpSocket``, a named one looked up;
-    :ivar None: not given, or no such name.
-    :ivar headers: of ``httpGet``.
+    :ivar line: its line in the manifest.
+    :ivar path: path of ``httpGet``.
+    :ivar port: number of the port of ``httpGet`` and ``tcpSocket``; None if it is not given.
+    :ivar headers: headers of ``httpGet``.
     :ivar https: whether ``httpGet`` speaks TLS.
-    :ivar command: of ``exec``.
-    :ivar seconds: of ``sleep``.
+    :ivar command: command of ``exec``.
+    :ivar seconds: seconds of ``sleep``.
     """
 
     kind: str
@@ -94,7 +93,8 @@ class Container:
 
     @property
     def runs_gunicorn(self) -> bool:
-        """Whether its command names gunicorn; an image may run it without saying so here."""
+        """Whether its command names gunicorn. An image may also run gunicorn without a command
+        here."""
         return any("gunicorn" in part for part in self.command)
 
 
@@ -108,12 +108,12 @@ class Workload:
     :ivar line: where it begins.
     :ivar replicas: how many pods.
     :ivar period: terminationGracePeriodSeconds.
-    :ivar containers: of the pod.
+    :ivar containers: the containers of a pod.
     :ivar strategy: ``RollingUpdate``, ``Recreate`` or ``OnDelete``.
     :ivar max_surge: as written, a number or a percentage; StatefulSets have none.
     :ivar max_unavailable: the same.
     :ivar min_ready: minReadySeconds.
-    :ivar main: name of the container that serves, where an annotation says it.
+    :ivar main: name of the container that serves, if an annotation says it.
     """
 
     source: str
@@ -130,32 +130,31 @@ class Workload:
     main: str = ""
 
     def serving(self) -> Container:
-        """The container that gunicorn runs in: the one whose command says so, the annotated one, or
-        the first."""
+        """The container of gunicorn: the one whose command names it, the annotated one, or the
+        first."""
         gunicorn = [container for container in self.containers if container.runs_gunicorn]
         named = [container for container in self.containers if container.name == self.main]
         return [*gunicorn, *named, *self.containers][0]
 
 
 def read(text: str, source: str) -> list[Workload]:
-    """The workloads in a manifest of one or more documents, in their order; ``List`` objects are
-    looked into.
+    """Read the workloads of a manifest in their order, also those in ``List`` objects.
 
     :param text: the manifest.
     :param source: its name, for messages.
 
-    :raises ManifestError: it is no YAML, or a value is not of the kind that Kubernetes wants there.
+    :raises ManifestError: it is not YAML, or a value does not have the type that Kubernetes expects.
     """
     return [
-        _workload(document, source)
+        _read_workload(document, source)
         for document in find_objects(parse_documents(text, source), source)
         if document.get("kind") in KINDS
     ]
 
 
 def choose(workloads: list[Workload], source: str, name: str | None = None) -> Workload:
-    """The workload with this name; without one the only one, or the only one whose command names
-    gunicorn.
+    """Choose the workload with this name. Without a name, choose the only one, or the only one
+    whose command names gunicorn.
 
     :raises ManifestError: there is none, or more than one.
     """
@@ -179,14 +178,16 @@ def choose(workloads: list[Workload], source: str, name: str | None = None) -> W
     )
 
 
-def _workload(document: Table, source: str) -> Workload:
+def _read_workload(document: Table, source: str) -> Workload:
     metadata = get_value(document, "metadata", Table, source)
     spec = get_value(document, "spec", Table, source)
     template = get_value(spec, "template", Table, source)
     pod = get_value(template, "spec", Table, source)
     kind = str(document["kind"])
     name = str(get_value(metadata, "name", str, source, "(no name)"))
-    containers = tuple(_container(item, source) for item in get_tables(pod, "containers", source))
+    containers = tuple(
+        _read_container(item, source) for item in get_tables(pod, "containers", source)
+    )
     if not containers:
         raise ManifestError(source, document.line, f"{kind} {name} has no containers")
     update = get_value(
@@ -205,8 +206,8 @@ def _workload(document: Table, source: str) -> Workload:
         period=get_number(pod, "terminationGracePeriodSeconds", source, 30),
         containers=containers,
         strategy=str(get_value(update, "type", str, source, "RollingUpdate")),
-        max_surge=_amount(rolling, "maxSurge", source, "25%"),
-        max_unavailable=_amount(
+        max_surge=_read_amount(rolling, "maxSurge", source, "25%"),
+        max_unavailable=_read_amount(
             rolling, "maxUnavailable", source, "25%" if kind == "Deployment" else "1"
         ),
         min_ready=get_number(spec, "minReadySeconds", source, 0),
@@ -214,7 +215,7 @@ def _workload(document: Table, source: str) -> Workload:
     )
 
 
-def _amount(table: Table, key: str, source: str, default: str) -> str:
+def _read_amount(table: Table, key: str, source: str, default: str) -> str:
     """A number of pods or a percentage of them."""
     value = table.get(key)
     text = default if value is None else str(value)
@@ -227,7 +228,7 @@ def _amount(table: Table, key: str, source: str, default: str) -> str:
     return text
 
 
-def _container(table: Table, source: str) -> Container:
+def _read_container(table: Table, source: str) -> Container:
     ports: dict[str, int] = {}
     for item in get_tables(table, "ports", source):
         number = get_number(item, "containerPort", source, 0)
@@ -246,14 +247,14 @@ def _container(table: Table, source: str) -> Container:
         key = f"{name}Probe"
         probe = get_value(table, key, Table, source)
         if probe:
-            action = _action(probe, ports, source)
+            action = _read_action(probe, ports, source)
             if action is None:
                 raise ManifestError(
                     source,
                     table.lines[key],
                     f"{key} does nothing: it needs {', '.join(ACTIONS[:-1])}",
                 )
-            probes[name] = _probe(probe, action, table.lines[key], source)
+            probes[name] = _read_probe(probe, action, table.lines[key], source)
     hook = get_value(get_value(table, "lifecycle", Table, source), "preStop", Table, source)
     return Container(
         str(get_value(table, "name", str, source, "(no name)")),
@@ -262,11 +263,11 @@ def _container(table: Table, source: str) -> Container:
         (*get_words(table, "command", source), *get_words(table, "args", source)),
         env,
         probes,
-        _action(hook, ports, source),
+        _read_action(hook, ports, source),
     )
 
 
-def _probe(table: Table, action: Action, line: int, source: str) -> ContainerProbe:
+def _read_probe(table: Table, action: Action, line: int, source: str) -> ContainerProbe:
     return ContainerProbe(
         action,
         line,
@@ -278,7 +279,7 @@ def _probe(table: Table, action: Action, line: int, source: str) -> ContainerPro
     )
 
 
-def _action(table: Table, ports: Mapping[str, int], source: str) -> Action | None:
+def _read_action(table: Table, ports: Mapping[str, int], source: str) -> Action | None:
     """The action of a probe or a hook; None if there is none."""
     kind = next((name for name in ACTIONS if name in table), None)
     if kind is None:
@@ -296,7 +297,7 @@ def _action(table: Table, ports: Mapping[str, int], source: str) -> Action | Non
         raise ManifestError(
             source,
             what.lines["port"],
-            f"port {port!r} is no port of this container; named: {known}",
+            f"port {port!r} is not a port of this container; named: {known}",
         )
     if kind != "httpGet":
         return Action(kind, line, port=number)
@@ -308,7 +309,7 @@ def _action(table: Table, ports: Mapping[str, int], source: str) -> Action | Non
     return Action(
         kind,
         line,
-        # An absent slash is put in front (pkg/probe/http/request.go, formatURL).
+        # Kubernetes adds a missing slash (pkg/probe/http/request.go, formatURL).
         path=path if path.startswith("/") else f"/{path}",
         port=number,
         headers=headers,

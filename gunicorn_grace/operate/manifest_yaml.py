@@ -1,4 +1,4 @@
-"""YAML whose mappings know their lines, and values out of it that have the type Kubernetes wants."""
+"""Reads YAML with the lines of its mappings, and values of the types that Kubernetes expects."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from ..errors import GraceError
 
 
 class ManifestError(GraceError):
-    """A manifest that cannot be read, or does not hold what was looked for.
+    """A manifest cannot be read, or does not contain what was looked for.
 
     :ivar source: name of the file.
-    :ivar line: counted from 1; 0: the file as a whole.
+    :ivar line: line number from 1, or 0 for the whole file.
     """
 
     def __init__(self, source: str, line: int, what: str) -> None:
@@ -25,7 +25,7 @@ class ManifestError(GraceError):
 
 
 class Table(dict[Any, Any]):
-    """A mapping that knows the line it begins on, and that of each key."""
+    """A mapping with the line where it begins and the line of each key."""
 
     def __init__(self, line: int) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ def _construct(loader: Loader, node: yaml.MappingNode) -> Iterator[Table]:
         key = loader.construct_object(key_node, deep=True)
         if not isinstance(key, Hashable):
             raise yaml.constructor.ConstructorError(
-                None, None, "a key is no word", key_node.start_mark
+                None, None, "a key is not a word", key_node.start_mark
             )
         found[key] = loader.construct_object(value_node, deep=True)
         found.lines[key] = key_node.start_mark.line + 1
@@ -66,7 +66,7 @@ def parse_documents(text: str, source: str) -> list[Any]:
             else ""
         )
         raise ManifestError(
-            source, line, f"no YAML: {error.problem or error.context}{hint}"
+            source, line, f"not YAML: {error.problem or error.context}{hint}"
         ) from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         reason = (
@@ -74,7 +74,7 @@ def parse_documents(text: str, source: str) -> list[Any]:
             if isinstance(error, RecursionError)
             else str(error).partition("\n")[0]
         )
-        raise ManifestError(source, 0, f"no YAML: {reason}") from error
+        raise ManifestError(source, 0, f"not YAML: {reason}") from error
 
 
 def find_objects(documents: list[Any], source: str) -> Iterator[Table]:
@@ -83,7 +83,7 @@ def find_objects(documents: list[Any], source: str) -> Iterator[Table]:
             continue
         if not isinstance(document, Table):
             raise ManifestError(
-                source, 0, f"a document in it is {_type_name(document)}, no Kubernetes object"
+                source, 0, f"a document in it is {_type_name(document)}, not a Kubernetes object"
             )
         if document.get("kind") == "List":
             yield from find_objects(get_value(document, "items", list, source, []), source)
@@ -106,9 +106,9 @@ def _type_name(value: object) -> str:
 
 
 def get_value(table: Table, key: str, kind: type, source: str, default: Any = None) -> Any:
-    """``table[key]``, which must be of this kind; ``default`` if it is absent or null.
+    """``table[key]``, which must have this type, or ``default`` if it is absent or null.
 
-    :raises ManifestError: it is of another kind.
+    :raises ManifestError: it has another type.
     """
     value = table.get(key)
     if value is None:
@@ -139,7 +139,7 @@ def get_tables(table: Table, key: str, source: str) -> list[Table]:
             raise ManifestError(
                 source,
                 table.lines.get(key, table.line),
-                f"{key} holds {_type_name(item)}, no mapping",
+                f"{key} holds {_type_name(item)}, not a mapping",
             )
     return list(found)
 

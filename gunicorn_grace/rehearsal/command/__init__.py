@@ -1,1 +1,1 @@
-"""The command ``gunicorn-grace rehearse``, its options, and the fixture that plays the same in pytest."""
+"""The command ``gunicorn-grace rehearse`` and its options, and the pytest fixture ``rehearse``."""

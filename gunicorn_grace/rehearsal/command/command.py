@@ -135,12 +135,12 @@ def rehearse(
 ) -> None:
     """Scale APP down under load, as Kubernetes would, and count the requests that it costs.
 
-    Boots real gunicorn on loopback, first plain, then with the plugin. Further arguments for
-    gunicorn go behind --.
+    Boots real gunicorn on loopback, first plain, then with the plugin. Put further arguments for
+    gunicorn behind --.
 
     Exit code: 0 if nothing was lost, or no more than --max-lost; 1 if something was, or an instance
-    had to be killed (by the last contender: the plugin, where it took part); 2 if it could not be
-    run; 130 after Ctrl-C, with a report on what was played until then.
+    had to be killed (the last contender counts: the plugin, if it took part); 2 if the rehearsal
+    could not be run; 130 after Ctrl-C, with a report on the part until then.
     """
     try:
         from ..errors import PlanFailed, RehearsalError
@@ -245,7 +245,7 @@ def rehearse(
 
 
 def paint(text: str, what: str) -> str:
-    """Colours for a terminal; ``click.echo`` takes them away elsewhere."""
+    """Colour a text for a terminal; ``click.echo`` removes the colours elsewhere."""
     return click.style(text, **_COLOURS[what])
 
 
@@ -255,17 +255,18 @@ def _fail(context: click.Context, line: str) -> NoReturn:
 
 
 def _explicit(context: click.Context) -> Callable[[str], bool]:
-    """Whether a parameter was given by the user, and so wins over what else has a say."""
+    """Returns a function that says whether the user gave a parameter, which then wins over the
+    manifest."""
     return lambda name: context.get_parameter_source(name) is not ParameterSource.DEFAULT
 
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """SIGTERM and SIGHUP end a rehearsal as Ctrl-C does, by an exception that ends the instances
-    too.
+    """Let SIGTERM and SIGHUP end a rehearsal as Ctrl-C does, by an exception that also ends the
+    instances.
 
-    Python drops what is raised in a weak reference's callback or in ``__del__``, and signal
-    handlers run there as well. An interrupt that was dropped is raised again a moment later.
+    Python drops an exception that is raised in a weak reference's callback or in ``__del__``, and
+    signal handlers run there too. An interrupt that was dropped is raised again a moment later.
     """
 
     def interrupt(number: int, frame: FrameType | None) -> None:

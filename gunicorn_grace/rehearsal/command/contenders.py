@@ -1,6 +1,6 @@
-"""Who plays in a rehearsal, and what of gunicorn's own options they leave to it.
+"""Makes the contenders of a rehearsal, and checks the user's arguments for gunicorn.
 
-One place for the command line and for the pytest fixture, so that both judge the same thing.
+The command line and the pytest fixture share this module, so that both judge the same thing.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from ..plan import GRACE, PLAIN, Contender
 from ..result import Result
 
 NAMES = ("plain", "sleep", "grace")
-"""How contenders are called on the command line; ``sleep`` may be followed by ``:SECONDS``."""
+"""The names of contenders on the command line; ``sleep`` may be followed by ``:SECONDS``."""
 
 SLEEP = 15.0
-"""Seconds of a preStop hook that only sleeps, unless others are given: what most charts have."""
+"""The default for a preStop hook that only sleeps, in seconds; most Helm charts have it."""
 
 _NEEDED: dict[str, str] = {
     "bind": "each instance listens on a free port of its own",
@@ -30,16 +30,17 @@ _NEEDED: dict[str, str] = {
     "print_config": "gunicorn would end at once",
     "check_config": "gunicorn would end at once",
 }
-"""gunicorn's options that a rehearsal needs for itself, by their names in gunicorn's parser, and
-why."""
+"""gunicorn's options that a rehearsal sets itself, by their names in gunicorn's parser, with the
+reason."""
 
 
 def contender_named(name: str, config: str | None = None) -> Contender:
-    """One contender.
+    """Make a contender.
 
     :param name: one of :data:`NAMES`, or ``sleep:SECONDS``.
-    :param config: the user's gunicorn configuration, a file or ``python:MODULE``, with the plugin
-        in it. All read it; where plain gunicorn plays, the plugin in it is silent.
+    :param config: the user's gunicorn configuration with the plugin in it, a file or
+        ``python:MODULE``. Every contender reads it; for plain gunicorn, the plugin in it does
+        nothing.
 
     :raises PlanFailed: there is no such contender, or no such file.
     """
@@ -59,13 +60,15 @@ def contender_named(name: str, config: str | None = None) -> Contender:
     if kind == "plain":
         return plain
     if not re.fullmatch(r"\d*\.?\d+", given or f"{SLEEP:g}"):
-        raise PlanFailed(f"contender {name!r}: {given!r} is no number of seconds, such as sleep:15")
+        raise PlanFailed(
+            f"contender {name!r}: {given!r} is not a number of seconds, such as sleep:15"
+        )
     seconds = f"{float(given or SLEEP):g}"
     return replace(plain, name=f"preStop: sleep {seconds}", pre_stop=("sleep", seconds))
 
 
 def expect_plugin(result: Result, config: str | None = None) -> None:
-    """See to it that a result in the plugin's name is the plugin's.
+    """Check that the plugin was at work in a result of the contender gunicorn-grace.
 
     :raises PlanFailed: the plugin played and no deleted instance logged that it took over.
     """
@@ -76,12 +79,11 @@ def expect_plugin(result: Result, config: str | None = None) -> None:
 
 
 def refuse_clashes(args: Sequence[str]) -> None:
-    """Find arguments for gunicorn that a rehearsal cannot leave to the user. gunicorn's own parser
-    reads them.
+    """Refuse arguments for gunicorn that a rehearsal sets itself.
 
-    Those that gunicorn does not know, or whose value it refuses, are left for it to say.
+    gunicorn's own parser reads them. Arguments that it does not know are left to gunicorn.
 
-    :raises PlanFailed: there is one.
+    :raises PlanFailed: there is such an argument, or gunicorn refuses one.
     """
     from gunicorn.config import Config
 

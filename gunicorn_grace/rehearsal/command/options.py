@@ -1,8 +1,6 @@
-"""The options of ``rehearse`` that describe the platform and the load, and what they come to in a
-plan.
+"""The options of ``rehearse`` that describe the platform and the load, and their values in a plan.
 
-Apart from the command because there are many of them and three have a say in each: the command
-line, a manifest, and the defaults, in this order.
+Each value comes from the command line, from a manifest or from the defaults, in this order.
 """
 
 from __future__ import annotations
@@ -74,24 +72,25 @@ def platform_options(command: _Command) -> _Command:
 def resolve(
     given: Mapping[str, Any], explicit: Callable[[str], bool], tell: Callable[[str], None]
 ) -> dict[str, Any]:
-    """The fields of a ``Plan`` that the options of the platform and the load come to.
+    """Compute the fields of a ``Plan`` from the options of the platform and the load.
 
     :param given: all parameters of the command.
-    :param explicit: whether a parameter was given on the command line, and so wins over the
+    :param explicit: says whether a parameter was given on the command line, and so wins over the
         manifest.
-    :param tell: told what of the manifest is not played as it is written.
+    :param tell: called with a line for each part of the manifest that is not played as written.
 
-    :raises PlanFailed: an option, the manifest or the file of requests is wrong; in one line.
+    :raises PlanFailed: an option, the manifest or the file of requests is wrong. The message is one
+        line.
     """
     from ..errors import PlanFailed
 
     try:
-        return _resolve(given, explicit, tell)
+        return _resolve_fields(given, explicit, tell)
     except ValueError as error:
         raise PlanFailed(str(error)) from error
 
 
-def _resolve(
+def _resolve_fields(
     given: Mapping[str, Any], explicit: Callable[[str], bool], tell: Callable[[str], None]
 ) -> dict[str, Any]:
     from ..errors import PlanFailed
@@ -103,7 +102,7 @@ def _resolve(
     fields: dict[str, Any] = {
         "lag": routing.longest,
         "routing": None if routing.low == routing.longest else routing,
-        "requests": _requests(given, explicit),
+        "requests": _read_requests(given, explicit),
         "think": given["think"],
         "clients": given["clients"],
     }
@@ -114,7 +113,7 @@ def _resolve(
     }
     rollout = Rollout()
     if given["manifest"] is not None:
-        played = _manifest(given)
+        played = _read_manifest(given)
         for note in played.notes:
             tell(note)
         asked = {**played.probes, **asked}
@@ -128,7 +127,7 @@ def _resolve(
         if not explicit("prestop"):
             fields["pre_stop"] = played.pre_stop
     if "pre_stop" not in fields:
-        fields["pre_stop"] = _hook(given["prestop"])
+        fields["pre_stop"] = _parse_hook(given["prestop"])
     if asked:
         fields["probes"] = asked
     written = {
@@ -148,11 +147,11 @@ def _resolve(
 
 
 def given_env(given: Mapping[str, Any]) -> dict[str, str]:
-    """What the command line says of the environment, which wins over the manifest."""
+    """The environment from the command line, which wins over the manifest."""
     return {} if given["delay"] is None else {"GRACE_SHUTDOWN_DELAY": f"{given['delay']:g}"}
 
 
-def _hook(text: str) -> Any:
+def _parse_hook(text: str) -> Any:
     from ..errors import PlanFailed
     from ..kubernetes.deletion import as_hook
 
@@ -162,7 +161,7 @@ def _hook(text: str) -> Any:
         raise PlanFailed(f"--prestop {text}: {error}") from error
 
 
-def _manifest(given: Mapping[str, Any]) -> Any:
+def _read_manifest(given: Mapping[str, Any]) -> Any:
     from ..errors import PlanFailed
 
     try:
@@ -182,14 +181,15 @@ def _manifest(given: Mapping[str, Any]) -> Any:
             choose(read(text, source), source, given["workload"]), rolled_out=given["rollout"]
         )
     except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise PlanFailed(f"-f {name}: {reason or error}") from error
     except ManifestError as error:
         raise PlanFailed(str(error)) from error
 
 
-def _requests(given: Mapping[str, Any], explicit: Callable[[str], bool]) -> list[Any]:
-    """The requests of ``--requests`` and ``--path``; the default path only without a file."""
+def _read_requests(given: Mapping[str, Any], explicit: Callable[[str], bool]) -> list[Any]:
+    """The requests of ``--requests`` and ``--path``. The default path is used only without a
+    file."""
     from ..errors import PlanFailed
     from ..load.requests import parse_line, parse_lines
 
@@ -200,7 +200,7 @@ def _requests(given: Mapping[str, Any], explicit: Callable[[str], bool]) -> list
         try:
             text = file.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
+            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
             raise PlanFailed(f"--requests {name}: {reason or error}") from error
         found = parse_lines(text, name, lambda path: (file.parent / path).read_bytes())
     if name is None or explicit("paths"):

@@ -1,5 +1,6 @@
-"""Files that a rehearsal writes at its end, opened before it begins: who waits for minutes must not
-learn then that the folder does not exist.
+"""The files that a rehearsal writes at its end.
+
+They are opened before it begins, so that a missing folder is reported then and not after minutes.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ from ..errors import OutputFailed
 
 
 class Output:
-    """A file that is opened now and written later. What was in it stays until then.
+    """A file that is opened now and written later. It keeps its content until then.
 
-    :param option: the option that named it, for messages.
-    :param path: where.
+    :param option: the option that named it, for error messages.
+    :param path: path of the file.
 
     :raises OutputFailed: it cannot be written.
     """
@@ -34,10 +35,10 @@ class Output:
             raise self._failed(error) from error
 
     def write(self, text: str) -> None:
-        """Put ``text`` in place of what was there.
+        """Replace the content with ``text``.
 
-        :raises OutputFailed: it cannot be written, as on a full disk. Half a file is not left
-            behind.
+        :raises OutputFailed: it cannot be written, for example on a full disk. The file is then
+            empty.
         """
         try:
             self._empty()
@@ -50,8 +51,8 @@ class Output:
         self._written = True
 
     def close(self) -> None:
-        """Close it; a file that was made for this and not written is taken away."""
-        with suppress(OSError):  # what could not be flushed has been told
+        """Close it. A file that did not exist before and was not written is deleted."""
+        with suppress(OSError):  # what could not be flushed has been reported
             self._file.close()
         if self._new and not self._written:
             with suppress(OSError):
@@ -60,7 +61,7 @@ class Output:
     def _empty(self) -> None:
         if stat.S_ISREG(
             os.fstat(self._file.fileno()).st_mode
-        ):  # a pipe or a terminal has nothing to empty
+        ):  # a pipe or a terminal cannot be truncated
             self._file.truncate(0)
 
     def _failed(self, error: Exception) -> OutputFailed:
@@ -69,11 +70,12 @@ class Output:
 
 
 def give_up_stdout() -> None:
-    """Drop what standard output could not take, and what it will be given.
+    """Discard the buffered and all further text for standard output.
 
-    Otherwise the interpreter tries once more when it ends, fails, and changes the exit code to 120.
+    Otherwise the interpreter tries to flush it again at its end, fails, and changes the exit code
+    to 120.
     """
-    with suppress(OSError):  # None there, or no file: nothing is flushed at the end either
+    with suppress(OSError):  # without a descriptor, nothing is flushed at the end either
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, sys.stdout.fileno())
         os.close(null)
@@ -81,7 +83,9 @@ def give_up_stdout() -> None:
 
 @contextmanager
 def opened(paths: dict[str, str]) -> Iterator[dict[str, Output]]:
-    """Open all of them, by the option that names each.
+    """Open all files.
+
+    :param paths: the paths, by the option that names each.
 
     :raises OutputFailed: one cannot be written, or two are the same.
     """

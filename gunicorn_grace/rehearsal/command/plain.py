@@ -1,12 +1,11 @@
-"""The configuration of the plain contender: the user's own file, with the plugin made silent in it.
+"""The configuration of the plain contender: the user's own file, in which the plugin does nothing.
 
-``gunicorn -c python:gunicorn_grace.rehearsal.command.plain``. Without it, the ``gunicorn.conf.py`` of the
-working directory, which gunicorn loads by itself, would bring the plugin into the very run that is
-to show what happens without it; and with no configuration at all, the run would compare other
-workers, too.
+It is used as ``gunicorn -c python:gunicorn_grace.rehearsal.command.plain``. Without it, gunicorn
+would load ``gunicorn.conf.py`` of the working directory, and with it the plugin. Without any
+configuration, the workers would differ as well.
 
-This module runs inside gunicorn: standard library only. Its globals become gunicorn's settings, so
-that every name of its own begins with an underscore.
+This module runs inside gunicorn, so it imports only the standard library and this package. Its
+globals become gunicorn's settings, so every name of its own begins with an underscore.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ _VARIABLE = "REHEARSAL_CONFIG"
 
 
 def _load(path: str) -> dict[str, object]:
-    """The globals of the file (or module, ``python:name``) with the plugin silent in it."""
+    """The globals of a file or of a module (``python:name``) in which the plugin does nothing."""
     import gunicorn_grace as package
 
     silent = _types.ModuleType("gunicorn_grace.conf")

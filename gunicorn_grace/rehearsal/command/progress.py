@@ -1,9 +1,8 @@
-"""What is going on, said while it goes on: one line that changes on a terminal, plain lines
-anywhere else.
+"""Shows the progress of a rehearsal: one line that changes on a terminal, plain lines elsewhere.
 
-A rehearsal is silent for as long as a shutdown takes; who sees nothing for half a minute presses
-Ctrl-C. Saying something must not cost the run, though: the load generator shares this interpreter,
-so records are read only once, and a terminal that is gone is no reason to stop.
+A shutdown takes a while, and a user who sees nothing for half a minute presses Ctrl-C. Showing the
+progress must not disturb the run: each record is read only once, and a terminal that is gone does
+not stop it.
 """
 
 from __future__ import annotations
@@ -24,16 +23,14 @@ from ..load.tally import Outcome
 INTERVAL = 0.2
 """Seconds between two looks at the load."""
 
-_BACK = "\r\x1b[K"  # to the beginning of the line, and what is there erased (ECMA-48, EL)
+_BACK = "\r\x1b[K"  # go to the beginning of the line and erase it (ECMA-48, EL)
 
 
 class Progress:
-    """Tells on ``stream`` what is going on. Used in a ``with`` statement, from the thread that
-    plays.
+    """Writes the progress to ``stream``. Use it in a ``with`` statement, in the thread that plays.
 
-    :param stream: standard error, so that a report or JSON on standard output stays what it is.
-    :param live: whether one line is written over and over; unless given, where ``stream`` is a
-        terminal that can.
+    :param stream: standard error, so that standard output holds only the report or the JSON.
+    :param live: whether one line is overwritten. The default is to do so on a terminal that can.
     """
 
     def __init__(self, stream: TextIO, live: bool | None = None) -> None:
@@ -48,19 +45,18 @@ class Progress:
         self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
 
     def tell(self, line: str) -> None:
-        """What begins now."""
+        """Show the step that begins now."""
         with self._lock:
             self._line, self._since = line, time.monotonic()
             self._write(_BACK + self._fit(line) if self.live else line + "\n")
 
     def watch(self, load: RunningLoad) -> None:
-        """The load whose requests are counted from now on."""
+        """Count the requests of this load from now on."""
         with self._lock:
             self._load, self._seen, self._lost = load, 0, 0
 
     def done(self, line: str) -> None:
-        """What one contender came to; this line stays. Elsewhere than on a terminal the report says
-        it."""
+        """Show the result of a contender on a terminal. Elsewhere the report says it."""
         with self._lock:
             self._load, self._line = None, ""
             if self.live:
@@ -99,7 +95,7 @@ class Progress:
         return text
 
     def _fit(self, text: str) -> str:
-        """A line that wraps could not be written over."""
+        """Shorten a line, because one that wraps could not be overwritten."""
         width = shutil.get_terminal_size().columns - 1
         return text if len(text) <= width else text[: max(0, width - 3)] + "..."
 

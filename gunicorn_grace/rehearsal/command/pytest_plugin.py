@@ -1,8 +1,8 @@
-"""The pytest fixture ``rehearse``: a roll-out of one's own application as a test among the others.
+"""The pytest fixture ``rehearse``, with which a project rehearses its own application in a test.
 
-pytest finds it by itself (entry point ``pytest11``), so every run of pytest where this package is
-installed imports this module: it imports nothing more before a test asks for the fixture, and a
-project's other tests do not need h11.
+pytest finds it by its entry point (``pytest11``), so every run of pytest imports this module where
+the package is installed. It imports the rest of the rehearsal only when a test calls the fixture,
+so that other tests do not need h11.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Rehearse(Protocol):
-    """What the fixture gives."""
+    """The function that the fixture returns."""
 
     def __call__(
         self,
@@ -33,19 +33,22 @@ class Rehearse(Protocol):
 def rehearse(request: pytest.FixtureRequest) -> Rehearse:
     """A function that scales an application down under load, and returns the ``Result``.
 
-    ``rehearse("app:app", instances=2, lag=1, delay=3).flawless`` is true when no request was lost
-    and every instance was gone within its period. ``.tally`` counts the requests, ``.gone`` tells
-    of the deleted instances, ``.outputs`` holds what each instance printed. A test that fails shows
-    the report.
+    ``rehearse("app:app", instances=2, lag=1, delay=3).flawless`` is true if no request was lost and
+    every instance was gone within its period. ``.tally`` counts the requests, ``.gone`` has the
+    deleted instances, and ``.outputs`` the output of each instance. A test that fails shows the
+    report.
 
-    Arguments of the function: app: the application, as gunicorn takes it, seen from pytest's
-        ``rootdir`` unless ``cwd`` is given. contender: ``grace``, ``plain`` or ``sleep:SECONDS``.
-        config: your gunicorn configuration, with the plugin in it. delay: ``grace_shutdown_delay``,
-        seconds, in place of what is configured. plan: whatever
-        ``gunicorn_grace.rehearsal.plan.Plan`` takes, by name.
+    Arguments of the function:
 
-    It fails the test when the rehearsal cannot be carried out: h11 is missing, the application does
-    not start, a path does not answer 2xx, the plugin is not at work.
+    - ``app``: the application, as gunicorn takes it, relative to pytest's ``rootdir`` unless
+      ``cwd`` is given
+    - ``contender``: ``grace``, ``plain`` or ``sleep:SECONDS``
+    - ``config``: your gunicorn configuration, with the plugin in it
+    - ``delay``: ``grace_shutdown_delay`` in seconds, in place of the configured one
+    - the others: fields of ``gunicorn_grace.rehearsal.plan.Plan``, by name
+
+    The test fails if the rehearsal cannot be carried out: h11 is missing, the application does not
+    start, a path does not answer 2xx, or the plugin is not at work.
     """
 
     def run(

@@ -56,12 +56,12 @@ def played(workload: Workload, *, rolled_out: bool) -> Played:
     probes: dict[ProbeKind, KubeletProbe] = {}
     for name, probe in container.probes.items():
         if probe.action.kind == "httpGet":
-            probes[ProbeKind(name)] = _probe(probe)
+            probes[ProbeKind(name)] = _translate_probe(probe)
             if probe.action.https:
                 notes.append(
                     f"{workload.source}:{probe.action.line}: {name} probe played as HTTP, not HTTPS"
                 )
-            port = _port(container)
+            port = _gunicorn_port(container)
             if port is not None and probe.action.port not in (None, port):
                 notes.append(
                     f"{workload.source}:{probe.action.line}: {name} probe of port {probe.action.port} "
@@ -74,7 +74,7 @@ def played(workload: Workload, *, rolled_out: bool) -> Played:
     if "readiness" not in container.probes:
         raise PlanFailed(
             f"{where} has no readinessProbe, so that nothing takes it out of the routing when it is not ready; add to "
-            f"container {container.name}: readinessProbe: {{httpGet: {{path: /readyz, port: {_port_name(container)}}}, "
+            f"container {container.name}: readinessProbe: {{httpGet: {{path: /readyz, port: {_first_port_name(container)}}}, "
             "periodSeconds: 5, failureThreshold: 1}"
         )
     if ProbeKind.READINESS not in probes:
@@ -100,7 +100,7 @@ def played(workload: Workload, *, rolled_out: bool) -> Played:
         probes=probes,
         pre_stop=()
         if container.pre_stop is None
-        else _hook(container.pre_stop, container, workload, notes),
+        else _translate_hook(container.pre_stop, container, workload, notes),
         env=env,
         rollout=Rollout(
             workload.max_surge,
@@ -112,7 +112,7 @@ def played(workload: Workload, *, rolled_out: bool) -> Played:
     )
 
 
-def _probe(written: ContainerProbe) -> KubeletProbe:
+def _translate_probe(written: ContainerProbe) -> KubeletProbe:
     try:
         return KubeletProbe(
             written.action.path,
@@ -127,7 +127,7 @@ def _probe(written: ContainerProbe) -> KubeletProbe:
         raise PlanFailed(str(error)) from error
 
 
-def _hook(
+def _translate_hook(
     action: Action, container: Container, workload: Workload, notes: list[str]
 ) -> Hook | tuple[()]:
     if action.kind == "sleep":
@@ -135,7 +135,7 @@ def _hook(
     if action.kind == "httpGet":
         return HttpGet(action.path, action.headers)
     if action.kind == "exec":
-        ports = {*container.ports.values(), _port(container)}
+        ports = {*container.ports.values(), _gunicorn_port(container)}
         return Exec(tuple(here(action.command, ports)))
     notes.append(
         f"{workload.source}:{action.line}: preStop {action.kind} left out: Kubernetes does not run it either"
@@ -172,12 +172,12 @@ def here(command: tuple[str, ...], ports: set[int | None]) -> list[str]:
 _COMMANDS = ("prestop", "drain")
 
 
-def _port(container: Container) -> int | None:
+def _gunicorn_port(container: Container) -> int | None:
     """The port that gunicorn binds in the container: the one in its command, or the first
     declared."""
     found = _BIND.search(" ".join((*container.command, container.env.get("GUNICORN_CMD_ARGS", ""))))
     return int(found[1]) if found else next(iter(container.ports.values()), None)
 
 
-def _port_name(container: Container) -> str:
+def _first_port_name(container: Container) -> str:
     return next(iter(container.ports), "8080")

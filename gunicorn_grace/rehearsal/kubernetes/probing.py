@@ -97,7 +97,7 @@ class KubeletProbe:
             try:
                 given = number(value)
             except ValueError:
-                raise ValueError(f"probe {text!r}: {value!r} is no number") from None
+                raise ValueError(f"probe {text!r}: {value!r} is not a number") from None
             probe = replace(probe, **{field: given})  # type: ignore[arg-type]
         return probe
 
@@ -285,12 +285,16 @@ class _Container:
 
     async def _answers(self, probe: KubeletProbe) -> bool:
         try:
-            return 200 <= await asyncio.wait_for(_status(self.address, probe), probe.timeout) < 400
+            return (
+                200
+                <= await asyncio.wait_for(_probe_status(self.address, probe), probe.timeout)
+                < 400
+            )
         except (OSError, asyncio.TimeoutError, h11.RemoteProtocolError, EOFError):
             return False
 
 
-async def _status(address: Address, probe: KubeletProbe) -> int:
+async def _probe_status(address: Address, probe: KubeletProbe) -> int:
     """The status of the complete response to one probe."""
     if isinstance(address, str):
         reader, writer = await asyncio.open_unix_connection(address)

@@ -118,7 +118,7 @@ def parse_line(line: str, read: Callable[[str], bytes]) -> PlannedRequest:
     method = words.pop(0) if len(words) > 1 and _METHOD.match(words[0]) else "GET"
     if not words or not words[0].startswith("/"):
         raise ValueError(
-            f"{words[0] if words else line.strip()!r} is no path: [METHOD] /path [body] [weight]"
+            f"{words[0] if words else line.strip()!r} is not a path: [METHOD] /path [body] [weight]"
         )
     request = PlannedRequest(words.pop(0), method)
     body: bytes | None = None
@@ -129,7 +129,7 @@ def parse_line(line: str, read: Callable[[str], bytes]) -> PlannedRequest:
             try:
                 seconds = float(option[2])
             except ValueError:
-                raise ValueError(f"{word!r}: {option[2]!r} is no number of seconds") from None
+                raise ValueError(f"{word!r}: {option[2]!r} is not a number of seconds") from None
             request = (
                 replace(request, upload=seconds)
                 if option[1] == "upload"

@@ -52,7 +52,7 @@ backend instances
     option httpchk
     http-check send meth GET uri {setup.path} ver HTTP/1.1 hdr Host localhost
     http-check expect status 200
-    default-server {_check(setup)}
+    default-server {_server_options(setup)}
 {servers}
 """
         return {cls.main_file: text}
@@ -102,7 +102,8 @@ backend instances
                 name = f"instances/{_server_name(endpoint)}"
                 address = _server_address(endpoint)
                 self._do(
-                    f"add server {name} {address} {_check(self.setup)}", "New server registered."
+                    f"add server {name} {address} {_server_options(self.setup)}",
+                    "New server registered.",
                 )
                 self._do(f"enable health {name}; enable server {name}")
         for endpoint in self.endpoints:
@@ -115,7 +116,7 @@ backend instances
             raise RehearsalError(f"haproxy answers {answer!r} to {command!r}")
 
 
-def _check(setup: Setup) -> str:
+def _server_options(setup: Setup) -> str:
     """Parameters of a server. ``pool-purge-delay`` is how long an unused connection is kept."""
     return f"check inter {milliseconds(setup.interval)} fall 1 rise 1 pool-purge-delay {milliseconds(setup.idle)}"
 

@@ -23,6 +23,9 @@ _BOOTING = re.compile(r"Booting worker with pid: (\d+)")
 class Instance(SupervisedProcess):
     """One gunicorn under test: arbiter, workers and whatever they start.
 
+    This project's own tests drive their servers with it. ``wait_workers``, ``wait`` and
+    ``signal_group`` are for them.
+
     :param app: the application, as gunicorn takes it (``module:name``).
     :param args: further arguments for gunicorn.
     :param env: added to this process's environment.

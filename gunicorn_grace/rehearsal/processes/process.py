@@ -39,6 +39,8 @@ _Process = TypeVar("_Process", bound="SupervisedProcess")
 class SupervisedProcess(ABC):
     """A process under test, with its descendants and its output.
 
+    ``mark`` and ``wait_line`` are for this project's own tests.
+
     Use it in a ``with`` statement, which starts it, or call ``start`` and ``stop``. No process of
     it remains afterwards. Methods may be called from any thread.
 

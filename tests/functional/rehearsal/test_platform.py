@@ -421,7 +421,7 @@ def test_the_command_takes_its_platform_from_a_manifest(folder: Path) -> None:
             ["-f", "recreate.yaml", "--rollout"],
             "the strategy of Deployment a is Recreate, not RollingUpdate",
         ),
-        (["-f", "bad.yaml"], "bad.yaml:1: no YAML"),
+        (["-f", "bad.yaml"], "bad.yaml:1: not YAML"),
         (["--lag", "5..1"], "lag 5..1 s"),
         (["--slow-node", "5"], "slow node '5' is not SHARE:SECONDS"),
         (
@@ -429,7 +429,7 @@ def test_the_command_takes_its_platform_from_a_manifest(folder: Path) -> None:
             "readiness probe GET /nowhere answers 404",
         ),
         (["--max-surge", "1"], "--max-surge is of a roll-out: add --rollout"),
-        (["--requests", "urls.txt"], "urls.txt:2: 'x' is no path"),
+        (["--requests", "urls.txt"], "urls.txt:2: 'x' is not a path"),
         (["--", "--bind", "127.0.0.1:0"], "--bind cannot be given to the gunicorn of a rehearsal"),
     ],
 )

@@ -158,15 +158,15 @@ def deployment(container: str) -> str:
 @pytest.mark.parametrize(
     ("text", "line", "said"),
     [
-        ("a: [", 1, "no YAML"),
+        ("a: [", 1, "not YAML"),
         (
             "kind: Deployment\nname: {{ .Values.name }}: x\n",
             2,
             "a Helm template has to be rendered first",
         ),
-        ("- 1\n", 0, "a document in it is a list, no Kubernetes object"),
-        ("? [a]\n: b\n", 1, "a key is no word"),
-        ("day: 2024-99-99\n", 0, "no YAML: month must be in 1..12"),
+        ("- 1\n", 0, "a document in it is a list, not a Kubernetes object"),
+        ("? [a]\n: b\n", 1, "a key is not a word"),
+        ("day: 2024-99-99\n", 0, "not YAML: month must be in 1..12"),
         ("[" * 3000, 0, "nested too deeply"),
         ("kind: Deployment\nspec: 3\n", 2, "spec is a number (3), not a mapping"),
         ("kind: Deployment\nmetadata: {name: a}\n", 1, "Deployment a has no containers"),
@@ -186,7 +186,7 @@ def deployment(container: str) -> str:
             3,
             "maxSurge 'lots' is neither a number nor a percentage",
         ),
-        (deployment("1"), 3, "containers holds a number, no mapping"),
+        (deployment("1"), 3, "containers holds a number, not a mapping"),
         (deployment("{command: gunicorn}"), 3, "command is a text ('gunicorn'), not a list"),
         (deployment("{args: [-w, 4]}"), 3, "args holds a number (4): put it in quotes"),
         (
@@ -200,7 +200,7 @@ def deployment(container: str) -> str:
                 "{ports: [{name: web, containerPort: 80}], readinessProbe: {httpGet: {port: http}}}"
             ),
             3,
-            "port 'http' is no port of this container; named: web",
+            "port 'http' is not a port of this container; named: web",
         ),
         (
             deployment("{readinessProbe: {httpGet: {port: 80}, periodSeconds: 0}}"),

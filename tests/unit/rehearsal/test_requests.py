@@ -63,12 +63,12 @@ def test_a_line_is_a_request(line: str, request_: PlannedRequest) -> None:
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("x", "'x' is no path"),
-        ("POST", "'POST' is no path"),
-        ("POST x", "'x' is no path"),
+        ("x", "'x' is not a path"),
+        ("POST", "'POST' is not a path"),
+        ("POST x", "'x' is not a path"),
         ("/a x y", "'y' is a second body"),
         ("/a upload=2", "upload 2 of /a has no body"),
-        ("/a x upload=soon", "'soon' is no number of seconds"),
+        ("/a x upload=soon", "'soon' is not a number of seconds"),
         ("/a read=-1", "read -1 of /a is not 0 s or more"),
         ("/a read=nan", "read nan of /a is not 0 s or more"),
         ("/a 0", "weight 0 of /a is not between 1 and"),
