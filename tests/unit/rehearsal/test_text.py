@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -13,15 +12,11 @@ import pytest
 
 from gunicorn_grace.rehearsal.command.contenders import (
     contender_named,
-    expect_plugin,
-    refuse_clashes,
 )
-from gunicorn_grace.rehearsal.command.output import opened
-from gunicorn_grace.rehearsal.errors import OutputFailed, PlanFailed
 from gunicorn_grace.rehearsal.kubernetes.rollout import Rollout
 from gunicorn_grace.rehearsal.kubernetes.routing import Lag
 from gunicorn_grace.rehearsal.load.tally import ConnectionKind, Outcome
-from gunicorn_grace.rehearsal.plan import GRACE, PLAIN, Plan
+from gunicorn_grace.rehearsal.plan import PLAIN, Plan
 from gunicorn_grace.rehearsal.report import schema
 from gunicorn_grace.rehearsal.report import text as report_text
 from gunicorn_grace.rehearsal.result import Gone, Result
@@ -273,124 +268,3 @@ def test_the_budget_counts_from_the_deletion_not_from_sigterm() -> None:
 def test_a_result_in_a_failing_assertion_is_short() -> None:
     """pytest shows it: not its thousands of records."""
     assert repr(plain(1.0)) == "<Result plain gunicorn: 1 of 71 requests lost>"
-
-
-# -- contenders ----
-
-
-def test_the_contenders_read_the_same_file(tmp_path: Path) -> None:
-    """The user's configuration goes to all; where plain gunicorn plays, through the module that
-    silences the plugin."""
-    file = tmp_path / "mine.py"
-    file.touch()
-    assert contender_named("grace", str(file)).args == ("-c", str(file))
-    for name in ("plain", "sleep", "sleep:5"):
-        made = contender_named(name, str(file))
-        assert made.args == PLAIN.args
-        assert made.env == {"REHEARSAL_CONFIG": str(file)}
-    assert contender_named("sleep").pre_stop == ("sleep", "15")
-    assert contender_named("sleep:2.5").name == "preStop: sleep 2.5"
-    assert (contender_named("plain"), contender_named("grace")) == (PLAIN, GRACE)
-
-
-@pytest.mark.parametrize("name", ["uwsgi", "plain:3", "sleep:long", "sleep:-1", ""])
-def test_a_contender_that_does_not_exist_is_refused(name: str) -> None:
-    """With the names that there are."""
-    with pytest.raises(PlanFailed, match=r"sleep:SECONDS|sleep:15"):
-        contender_named(name)
-
-
-@pytest.mark.parametrize(
-    ("args", "said"),
-    [
-        (
-            ["-b", ":8000"],
-            "--bind cannot be given to the gunicorn of a rehearsal: each instance listens on a free port",
-        ),
-        (["--bin", ":8000"], "--bind cannot"),
-        (["--pid", "x"], "--pid cannot"),
-        (["-c", "x.py"], "use --config"),
-        (["--daemon"], "--daemon cannot"),
-        (["--check-config"], "would end at once"),
-        (["--version"], "would end at once with -w 2 --version"),
-        (
-            ["--workers"],
-            "gunicorn does not take -w 2 --workers: argument -w/--workers: expected one argument",
-        ),
-    ],
-)
-def test_arguments_that_a_rehearsal_needs_for_itself_are_refused(
-    args: list[str], said: str
-) -> None:
-    """Also abbreviated, as gunicorn's own parser takes them; one line says why."""
-    with pytest.raises(PlanFailed) as caught:
-        refuse_clashes(["-w", "2", *args])
-    assert said in caught.value.line
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    "args", [[], ["-w", "3", "-k", "gthread"], ["--bogus"], ["--timeout", "5"]]
-)
-def test_all_other_arguments_are_left_to_gunicorn(args: list[str]) -> None:
-    """Unknown ones among them: gunicorn says that better."""
-    refuse_clashes(args)
-
-
-def test_a_result_in_the_plugins_name_must_be_the_plugins() -> None:
-    """A run in which it never spoke is none of it."""
-    expect_plugin(result())
-    expect_plugin(plain(1.0))
-    with pytest.raises(PlanFailed, match=r"mine\.py"):
-        expect_plugin(result(events=()), "mine.py")
-
-
-# -- files ----
-
-
-def test_a_file_keeps_what_it_held_until_it_is_written(tmp_path: Path) -> None:
-    """A rehearsal that fails leaves the last report alone, and no empty file; one that ends
-    replaces it."""
-    old, new = tmp_path / "old", tmp_path / "new"
-    old.write_text("before, and longer")
-    with opened({"--json": str(old), "--html": str(new)}):
-        assert old.read_text() == "before, and longer"
-    assert old.read_text() == "before, and longer"
-    assert not new.exists()
-    with opened({"--json": str(old), "--html": str(new)}) as outputs:
-        outputs["--json"].write("after")
-        outputs["--html"].write("page")
-    assert (old.read_text(), new.read_text()) == ("after", "page")
-
-
-@pytest.mark.parametrize(
-    ("path", "said"),
-    [("nowhere/x", "No such file or directory"), (".", "Is a directory"), ("a\0b", "null byte")],
-)
-def test_a_file_that_cannot_be_written_is_told_before_the_rehearsal(
-    tmp_path: Path, path: str, said: str
-) -> None:
-    """The option, the path and the reason in one line."""
-    with (
-        pytest.raises(OutputFailed, match=f"--html .*: .*{said}"),
-        opened({"--html": str(tmp_path / path)}),
-    ):
-        pytest.fail("it was opened")
-
-
-def test_a_full_disk_is_told_and_leaves_no_half_file() -> None:
-    """/dev/full takes nothing."""
-    with (
-        opened({"--json": "/dev/full"}) as outputs,
-        pytest.raises(OutputFailed, match=r"^--json /dev/full: No space"),
-    ):
-        outputs["--json"].write("x" * 100_000)
-
-
-def test_two_reports_do_not_fit_into_one_file(tmp_path: Path) -> None:
-    """By whatever way the same file is named."""
-    path = tmp_path / "x"
-    wanted = {"--json": str(path), "--html": f"{tmp_path}/../{tmp_path.name}/x"}
-    with pytest.raises(OutputFailed, match="same file"), opened(wanted):
-        pytest.fail("both were opened")
-    assert not path.exists()
