@@ -12,8 +12,8 @@ import click
 from .errors import GraceError
 from .operate import drain as _drain
 from .operate import prestop as _prestop
-from .rehearsal.command import rehearse
-from .rehearsal.output import give_up_stdout
+from .rehearsal.command.command import rehearse
+from .rehearsal.command.output import give_up_stdout
 from .shared.version import __version__
 
 PID_HELP = "The arbiter, where there is more than one instance."

@@ -1,11 +1,12 @@
 """Rehearsal: real gunicorn processes, a steady load and a platform that deletes instances.
 
-What it proves cannot be proved from inside a process: whether a client saw every answer. So nothing
-here imports the rest of the plugin, but for the root of its exceptions; the instances are driven as
-Kubernetes drives them, by command line, signals and sockets.
+A process cannot prove about itself that its clients saw every answer. So the rehearsal controls the
+instances as Kubernetes does: by command line, signals and sockets. It imports only the root of the
+exceptions and the manifest reader from the rest of the package.
 
-``fleet`` runs gunicorn, ``platform`` routes and deletes, ``load`` sends requests, ``tally`` counts
-what became of them, ``scene`` puts these together and ``report`` tells the result. They need h11
-(``gunicorn-grace[rehearse]``), so this file imports none of them: the command line loads without
-h11.
+``plan`` says what is played, ``run`` plays it and ``result`` holds what came of it. They use four
+folders: ``processes`` runs gunicorn and the balancers, ``kubernetes`` routes, probes and deletes,
+``load`` sends and counts requests, and ``report`` presents the result. ``command`` is the command
+line. Most of it needs h11 (``gunicorn-grace[rehearse]``), but this file imports nothing, so the
+command line loads without h11.
 """

@@ -1,4 +1,4 @@
-"""What can go wrong with a rehearsal itself, as opposed to with the service rehearsed."""
+"""Errors of a rehearsal itself, as opposed to errors of the service under test."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import re
 
 from ..errors import GraceError
 
-#: How Python, gunicorn's own checks, argparse, HAProxy, nginx and Envoy begin the line that says
-#: what is wrong.
+#: Matches the start of the line in which Python, gunicorn's checks, argparse, HAProxy, nginx or
+#: Envoy say what is wrong.
 _CAUSE = re.compile(
     r"[\w.]*(Error|Exception|Exit|Interrupt)\b:|\S*gunicorn\S*: error:|\[Errno"
     r"|Invalid value for|Failed to (find|parse)"
@@ -16,7 +16,7 @@ _CAUSE = re.compile(
 
 
 class RehearsalError(GraceError):
-    """A rehearsal could not be carried out. The first line of the message says all, the rest is
+    """A rehearsal could not be carried out. The first line of the message is complete; the rest is
     evidence."""
 
     @property
@@ -26,9 +26,9 @@ class RehearsalError(GraceError):
 
 
 class InstanceFailed(RehearsalError):
-    """An instance ended, or said nothing in time, before it was of use.
+    """An instance ended, or did not answer in time.
 
-    ``output`` is all that it printed.
+    :ivar output: everything that it printed.
     """
 
     def __init__(self, what: str, output: str) -> None:
@@ -40,17 +40,16 @@ class InstanceFailed(RehearsalError):
 
 
 class LineMissing(RehearsalError, AssertionError):
-    """A log line that was waited for did not come. An ``AssertionError``: a test that waits fails
-    by it."""
+    """An expected log line did not come. It is an ``AssertionError``, so that a test fails with
+    it."""
 
 
 class LoadFailed(RehearsalError):
-    """The load generator could not do its part (no file descriptors or local ports left, for
-    one)."""
+    """The load generator could not send its requests, for example for want of file descriptors."""
 
 
 class PlanFailed(RehearsalError):
-    """The plan cannot be played as it stands."""
+    """The plan cannot be played."""
 
 
 class OutputFailed(RehearsalError):
@@ -60,8 +59,8 @@ class OutputFailed(RehearsalError):
 def likely_cause(output: str) -> str:
     """The line of ``output`` that best explains a failed start; empty when there is no output.
 
-    The last line that names an error, because a traceback ends in it and what a chained traceback
-    ends in is nearest to the user's mistake; else the last line at all.
+    It is the last line that names an error: a traceback ends with it, and the end of a chained
+    traceback is nearest to the user's mistake. If no line names an error, it is the last line.
     """
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     named = [line for line in lines if _CAUSE.match(line)]

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from gunicorn_grace.rehearsal.balancers import PRODUCTS, Balancer
-from gunicorn_grace.rehearsal.fleet import Instance
+from gunicorn_grace.rehearsal.processes.balancer import Balancer
+from gunicorn_grace.rehearsal.processes.balancers import PRODUCTS
+from gunicorn_grace.rehearsal.processes.instance import Instance
 from support.servers import WORKERS, Client, Server
 
 

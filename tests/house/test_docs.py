@@ -29,7 +29,7 @@ from gunicorn_grace.arbiter.lifecycle import Observation, Reason, decide
 from gunicorn_grace.probes import asker, trigger
 from gunicorn_grace.probes.answers import Answers, Query, Situation
 from gunicorn_grace.probes.checks import Outcome
-from gunicorn_grace.rehearsal import schema
+from gunicorn_grace.rehearsal.report import schema
 from gunicorn_grace.shared import agreed, metrics
 from gunicorn_grace.shared import memory as shm
 from gunicorn_grace.shared.board import Board

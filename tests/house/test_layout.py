@@ -140,7 +140,7 @@ def test_gunicorn_is_imported_in_its_processes_alone() -> None:
     users = {module for module, found in IMPORTS.items() if "gunicorn" in {i.target for i in found}}
     inside = {module for module in users if room(module) in ("arbiter", "worker")}
     assert inside
-    assert users - inside == {f"{PACKAGE}.conf", f"{PACKAGE}.rehearsal.cast"}
+    assert users - inside == {f"{PACKAGE}.conf", f"{PACKAGE}.rehearsal.command.contenders"}
 
 
 def test_nothing_imports_the_users_names() -> None:

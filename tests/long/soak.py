@@ -36,12 +36,13 @@ from pathlib import Path
 import click
 
 from gunicorn_grace.rehearsal.errors import RehearsalError
-from gunicorn_grace.rehearsal.fleet import Instance
-from gunicorn_grace.rehearsal.load import Load
-from gunicorn_grace.rehearsal.platform import Deletion, EndpointTable
-from gunicorn_grace.rehearsal.scene import GRACE, PLAIN, Contender
-from gunicorn_grace.rehearsal.tally import Kind, Outcome, Record, Tally, percentile
-from gunicorn_grace.rehearsal.wire import show_address
+from gunicorn_grace.rehearsal.kubernetes.deletion import Deletion
+from gunicorn_grace.rehearsal.kubernetes.routing import EndpointTable
+from gunicorn_grace.rehearsal.load.load import Load
+from gunicorn_grace.rehearsal.load.tally import ConnectionKind, Outcome, Record, Tally, percentile
+from gunicorn_grace.rehearsal.load.wire import show_address
+from gunicorn_grace.rehearsal.plan import GRACE, PLAIN, Contender
+from gunicorn_grace.rehearsal.processes.instance import Instance
 
 APPS = Path(__file__).parents[1] / "apps"
 
@@ -317,7 +318,7 @@ def report(lanes: Sequence[Lane], seconds: float) -> int:
             if deletion.pre_stop_problem:
                 codes[deletion.pre_stop_problem] += 1
         late_in_all += late
-        kept = [record for record in tally.records if record.kind is Kind.KEPT]
+        kept = [record for record in tally.records if record.kind is ConnectionKind.KEPT]
         slowest = max((record.latency for record in tally.records), default=0)
         print(
             f"{lane.kind:10}{lane.done:9}{tally.total:10}{tally.total - len(kept):8}{len(kept):8}"

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from gunicorn_grace.rehearsal.scene import GRACE, PLAIN, Contender, Gone, Life, Plan, Result
-from gunicorn_grace.rehearsal.tally import Kind, Outcome, Record, Tally
+from gunicorn_grace.rehearsal.load.tally import ConnectionKind, Outcome, Record, Tally
+from gunicorn_grace.rehearsal.plan import GRACE, PLAIN, Contender, Plan
+from gunicorn_grace.rehearsal.result import Gone, Life, Result
 
 ORIGIN = 1000.0
 DELETED = "127.0.0.1:40003"
@@ -17,7 +18,7 @@ STAYED = "127.0.0.1:40001"
 def record(at: float, outcome: Outcome = Outcome.OK, latency: float = 0.01, **more: Any) -> Record:
     """A request that began so many seconds after the deletion."""
     values: dict[str, Any] = {
-        "kind": Kind.FRESH,
+        "kind": ConnectionKind.FRESH,
         "path": "/",
         "status": 200 if outcome is Outcome.OK else None,
         "endpoint": STAYED,

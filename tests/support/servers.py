@@ -18,15 +18,17 @@ from typing import Any
 import h11
 import pytest
 
-from gunicorn_grace.rehearsal import procfs
-from gunicorn_grace.rehearsal.fleet import MARK, Instance
-from gunicorn_grace.rehearsal.load import Load
-from gunicorn_grace.rehearsal.platform import EndpointTable
-from gunicorn_grace.rehearsal.scene import Plan, Result
-from gunicorn_grace.rehearsal.tally import Tally
-from gunicorn_grace.rehearsal.wire import Response, fetch
 from gunicorn_grace.shared import memory as shm
 from gunicorn_grace.shared.phase import Phase
+from gunicorn_grace.rehearsal.kubernetes.routing import EndpointTable
+from gunicorn_grace.rehearsal.load.load import Load
+from gunicorn_grace.rehearsal.load.tally import Tally
+from gunicorn_grace.rehearsal.load.wire import Response, fetch
+from gunicorn_grace.rehearsal.plan import Plan
+from gunicorn_grace.rehearsal.processes import procfs
+from gunicorn_grace.rehearsal.processes.instance import Instance
+from gunicorn_grace.rehearsal.processes.process import MARK
+from gunicorn_grace.rehearsal.result import Result
 from support.paths import APPS
 
 WORKERS: dict[str, tuple[str, ...]] = {
@@ -362,7 +364,7 @@ def plan(kind: str, tmp_path: Path, *, lag: float, **options: Any) -> Plan:
 
 
 def told(result: Result) -> str:
-    """All that is known of a scene, for a failure."""
+    """All that is known of a run, for a failure."""
     lost = "\n".join(map(str, result.tally.lost_records[:10]))
     return f"{result.tally.summary()}\n{lost}\n{result.gone}\n" + "\n".join(result.outputs.values())
 

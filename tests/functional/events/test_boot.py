@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from gunicorn_grace.rehearsal import procfs
+from gunicorn_grace.rehearsal.processes import procfs
 from support.servers import HOLD, LONG_DRAIN, SHORT, Serve
 
 

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from gunicorn_grace.rehearsal.scene import GRACE, play
-from gunicorn_grace.rehearsal.wire import parse_address
 from gunicorn_grace.shared.phase import Phase
+from gunicorn_grace.rehearsal.load.wire import parse_address
+from gunicorn_grace.rehearsal.plan import GRACE
+from gunicorn_grace.rehearsal.run import play
 from support.servers import (
     HOLD,
     Client,
@@ -111,11 +112,11 @@ def test_workers_that_are_recycled_under_load(kind: str, tmp_path: Path) -> None
     # 25.3): 25.3 alone lost 30 of 2300 requests on them, and none on new ones. A gevent worker
     # accepts none while idle ones hold it, up to graceful_timeout (22.0 to 27.0): when two leave at
     # once, new connections wait.
-    scene = plan(
+    planned = plan(
         kind, tmp_path, lag=1.0, keepalive_share=0.0, settings={"shutdown_delay": 2, "min_delay": 0}
     )
     recycling = ("--max-requests", "40", "--max-requests-jitter", "20")
-    result = play(dataclasses.replace(scene, args=(*scene.args, *recycling)), GRACE)
+    result = play(dataclasses.replace(planned, args=(*planned.args, *recycling)), GRACE)
     assert "Autorestarting worker" in "\n".join(result.outputs.values()), told(result)
     assert result.tally.lost == 0, told(result)
     assert result.gone[0].exit_code == 0, told(result)

@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 
-from gunicorn_grace.rehearsal import procfs
-from gunicorn_grace.rehearsal.wire import Response, fetch, parse_address
 from gunicorn_grace.shared.phase import Phase
+from gunicorn_grace.rehearsal.load.wire import Response, fetch, parse_address
+from gunicorn_grace.rehearsal.processes import procfs
 from support.servers import (
     HOLD,
     SHORT,

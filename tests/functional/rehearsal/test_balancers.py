@@ -19,12 +19,14 @@ from typing import Any
 
 import pytest
 
-from gunicorn_grace.rehearsal import procfs
-from gunicorn_grace.rehearsal.balancers import PRODUCTS, Balancer, Setup
 from gunicorn_grace.rehearsal.errors import InstanceFailed
-from gunicorn_grace.rehearsal.platform import EndpointTable
-from gunicorn_grace.rehearsal.scene import GRACE, PLAIN, play
-from gunicorn_grace.rehearsal.wire import fetch
+from gunicorn_grace.rehearsal.kubernetes.routing import EndpointTable
+from gunicorn_grace.rehearsal.load.wire import fetch
+from gunicorn_grace.rehearsal.plan import GRACE, PLAIN
+from gunicorn_grace.rehearsal.processes import procfs
+from gunicorn_grace.rehearsal.processes.balancer import Balancer, Setup
+from gunicorn_grace.rehearsal.processes.balancers import PRODUCTS
+from gunicorn_grace.rehearsal.run import play
 from support.paths import APPS
 from support.servers import HOLD, Serve, Server, look, plan, told
 
@@ -119,7 +121,7 @@ def test_what_it_learns_by_itself(serve: Serve, balance: Balance) -> None:
 def test_a_scale_down_through_it_loses_nothing(product: type[Balancer], tmp_path: Path) -> None:
     """One of two instances deleted under load, fresh and kept-alive connections, told to the
     balancer 1.5 s later."""
-    scene = plan(
+    planned = plan(
         "gthread",
         tmp_path,
         lag=1.5,
@@ -131,7 +133,7 @@ def test_a_scale_down_through_it_loses_nothing(product: type[Balancer], tmp_path
         slow_path="/slow?s=1",
         slow_share=0.05,
     )
-    result = play(scene, GRACE)
+    result = play(planned, GRACE)
     assert result.flawless, told(result)
     assert result.plugin_spoke
     assert product.product in result.outputs
@@ -141,12 +143,12 @@ def test_plain_gunicorn_is_asked_for_what_it_has(tmp_path: Path) -> None:
     """Without a readiness path in the application, checks of plain gunicorn ask for a path of the
     load, and it is said: with checks that never pass no request would reach it at all."""
     lines: list[str] = []
-    scene = plan(
+    planned = plan(
         "gthread", tmp_path, lag=0.5, through="envoy", setup=QUICK, warm_up=40, cool_down=40
     )
     if PRODUCTS["envoy"].find() is None:
         pytest.skip("envoy is not installed")
-    result = play(scene, PLAIN, lines.append)
+    result = play(planned, PLAIN, lines.append)
     assert any(
         line.startswith("GET /readyz answers 404: envoy asks for / instead") for line in lines
     )

@@ -16,13 +16,16 @@ from typing import Any
 import pytest
 
 from gunicorn_grace.rehearsal.errors import RehearsalError
-from gunicorn_grace.rehearsal.fleet import Fleet, Instance
-from gunicorn_grace.rehearsal.platform import EndpointTable, Hook, HttpGet, Lag, Sleep, delete
-from gunicorn_grace.rehearsal.pod import Pod
-from gunicorn_grace.rehearsal.probing import Kind, Probe, Prober
-from gunicorn_grace.rehearsal.rollout import Rollout
-from gunicorn_grace.rehearsal.scene import GRACE, PLAIN, Plan, play
-from gunicorn_grace.rehearsal.wire import show_address
+from gunicorn_grace.rehearsal.kubernetes.deletion import Deletion, Hook, HttpGet, Sleep
+from gunicorn_grace.rehearsal.kubernetes.pod import Pod
+from gunicorn_grace.rehearsal.kubernetes.probing import KubeletProbe, ProbeKind, Prober
+from gunicorn_grace.rehearsal.kubernetes.rollout import Rollout
+from gunicorn_grace.rehearsal.kubernetes.routing import EndpointTable, Lag
+from gunicorn_grace.rehearsal.load.wire import show_address
+from gunicorn_grace.rehearsal.plan import GRACE, PLAIN, Plan
+from gunicorn_grace.rehearsal.processes.fleet import Fleet
+from gunicorn_grace.rehearsal.processes.instance import Instance
+from gunicorn_grace.rehearsal.run import play
 
 pytestmark = [pytest.mark.once, pytest.mark.long]
 
@@ -75,13 +78,15 @@ def app(environ, start_response):
 """
 
 QUICK = ("--threads", "4", "--keep-alive", "15")
-READY = Probe("/ready", period=0.1, failure_threshold=2)
+READY = KubeletProbe("/ready", period=0.1, failure_threshold=2)
 
 
 class Watched(Fleet):
     """One or more pods of an application whose readiness and liveness a file decides."""
 
-    def __init__(self, folder: Path, count: int, probes: dict[Kind, Probe], **options: Any) -> None:
+    def __init__(
+        self, folder: Path, count: int, probes: dict[ProbeKind, KubeletProbe], **options: Any
+    ) -> None:
         (folder / "probed.py").write_text(PROBED)
         self.sick = folder / "sick"
         self.env = {"SICK": str(self.sick), **options.pop("env", {})}
@@ -133,7 +138,7 @@ def watched(folder: Path) -> Iterator[Callable[..., Watched]]:
     """Start pods; they end with the test."""
     with contextlib.ExitStack() as stack:
 
-        def start(count: int, probes: dict[Kind, Probe], **options: Any) -> Watched:
+        def start(count: int, probes: dict[ProbeKind, KubeletProbe], **options: Any) -> Watched:
             fleet = Watched(folder, count, probes, **options)
             stack.callback(fleet.stop)
             return fleet
@@ -144,7 +149,7 @@ def watched(folder: Path) -> Iterator[Callable[..., Watched]]:
 def test_readiness_puts_an_endpoint_in_and_takes_it_out(watched: Callable[..., Watched]) -> None:
     """Not routed to before the probe passes, nor after it failed as often as its threshold; and in
     again."""
-    fleet = watched(1, {Kind.READINESS: READY})
+    fleet = watched(1, {ProbeKind.READINESS: READY})
     (pod,) = fleet.pods
     pod.wait_ready(20)
     assert fleet.table.endpoints() == [pod.address]
@@ -161,7 +166,7 @@ def test_one_that_does_not_become_ready_is_told_with_its_probe(
     watched: Callable[..., Watched],
 ) -> None:
     """The first line says who, how long, and which probe; what gunicorn printed comes behind it."""
-    fleet = watched(1, {Kind.READINESS: READY})
+    fleet = watched(1, {ProbeKind.READINESS: READY})
     (pod,) = fleet.pods
     pod.wait_ready(20)
     fleet.sick.touch()
@@ -180,8 +185,8 @@ def test_the_others_wait_for_the_start_up_probe(
     """Readiness passes all the time, but is not asked before the start-up probe has passed."""
     started = folder / "started"
     probes = {
-        Kind.READINESS: READY,
-        Kind.STARTUP: Probe("/started", period=0.1, failure_threshold=1000),
+        ProbeKind.READINESS: READY,
+        ProbeKind.STARTUP: KubeletProbe("/started", period=0.1, failure_threshold=1000),
     }
     fleet = watched(1, probes, env={"SLOW_START": str(started)})
     (pod,) = fleet.pods
@@ -197,8 +202,8 @@ def test_a_failed_liveness_probe_restarts_the_container_at_its_address(
     """Hook, SIGTERM, another process at the same address; out of the routing until that is
     ready."""
     probes = {
-        Kind.READINESS: READY,
-        Kind.LIVENESS: Probe("/alive", period=0.1, failure_threshold=2),
+        ProbeKind.READINESS: READY,
+        ProbeKind.LIVENESS: KubeletProbe("/alive", period=0.1, failure_threshold=2),
     }
     fleet = watched(1, probes, pre_stop=("touch", "hooked"), period=10.0)
     (pod,) = fleet.pods
@@ -223,8 +228,8 @@ def test_a_pod_being_deleted_is_not_restarted(watched: Callable[..., Watched]) -
     """Its liveness fails within the shutdown: the kubelet does not ask any more; readiness it still
     does."""
     probes = {
-        Kind.READINESS: READY,
-        Kind.LIVENESS: Probe("/alive", period=0.1, failure_threshold=1),
+        ProbeKind.READINESS: READY,
+        ProbeKind.LIVENESS: KubeletProbe("/alive", period=0.1, failure_threshold=1),
     }
     fleet = watched(
         2, probes, pre_stop=("sh", "-c", "while [ ! -e go ]; do sleep 0.05; done"), period=30.0
@@ -246,8 +251,8 @@ def test_readiness_is_asked_until_the_container_has_ended(watched: Callable[...,
     """Liveness failed, and the container is being ended: readiness turns red all the same, by its
     own threshold."""
     probes = {
-        Kind.READINESS: replace(READY, failure_threshold=10),
-        Kind.LIVENESS: Probe("/alive", 0.1, 1.0, 1),
+        ProbeKind.READINESS: replace(READY, failure_threshold=10),
+        ProbeKind.LIVENESS: KubeletProbe("/alive", 0.1, 1.0, 1),
     }
     fleet = watched(
         1, probes, pre_stop=("sh", "-c", "while [ ! -e go ]; do sleep 0.05; done"), period=60.0
@@ -276,7 +281,7 @@ def test_hooks_that_the_node_runs_itself(folder: Path, hook: Hook, problem: str)
         instance.wait_ready()
         table = EndpointTable()
         table.add(instance.address)
-        deletion = delete(instance, table, lag=0, period=1.0, pre_stop=hook).join(20)
+        deletion = Deletion(instance, table, lag=0, period=1.0, pre_stop=hook).start().join(20)
     assert deletion.pre_stop_problem == problem
     assert deletion.started is not None
     assert deletion.sigterm is not None
@@ -310,7 +315,7 @@ def test_a_rollout_replaces_every_instance_and_loses_nothing(
         period=20,
         args=QUICK,
         env=GRACE_ENV,
-        probes={Kind.READINESS: Probe("/readyz", period=0.25, failure_threshold=1)},
+        probes={ProbeKind.READINESS: KubeletProbe("/readyz", period=0.25, failure_threshold=1)},
         rollout=rollout,
         cwd=str(folder),
         warm_up=20,
@@ -372,7 +377,7 @@ def test_the_command_takes_its_platform_from_a_manifest(folder: Path) -> None:
     command = [
         sys.executable,
         "-c",
-        "from gunicorn_grace.rehearsal.command import rehearse; rehearse()",
+        "from gunicorn_grace.rehearsal.command.command import rehearse; rehearse()",
     ]
     options = [
         "-f",
@@ -416,7 +421,7 @@ def test_the_command_takes_its_platform_from_a_manifest(folder: Path) -> None:
             ["-f", "recreate.yaml", "--rollout"],
             "the strategy of Deployment a is Recreate, not RollingUpdate",
         ),
-        (["-f", "bad.yaml"], "bad.yaml:1: no YAML"),
+        (["-f", "bad.yaml"], "bad.yaml:1: not YAML"),
         (["--lag", "5..1"], "lag 5..1 s"),
         (["--slow-node", "5"], "slow node '5' is not SHARE:SECONDS"),
         (
@@ -424,7 +429,7 @@ def test_the_command_takes_its_platform_from_a_manifest(folder: Path) -> None:
             "readiness probe GET /nowhere answers 404",
         ),
         (["--max-surge", "1"], "--max-surge is of a roll-out: add --rollout"),
-        (["--requests", "urls.txt"], "urls.txt:2: 'x' is no path"),
+        (["--requests", "urls.txt"], "urls.txt:2: 'x' is not a path"),
         (["--", "--bind", "127.0.0.1:0"], "--bind cannot be given to the gunicorn of a rehearsal"),
     ],
 )
@@ -443,7 +448,7 @@ def test_what_cannot_be_played_is_one_line(folder: Path, args: list[str], said: 
     command = [
         sys.executable,
         "-c",
-        "from gunicorn_grace.rehearsal.command import rehearse; rehearse()",
+        "from gunicorn_grace.rehearsal.command.command import rehearse; rehearse()",
     ]
     run = subprocess.run(
         [*command, "app:app", *args], cwd=folder, capture_output=True, text=True, timeout=120

@@ -18,14 +18,19 @@ from typing import Any
 
 import pytest
 
-from gunicorn_grace.rehearsal import procfs
 from gunicorn_grace.rehearsal.errors import InstanceFailed, LineMissing, PlanFailed
-from gunicorn_grace.rehearsal.fleet import MARK, Fleet, Instance
-from gunicorn_grace.rehearsal.platform import Deletion, EndpointTable, delete
-from gunicorn_grace.rehearsal.report import WIDTH, render
-from gunicorn_grace.rehearsal.scene import PLAIN, Contender, Plan, Result, play
-from gunicorn_grace.rehearsal.tally import Kind, Outcome
-from gunicorn_grace.rehearsal.wire import fetch
+from gunicorn_grace.rehearsal.kubernetes.deletion import Deletion
+from gunicorn_grace.rehearsal.kubernetes.routing import EndpointTable
+from gunicorn_grace.rehearsal.load.tally import ConnectionKind, Outcome
+from gunicorn_grace.rehearsal.load.wire import fetch
+from gunicorn_grace.rehearsal.plan import PLAIN, Contender, Plan
+from gunicorn_grace.rehearsal.processes import procfs
+from gunicorn_grace.rehearsal.processes.fleet import Fleet
+from gunicorn_grace.rehearsal.processes.instance import Instance
+from gunicorn_grace.rehearsal.processes.process import MARK
+from gunicorn_grace.rehearsal.report.text import WIDTH, render
+from gunicorn_grace.rehearsal.result import Result
+from gunicorn_grace.rehearsal.run import play
 
 pytestmark = pytest.mark.once
 
@@ -67,7 +72,7 @@ def routed(*instances: Instance) -> EndpointTable:
     return table
 
 
-# -- the scene ----
+# -- the run ----
 
 
 def test_plain_gunicorn_loses_what_is_routed_to_it_late(folder: Path) -> None:
@@ -84,8 +89,8 @@ def test_plain_gunicorn_loses_what_is_routed_to_it_late(folder: Path) -> None:
     tally, (deleted,) = result.tally, result.gone
     assert 25 <= tally.lost <= 75
     assert tally.count(Outcome.REFUSED) >= 0.8 * tally.lost
-    assert tally.count(Outcome.REFUSED, Kind.FRESH)
-    assert tally.count(Outcome.REFUSED, Kind.KEPT)
+    assert tally.count(Outcome.REFUSED, ConnectionKind.FRESH)
+    assert tally.count(Outcome.REFUSED, ConnectionKind.KEPT)
     assert {record.endpoint for record in tally.lost_records} == {deleted.endpoint}
     assert all(-0.1 < record.started - result.origin < 1.1 for record in tally.lost_records)
     assert (deleted.exit_code, deleted.killed) == (0, False)
@@ -315,7 +320,7 @@ def test_the_hook_runs_before_sigterm_and_counts_in_the_period(
     """A preStop hook gets the port and the pid, and SIGTERM comes when it has ended, not before."""
     script = "import sys, time; open('hook', 'w').write(' '.join(sys.argv[1:])); time.sleep(0.3)"
     hook = ["python", "-c", script, "{host}", "{port}", "{pid}", '{"json": 1}']
-    deletion = delete(plain, routed(plain), lag=0.1, period=10, pre_stop=hook).join(20)
+    deletion = Deletion(plain, routed(plain), lag=0.1, period=10, pre_stop=hook).start().join(20)
     assert (folder / "hook").read_text() == f'127.0.0.1 {plain.port} {plain.pid} {{"json": 1}}'
     assert deletion.pre_stop_problem == ""
     assert deletion.started is not None
@@ -340,7 +345,7 @@ def test_a_hook_that_fails_does_not_hold_up_sigterm(
 ) -> None:
     """As with the kubelet: the failure is recorded, SIGTERM follows, at the latest at the period's
     end."""
-    deletion = delete(plain, routed(plain), lag=0, period=period, pre_stop=hook).join(20)
+    deletion = Deletion(plain, routed(plain), lag=0, period=period, pre_stop=hook).start().join(20)
     assert problem in deletion.pre_stop_problem
     assert "Handling signal: term" in plain.output
     assert (
@@ -359,9 +364,11 @@ def test_what_overruns_the_period_is_killed(plain: Instance, hook: list[str]) ->
     (worker,) = plain.wait_workers(1)
     with contextlib.closing(hanging_request(plain)):
         plain.wait_line("hanging")
-        deletion = delete(
-            plain, routed(plain), lag=0, period=1.0 if hook else 2.5, pre_stop=hook
-        ).join(20)
+        deletion = (
+            Deletion(plain, routed(plain), lag=0, period=1.0 if hook else 2.5, pre_stop=hook)
+            .start()
+            .join(20)
+        )
     assert deletion.killed
     assert deletion.exit_code == -signal.SIGKILL
     assert deletion.exit_after is not None
@@ -398,7 +405,7 @@ def test_a_deletion_waits_for_the_routing_too(plain: Instance) -> None:
 REHEARSE = (
     sys.executable,
     "-c",
-    "from gunicorn_grace.rehearsal.command import rehearse; rehearse()",
+    "from gunicorn_grace.rehearsal.command.command import rehearse; rehearse()",
 )
 
 
@@ -476,9 +483,9 @@ def test_the_plugin_loses_nothing_where_plain_gunicorn_does(folder: Path) -> Non
 @pytest.mark.long
 def test_a_result_is_judged_by_losses_and_by_the_period() -> None:
     """An instance that had to be killed is a failure even when nothing was lost."""
-    from gunicorn_grace.rehearsal.report import verdict
-    from gunicorn_grace.rehearsal.scene import Gone
-    from gunicorn_grace.rehearsal.tally import Tally
+    from gunicorn_grace.rehearsal.load.tally import Tally
+    from gunicorn_grace.rehearsal.report.text import verdict
+    from gunicorn_grace.rehearsal.result import Gone
 
     end = Gone("instance 2", "127.0.0.1:1", 0.0, 30.0, 30.0, -9, True, None, "", ())
     result = Result(PLAIN, Plan("app:app"), Tally(), 0.0, 40.0, (end,), {})

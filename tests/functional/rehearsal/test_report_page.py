@@ -23,9 +23,11 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from gunicorn_grace.rehearsal import procfs, report, schema
-from gunicorn_grace.rehearsal.cast import contender
-from gunicorn_grace.rehearsal.page import page
+from gunicorn_grace.rehearsal.command.contenders import contender_named
+from gunicorn_grace.rehearsal.processes import procfs
+from gunicorn_grace.rehearsal.report import schema
+from gunicorn_grace.rehearsal.report import text as report_text
+from gunicorn_grace.rehearsal.report.page import page
 from support.paths import DOCS
 from support.rehearsed import plain, result
 
@@ -185,7 +187,7 @@ def drawn() -> str:
     """A page of all three contenders; only plain gunicorn loses."""
     runs = [
         plain(*(n / 10 for n in range(1, 29))),
-        result(contender("sleep:15"), exited=15.4, seconds=17),
+        result(contender_named("sleep:15"), exited=15.4, seconds=17),
         result(),
     ]
     return page(runs, made=datetime(2026, 7, 1, 12, tzinfo=timezone.utc))
@@ -299,7 +301,7 @@ def test_one_run_writes_all_reports(folder: Path) -> None:
     )
     assert run.returncode == 0, run.stdout + run.stderr
     assert "\x1b" not in run.stdout + run.stderr, "no colours but on a terminal"
-    assert max(map(len, run.stdout.splitlines())) <= report.WIDTH
+    assert max(map(len, run.stdout.splitlines())) <= report_text.WIDTH
     document = json.loads((folder / "out.json").read_text())
     jsonschema.Draft202012Validator(schema.schema()).validate(document)
     names = [played["contender"] for played in document["results"]]
@@ -509,7 +511,11 @@ def test_the_fixture_rehearses_an_application(folder: Path, pytester: pytest.Pyt
             rehearse("nowhere:app", **SHORT)
         """
     )
-    plugin = () if entry_point_is_installed() else ("-p", "gunicorn_grace.rehearsal.pytest_plugin")
+    plugin = (
+        ()
+        if entry_point_is_installed()
+        else ("-p", "gunicorn_grace.rehearsal.command.pytest_plugin")
+    )
     run = pytester.runpytest_subprocess("-p", "no:cacheprovider", *plugin)
     run.assert_outcomes(passed=1, failed=2)
     run.stdout.re_match_lines_random(
@@ -528,6 +534,6 @@ def entry_point_is_installed() -> bool:
     from importlib.metadata import entry_points
 
     return any(
-        point.value == "gunicorn_grace.rehearsal.pytest_plugin"
+        point.value == "gunicorn_grace.rehearsal.command.pytest_plugin"
         for point in entry_points(group="pytest11")
     )

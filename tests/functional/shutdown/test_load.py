@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from gunicorn_grace.rehearsal.fleet import Fleet, Instance
-from gunicorn_grace.rehearsal.load import Load
-from gunicorn_grace.rehearsal.platform import EndpointTable
-from gunicorn_grace.rehearsal.scene import GRACE, PLAIN, play
-from gunicorn_grace.rehearsal.tally import Outcome
+from gunicorn_grace.rehearsal.kubernetes.routing import EndpointTable
+from gunicorn_grace.rehearsal.load.load import Load
+from gunicorn_grace.rehearsal.load.tally import Outcome
+from gunicorn_grace.rehearsal.plan import GRACE, PLAIN
+from gunicorn_grace.rehearsal.processes.fleet import Fleet
+from gunicorn_grace.rehearsal.processes.instance import Instance
+from gunicorn_grace.rehearsal.run import play
 from support.servers import WORKERS, plan, told
 
 
@@ -19,10 +21,10 @@ def test_nothing_is_lost_when_the_lag_is_shorter_than_the_delay(kind: str, tmp_p
     """New and kept-alive connections, slow requests among them: a deletion loses none, and gunicorn
     exits with 0."""
     settings = {"shutdown_delay": 2, "min_delay": 0}
-    scene = plan(
+    planned = plan(
         kind, tmp_path, lag=1.0, settings=settings, slow_path="/slow?s=0.4", slow_share=0.05
     )
-    result = play(scene, GRACE)
+    result = play(planned, GRACE)
     assert result.plugin_spoke, told(result)
     assert result.tally.lost == 0, told(result)
     assert result.gone[0].exit_code == 0, told(result)
@@ -33,8 +35,8 @@ def test_nothing_is_lost_when_the_lag_is_shorter_than_the_delay(kind: str, tmp_p
 def test_nothing_is_lost_when_the_lag_is_longer_than_the_delay(kind: str, tmp_path: Path) -> None:
     """The delay is extended while requests still arrive, so a lag of three times the delay loses
     none."""
-    scene = plan(kind, tmp_path, lag=3.0, settings={"shutdown_delay": 1, "min_delay": 0})
-    result = play(scene, GRACE)
+    planned = plan(kind, tmp_path, lag=3.0, settings={"shutdown_delay": 1, "min_delay": 0})
+    result = play(planned, GRACE)
     assert result.tally.lost == 0, told(result)
     assert any(
         "lame_duck_ended" in text and "extended until quiet" in text
@@ -63,14 +65,14 @@ def test_plain_gunicorn_loses_requests(tmp_path: Path) -> None:
 def test_prestop_then_sigterm_is_one_clock_and_loses_nothing(kind: str, tmp_path: Path) -> None:
     """`gunicorn-grace prestop` waits out the delay; the SIGTERM after it drains at once, and
     nothing is lost."""
-    scene = plan(
+    planned = plan(
         kind,
         tmp_path,
         lag=1.0,
         settings={"shutdown_delay": 2, "min_delay": 0},
         pre_stop=("gunicorn-grace", "prestop", "--pid", "{pid}"),
     )
-    result = play(scene, GRACE)
+    result = play(planned, GRACE)
     gone = result.gone[0]
     assert gone.pre_stop_problem == ""
     assert result.tally.lost == 0, told(result)
@@ -97,10 +99,10 @@ def test_sigterm_to_the_whole_process_group_loses_nothing(
 ) -> None:
     """dumb-init and `tini -g` send SIGTERM to the workers as well: they stay until the arbiter
     dismisses them."""
-    scene = plan(kind, tmp_path, lag=1.0, settings={"shutdown_delay": 2, "min_delay": 0})
+    planned = plan(kind, tmp_path, lag=1.0, settings={"shutdown_delay": 2, "min_delay": 0})
     stay, goes = (
         Instance(
-            "service:app", args=(*GRACE.args, *scene.args, *extra), env=scene.env, cwd=tmp_path
+            "service:app", args=(*GRACE.args, *planned.args, *extra), env=planned.env, cwd=tmp_path
         )
         for _ in range(2)
     )
@@ -109,7 +111,7 @@ def test_sigterm_to_the_whole_process_group_loses_nothing(
         for instance in fleet:
             instance.wait_ready()
             table.add(instance.address)
-        goes.wait_workers(int(scene.args[scene.args.index("-w") + 1]))
+        goes.wait_workers(int(planned.args[planned.args.index("-w") + 1]))
         with Load(table, rate=80, timeout=15) as load:
             load.wait_completed(80)
             table.remove(goes.address, lag=1.0)

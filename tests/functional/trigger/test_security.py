@@ -22,11 +22,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as some
 
-from gunicorn_grace.rehearsal.balancers import PRODUCTS, Balancer, Setup
-from gunicorn_grace.rehearsal.load import Load
-from gunicorn_grace.rehearsal.platform import EndpointTable
-from gunicorn_grace.rehearsal.tally import Tally
-from gunicorn_grace.rehearsal.wire import Address, fetch
+from gunicorn_grace.rehearsal.kubernetes.routing import EndpointTable
+from gunicorn_grace.rehearsal.load.load import Load
+from gunicorn_grace.rehearsal.load.tally import Tally
+from gunicorn_grace.rehearsal.load.wire import Address, fetch
+from gunicorn_grace.rehearsal.processes.balancer import Balancer, Setup
+from gunicorn_grace.rehearsal.processes.balancers import PRODUCTS
 from support.paths import APPS
 from support.servers import HOLD, SHORT, Serve, Server, look, needs_curl
 from support.trials import trials

@@ -17,10 +17,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from gunicorn_grace.rehearsal.balancers import PRODUCTS, Setup
 from gunicorn_grace.rehearsal.errors import RehearsalError
-from gunicorn_grace.rehearsal.scene import GRACE, PLAIN, Contender, Plan, Result, play
-from gunicorn_grace.rehearsal.tally import Outcome
+from gunicorn_grace.rehearsal.load.tally import Outcome
+from gunicorn_grace.rehearsal.plan import GRACE, PLAIN, Contender, Plan
+from gunicorn_grace.rehearsal.processes.balancer import Setup
+from gunicorn_grace.rehearsal.processes.balancers import PRODUCTS
+from gunicorn_grace.rehearsal.result import Result
+from gunicorn_grace.rehearsal.run import play
 
 APP = Path(__file__).parents[2] / "apps"
 

@@ -9,19 +9,14 @@ from typing import Any
 import pytest
 import yaml
 
-from gunicorn_grace.rehearsal.balancers import (
-    PRODUCTS,
-    Balancer,
-    Envoy,
-    HAProxy,
-    Nginx,
-    Setup,
-    in_front,
-    show_config,
-)
 from gunicorn_grace.rehearsal.errors import InstanceFailed, PlanFailed
-from gunicorn_grace.rehearsal.platform import EndpointTable
-from gunicorn_grace.rehearsal.scene import Plan
+from gunicorn_grace.rehearsal.kubernetes.routing import EndpointTable
+from gunicorn_grace.rehearsal.plan import Plan
+from gunicorn_grace.rehearsal.processes.balancer import Balancer, Setup
+from gunicorn_grace.rehearsal.processes.balancers import PRODUCTS, in_front, show_config
+from gunicorn_grace.rehearsal.processes.envoy import Envoy
+from gunicorn_grace.rehearsal.processes.haproxy import HAProxy
+from gunicorn_grace.rehearsal.processes.nginx import Nginx
 
 pytestmark = pytest.mark.once
 

@@ -10,7 +10,7 @@ import pytest
 
 HOLDS_THE_SIGNAL_UP = """
 import signal, sys, time, weakref
-from gunicorn_grace.rehearsal.command import _interruptible
+from gunicorn_grace.rehearsal.command.command import _interruptible
 
 class Thing:
     pass

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from gunicorn_grace.manifest import Workload, choose, read
-from gunicorn_grace.rehearsal.deployment import here, played
+from gunicorn_grace.operate.manifest import Workload, choose, read
 from gunicorn_grace.rehearsal.errors import PlanFailed
-from gunicorn_grace.rehearsal.platform import Exec, HttpGet, Sleep
-from gunicorn_grace.rehearsal.probing import Kind, Probe
-from gunicorn_grace.rehearsal.rollout import Rollout
+from gunicorn_grace.rehearsal.kubernetes.deletion import Exec, HttpGet, Sleep
+from gunicorn_grace.rehearsal.kubernetes.deployment import here, played
+from gunicorn_grace.rehearsal.kubernetes.probing import KubeletProbe, ProbeKind
+from gunicorn_grace.rehearsal.kubernetes.rollout import Rollout
 
 pytestmark = pytest.mark.once
 
@@ -40,8 +40,8 @@ def test_everything_is_taken_over() -> None:
     )
     assert (found.instances, found.period) == (4, 40.0)
     assert found.probes == {
-        Kind.READINESS: Probe("/r", 5.0, 1.0, 1, 1, 0.0),
-        Kind.LIVENESS: Probe("/l", 10.0, 1.0, 3, 1, 3.0, (("Host", "me"),)),
+        ProbeKind.READINESS: KubeletProbe("/r", 5.0, 1.0, 1, 1, 0.0),
+        ProbeKind.LIVENESS: KubeletProbe("/l", 10.0, 1.0, 3, 1, 3.0, (("Host", "me"),)),
     }
     assert found.pre_stop == Sleep(15.0)
     assert found.rollout == Rollout("2", "25%", 2.0)

@@ -24,12 +24,12 @@ import pytest
 
 from gunicorn_grace.probes import answers as probes
 from gunicorn_grace.rehearsal.errors import LoadFailed, RehearsalError
-from gunicorn_grace.rehearsal.generator import Generator
-from gunicorn_grace.rehearsal.load import Load
-from gunicorn_grace.rehearsal.platform import EndpointTable
-from gunicorn_grace.rehearsal.requests import Request
-from gunicorn_grace.rehearsal.tally import Kind, Outcome, Record, Tally
-from gunicorn_grace.rehearsal.wire import (
+from gunicorn_grace.rehearsal.kubernetes.routing import EndpointTable
+from gunicorn_grace.rehearsal.load.generator import Generator
+from gunicorn_grace.rehearsal.load.load import Load
+from gunicorn_grace.rehearsal.load.requests import PlannedRequest
+from gunicorn_grace.rehearsal.load.tally import ConnectionKind, Outcome, Record, Tally
+from gunicorn_grace.rehearsal.load.wire import (
     Address,
     IncompleteResponse,
     fetch,
@@ -208,7 +208,9 @@ def test_each_end_of_a_request_has_its_class(
     assert tally.total >= 3
     assert {record.outcome for record in tally.records} == {outcome}, tally.records
     assert {record.endpoint for record in tally.records} == {show_address(server.address)}
-    assert {record.kind for record in tally.records} == {Kind.KEPT if share else Kind.FRESH}
+    assert {record.kind for record in tally.records} == {
+        ConnectionKind.KEPT if share else ConnectionKind.FRESH
+    }
     if outcome is not Outcome.TIMEOUT:
         assert {record.status for record in tally.records} == {status}
     assert all(record.error for record in tally.lost_records)
@@ -346,13 +348,14 @@ def test_an_open_connection_stays_where_it_is(peer: Callable[..., Peer]) -> None
     stayed = [record for record in later if record.endpoint == show_address(one.address)]
     assert tally.lost == 0
     assert stayed
-    assert all(record.kind is Kind.KEPT and record.reused for record in stayed)
+    assert all(record.kind is ConnectionKind.KEPT and record.reused for record in stayed)
     # A second kept-alive connection, opened on a busy machine while the first was in use, is a new
     # one as well.
     moved = [record for record in later if record not in stayed]
     assert {record.endpoint for record in moved} == {show_address(two.address)}
     assert all(
-        record.kind is Kind.FRESH or record.reused or busy(tally, record) for record in moved
+        record.kind is ConnectionKind.FRESH or record.reused or busy(tally, record)
+        for record in moved
     )
 
 
@@ -450,8 +453,8 @@ def test_want_of_descriptors_is_the_generators_failure_not_a_loss() -> None:
     script = """
 import resource, socket
 from gunicorn_grace.rehearsal.errors import LoadFailed
-from gunicorn_grace.rehearsal.load import Load
-from gunicorn_grace.rehearsal.platform import EndpointTable
+from gunicorn_grace.rehearsal.load.load import Load
+from gunicorn_grace.rehearsal.kubernetes.routing import EndpointTable
 silent = socket.create_server(("127.0.0.1", 0))
 table = EndpointTable()
 table.add(silent.getsockname())
@@ -504,7 +507,7 @@ def test_a_body_is_sent_with_its_length(peer: Callable[..., Peer]) -> None:
                 conn.sendall(OK)
                 data = b""
 
-    requests = [Request("/a", "POST", b"x" * 100_000), Request("/b", "GET")]
+    requests = [PlannedRequest("/a", "POST", b"x" * 100_000), PlannedRequest("/b", "GET")]
     with Load(table_of(peer(handle).address), rate=100, requests=requests) as load:
         load.wait_completed(20)
         tally = load.stop()
@@ -531,7 +534,7 @@ def test_an_upload_takes_its_time_and_ends_when_the_server_does_not_wait(
 
     def outcome(path: str) -> Record:
         sizes.clear()
-        request = Request(path, "PUT", b"x" * 1000, upload=5.0)
+        request = PlannedRequest(path, "PUT", b"x" * 1000, upload=5.0)
         with Load(table_of(server.address), rate=0.01, requests=[request]) as load:
             load.wait_completed(1, timeout=20)
             (record,) = load.stop().records
@@ -550,7 +553,9 @@ def test_a_slow_reader_leaves_the_response_where_it_is(peer: Callable[..., Peer]
     server = peer(
         answer(b"HTTP/1.1 200 OK\r\nContent-Length: 5000000\r\nConnection: close\r\n\r\n" + body)
     )
-    with Load(table_of(server.address), rate=0.01, requests=[Request("/", read=1.0)]) as load:
+    with Load(
+        table_of(server.address), rate=0.01, requests=[PlannedRequest("/", read=1.0)]
+    ) as load:
         load.wait_completed(1, timeout=20)
         (record,) = load.stop().records
     assert record.outcome is Outcome.OK
@@ -637,8 +642,8 @@ def test_a_generator_ends_with_its_parent() -> None:
     """The parent killed, nothing is left that sends requests."""
     script = """
 import sys
-from gunicorn_grace.rehearsal.generator import Generator
-from gunicorn_grace.rehearsal.platform import EndpointTable
+from gunicorn_grace.rehearsal.load.generator import Generator
+from gunicorn_grace.rehearsal.kubernetes.routing import EndpointTable
 load = Generator(EndpointTable(), rate=10).start()
 print(load.pid, flush=True)
 sys.stdin.read()

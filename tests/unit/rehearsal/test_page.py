@@ -15,12 +15,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from gunicorn_grace.rehearsal import page as page_module
-from gunicorn_grace.rehearsal import report
-from gunicorn_grace.rehearsal.cast import contender
-from gunicorn_grace.rehearsal.page import MOST_LANES, MOST_LOSSES, Axis, page, phases
-from gunicorn_grace.rehearsal.scene import Contender, Gone, Life, Plan, Result
-from gunicorn_grace.rehearsal.tally import Kind, Outcome
+from gunicorn_grace.rehearsal.command.contenders import contender_named
+from gunicorn_grace.rehearsal.load.tally import ConnectionKind, Outcome
+from gunicorn_grace.rehearsal.plan import Contender, Plan
+from gunicorn_grace.rehearsal.report import labels
+from gunicorn_grace.rehearsal.report import page as page_module
+from gunicorn_grace.rehearsal.report import text as report_text
+from gunicorn_grace.rehearsal.report.labels import Axis
+from gunicorn_grace.rehearsal.report.page import MOST_LOSSES, page
+from gunicorn_grace.rehearsal.report.phases import phases
+from gunicorn_grace.rehearsal.report.picture import MOST_LANES
+from gunicorn_grace.rehearsal.result import Gone, Life, Result
 from support.rehearsed import DELETED, plain, record, result
 
 pytestmark = pytest.mark.once
@@ -74,7 +79,11 @@ def rendered(*results: Result) -> Page:
 
 
 def three() -> list[Result]:
-    return [plain(0.1, 0.2, 2.9), result(contender("sleep:15"), exited=15.4, seconds=17), result()]
+    return [
+        plain(0.1, 0.2, 2.9),
+        result(contender_named("sleep:15"), exited=15.4, seconds=17),
+        result(),
+    ]
 
 
 def test_the_page_tells_what_the_terminal_tells() -> None:
@@ -82,9 +91,9 @@ def test_the_page_tells_what_the_terminal_tells() -> None:
     results = three()
     shown = rendered(*results)
     text = " ".join(text for _, text in shown.texts)
-    assert report.verdict(results) in text
-    assert all(note in text for note in report.notes(results))
-    for row in report.rows(results):
+    assert report_text.verdict(results) in text
+    assert all(note in text for note in report_text.notes(results))
+    for row in report_text.rows(results):
         assert row.label in shown.text("th")
         assert all(cell in shown.text("td") for cell in row.cells)
     assert shown.text("title")[0] == "Rehearsal of app:app"
@@ -383,7 +392,13 @@ def test_kinds_of_connections_and_deleted_endpoints_are_listed_with_their_losses
     """The table of losses says when, on what connection, to whom and why."""
     shown = rendered(
         plain(),
-        result(lost=[record(2.5, Outcome.TIMEOUT, kind=Kind.KEPT, endpoint=DELETED, error="slow")]),
+        result(
+            lost=[
+                record(
+                    2.5, Outcome.TIMEOUT, kind=ConnectionKind.KEPT, endpoint=DELETED, error="slow"
+                )
+            ]
+        ),
     )
     cells = shown.text("td")
     at = cells.index("2.50")
@@ -402,10 +417,10 @@ def test_names_of_moments_never_cover_each_other(
         gone=(replace(gone, sigterm=sigterm, exited=sigterm + stop, events=()),),
         lives=tuple(replace(life, unrouted=unrouted) for life in run.lives),
     )
-    placed = page_module._marks(run, Axis(-1, 22))
+    placed = labels.marks_of(run, Axis(-1, 22))
     spans: list[tuple[int, float, float]] = []
     for mark in placed:
-        width = page_module._width(mark.label)
+        width = labels._width(mark.label)
         left = mark.percent if mark.anchor == "start" else mark.percent - width
         spans.append((mark.row, left, left + width))
     for index, (row, left, right) in enumerate(spans):

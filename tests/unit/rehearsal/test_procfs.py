@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from gunicorn_grace.rehearsal import procfs
+from gunicorn_grace.rehearsal.processes import procfs
 
 pytestmark = [
     pytest.mark.once,

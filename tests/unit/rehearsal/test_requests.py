@@ -10,7 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gunicorn_grace.rehearsal.requests import PIECES, Request, in_turn, parse_line, parse_lines
+from gunicorn_grace.rehearsal.load.requests import (
+    PIECES,
+    PlannedRequest,
+    in_turn,
+    parse_line,
+    parse_lines,
+)
 
 pytestmark = pytest.mark.once
 
@@ -26,27 +32,30 @@ JSON = ("Content-Type", "application/json")
 @pytest.mark.parametrize(
     ("line", "request_"),
     [
-        ("/", Request("/")),
-        ("/ 3", Request("/", weight=3)),
-        ("GET /a?b=c", Request("/a?b=c")),
-        ("HEAD /a 2", Request("/a", "HEAD", weight=2)),
-        ("POST /a", Request("/a", "POST")),
-        ("POST /a a=1&b=2", Request("/a", "POST", b"a=1&b=2", (FORM,))),
-        ("""POST /a '{"a": 1}' 4""", Request("/a", "POST", b'{"a": 1}', (JSON,), 4)),
-        ("PUT /a @file upload=2", Request("/a", "PUT", b"content of file", (FORM,), upload=2)),
+        ("/", PlannedRequest("/")),
+        ("/ 3", PlannedRequest("/", weight=3)),
+        ("GET /a?b=c", PlannedRequest("/a?b=c")),
+        ("HEAD /a 2", PlannedRequest("/a", "HEAD", weight=2)),
+        ("POST /a", PlannedRequest("/a", "POST")),
+        ("POST /a a=1&b=2", PlannedRequest("/a", "POST", b"a=1&b=2", (FORM,))),
+        ("""POST /a '{"a": 1}' 4""", PlannedRequest("/a", "POST", b'{"a": 1}', (JSON,), 4)),
+        (
+            "PUT /a @file upload=2",
+            PlannedRequest("/a", "PUT", b"content of file", (FORM,), upload=2),
+        ),
         (
             'GET /a read=1.5 "Accept: text/csv"',
-            Request("/a", headers=(("Accept", "text/csv"),), read=1.5),
+            PlannedRequest("/a", headers=(("Accept", "text/csv"),), read=1.5),
         ),
         (
             'POST /a x "Content-Type: text/plain" 2',
-            Request("/a", "POST", b"x", (("Content-Type", "text/plain"),), weight=2),
+            PlannedRequest("/a", "POST", b"x", (("Content-Type", "text/plain"),), weight=2),
         ),
-        ("GET /a 3 read=1", Request("/a", weight=3, read=1.0)),
-        ("POST /a 5 1", Request("/a", "POST", b"5", (FORM,))),
+        ("GET /a 3 read=1", PlannedRequest("/a", weight=3, read=1.0)),
+        ("POST /a 5 1", PlannedRequest("/a", "POST", b"5", (FORM,))),
     ],
 )
-def test_a_line_is_a_request(line: str, request_: Request) -> None:
+def test_a_line_is_a_request(line: str, request_: PlannedRequest) -> None:
     """Method, path, body, weight, headers and options, each where it may stand."""
     assert parse_line(line, lambda name: f"content of {name}".encode()) == request_
 
@@ -54,12 +63,12 @@ def test_a_line_is_a_request(line: str, request_: Request) -> None:
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("x", "'x' is no path"),
-        ("POST", "'POST' is no path"),
-        ("POST x", "'x' is no path"),
+        ("x", "'x' is not a path"),
+        ("POST", "'POST' is not a path"),
+        ("POST x", "'x' is not a path"),
         ("/a x y", "'y' is a second body"),
         ("/a upload=2", "upload 2 of /a has no body"),
-        ("/a x upload=soon", "'soon' is no number of seconds"),
+        ("/a x upload=soon", "'soon' is not a number of seconds"),
         ("/a read=-1", "read -1 of /a is not 0 s or more"),
         ("/a read=nan", "read nan of /a is not 0 s or more"),
         ("/a 0", "weight 0 of /a is not between 1 and"),
@@ -96,7 +105,9 @@ def test_any_text_is_a_request_or_an_error(text: str) -> None:
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=6))
 def test_each_request_comes_as_often_as_its_weight(weights: list[int]) -> None:
     """In one round, every request comes exactly so often, and never long before its time."""
-    requests = [Request(f"/{number}", weight=weight) for number, weight in enumerate(weights)]
+    requests = [
+        PlannedRequest(f"/{number}", weight=weight) for number, weight in enumerate(weights)
+    ]
     order = in_turn(requests)
     assert Counter(order) == {request: request.weight for request in requests}
     for request in requests:
@@ -107,29 +118,31 @@ def test_each_request_comes_as_often_as_its_weight(weights: list[int]) -> None:
 
 def test_requests_of_the_same_weight_come_in_turn() -> None:
     """As ``--path`` given three times always did."""
-    one, two, three = Request("/1"), Request("/2"), Request("/3")
+    one, two, three = PlannedRequest("/1"), PlannedRequest("/2"), PlannedRequest("/3")
     assert in_turn([one, two, three]) == [one, two, three]
 
 
 def test_too_great_weights_are_refused() -> None:
     """A round of millions would be a list of millions."""
     with pytest.raises(ValueError, match="the weights come to 20000"):
-        in_turn([Request("/", weight=10_000), Request("/a", weight=10_000)])
+        in_turn([PlannedRequest("/", weight=10_000), PlannedRequest("/a", weight=10_000)])
 
 
 def test_an_upload_goes_in_pieces() -> None:
     """All of the body, in ten pieces at most; at once where it is no upload."""
-    slow = Request("/", "PUT", bytes(range(95)), upload=1.0)
+    slow = PlannedRequest("/", "PUT", bytes(range(95)), upload=1.0)
     assert len(list(slow.pieces())) == PIECES
     assert b"".join(slow.pieces()) == slow.body
-    assert list(Request("/", "PUT", b"abc", upload=1.0).pieces()) == [b"a", b"b", b"c"]
-    assert list(Request("/", "PUT", b"abc").pieces()) == [b"abc"]
-    assert list(Request("/").pieces()) == []
+    assert list(PlannedRequest("/", "PUT", b"abc", upload=1.0).pieces()) == [b"a", b"b", b"c"]
+    assert list(PlannedRequest("/", "PUT", b"abc").pieces()) == [b"abc"]
+    assert list(PlannedRequest("/").pieces()) == []
 
 
 def test_a_method_that_expects_a_body_says_that_it_is_empty() -> None:
     """RFC 9110, 8.6: Content-Length: 0 for POST, nothing for GET."""
     for method, said in (("POST", True), ("GET", False)):
-        head = Request("/", method).head(h11.Connection(h11.CLIENT), "", close=True, host="me")
+        head = PlannedRequest("/", method).head(
+            h11.Connection(h11.CLIENT), "", close=True, host="me"
+        )
         assert (b"Content-Length: 0" in head) is said
         assert b"Host: me" in head

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gunicorn_grace.rehearsal.rollout import Counts, Rollout, Step, amount, next_step
+from gunicorn_grace.rehearsal.kubernetes.rollout import Counts, Rollout, Step, amount, next_step
 
 pytestmark = pytest.mark.once
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from gunicorn_grace.rehearsal.series import MOST_STEPS, STEP, count
-from gunicorn_grace.rehearsal.tally import Outcome
+from gunicorn_grace.rehearsal.load.tally import Outcome
+from gunicorn_grace.rehearsal.report.series import MOST_STEPS, STEP, count
 from support.rehearsed import DELETED, ORIGIN, record
 
 pytestmark = pytest.mark.once

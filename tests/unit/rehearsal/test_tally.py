@@ -7,14 +7,16 @@ import re
 
 import pytest
 
-from gunicorn_grace.rehearsal.requests import parse_lines
-from gunicorn_grace.rehearsal.tally import Kind, Outcome, Record, Tally, percentile
+from gunicorn_grace.rehearsal.load.requests import parse_lines
+from gunicorn_grace.rehearsal.load.tally import ConnectionKind, Outcome, Record, Tally, percentile
 from support.paths import DOCS
 
 pytestmark = pytest.mark.once
 
 
-def record(outcome: Outcome = Outcome.OK, kind: Kind = Kind.FRESH, latency: float = 0.1) -> Record:
+def record(
+    outcome: Outcome = Outcome.OK, kind: ConnectionKind = ConnectionKind.FRESH, latency: float = 0.1
+) -> Record:
     return Record(
         1.0, kind, "/", outcome, 200 if outcome is Outcome.OK else None, latency, "127.0.0.1:1"
     )
@@ -35,21 +37,23 @@ def test_counts_are_kept_by_outcome_and_by_kind() -> None:
     """A count can be narrowed to fresh or kept-alive connections, by the enum or by its word."""
     tally = Tally(
         [
-            record(Outcome.RESET, Kind.KEPT),
-            record(Outcome.RESET, Kind.FRESH),
-            record(kind=Kind.KEPT),
+            record(Outcome.RESET, ConnectionKind.KEPT),
+            record(Outcome.RESET, ConnectionKind.FRESH),
+            record(kind=ConnectionKind.KEPT),
         ]
     )
     assert tally.count(Outcome.RESET) == 2
-    assert tally.count(Outcome.RESET, Kind.KEPT) == 1
+    assert tally.count(Outcome.RESET, ConnectionKind.KEPT) == 1
     assert tally.count(Outcome.RESET, "fresh") == 1
-    assert tally.count(Outcome.OK, Kind.FRESH) == 0
+    assert tally.count(Outcome.OK, ConnectionKind.FRESH) == 0
 
 
 def test_the_summary_adds_up_and_goes_into_json() -> None:
     """The outcomes sum up to the requests, both kinds of lost ones to the lost, and JSON takes all
     of it."""
-    tally = Tally([record(o, k) for o in Outcome for k in Kind], lags=[0.001, 0.002], skipped=3)
+    tally = Tally(
+        [record(o, k) for o in Outcome for k in ConnectionKind], lags=[0.001, 0.002], skipped=3
+    )
     summary = json.loads(json.dumps(tally.summary()))
     assert (
         sum(summary[outcome.value] for outcome in Outcome)

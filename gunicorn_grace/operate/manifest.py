@@ -1,0 +1,317 @@
+"""Reads a workload from a Kubernetes manifest: pods, probes, hook, period, roll-out.
+
+Each object has the line it came from, so that a message about it can say where. An absent value
+gets the default of Kubernetes, or None if there is none. This module does not judge the values. It
+needs PyYAML (``gunicorn-grace[manifest]``).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from .manifest_yaml import (
+    ManifestError,
+    Table,
+    find_objects,
+    get_number,
+    get_tables,
+    get_value,
+    get_words,
+    parse_documents,
+)
+
+KINDS = ("Deployment", "StatefulSet")
+
+
+PROBES = ("readiness", "liveness", "startup")
+
+
+#: The actions of a probe or a hook, as Kubernetes spells them.
+ACTIONS = ("httpGet", "exec", "tcpSocket", "grpc", "sleep")
+
+
+@dataclass(frozen=True)
+class Action:
+    """The action of a probe or a hook.
+
+    :ivar kind: one of ``ACTIONS``.
+    :ivar line: its line in the manifest.
+    :ivar path: path of ``httpGet``.
+    :ivar port: number of the port of ``httpGet`` and ``tcpSocket``; None if it is not given.
+    :ivar headers: headers of ``httpGet``.
+    :ivar https: whether ``httpGet`` speaks TLS.
+    :ivar command: command of ``exec``.
+    :ivar seconds: seconds of ``sleep``.
+    """
+
+    kind: str
+    line: int
+    path: str = "/"
+    port: int | None = None
+    headers: tuple[tuple[str, str], ...] = ()
+    https: bool = False
+    command: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class ContainerProbe:
+    """A probe, with the defaults of pkg/apis/core/v1/defaults.go (SetDefaults_Probe). Times are
+    seconds."""
+
+    action: Action
+    line: int
+    period: int = 10
+    timeout: int = 1
+    failure_threshold: int = 3
+    success_threshold: int = 1
+    initial_delay: int = 0
+
+
+@dataclass(frozen=True)
+class Container:
+    """One container of a pod.
+
+    :ivar name: its name.
+    :ivar line: where it begins.
+    :ivar ports: its named and unnamed ports, by name or number.
+    :ivar command: ``command`` and ``args`` together.
+    :ivar env: variables with a value written in the manifest.
+    :ivar probes: by ``readiness``, ``liveness``, ``startup``.
+    :ivar pre_stop: its hook.
+    """
+
+    name: str
+    line: int
+    ports: Mapping[str, int] = field(default_factory=dict)
+    command: tuple[str, ...] = ()
+    env: Mapping[str, str] = field(default_factory=dict)
+    probes: Mapping[str, ContainerProbe] = field(default_factory=dict)
+    pre_stop: Action | None = None
+
+    @property
+    def runs_gunicorn(self) -> bool:
+        """Whether its command names gunicorn. An image may also run gunicorn without a command
+        here."""
+        return any("gunicorn" in part for part in self.command)
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A Deployment or a StatefulSet.
+
+    :ivar source: name of the file.
+    :ivar kind: one of ``KINDS``.
+    :ivar name: its name.
+    :ivar line: where it begins.
+    :ivar replicas: how many pods.
+    :ivar period: terminationGracePeriodSeconds.
+    :ivar containers: the containers of a pod.
+    :ivar strategy: ``RollingUpdate``, ``Recreate`` or ``OnDelete``.
+    :ivar max_surge: as written, a number or a percentage; StatefulSets have none.
+    :ivar max_unavailable: the same.
+    :ivar min_ready: minReadySeconds.
+    :ivar main: name of the container that serves, if an annotation says it.
+    """
+
+    source: str
+    kind: str
+    name: str
+    line: int
+    replicas: int = 1
+    period: int = 30
+    containers: tuple[Container, ...] = ()
+    strategy: str = "RollingUpdate"
+    max_surge: str = "25%"
+    max_unavailable: str = "25%"
+    min_ready: int = 0
+    main: str = ""
+
+    def serving(self) -> Container:
+        """The container of gunicorn: the one whose command names it, the annotated one, or the
+        first."""
+        gunicorn = [container for container in self.containers if container.runs_gunicorn]
+        named = [container for container in self.containers if container.name == self.main]
+        return [*gunicorn, *named, *self.containers][0]
+
+
+def read(text: str, source: str) -> list[Workload]:
+    """Read the workloads of a manifest in their order, also those in ``List`` objects.
+
+    :param text: the manifest.
+    :param source: its name, for messages.
+
+    :raises ManifestError: it is not YAML, or a value does not have the type that Kubernetes expects.
+    """
+    return [
+        _read_workload(document, source)
+        for document in find_objects(parse_documents(text, source), source)
+        if document.get("kind") in KINDS
+    ]
+
+
+def choose(workloads: list[Workload], source: str, name: str | None = None) -> Workload:
+    """Choose the workload with this name. Without a name, choose the only one, or the only one
+    whose command names gunicorn.
+
+    :raises ManifestError: there is none, or more than one.
+    """
+    if name is not None:
+        named = [workload for workload in workloads if workload.name == name]
+        if len(named) != 1:
+            there = ", ".join(workload.name for workload in workloads) or "none"
+            raise ManifestError(
+                source, 0, f"{len(named)} workloads are called {name!r}; there are: {there}"
+            )
+        return named[0]
+    if not workloads:
+        raise ManifestError(source, 0, f"there is no {' or '.join(KINDS)} in it")
+    gunicorn = [w for w in workloads if any(container.runs_gunicorn for container in w.containers)]
+    for some in (workloads, gunicorn):
+        if len(some) == 1:
+            return some[0]
+    names = ", ".join(workload.name for workload in workloads)
+    raise ManifestError(
+        source, 0, f"there are {len(workloads)} workloads in it: say which one ({names})"
+    )
+
+
+def _read_workload(document: Table, source: str) -> Workload:
+    metadata = get_value(document, "metadata", Table, source)
+    spec = get_value(document, "spec", Table, source)
+    template = get_value(spec, "template", Table, source)
+    pod = get_value(template, "spec", Table, source)
+    kind = str(document["kind"])
+    name = str(get_value(metadata, "name", str, source, "(no name)"))
+    containers = tuple(
+        _read_container(item, source) for item in get_tables(pod, "containers", source)
+    )
+    if not containers:
+        raise ManifestError(source, document.line, f"{kind} {name} has no containers")
+    update = get_value(
+        spec, "strategy" if kind == "Deployment" else "updateStrategy", Table, source
+    )
+    rolling = get_value(update, "rollingUpdate", Table, source)
+    annotations = get_value(
+        get_value(template, "metadata", Table, source), "annotations", Table, source
+    )
+    return Workload(
+        source,
+        kind,
+        name,
+        document.line,
+        replicas=get_number(spec, "replicas", source, 1),
+        period=get_number(pod, "terminationGracePeriodSeconds", source, 30),
+        containers=containers,
+        strategy=str(get_value(update, "type", str, source, "RollingUpdate")),
+        max_surge=_read_amount(rolling, "maxSurge", source, "25%"),
+        max_unavailable=_read_amount(
+            rolling, "maxUnavailable", source, "25%" if kind == "Deployment" else "1"
+        ),
+        min_ready=get_number(spec, "minReadySeconds", source, 0),
+        main=str(annotations.get("kubectl.kubernetes.io/default-container", "")),
+    )
+
+
+def _read_amount(table: Table, key: str, source: str, default: str) -> str:
+    """A number of pods or a percentage of them."""
+    value = table.get(key)
+    text = default if value is None else str(value)
+    if isinstance(value, bool) or not re.fullmatch(r"[0-9]+%?", text):
+        raise ManifestError(
+            source,
+            table.lines.get(key, table.line),
+            f"{key} {value!r} is neither a number nor a percentage",
+        )
+    return text
+
+
+def _read_container(table: Table, source: str) -> Container:
+    ports: dict[str, int] = {}
+    for item in get_tables(table, "ports", source):
+        number = get_number(item, "containerPort", source, 0)
+        if not 1 <= number <= 65535:
+            raise ManifestError(
+                source, item.line, f"containerPort {number} is not between 1 and 65535"
+            )
+        ports[str(get_value(item, "name", str, source, str(number)))] = number
+    env = {}
+    for item in get_tables(table, "env", source):
+        value = item.get("value")
+        if "name" in item and value is not None and not isinstance(value, (dict, list)):
+            env[str(item["name"])] = str(value).lower() if isinstance(value, bool) else str(value)
+    probes = {}
+    for name in PROBES:
+        key = f"{name}Probe"
+        probe = get_value(table, key, Table, source)
+        if probe:
+            action = _read_action(probe, ports, source)
+            if action is None:
+                raise ManifestError(
+                    source,
+                    table.lines[key],
+                    f"{key} does nothing: it needs {', '.join(ACTIONS[:-1])}",
+                )
+            probes[name] = _read_probe(probe, action, table.lines[key], source)
+    hook = get_value(get_value(table, "lifecycle", Table, source), "preStop", Table, source)
+    return Container(
+        str(get_value(table, "name", str, source, "(no name)")),
+        table.line,
+        ports,
+        (*get_words(table, "command", source), *get_words(table, "args", source)),
+        env,
+        probes,
+        _read_action(hook, ports, source),
+    )
+
+
+def _read_probe(table: Table, action: Action, line: int, source: str) -> ContainerProbe:
+    return ContainerProbe(
+        action,
+        line,
+        period=get_number(table, "periodSeconds", source, 10, 1),
+        timeout=get_number(table, "timeoutSeconds", source, 1, 1),
+        failure_threshold=get_number(table, "failureThreshold", source, 3, 1),
+        success_threshold=get_number(table, "successThreshold", source, 1, 1),
+        initial_delay=get_number(table, "initialDelaySeconds", source, 0),
+    )
+
+
+def _read_action(table: Table, ports: Mapping[str, int], source: str) -> Action | None:
+    """The action of a probe or a hook; None if there is none."""
+    kind = next((name for name in ACTIONS if name in table), None)
+    if kind is None:
+        return None
+    what = get_value(table, kind, Table, source)
+    line = table.lines[kind]
+    if kind == "exec":
+        return Action(kind, line, command=get_words(what, "command", source))
+    if kind == "sleep":
+        return Action(kind, line, seconds=float(get_number(what, "seconds", source, 0)))
+    port = what.get("port")
+    number = ports.get(str(port), int(port) if str(port).isdecimal() else None)
+    if port is not None and number is None:
+        known = ", ".join(name for name in ports if not name.isdecimal()) or "none"
+        raise ManifestError(
+            source,
+            what.lines["port"],
+            f"port {port!r} is not a port of this container; named: {known}",
+        )
+    if kind != "httpGet":
+        return Action(kind, line, port=number)
+    path = str(get_value(what, "path", str, source, "/"))
+    headers = tuple(
+        (str(h.get("name", "")), str(h.get("value", "")))
+        for h in get_tables(what, "httpHeaders", source)
+    )
+    return Action(
+        kind,
+        line,
+        # Kubernetes adds a missing slash (pkg/probe/http/request.go, formatURL).
+        path=path if path.startswith("/") else f"/{path}",
+        port=number,
+        headers=headers,
+        https=str(what.get("scheme", "HTTP")).upper() == "HTTPS",
+    )

@@ -1,0 +1,156 @@
+"""Reads YAML with the lines of its mappings, and values of the types that Kubernetes expects."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Hashable, Iterator
+from typing import Any
+
+import yaml
+
+from ..errors import GraceError
+
+
+class ManifestError(GraceError):
+    """A manifest cannot be read, or does not contain what was looked for.
+
+    :ivar source: name of the file.
+    :ivar line: line number from 1, or 0 for the whole file.
+    """
+
+    def __init__(self, source: str, line: int, what: str) -> None:
+        self.source = source
+        self.line = line
+        super().__init__(f"{source}:{line}: {what}" if line else f"{source}: {what}")
+
+
+class Table(dict[Any, Any]):
+    """A mapping with the line where it begins and the line of each key."""
+
+    def __init__(self, line: int) -> None:
+        super().__init__()
+        self.line = line
+        self.lines: dict[Any, int] = {}
+
+
+class Loader(yaml.SafeLoader):
+    """Builds ``Table`` for every mapping."""
+
+
+def _construct(loader: Loader, node: yaml.MappingNode) -> Iterator[Table]:
+    loader.flatten_mapping(node)
+    found = Table(node.start_mark.line + 1)
+    yield found
+    for key_node, value_node in node.value:
+        key = loader.construct_object(key_node, deep=True)
+        if not isinstance(key, Hashable):
+            raise yaml.constructor.ConstructorError(
+                None, None, "a key is not a word", key_node.start_mark
+            )
+        found[key] = loader.construct_object(value_node, deep=True)
+        found.lines[key] = key_node.start_mark.line + 1
+
+
+Loader.add_constructor("tag:yaml.org,2002:map", _construct)
+
+
+def parse_documents(text: str, source: str) -> list[Any]:
+    try:
+        return list(yaml.load_all(text, Loader))  # a SafeLoader
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = mark.line + 1 if mark else 0
+        hint = (
+            "; a Helm template has to be rendered first: helm template"
+            if re.search(r"\{\{", text)
+            else ""
+        )
+        raise ManifestError(
+            source, line, f"not YAML: {error.problem or error.context}{hint}"
+        ) from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        reason = (
+            "it is nested too deeply"
+            if isinstance(error, RecursionError)
+            else str(error).partition("\n")[0]
+        )
+        raise ManifestError(source, 0, f"not YAML: {reason}") from error
+
+
+def find_objects(documents: list[Any], source: str) -> Iterator[Table]:
+    for document in documents:
+        if document is None:
+            continue
+        if not isinstance(document, Table):
+            raise ManifestError(
+                source, 0, f"a document in it is {_type_name(document)}, not a Kubernetes object"
+            )
+        if document.get("kind") == "List":
+            yield from find_objects(get_value(document, "items", list, source, []), source)
+        else:
+            yield document
+
+
+_TYPE_NAMES = {
+    Table: "a mapping",
+    dict: "a mapping",
+    list: "a list",
+    str: "a text",
+    int: "a number",
+    bool: "true or false",
+}
+
+
+def _type_name(value: object) -> str:
+    return "nothing" if value is None else _TYPE_NAMES.get(type(value), type(value).__name__)
+
+
+def get_value(table: Table, key: str, kind: type, source: str, default: Any = None) -> Any:
+    """``table[key]``, which must have this type, or ``default`` if it is absent or null.
+
+    :raises ManifestError: it has another type.
+    """
+    value = table.get(key)
+    if value is None:
+        return Table(table.line) if kind is Table and default is None else default
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        line = table.lines.get(key, table.line)
+        shown = f" ({value!r})" if not isinstance(value, (dict, list)) else ""
+        raise ManifestError(
+            source, line, f"{key} is {_type_name(value)}{shown}, not {_TYPE_NAMES[kind]}"
+        )
+    return value
+
+
+def get_number(table: Table, key: str, source: str, default: int, least: int = 0) -> int:
+    value = int(get_value(table, key, int, source, default))
+    if value < least:
+        raise ManifestError(
+            source, table.lines.get(key, table.line), f"{key} {value} is less than {least}"
+        )
+    return value
+
+
+def get_tables(table: Table, key: str, source: str) -> list[Table]:
+    """A list of mappings."""
+    found = get_value(table, key, list, source, [])
+    for item in found:
+        if not isinstance(item, Table):
+            raise ManifestError(
+                source,
+                table.lines.get(key, table.line),
+                f"{key} holds {_type_name(item)}, not a mapping",
+            )
+    return list(found)
+
+
+def get_words(table: Table, key: str, source: str) -> tuple[str, ...]:
+    """A list of texts."""
+    found = get_value(table, key, list, source, [])
+    for item in found:
+        if not isinstance(item, str):
+            line = table.lines.get(key, table.line)
+            raise ManifestError(
+                source, line, f"{key} holds {_type_name(item)} ({item!r}): put it in quotes"
+            )
+    return tuple(found)

@@ -1,0 +1,212 @@
+"""The options of ``rehearse`` that describe the platform and the load, and their values in a plan.
+
+Each value comes from the command line, from a manifest or from the defaults, in this order.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+_OPTIONS = (
+    click.option(
+        "-f",
+        "--manifest",
+        metavar="FILE",
+        help="Deployment or StatefulSet to take all this from; - is stdin.",
+    ),
+    click.option("--workload", metavar="NAME", help="Which one, if the manifest has several."),
+    click.option(
+        "--slow-node",
+        metavar="SHARE:SECONDS",
+        help="One node with this share of the traffic learns later.",
+    ),
+    click.option(
+        "--readiness",
+        metavar="PROBE",
+        help="As in `/readyz period=5 timeout=1 failure=1 success=1 delay=0`.",
+    ),
+    click.option(
+        "--liveness", metavar="PROBE", help="The same; a container that fails it is restarted."
+    ),
+    click.option("--startup", metavar="PROBE", help="The same; the others wait until it passes."),
+    click.option(
+        "--rollout", is_flag=True, help="Replace every instance, in place of a scale-down."
+    ),
+    click.option(
+        "--max-surge", metavar="N|N%", help="Instances above the number wanted.  [default: 25%]"
+    ),
+    click.option(
+        "--max-unavailable", metavar="N|N%", help="Instances that may be missing.  [default: 25%]"
+    ),
+    click.option("--min-ready", type=float, help="minReadySeconds.  [default: 0]"),
+    click.option(
+        "--requests",
+        "request_file",
+        metavar="FILE",
+        help="Requests to send, one a line; see the docs.",
+    ),
+    click.option(
+        "--think", default=0.0, help="Seconds that a kept-alive connection rests between requests."
+    ),
+    click.option(
+        "--clients", default=10, help="Clients that share the load, each on a node of its own."
+    ),
+)
+
+
+def platform_options(command: _Command) -> _Command:
+    """Add the options to a click command; they come as keyword arguments."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def resolve(
+    given: Mapping[str, Any], explicit: Callable[[str], bool], tell: Callable[[str], None]
+) -> dict[str, Any]:
+    """Compute the fields of a ``Plan`` from the options of the platform and the load.
+
+    :param given: all parameters of the command.
+    :param explicit: says whether a parameter was given on the command line, and so wins over the
+        manifest.
+    :param tell: called with a line for each part of the manifest that is not played as written.
+
+    :raises PlanFailed: an option, the manifest or the file of requests is wrong. The message is one
+        line.
+    """
+    from ..errors import PlanFailed
+
+    try:
+        return _resolve_fields(given, explicit, tell)
+    except ValueError as error:
+        raise PlanFailed(str(error)) from error
+
+
+def _resolve_fields(
+    given: Mapping[str, Any], explicit: Callable[[str], bool], tell: Callable[[str], None]
+) -> dict[str, Any]:
+    from ..errors import PlanFailed
+    from ..kubernetes.probing import KubeletProbe, ProbeKind
+    from ..kubernetes.rollout import Rollout
+    from ..kubernetes.routing import Lag
+
+    routing = Lag.parse(given["lag"], given["slow_node"])
+    fields: dict[str, Any] = {
+        "lag": routing.longest,
+        "routing": None if routing.low == routing.longest else routing,
+        "requests": _read_requests(given, explicit),
+        "think": given["think"],
+        "clients": given["clients"],
+    }
+    asked = {
+        kind: KubeletProbe.parse(text)
+        for kind in ProbeKind
+        if (text := given[kind.value]) is not None
+    }
+    rollout = Rollout()
+    if given["manifest"] is not None:
+        played = _read_manifest(given)
+        for note in played.notes:
+            tell(note)
+        asked = {**played.probes, **asked}
+        rollout = played.rollout
+        fields.update(
+            {"instances": played.instances} if not explicit("instances") else {},
+            env={**played.env, **given_env(given)},
+        )
+        if not explicit("period"):
+            fields["period"] = played.period
+        if not explicit("prestop"):
+            fields["pre_stop"] = played.pre_stop
+    if "pre_stop" not in fields:
+        fields["pre_stop"] = _parse_hook(given["prestop"])
+    if asked:
+        fields["probes"] = asked
+    written = {
+        "max_surge": given["max_surge"],
+        "max_unavailable": given["max_unavailable"],
+        "min_ready": given["min_ready"],
+    }
+    changed = {name: value for name, value in written.items() if value is not None}
+    if changed:
+        rollout = Rollout(**{**vars(rollout), **changed, "in_order": False})
+    if given["rollout"]:
+        fields["rollout"] = rollout
+    elif changed:
+        name = next(iter(changed)).replace("_", "-")
+        raise PlanFailed(f"--{name} is of a roll-out: add --rollout")
+    return fields
+
+
+def given_env(given: Mapping[str, Any]) -> dict[str, str]:
+    """The environment from the command line, which wins over the manifest."""
+    return {} if given["delay"] is None else {"GRACE_SHUTDOWN_DELAY": f"{given['delay']:g}"}
+
+
+def _parse_hook(text: str) -> Any:
+    from ..errors import PlanFailed
+    from ..kubernetes.deletion import as_hook
+
+    try:
+        return as_hook(shlex.split(text)) or ()
+    except ValueError as error:
+        raise PlanFailed(f"--prestop {text}: {error}") from error
+
+
+def _read_manifest(given: Mapping[str, Any]) -> Any:
+    from ..errors import PlanFailed
+
+    try:
+        from ...operate.manifest import choose, read
+        from ...operate.manifest_yaml import ManifestError
+    except ModuleNotFoundError as error:
+        if error.name != "yaml":
+            raise
+        raise PlanFailed("PyYAML is missing: pip install 'gunicorn-grace[rehearse]'") from error
+    from ..kubernetes.deployment import played
+
+    name = given["manifest"]
+    source = "<stdin>" if name == "-" else name
+    try:
+        text = sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
+        return played(
+            choose(read(text, source), source, given["workload"]), rolled_out=given["rollout"]
+        )
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise PlanFailed(f"-f {name}: {reason or error}") from error
+    except ManifestError as error:
+        raise PlanFailed(str(error)) from error
+
+
+def _read_requests(given: Mapping[str, Any], explicit: Callable[[str], bool]) -> list[Any]:
+    """The requests of ``--requests`` and ``--path``. The default path is used only without a
+    file."""
+    from ..errors import PlanFailed
+    from ..load.requests import parse_line, parse_lines
+
+    found = []
+    name = given["request_file"]
+    if name is not None:
+        file = Path(name)
+        try:
+            text = file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+            raise PlanFailed(f"--requests {name}: {reason or error}") from error
+        found = parse_lines(text, name, lambda path: (file.parent / path).read_bytes())
+    if name is None or explicit("paths"):
+        for line in given["paths"]:
+            try:
+                found.append(parse_line(line, lambda path: Path(path).read_bytes()))
+            except ValueError as error:
+                raise PlanFailed(f"--path {line}: {error}") from error
+    return found

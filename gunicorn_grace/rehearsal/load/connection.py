@@ -1,0 +1,221 @@
+"""One connection of a client of the load, and the outcome of each exchange on it."""
+
+from __future__ import annotations
+
+import asyncio
+import select
+import socket
+from collections import deque
+
+import h11
+
+from .requests import PIECES, PlannedRequest
+from .tally import Outcome
+from .wire import Address, family_of
+
+#: Headers that the plugin sends with its answers to probes. They are repeated here, because the
+#: rehearsal does not import the plugin.
+_OUR_HEADERS = {(b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff")}
+
+
+def classify(status: int, ours: bool) -> Outcome:
+    """The outcome of a complete response.
+
+    :param status: its status code.
+    :param ours: whether it has the headers of the plugin's answers to probes.
+    """
+    if 200 <= status < 300:
+        return Outcome.OK
+    if status == 503 and ours:
+        return Outcome.NOT_READY
+    return Outcome.SERVER_ERROR if status >= 500 else Outcome.STATUS
+
+
+class ClientConnection(asyncio.Protocol):
+    """One connection of a client, for one exchange at a time. h11 decides when a response is
+    complete and whether the connection can be used again."""
+
+    def __init__(self, address: Address, registry: set[ClientConnection]) -> None:
+        self.address = address
+        self.http = h11.Connection(h11.CLIENT)
+        self._registry = registry
+        self._transport: asyncio.Transport | None = None
+        self._poll = select.poll()
+        self._answer: asyncio.Future[tuple[Outcome, int | None, str]] | None = None
+        self._received = False
+        self._status: int | None = None
+        self._ours = False
+        self._to_rest = 0.0  # seconds for which the client still reads slowly
+        self._pause = 0.0  # seconds of that before each piece
+        self.rested = 0.0  # time.monotonic() from which it has been idle
+
+    @property
+    def idle(self) -> bool:
+        """Whether it can carry another request."""
+        return (
+            self._answer is None
+            and self._transport is not None
+            and not self._transport.is_closing()
+            and self.http.our_state is h11.IDLE
+        )
+
+    def fresh_as_seen(self) -> bool:
+        """Whether it is idle and nothing has come since the loop last looked. urllib3 checks the
+        same before it reuses a connection."""
+        return self.idle and not self._poll.poll(0)
+
+    async def exchange(
+        self, request: PlannedRequest, *, close: bool, host: str | None
+    ) -> tuple[Outcome, int | None, str]:
+        """Send a request.
+
+        :returns: the outcome, the status if it is known, and the error text.
+        """
+        assert self._transport is not None
+        answer: asyncio.Future[tuple[Outcome, int | None, str]] = (
+            asyncio.get_running_loop().create_future()
+        )
+        self._answer = answer
+        self._received, self._status, self._ours = False, None, False
+        self._to_rest, self._pause = request.read, request.read / PIECES
+        data = request.head(self.http, self.address, close=close, host=host)
+        for number, piece in enumerate(request.pieces()):
+            if request.upload:
+                if number == 0:
+                    self._transport.write(data)
+                    data = b""
+                await asyncio.wait({answer}, timeout=request.upload / PIECES)
+            if answer.done():  # the server did not wait for the rest of it
+                return answer.result()
+            sent = self.http.send(h11.Data(data=piece)) or b""
+            if request.upload:
+                self._transport.write(sent)
+            else:
+                data += sent
+        self._transport.write(data + (self.http.send(h11.EndOfMessage()) or b""))
+        if self._transport.is_closing():  # lost between connecting and writing
+            self._lost("closed by the peer")
+        return await answer
+
+    def abort(self) -> None:
+        """Close at once, whatever is under way."""
+        self._answer = None
+        if self._transport is not None:
+            self._transport.abort()
+
+    # -- called by the event loop ----
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self._poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
+        self._registry.add(self)
+
+    def data_received(self, data: bytes) -> None:
+        if self._answer is None:  # nothing was asked
+            self._close()
+            return
+        self._received = True
+        self.http.receive_data(data)
+        self._advance()
+        if self._to_rest > 0 and self._answer is not None and self._transport is not None:
+            pause = self._pause
+            self._to_rest -= pause
+            self._transport.pause_reading()
+            asyncio.get_running_loop().call_later(pause, self._resume)
+
+    def _resume(self) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    def eof_received(self) -> bool:
+        if self._answer is not None:
+            self.http.receive_data(b"")
+            self._advance()
+        self._lost("closed by the peer")
+        return False  # close at once: gunicorn 26+ waits for that, up to 2 s, before it exits
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._registry.discard(self)
+        self._lost(str(exc or "closed by the peer"))
+
+    def _advance(self) -> None:
+        try:
+            while self._answer is not None:
+                event = self.http.next_event()
+                if event is h11.NEED_DATA:
+                    return
+                if isinstance(event, h11.Response):
+                    self._status = event.status_code
+                    self._ours = _OUR_HEADERS.issubset(
+                        (name, value.lower()) for name, value in event.headers
+                    )
+                elif isinstance(event, h11.EndOfMessage):
+                    self._complete()
+                elif isinstance(event, h11.ConnectionClosed):
+                    self._lost("closed by the peer")
+        except h11.RemoteProtocolError as error:
+            self._lost(str(error))
+            self._close()
+
+    def _complete(self) -> None:
+        assert self._status is not None
+        if (
+            self.http.our_state is h11.DONE
+            and self.http.their_state is h11.DONE
+            and not self.http.trailing_data[0]
+        ):
+            self.http.start_next_cycle()
+        else:
+            self._close()
+        outcome = classify(self._status, self._ours)
+        self._resolve(
+            (outcome, self._status, "" if outcome is Outcome.OK else f"status {self._status}")
+        )
+
+    def _lost(self, error: str) -> None:
+        outcome = Outcome.TRUNCATED if self._received else Outcome.RESET
+        self._resolve((outcome, self._status, error))
+
+    def _resolve(self, answer: tuple[Outcome, int | None, str]) -> None:
+        future, self._answer = self._answer, None
+        if future is not None and not future.done():
+            future.set_result(answer)
+
+    def _close(self) -> None:
+        if self._transport is not None:
+            self._transport.close()
+
+
+async def connect(address: Address, registry: set[ClientConnection]) -> ClientConnection:
+    loop = asyncio.get_running_loop()
+    sock = socket.socket(family_of(address), socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        if isinstance(address, str):
+            # unix(7): completes at once, or EAGAIN when the backlog is full, which asyncio
+            # takes for "under way".
+            sock.connect(address)
+        else:
+            await loop.sock_connect(sock, address)
+        _, connection = await loop.create_connection(
+            lambda: ClientConnection(address, registry), sock=sock
+        )
+    except BaseException:
+        sock.close()
+        raise
+    return connection
+
+
+def take_idle(pool: deque[ClientConnection], rested: float | None) -> ClientConnection | None:
+    """Take a connection from a pool, and drop those that are not usable any more.
+
+    It is the one that was put back last. If connections have to rest, it is the one that has rested
+    longest, provided that it was put back at ``rested`` or before.
+    """
+    while pool and (rested is None or pool[0].rested <= rested):
+        connection = pool.pop() if rested is None else pool.popleft()
+        if connection.fresh_as_seen():
+            return connection
+        connection.abort()
+    return None

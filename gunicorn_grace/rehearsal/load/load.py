@@ -1,0 +1,287 @@
+"""An open-loop load: requests start when they are due, whether or not earlier ones were answered.
+
+In a closed loop, each client waits for its answer. Such a load slows down with the service, and so
+hides the losses of a stall. Requests that the generator itself could not start in time are counted
+and skipped, because sending them in a burst would not be a steady load.
+
+There are no retries. As real connection pools do, the pools here notice that the server closed an
+idle connection and do not use it. A request that was sent and not answered is lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+
+from ..errors import RehearsalError
+from ..kubernetes.routing import EndpointTable, NoEndpoint
+from .connection import ClientConnection, connect, take_idle
+from .mix import RequestMix
+from .requests import PlannedRequest
+from .running import RunningLoad
+from .tally import ConnectionKind, Outcome, Record, Tally
+from .wire import show_address
+
+#: Errors of connecting for want of a resource on the client's side.
+_OURS = {errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM}
+#: On Linux, a RST in answer to a SYN is ECONNREFUSED (tcp_reset()). These two mean that the
+#: handshake was complete and the reset came before the client looked.
+_AFTER_CONNECTING = {errno.ECONNRESET, errno.EPIPE}
+
+
+class Load(RunningLoad):
+    """A steady stream of requests over an ``EndpointTable``, from a thread of its own.
+
+    :param table: where each new connection goes.
+    :param rate: requests per second.
+    :param paths: targets of GET requests, taken in turn.
+    :param requests: requests to send in place of ``paths``, each as often as its weight.
+    :param keepalive_share: share of the requests that use kept-alive connections, 0 to 1.
+    :param slow_path: request target of slow requests.
+    :param slow_share: share of the requests that are slow ones, 0 to 1.
+    :param timeout: seconds that a request may take, connecting included.
+    :param clients: how many clients share the kept-alive requests, each with its own pool. A single
+        pool would always use the connection that it got back last, and so test only one instance.
+    :param host: the ``Host`` header; the endpoint's address unless given.
+    :param think: seconds that a kept-alive connection rests before its client uses it again. The
+        longer they rest, the more of them are open, and some reach the server's keep-alive timeout.
+    :param slow_node_share: share of the requests that one more client sends, the last one, from the
+        slow node of a ``Lag``. Client n uses the routing of node n.
+    :param seed: of the random choices. Loads with the same seed send the same requests at the same
+        times.
+
+    :raises ValueError: a number is out of its range.
+    """
+
+    def __init__(
+        self,
+        table: EndpointTable,
+        *,
+        rate: float = 100.0,
+        paths: Sequence[str] = ("/",),
+        keepalive_share: float = 0.5,
+        slow_path: str | None = None,
+        slow_share: float = 0.0,
+        timeout: float = 10.0,
+        clients: int = 10,
+        host: str | None = None,
+        seed: int = 0,
+        requests: Sequence[PlannedRequest] = (),
+        think: float = 0.0,
+        slow_node_share: float = 0.0,
+    ) -> None:
+        if rate <= 0:
+            raise ValueError(f"rate {rate:g} is not above 0 requests per second")
+        if timeout <= 0:
+            raise ValueError(f"timeout {timeout:g} is not above 0 s")
+        if not 0 <= think < float("inf"):
+            raise ValueError(f"think {think:g} s is not 0 s or more")
+        self.mix = RequestMix(
+            tuple(requests) or tuple(PlannedRequest(path) for path in paths),
+            slow_path=slow_path,
+            slow_share=slow_share,
+            keepalive_share=keepalive_share,
+            clients=clients,
+            slow_node_share=slow_node_share,
+            host=host,
+            seed=seed,
+        )
+        self.host = host
+        self.table = table
+        self.think = think
+        super().__init__(Tally(rate=rate), timeout)
+        self._routing = random.Random(
+            seed
+        )  # separate, because the service decides when connections are made
+        self._pools: list[deque[ClientConnection]] = [deque() for _ in range(clients + 1)]
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._connections: set[ClientConnection] = set()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._finish: asyncio.Event | None = None
+        self._abandon = False
+        self._thread = threading.Thread(target=self._run, name="load", daemon=True)
+
+    # -- from any thread ----
+
+    def take(self) -> Tally:
+        """Hand over the counts since the last call.
+
+        They are removed here, because the garbage collector would look through all records again
+        and again: a tenth of a second each time after a hundred thousand.
+        """
+        tally = self._tally
+        records, lags = len(tally.records), len(tally.lags)
+        taken = replace(tally, records=tally.records[:records], lags=tally.lags[:lags])
+        del tally.records[:records], tally.lags[:lags]
+        return taken
+
+    def start(self) -> Load:
+        """Begin to send. Returns once the event loop runs."""
+        self._thread.start()
+        with self._progress:
+            self._progress.wait_for(lambda: self._finish is not None or self._ended)
+        return self
+
+    def stop(self, abandon: bool = False) -> Tally:
+        """Start no more requests, wait for those under way up to ``timeout`` seconds, then close.
+
+        :param abandon: do not wait for requests under way, and do not count them.
+
+        :raises LoadFailed: the load failed, so the counts mean nothing.
+        """
+        self._abandon = self._abandon or abandon
+        if self._loop is not None and self._finish is not None and not self._ended:
+            with suppress(RuntimeError):  # it has just ended by itself
+                self._loop.call_soon_threadsafe(self._finish.set)
+        if self._thread.ident is not None:
+            self._thread.join()
+        if self._problem is not None:
+            raise self._failed() from self._problem
+        return self._tally
+
+    def __enter__(self) -> Load:
+        return self if self._thread.ident is not None else self.start()
+
+    # -- in the thread ----
+
+    def _run(self) -> None:
+        try:
+            asyncio.run(self._main())
+        except Exception as error:
+            self._problem = error
+        finally:
+            with self._progress:
+                self._ended = True
+                self._progress.notify_all()
+
+    async def _main(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._finish = asyncio.Event()
+        with self._progress:
+            self._progress.notify_all()
+        schedule = asyncio.create_task(self._schedule())
+        finish = asyncio.create_task(self._finish.wait())
+        try:
+            await asyncio.wait({schedule, finish}, return_when=asyncio.FIRST_COMPLETED)
+            if schedule.done():
+                schedule.result()  # it ends only by failing
+            schedule.cancel()
+            if not self._abandon and self._tasks:
+                await asyncio.wait(self._tasks)
+        finally:
+            for connection in list(self._connections):
+                connection.abort()
+
+    async def _schedule(self) -> None:
+        assert self._loop is not None
+        spacing = 1 / self.rate
+        tolerance = self._tally.tolerance
+        begin = self._loop.time()
+        self._tally.began = time.monotonic()
+        number = 0
+        while True:
+            due = begin + number * spacing
+            if (early := due - self._loop.time()) > 0:
+                await asyncio.sleep(early)
+            late = self._loop.time() - due
+            self._tally.lags.append(late)
+            if self._problem is not None:
+                raise self._problem
+            request = self.mix.choose(
+                number
+            )  # also if it is skipped, so that the seed decides the others
+            if late > tolerance:
+                self._tally.skipped += 1
+            else:
+                self._launch(*request)
+            number += 1
+
+    def _launch(self, request: PlannedRequest, kind: ConnectionKind, client: int) -> None:
+        task = asyncio.create_task(self._request(request, kind, client))
+        self._tasks.add(task)
+        task.add_done_callback(self._landed)
+
+    def _landed(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (problem := task.exception()) is not None:
+            # Otherwise the request would have no record, and nobody would notice.
+            self._problem = self._problem or problem
+
+    async def _request(self, request: PlannedRequest, kind: ConnectionKind, client: int) -> None:
+        """Send one request and record it. On a timeout, its timer cancels the task."""
+        assert self._loop is not None
+        started = time.monotonic()
+        pool = self._pools[client] if kind is ConnectionKind.KEPT else None
+        connection = take_idle(pool, started - self.think if self.think else None) if pool else None
+        reused = connection is not None
+        endpoint, status, error = "", None, ""
+        task = asyncio.current_task()
+        assert task is not None
+        expired = False
+
+        def expire() -> None:
+            nonlocal expired
+            expired = True
+            task.cancel()
+
+        timer = self._loop.call_later(self.timeout, expire)
+        try:
+            if connection is None:
+                address = self.table.pick(self._routing, client)
+                endpoint = show_address(address)
+                connection = await connect(address, self._connections)
+            endpoint = show_address(connection.address)
+            outcome, status, error = await connection.exchange(
+                request, close=kind is ConnectionKind.FRESH, host=self.host
+            )
+            if pool is not None and connection.idle:
+                connection.rested = time.monotonic()
+                pool.append(connection)
+        except (OSError, NoEndpoint) as problem:  # only connecting raises these
+            if isinstance(problem, OSError) and problem.errno in _OURS:
+                raise RehearsalError(
+                    f"no more connections to be had ({problem}): "
+                    f"lower the rate of {self.rate:g} per s or raise `ulimit -n`"
+                ) from problem
+            number = problem.errno if isinstance(problem, OSError) else None
+            outcome = Outcome.RESET if number in _AFTER_CONNECTING else Outcome.REFUSED
+            error = os.strerror(number) if number else str(problem)
+        except asyncio.CancelledError:
+            if not expired:  # the load was abandoned
+                raise
+            if connection is None:
+                outcome, error = Outcome.REFUSED, f"not connected within {self.timeout:g} s"
+            else:
+                outcome, error = Outcome.TIMEOUT, f"no complete response within {self.timeout:g} s"
+                connection.abort()
+        finally:
+            timer.cancel()
+        latency = time.monotonic() - started
+        self._tally.records.append(
+            Record(
+                started,
+                kind,
+                request.path,
+                outcome,
+                status,
+                latency,
+                endpoint,
+                error,
+                request.slow,
+                reused,
+                request.method,
+            )
+        )
+        if (
+            self.completed >= self._target
+        ):  # waking the waiter for every request would disturb the schedule
+            with self._progress:
+                self._progress.notify_all()

@@ -1,0 +1,182 @@
+"""The outcome of every request, with the time, endpoint and error of each loss."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+
+class Outcome(str, Enum):
+    """How a request ended. The outcomes differ in what a client may do about them.
+
+    After a refused connection, any method may be tried again. After a reset, the client cannot know
+    whether the request was carried out, so only an idempotent method may be tried again (RFC 9110,
+    9.2.2).
+    """
+
+    OK = "ok"
+    """A complete response with a status of 2xx."""
+    REFUSED = "refused"
+    """The connection was never established: refused, unreachable, no endpoint, no SYN-ACK in
+    time."""
+    RESET = "reset"
+    """Established, then closed or reset before a byte of the response came."""
+    TRUNCATED = "truncated"
+    """Cut off within the response, or the response was not HTTP."""
+    TIMEOUT = "timeout"
+    """Established, but no complete response in time."""
+    SERVER_ERROR = "server_error"
+    """A complete response with a status of 5xx that did not come from the plugin."""
+    NOT_READY = "not_ready"
+    """A complete 503 of the plugin on a probe's path, recognised by the headers of such answers."""
+    STATUS = "status"
+    """A complete response with any other status."""
+
+
+class ConnectionKind(str, Enum):
+    """How a request gets its connection."""
+
+    FRESH = "fresh"
+    """A connection of its own, with ``Connection: close``."""
+    KEPT = "kept"
+    """A connection from a pool of kept-alive ones, or a new one that is put back there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One request. Times are ``time.monotonic()`` seconds; ``latency`` is from ``started`` to the
+    outcome."""
+
+    started: float
+    kind: ConnectionKind
+    path: str
+    outcome: Outcome
+    status: int | None
+    latency: float
+    endpoint: str
+    error: str = ""
+    slow: bool = False
+    reused: bool = False
+    method: str = "GET"
+
+    @property
+    def ended(self) -> float:
+        """The time at which the outcome was known."""
+        return self.started + self.latency
+
+
+#: How late a request may start, in seconds. epoll wakes up to a millisecond late, and a busy core
+#: adds up to 20 ms. Below 50 requests a second, the limit is the time between two requests.
+TOLERANCE = 0.02
+
+
+@dataclass
+class Tally:
+    """All records of a load, and how well the generator kept its schedule.
+
+    :ivar records: the requests in the order in which they ended.
+    :ivar lags: seconds by which each request was late, in the order in which they were due. Skipped
+        requests are included.
+    :ivar skipped: requests that were due but never started, because the generator was late on a
+        busy machine.
+    :ivar began: ``time.monotonic()`` at which the first request was due.
+    :ivar rate: requests per second that were asked for; 0 if there was no schedule.
+    """
+
+    records: list[Record] = field(default_factory=list)
+    lags: list[float] = field(default_factory=list)
+    skipped: int = 0
+    began: float = 0.0
+    rate: float = 0.0
+
+    @property
+    def total(self) -> int:
+        """Requests that were started and have ended."""
+        return len(self.records)
+
+    @property
+    def lost(self) -> int:
+        """Requests without a complete 2xx response."""
+        return len(self.lost_records)
+
+    @property
+    def lost_records(self) -> list[Record]:
+        """The lost requests in the order in which they ended."""
+        return [record for record in self.records if record.outcome is not Outcome.OK]
+
+    def count(self, outcome: Outcome, kind: ConnectionKind | str | None = None) -> int:
+        """The number of requests with this outcome, and on this kind of connection if given."""
+        return sum(r.outcome is outcome and (kind is None or r.kind == kind) for r in self.records)
+
+    @property
+    def rate_achieved(self) -> float:
+        """Requests that were started per second, from the first that was due to the last."""
+        return self.rate * (1 - self.skipped / len(self.lags)) if self.lags else 0.0
+
+    @property
+    def tolerance(self) -> float:
+        """How late a request may start without being skipped, seconds."""
+        return max(1 / self.rate, TOLERANCE) if self.rate else TOLERANCE
+
+    def fell_behind(self, since: float | None = None, until: float | None = None) -> str:
+        """Say why the numbers cannot be trusted: the generator did not keep its schedule.
+
+        It failed to if more than one in a hundred requests could not start within ``tolerance``, in
+        the whole run or between ``since`` and ``until``. A stall at the moment of a deletion is
+        short in comparison with the run, but it skips the requests that would have been lost.
+
+        :param since: ``time.monotonic()`` of the beginning of a part that is also checked on its
+            own.
+        :param until: the end of that part.
+
+        :returns: a sentence, empty if the numbers can be trusted.
+        """
+        parts = [("", self.lags)]
+        if since is not None and until is not None and self.rate:
+            first, last = (
+                max(0, math.ceil((at - self.began) * self.rate)) for at in (since, until)
+            )
+            parts.append((" while instances were being deleted", self.lags[first:last]))
+        for when, lags in parts:
+            late = percentile(lags, 99)
+            if late > self.tolerance:
+                return (
+                    f"the load generator was {late * 1000:.0f} ms late or more with 1 of 100 requests{when}, "
+                    f"{self.tolerance * 1000:.0f} ms are allowed: this machine is too busy, lower --rate"
+                )
+        return ""
+
+    def summary(self) -> dict[str, Any]:
+        """The numbers as values for JSON. Latencies are those of complete 2xx responses, in
+        seconds."""
+        latencies = [record.latency for record in self.records if record.outcome is Outcome.OK]
+        return {
+            "requests": self.total,
+            "lost": self.lost,
+            **{outcome.value: self.count(outcome) for outcome in Outcome},
+            "lost_fresh": sum(record.kind is ConnectionKind.FRESH for record in self.lost_records),
+            "lost_kept": sum(record.kind is ConnectionKind.KEPT for record in self.lost_records),
+            "latency_p50": percentile(latencies, 50),
+            "latency_p99": percentile(latencies, 99),
+            "latency_max": percentile(latencies, 100),
+            "lag_p99": percentile(self.lags, 99),
+            "lag_max": percentile(self.lags, 100),
+            "skipped": self.skipped,
+            "rate": self.rate,
+            "rate_achieved": self.rate_achieved,
+        }
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """The nearest-rank percentile: the smallest value that ``percent`` % of the values do not
+    exceed.
+
+    :returns: 0 if there are no values.
+    """
+    if not values:
+        return 0.0
+    rank = max(1, math.ceil(len(values) * percent / 100))
+    return sorted(values)[rank - 1]

@@ -1,0 +1,279 @@
+"""A real balancer between the load and the instances: Envoy, HAProxy or nginx.
+
+``EndpointTable`` does the work of kube-proxy, which sends a connection somewhere and knows nothing
+of HTTP. A balancer keeps its own connections to the instances, asks them for their readiness, and
+tries a request elsewhere when it could not connect. Each of these decides how many requests a
+shutdown loses, so the product itself has to run.
+
+A balancer learns of a shutdown in two ways. It finds out by itself: Envoy and HAProxy ask each
+instance every ``Setup.interval`` seconds, and open-source nginx, which has no active checks, learns
+from requests that fail. And it is told: when the endpoint table forgets an instance, the balancer
+gets new endpoints by the product's own means (a file of endpoints, the runtime API, a reload).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import sys
+import threading
+import time
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ..errors import InstanceFailed, PlanFailed
+from ..kubernetes.routing import EndpointTable
+from ..load.wire import Address, fetch
+from .process import SupervisedProcess
+
+#: Seconds between two looks at the endpoint table. A control plane adds a delay of its own to the
+#: lag.
+FOLLOW_INTERVAL = 0.05
+
+
+@dataclass(frozen=True)
+class Setup:
+    """How a balancer is set up. Times are seconds.
+
+    :ivar path: path of active health checks; only 200 passes.
+    :ivar interval: time from one health check of an instance to the next. One 503 takes it out, one
+        200 puts it back in.
+    :ivar check_timeout: limit for the answer to a health check, which waits for a free worker like
+        any request. If it is too short, an instance that is merely busy is taken out, which makes
+        the others busier.
+    :ivar connect_timeout: limit for a connection to an instance. The listener of an instance that
+        drains drops SYNs, so a request waits this long before it is tried elsewhere.
+    :ivar timeout: limit for the response.
+    :ivar idle: how long an unused connection to an instance is kept. It must be shorter than
+        gunicorn's ``keepalive`` (2 s unless set), or a request may be sent while gunicorn closes
+        the connection.
+    :ivar retries: how often a request is tried elsewhere when no connection to an instance could be
+        made. nginx takes no number: it tries all the others, or with 0 none.
+    :ivar retries_at_once: Envoy's circuit breaker: more retries than this at one time fail. Its
+        default of 3 is soon reached when an instance stops.
+    :ivar forwarded: whether to send ``X-Forwarded-For`` and similar headers, as a balancer should.
+    :ivar panic: Envoy's ``healthy_panic_threshold``. With a lower percentage of instances ready,
+        Envoy sends to all of them, also to those that are shutting down. Its default is 50.
+    """
+
+    path: str = "/readyz"
+    interval: float = 1.0
+    check_timeout: float = 5.0
+    connect_timeout: float = 1.0
+    timeout: float = 10.0
+    idle: float = 1.0
+    retries: int = 3
+    retries_at_once: int = 1000
+    forwarded: bool = True
+    panic: float = 0.0
+
+
+class Balancer(SupervisedProcess):
+    """One balancer and the processes that it starts.
+
+    :param endpoints: the instances; ``route`` replaces them.
+    :param setup: see ``Setup``.
+    :param bind: ``(host, 0)``, or the path of a UNIX socket.
+    :param executable_prefix: see ``SupervisedProcess``.
+
+    :raises PlanFailed: the product is not installed.
+    """
+
+    product: ClassVar[str]
+    #: How to install it.
+    install: ClassVar[str]
+    #: How it learns that an instance is not ready, for a line of progress.
+    learns: ClassVar[str] = "by active health checks, one a second"
+    #: The main file of ``config``.
+    main_file: ClassVar[str]
+
+    def __init__(
+        self,
+        endpoints: Sequence[Address],
+        setup: Setup | None = None,
+        *,
+        bind: Address = ("127.0.0.1", 0),
+        executable_prefix: Sequence[str] = (),
+    ) -> None:
+        self.executable = self.require()
+        super().__init__(self.product, executable_prefix=executable_prefix)
+        self.setup = setup or Setup()
+        self.endpoints = list(endpoints)
+        self.front: Address = bind
+        self._listener: socket.socket | None = None
+
+    # -- of the product ----
+
+    @classmethod
+    def find(cls) -> str | None:
+        """The executable, None if there is none. This Python's environment comes first."""
+        path = os.pathsep.join(
+            [os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath), "/usr/sbin"]
+        )
+        return shutil.which(cls.product, path=path)
+
+    @classmethod
+    def require(cls) -> str:
+        """The executable.
+
+        :raises PlanFailed: there is none; the message says how to install it.
+        """
+        if (executable := cls.find()) is None:
+            raise PlanFailed(f"--through {cls.product}: it is not installed: {cls.install}")
+        return executable
+
+    @classmethod
+    @abstractmethod
+    def config(
+        cls, front: Address, folder: str, endpoints: Sequence[Address], setup: Setup
+    ) -> dict[str, str]:
+        """Its configuration files by name, for ``folder``. No process is started for this."""
+
+    @abstractmethod
+    def tell(self, endpoints: Sequence[Address]) -> None:
+        """Make the running process use ``endpoints``; ``self.endpoints`` are still the previous
+        ones."""
+
+    def unrouted(self) -> list[str]:
+        """The endpoints that it does not send to; empty if it does not report them."""
+        return []
+
+    # -- life ----
+
+    def start(self, timeout: float = 20.0) -> Balancer:
+        """Start it, and wait until it answers and sends to every endpoint.
+
+        :raises InstanceFailed: it ended, or was not ready within ``timeout`` seconds. It has been
+            stopped.
+        """
+        deadline = time.monotonic() + timeout
+        try:
+            self._prepare()
+            self._write(self.endpoints)
+            self._launch()
+            if self._listener is not None:
+                self._listener.close()  # or connections to an ended balancer would wait for ever
+            while not (address := self._listens()):
+                self._pause(deadline, "listen", timeout)
+            self.addresses = (address,)
+            while missing := self._missing():
+                self._pause(deadline, f"send to {', '.join(missing)}", timeout)
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def _prepare(self) -> None:
+        """Open the listening socket and pass it on. A free port that is chosen now and bound later
+        could be taken in between."""
+        path = isinstance(self.front, str)
+        self._listener = socket.socket(socket.AF_UNIX if path else socket.AF_INET)
+        if not path:
+            self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._listener.bind(self.front)
+        self._listener.listen(1024)
+        self.front = self._listener.getsockname()
+        self.pass_fds = (self._listener.fileno(),)
+
+    def _listens(self) -> Address | None:
+        """Its address as soon as it answers there, with any status."""
+        try:
+            fetch(self.front, self.setup.path, timeout=1.0)
+        except OSError:
+            return None
+        return self.front
+
+    def _missing(self) -> list[str]:
+        try:
+            return self.unrouted()
+        except OSError:
+            return [self.product]
+
+    def _pause(self, deadline: float, what: str, timeout: float) -> None:
+        if self.exit_time is not None:
+            self._join_output()
+            raise InstanceFailed(
+                f"{self.name} ended with exit code {self.exit_code} before it could {what}",
+                self.output,
+            )
+        if time.monotonic() > deadline:
+            raise InstanceFailed(f"{self.name} did not {what} within {timeout:g} s", self.output)
+        with self._changed:
+            self._changed.wait_for(lambda: self.exit_time is not None, 0.05)
+
+    def _write(self, endpoints: Sequence[Address]) -> None:
+        """Write the files. Each is replaced as a whole, because Envoy and nginx may read at any
+        moment."""
+        for name, text in self.config(
+            self.front, str(self.runtime_dir), endpoints, self.setup
+        ).items():
+            new = self.runtime_dir / f"{name}.new"
+            new.write_text(text, encoding="utf-8")
+            new.replace(self.runtime_dir / name)
+
+    def route(self, endpoints: Sequence[Address]) -> None:
+        """Send only to these instances from now on."""
+        self.tell(endpoints)
+        self.endpoints = list(endpoints)
+
+    @contextmanager
+    def following(self, table: EndpointTable) -> Iterator[None]:
+        """While the block runs, tell the balancer the endpoints of ``table``, as a control plane
+        does.
+
+        :raises InstanceFailed: it ended or could not be told in the meantime.
+        """
+        over = threading.Event()
+        problems: list[BaseException] = []
+
+        def follow() -> None:
+            try:
+                while not over.wait(FOLLOW_INTERVAL):
+                    if (now := table.endpoints()) != self.endpoints:
+                        self.route(now)
+            except BaseException as problem:
+                problems.append(problem)
+
+        thread = threading.Thread(target=follow, name=f"{self.name} follows", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+        if self.exit_time is not None:
+            self._join_output()
+            raise InstanceFailed(
+                f"{self.name} ended with exit code {self.exit_code} under load", self.output
+            )
+        if problems:
+            raise InstanceFailed(
+                f"{self.name} could not be told its endpoints: {problems[0]}", self.output
+            )
+
+    def stop(self) -> None:
+        """Ask it to end, then end every process of it."""
+        if self._listener is not None:
+            self._listener.close()
+        if self._process is not None and self.exit_time is None and not self._prefix:
+            self.signal(signal.SIGTERM)
+            self.wait_exit(2.0)
+        super().stop()
+
+    def kill(self) -> None:
+        """Also kill its process group, because nginx overwrites the mark with its title."""
+        with self._life:
+            process = self._process
+            if process is not None and process.returncode is None:
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+        super().kill()
+
+
+def milliseconds(seconds: float) -> str:
+    return f"{round(seconds * 1000)}ms"

@@ -1,0 +1,226 @@
+"""The picture of one contender's run: bars, requests in flight and lanes, in seconds and pixels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from ..load.tally import Outcome
+from ..result import Gone, Life, Result
+from . import text as report_text
+from .labels import Axis, Mark, marks_of, name_position
+from .phases import Span, phases
+
+#: The maximum of lanes for deleted instances in a picture.
+MOST_LANES = 6
+
+
+# Heights in pixels: the bars, below them the marks of losses, the requests in flight and the lanes.
+_LABEL_ROW = 15
+
+
+_BARS = 120
+
+
+_MARKS = 10
+
+
+_FLIGHT = 36
+
+
+_LANE = 17
+
+
+_READY = 5
+
+
+_GAP = 8
+
+
+_TICKS = 20
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A step of time: a rectangle for each outcome, ``(class, top, height)`` in pixels."""
+
+    at: float
+    title: str
+    parts: tuple[tuple[str, float, float], ...]
+    lost: int
+
+
+@dataclass(frozen=True)
+class Lane:
+    """A deleted instance: its phases, and the intervals in which the platform considered it
+    ready."""
+
+    name: str
+    top: float
+    spans: tuple[Span, ...]
+    ready: tuple[tuple[float, float], ...]
+    end: Span | None
+    name_at: float
+
+
+@dataclass(frozen=True)
+class Picture:
+    """The picture of one contender. Vertical positions are pixels from the top of the picture."""
+
+    result: Result
+    anchor: str
+    summary: str
+    step: float
+    marks: tuple[Mark, ...]
+    bars: tuple[Bar, ...]
+    shades: tuple[Span, ...]
+    lanes: tuple[Lane, ...]
+    unseen: int
+    bars_top: float
+    bars_end: float
+    flight_top: float
+    flight_end: float
+    flight: str
+    flight_deleted: str
+    most_in_flight: int
+    grid: tuple[tuple[int, float], ...]
+    height: float
+    table: tuple[tuple[str, ...], ...] = field(default=())
+
+
+def picture_of(
+    result: Result, number: int, axis: Axis, used: Sequence[Outcome], highest: int, in_flight: int
+) -> Picture:
+    series = result.series
+    lives = {life.name: life for life in result.lives}
+    marks = marks_of(result, axis)
+    bars_top = _LABEL_ROW * (max((mark.row for mark in marks), default=0) + 1) + 4.0
+    bars_end = bars_top + _BARS
+    scale = _BARS / (1.1 * highest)
+    flight_top = bars_end + _MARKS + _GAP + 12
+    flight_end = flight_top + _FLIGHT
+    lanes_top = flight_end + _GAP + 4
+    order = sorted(result.gone, key=lambda gone: (gone.exited is None, gone.exited or 0.0))
+    # Of many, show the first and the last that were gone; the others lie between them.
+    followed = (
+        order
+        if len(order) <= MOST_LANES
+        else [*order[: MOST_LANES // 2], *order[-(MOST_LANES // 2) :]]
+    )
+    lanes = []
+    for index, gone in enumerate(followed):
+        life = lives.get(gone.name)
+        spans = phases(gone, life)
+        lane_end = None
+        if gone.exited is not None:
+            how = "ended by SIGKILL" if gone.killed else f"gone, exit code {gone.exit_code}"
+            lane_end = Span("end", how, gone.exited, gone.exited)
+        lanes.append(
+            Lane(
+                gone.name,
+                lanes_top + index * (_LANE + _READY + 4),
+                spans,
+                _ready(life, gone, axis),
+                lane_end,
+                name_position(gone.name, spans, axis),
+            )
+        )
+
+    def bar(index: int) -> Bar:
+        counts = [(outcome, series.began[outcome][index]) for outcome in used]
+        parts, level = [], bars_end
+        for outcome, n in counts:
+            height = n * scale
+            level -= height
+            if n:
+                parts.append((outcome.value, round(level, 2), round(height, 2)))
+        said = (
+            ", ".join(f"{n} {report_text.label(outcome)}" for outcome, n in counts if n)
+            or "no request began"
+        )
+        title = (
+            f"{series.at(index):.1f} to {series.at(index + 1):.1f} s\n{said}\n"
+            f"in flight: {series.in_flight[index]}, at deleted instances: {series.in_flight_deleted[index]}"
+        )
+        return Bar(round(series.at(index), 3), title, tuple(parts), series.lost(index))
+
+    def level(most: int) -> float:
+        return flight_end - _FLIGHT * most / in_flight
+
+    lost = result.tally.lost
+    return Picture(
+        result=result,
+        anchor=f"contender-{number + 1}",
+        summary=f"{result.contender.name}: {result.tally.total} requests, {lost} lost; "
+        f"gone after {'-' if result.gone_after is None else f'{result.gone_after:.1f} s'}",
+        step=series.step,
+        marks=marks,
+        bars=tuple(
+            bar(index)
+            for index in range(len(series))
+            if series.total(index) or series.in_flight[index]
+        ),
+        shades=lanes[0].spans if lanes and result.plan.rollout is None else (),
+        lanes=tuple(lanes),
+        unseen=len(order) - len(followed),
+        bars_top=bars_top,
+        bars_end=bars_end,
+        flight_top=flight_top,
+        flight_end=flight_end,
+        flight=_outline(series.in_flight, series.at, level, flight_end),
+        flight_deleted=_outline(series.in_flight_deleted, series.at, level, flight_end),
+        most_in_flight=max(series.in_flight, default=0),
+        grid=tuple((n, round(bars_end - n * scale, 2)) for n in _grid(highest)),
+        height=lanes_top + len(lanes) * (_LANE + _READY + 4) + _TICKS,
+        table=tuple(
+            (
+                f"{series.at(index):.1f}",
+                *(str(series.began[outcome][index]) for outcome in used),
+                str(series.in_flight[index]),
+                str(series.in_flight_deleted[index]),
+            )
+            for index in range(len(series))
+        ),
+    )
+
+
+def _ready(life: Life | None, gone: Gone, axis: Axis) -> tuple[tuple[float, float], ...]:
+    """The intervals in which the platform considered an instance ready."""
+    if life is None or not life.readiness:
+        return ()
+    end = gone.exited if gone.exited is not None else axis.high
+    intervals, since = [], None
+    for at, ready in life.readiness:
+        if ready and since is None:
+            since = at
+        elif not ready and since is not None:
+            intervals.append((since, min(at, end)))
+            since = None
+    if since is not None:
+        intervals.append((since, end))
+    return tuple(
+        (max(start, axis.low), stop) for start, stop in intervals if stop > max(start, axis.low)
+    )
+
+
+def _outline(
+    counts: Sequence[int], at: Callable[[int], float], level: Callable[[int], float], base: float
+) -> str:
+    """A stepped outline, closed along its base, with points only where it changes."""
+    points = [f"M{at(0):.2f} {base:.1f}"]
+    before: int | None = None
+    for index, count in enumerate(counts):
+        if count != before:
+            if before is not None:
+                points.append(f"H{at(index):.2f}")
+            points.append(f"V{level(count):.1f}")
+            before = count
+    return "".join([*points, f"H{at(len(counts)):.2f}", f"V{base:.1f}", "Z"])
+
+
+def _grid(highest: int) -> list[int]:
+    """One to three round numbers for the grid lines."""
+    size = 10 ** math.floor(math.log10(highest))
+    step = next(size * m for m in (1, 2, 5, 10) if highest / (size * m) < 3) if highest > 3 else 1
+    return list(range(step, highest + 1, step))[:3]

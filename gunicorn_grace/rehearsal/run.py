@@ -1,0 +1,229 @@
+"""Plays a plan: start the instances and the load, delete instances, stop the load, count."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+
+from .errors import PlanFailed
+from .kubernetes.deletion import Deletion
+from .kubernetes.pod import Pod
+from .kubernetes.replicas import Replicas
+from .load.generator import Generator
+from .load.running import RunningLoad
+from .load.tally import Tally
+from .load.wire import IncompleteResponse, fetch, show_address
+from .plan import Contender, Plan
+from .processes.balancer import Balancer, Setup
+from .processes.balancers import PRODUCTS, in_front
+from .processes.fleet import Fleet
+from .processes.memory import MemoryWatch
+from .result import Gone, Life, Memory, Result
+
+#: The events in the plugin's log that a timeline shows.
+_EVENT = re.compile(
+    r"gunicorn-grace: (.*(?:shutdown_initiated|lame_duck_ended|sealed|drained|deadline_reached|stopped).*)"
+)
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C came after the deletions began.
+
+    :ivar result: the result of the run until then.
+    """
+
+    def __init__(self, result: Result) -> None:
+        self.result = result
+        super().__init__()
+
+
+def play(
+    plan: Plan,
+    contender: Contender,
+    tell: Callable[[str], None] = lambda line: None,
+    watch_load: Callable[[RunningLoad], None] = lambda load: None,
+) -> Result:
+    """Play ``plan`` with ``contender``. No process is left afterwards, also after an error.
+
+    :param plan: the plan to play.
+    :param contender: the contender that plays it.
+    :param tell: called with a line for each step.
+    :param watch_load: called with the load once it runs, to show its progress.
+
+    :raises Interrupted: Ctrl-C came after the deletions began; it has the result until then.
+    :raises PlanFailed: the plan cannot be played, or a path does not answer 2xx before anything was
+        deleted.
+    :raises InstanceFailed: an instance did not come up, or one that was to stay ended by itself.
+    :raises LoadFailed: the load generator failed.
+    """
+    if contender.pre_stop is not None:
+        plan = replace(plan, pre_stop=contender.pre_stop)
+    plan.check()
+    warm_up = max(20, round(plan.rate)) if plan.warm_up is None else plan.warm_up
+    cool_down = max(20, round(plan.rate)) if plan.cool_down is None else plan.cool_down
+    load: RunningLoad | None = None
+    origin: float | None = None
+    with ExitStack() as stack:
+        replicas = stack.enter_context(Replicas(plan, contender))
+        balancer: Balancer | None = None
+        watch = MemoryWatch(replicas.containers)
+
+        def found(tally: Tally, origin: float, complete: bool = True) -> Result:
+            """The result until now."""
+            deletions = [pod.deletion for pod in replicas.pods if pod.deletion is not None]
+            return Result(
+                contender,
+                plan,
+                tally,
+                origin,
+                time.monotonic(),
+                tuple(_gone(deletion, origin) for deletion in deletions),
+                {
+                    process.name: process.output
+                    for process in (*replicas.containers(), *([balancer] if balancer else []))
+                },
+                tuple(_life(pod, origin, watch) for pod in replicas.pods),
+                Memory(watch.peak, tuple((at - origin, held) for at, held in watch.samples)),
+                tally.fell_behind(
+                    origin,
+                    max((deletion.unrouted or origin for deletion in deletions), default=origin),
+                ),
+                complete,
+            )
+
+        try:
+            tell(f"{contender.name}: starting {plan.instances} instances")
+            replicas.start(tell)
+            _expect_success(plan, replicas.fleet)
+            stack.enter_context(watch)
+            balancer = _balancer(plan, replicas.fleet, tell)
+            with (
+                in_front(balancer, replicas.table, tell) as front,
+                Generator(front, **plan.load_options()) as load,
+            ):
+                tell(f"{contender.name}: {plan.rate:g} requests per second, {warm_up} to warm up")
+                watch_load(load)
+                load.wait_completed(warm_up)
+                if lost := load.snapshot().lost_records:
+                    raise PlanFailed(
+                        f"{len(lost)} of {load.completed} requests were lost before anything was deleted "
+                        f"(the first: {lost[0].outcome.value}, {lost[0].error}): lower --rate or add --workers"
+                    )
+                origin = time.monotonic()
+                if plan.rollout is None:
+                    tell(
+                        f"{contender.name}: deleting {plan.instances - plan.remaining} of {plan.instances}"
+                    )
+                    replicas.scale_down()
+                else:
+                    tell(f"{contender.name}: replacing {plan.instances}")
+                    replicas.roll_out(plan.rollout)
+                load.wait_completed(cool_down)
+                tally = load.stop()
+            watch.look()
+            replicas.check()
+            return found(tally, origin)
+        except KeyboardInterrupt as error:
+            if load is None or origin is None:
+                raise
+            raise Interrupted(found(load.snapshot(), origin, complete=False)) from error
+
+
+def _expect_success(plan: Plan, fleet: Fleet) -> None:
+    """Check that every request is answered with 2xx, or the count of losses would mean nothing."""
+    for request in dict.fromkeys(plan.sent()):
+        headers = [*([("Host", plan.host)] if plan.host else []), *request.headers]
+        what = f"{request.method} {request.path}"
+        try:
+            response = fetch(
+                fleet[0].address,
+                request.path,
+                method=request.method,
+                headers=headers,
+                body=request.body,
+                timeout=plan.timeout,
+            )
+        except TimeoutError as error:
+            raise PlanFailed(
+                f"{what} has no complete answer within {plan.timeout:g} s, before anything was deleted: raise --timeout"
+            ) from error
+        except (IncompleteResponse, OSError) as error:
+            raise PlanFailed(
+                f"{what} failed before anything was deleted: {error}\n{fleet[0].output}"
+            ) from error
+        if not 200 <= response.status < 300:
+            raise PlanFailed(
+                f"{what} answers {response.status}, not 2xx, before anything was deleted: "
+                f"name a path that succeeds\n{fleet[0].output}"
+            )
+
+
+def _balancer(plan: Plan, fleet: Fleet, tell: Callable[[str], None]) -> Balancer | None:
+    """Make the balancer in front of ``fleet``.
+
+    Plain gunicorn does not answer the readiness path, so the balancer then checks the first of
+    ``paths``. With checks that never pass, there would be nothing to compare.
+    """
+    if plan.through is None:
+        return None
+    path = plan.env.get("GRACE_READINESS_PATH", Setup.path)
+    host = [("Host", plan.host)] if plan.host else []
+    if (status := fetch(fleet[0].address, path, headers=host, timeout=plan.timeout).status) != 200:
+        tell(
+            f"GET {path} answers {status}: {plan.through} asks for {plan.paths[0]} instead "
+            "(GRACE_READINESS_PATH names another path)"
+        )
+        path = plan.paths[0]
+    setup = replace(plan.setup, path=path, timeout=plan.timeout)
+    return PRODUCTS[plan.through]([instance.address for instance in fleet], setup)
+
+
+def _gone(deletion: Deletion, origin: float) -> Gone:
+    def since(stamp: float | None) -> float | None:
+        return None if stamp is None else stamp - origin
+
+    events = tuple(
+        (at - origin, match[1])
+        for at, text in deletion.instance.lines
+        if (match := _EVENT.search(text))
+    )
+    return Gone(
+        deletion.instance.name,
+        show_address(deletion.instance.address),
+        since(deletion.sigterm),
+        since(deletion.exited),
+        deletion.exit_after,
+        deletion.exit_code,
+        deletion.killed,
+        since(deletion.pre_stop_done),
+        deletion.pre_stop_problem,
+        events,
+    )
+
+
+def _life(pod: Pod, origin: float, watch: MemoryWatch) -> Life:
+    def since(stamp: float | None) -> float | None:
+        return None if stamp is None else stamp - origin
+
+    deletion = pod.deletion
+    began = []
+    if deletion is not None:
+        began = [at for at, text in pod.instance.lines if "shutdown_initiated" in text]
+        if deletion.sigterm is not None:
+            began.append(deletion.sigterm)
+    return Life(
+        pod.name,
+        show_address(pod.address),
+        since(pod.instances[0].started),
+        since(pod.instances[0].listened),
+        readiness=tuple((at - origin, ready) for at, ready in pod.readiness),
+        restarts=tuple((at - origin, why) for at, why in pod.restarts),
+        deleted=since(deletion.started if deletion else None),
+        t0=since(min(began, default=None)),
+        unrouted=since(deletion.unrouted if deletion else None),
+        ended=since(deletion.exited if deletion else None),
+        memory=max(watch.each.get(str(instance.runtime_dir), 0) for instance in pod.instances),
+    )
