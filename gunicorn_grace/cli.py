@@ -40,15 +40,15 @@ def prestop(pid: int | None) -> None:
 @cli.command()
 @click.option("--pid", type=int, help=PID_HELP)
 def drain(pid: int | None) -> None:
-    """Take the instance out of rotation: not ready, and served as ever, until `undrain` or a
-    SIGTERM."""
+    """Take the instance out of rotation until `undrain` or a SIGTERM. It is not ready, and goes on
+    serving."""
     _drain.drain(pid, _say)
 
 
 @cli.command()
 @click.option("--pid", type=int, help=PID_HELP)
 def undrain(pid: int | None) -> None:
-    """Take the instance back into rotation, whoever took it out; not once a SIGTERM has come."""
+    """Take the instance back into rotation, whatever took it out. After a SIGTERM it is too late."""
     _drain.undrain(pid, _say)
 
 

@@ -21,11 +21,10 @@ if TYPE_CHECKING:
 
 
 class AdoptedSettings(dict[str, Any]):
-    """The settings of a ``Config`` that knows ours, and that refuses a ``grace_*`` name which
-    nobody knows.
+    """The settings of a ``Config`` that knows ours, and that refuses an unknown ``grace_*`` name.
 
-    gunicorn asks ``name in cfg.settings`` for each name of a configuration file and silently skips
-    what is not there.
+    gunicorn asks ``name in cfg.settings`` for each name of a configuration file, and silently skips
+    names that are not there.
     """
 
     def __contains__(self, name: object) -> bool:
@@ -39,10 +38,10 @@ class AdoptedSettings(dict[str, Any]):
 
 @functools.cache
 def setting_classes() -> tuple[type, ...]:
-    """gunicorn ``Setting`` classes for the rows, registered in ``KNOWN_SETTINGS`` once a process.
+    """gunicorn ``Setting`` classes for the rows, registered in ``KNOWN_SETTINGS`` once per process.
 
-    Made on demand, so that reading the table needs no gunicorn (the Flask blueprint also runs where
-    gunicorn does not).
+    They are made on demand, because the table is also read where gunicorn is not imported (the
+    Flask blueprint).
     """
     from gunicorn.config import Setting
 
@@ -93,6 +92,8 @@ def adopt(cfg: Config, hooks: Mapping[str, Hook]) -> None:
     Runs in the arbiter while a configuration file is being executed, and again when SIGHUP has made
     a new ``Config``.
 
+    :param cfg: the ``Config`` that is being loaded.
+    :param hooks: our hooks by gunicorn's names for them.
     :raises SettingError: an environment variable has a value that its setting cannot have.
     """
     table.adopted = cfg
@@ -120,18 +121,17 @@ def _check_after_loading(cfg: Config) -> None:
             theirs(cfg)
         check(Settings.of(cfg))
 
-    configuration: Any = (
-        cfg  # setattr, and not vars(): a dict that was asked for is looked up the slow way.
-    )
+    # setattr, not vars(): an instance whose dict was asked for is looked up the slow way.
+    configuration: Any = cfg
     configuration.validate = validate
 
 
 def _chain(setting: Any, ours: Hook) -> None:
     """Let a hook's ``Setting`` hold our hook and the user's in one.
 
-    gunicorn's own ``set`` still sees the user's function, so arity and type are checked as ever; a
-    file that defines its hook after ours was installed goes through ``set`` and is chained all the
-    same.
+    gunicorn's own ``set`` still sees the user's function, so gunicorn checks arity and type as
+    always. A file that defines its hook after ours was installed goes through ``set`` too, and is
+    chained.
     """
     cls_set = type(setting).set
 
@@ -144,8 +144,8 @@ def _chain(setting: Any, ours: Hook) -> None:
 
 
 def _note_when_set(setting: Any) -> None:
-    """Let ``setting.given`` say whether a person chose the value: one that equals the default looks
-    no different."""
+    """Let ``setting.given`` say whether a person chose the value: a chosen value may equal the
+    default."""
     cls_set = type(setting).set
     setting.given = setting.value != setting.default
 

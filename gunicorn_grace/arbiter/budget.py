@@ -20,7 +20,7 @@ def budget_line(s: Settings, *, graceful_timeout_given: bool) -> tuple[bool, str
     """What the timeline comes to, in one line, and whether that is a warning.
 
     :param graceful_timeout_given: whether a person chose ``graceful_timeout``; a default that is
-        cut is no news.
+        cut is not worth a warning.
     """
     lame_duck = s.shutdown_delay
     if not s.termination_period:

@@ -61,14 +61,14 @@ class Observation:
     :param now: the moment.
     :param phase: the phase it is in.
     :param booted: whether any worker has booted.
-    :param origin: who began the shutdown, ``NONE`` while nobody did.
+    :param origin: who began the shutdown, ``NONE`` while it has not begun.
     :param t0: when it began; ``None`` while it did not.
     :param sigterm: when the first SIGTERM came; ``None`` while none did. A trigger alone never
         drains.
     :param terms: how many SIGTERMs came.
     :param undrain: whether an operator took the drain back.
     :param upgraded: whether another arbiter serves the same sockets (SIGUSR2).
-    :param last_arrival: when the last request that is no probe came; ``None`` when none ever did.
+    :param last_arrival: when the last request came, probes excluded; ``None`` when none ever did.
     :param rate: requests per second over the minute before T0.
     :param longest_silence: longest time without a request in the five minutes before T0.
     :param longest_request: longest request of the last five minutes.
@@ -99,7 +99,7 @@ def deadline(origin: Origin, t0: float | None, sigterm: float | None, settings: 
 
     Kubernetes counts the preStop hook in (pod lifecycle, "Termination of Pods", step 2: the grace
     period countdown begins before preStop is executed), so the clock runs from T0. Only an
-    operator's drain is no part of a termination: then the period begins with the SIGTERM.
+    operator's drain is not part of a termination: then the period begins with the SIGTERM.
     """
     if not settings.termination_period:
         return math.inf
@@ -136,7 +136,7 @@ def quiet_after(settings: Settings, rate: float, longest_silence: float) -> floa
     It assumes that the share's requests know nothing of each other, that their rate is still the
     one of the minute before T0, and that the share is no smaller than ``grace_quiet_share``. Real
     traffic has gaps that Poisson has not, so the silence must also be twice the longest one seen.
-    No traffic is no evidence: then the whole delay is waited out. ``python tests/long/benchmarks
+    Without traffic there is no evidence: then the whole delay is waited out. ``python tests/long/benchmarks
     quiet`` measures how often it is wrong.
     """
     if settings.quiet_period != AUTO:
@@ -151,7 +151,7 @@ def quiet_after(settings: Settings, rate: float, longest_silence: float) -> floa
 def decide(o: Observation, s: Settings) -> tuple[Phase, Reason | None]:
     """The phase to be in now, and why; ``(o.phase, None)`` when nothing changes.
 
-    Pure. Runs in the arbiter, once a pass of its loop, and anywhere in tests. Every phase that it
+    Pure. Runs in the arbiter, once in each pass of its loop, and anywhere in tests. Every phase that it
     returns is the present one or one that the transition table allows to follow.
     """
     if o.phase is Phase.STARTING:

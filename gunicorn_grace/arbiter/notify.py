@@ -1,8 +1,8 @@
 """What the arbiter tells others while it runs: the service manager (systemd), and StatsD.
 
-Without the first, ``TimeoutStopSec`` would end a delay that we still need, and ``systemctl status``
-would show gunicorn's boot message for ever. Both are told from the arbiter's loop, so neither may
-block it, and whatever fails there is none of the shutdown's business.
+Without these messages ``TimeoutStopSec`` would end a delay that we still need, and ``systemctl
+status`` would show gunicorn's boot message for ever. The arbiter's loop sends them, so sending must
+not block it, and an error there does not touch the shutdown.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from ..shared.memory import Memory
 from ..shared.phase import Phase, is_terminating
 
 STRETCH = 10.0
-"""Seconds of more time that the service manager is asked for where no deadline is known, and the
-least in any case."""
+"""Seconds of additional time that the service manager is asked for: where no deadline is known, and
+at least."""
 
 RENEW_EVERY = 3.0
 """Seconds between two requests for more time: three in each stretch, so that one may be late
@@ -31,9 +31,9 @@ them on every 10 s."""
 
 
 class ServiceManager:
-    """The arbiter's line to systemd, or to whoever listens at ``NOTIFY_SOCKET``: sd_notify(3).
+    """The arbiter's line to systemd, or to the service manager at ``NOTIFY_SOCKET``: sd_notify(3).
 
-    gunicorn says READY=1 there; what is said here is the rest of the life of the instance.
+    gunicorn says READY=1 there. This class tells the rest of the life of the instance.
     """
 
     def __init__(self) -> None:
@@ -44,17 +44,19 @@ class ServiceManager:
     def look(
         self, now: float, phase: Phase, in_flight: int, *, stopping: bool, needed: float
     ) -> None:
-        """Say what has to be said now, if anything has.
+        """Send what the service manager does not know yet.
 
         STOPPING=1 cannot be taken back, so it is said when SIGTERM has come, and not at a trigger.
-        systemd then runs ``TimeoutStopSec`` also where somebody else sent the signal; each request
+        systemd then runs ``TimeoutStopSec`` even if another process sent the signal; each request
         for more time only ever makes that later (``service_extend_event_source_timeout`` in
         systemd's service.c).
 
         :param now: seconds on the monotonic clock.
-        :param stopping: whether there is no way back.
+        :param phase: the phase of the instance.
+        :param in_flight: how many requests are in flight.
+        :param stopping: whether the shutdown can no longer be taken back.
         :param needed: how many seconds from now the instance needs at most.
-        :raises OSError: nobody listens there, or does not read. The next look tries again.
+        :raises OSError: no process listens there, or it does not read. The next look tries again.
         """
         if not os.environ.get("NOTIFY_SOCKET"):
             return
@@ -91,8 +93,8 @@ def status(phase: Phase, in_flight: int) -> str:
 
 
 class Gauges:
-    """The gauges that StatsD gets, over gunicorn's own logger: that is where its StatsD client
-    lives."""
+    """The gauges for StatsD. They go through gunicorn's own logger, because it has the StatsD
+    client."""
 
     def __init__(self) -> None:
         self._told_phase: Phase | None = None
@@ -101,6 +103,8 @@ class Gauges:
     def look(self, log: Any, now: float, memory: Memory) -> None:
         """Send them, if it is time or the phase has changed.
 
+        :param log: gunicorn's logger.
+        :param memory: the shared memory.
         :param now: seconds on the monotonic clock.
         """
         phase = memory.phase()

@@ -4,7 +4,7 @@
 which is before its signal handlers are installed. The methods are thin; their meaning is in
 :class:`~gunicorn_grace.arbiter.shutdown.Shutdown`.
 
-When anything of ours fails, the error is logged with its traceback, and the arbiter behaves as
+When any of our code fails, the error is logged with its traceback, and the arbiter behaves as
 plain gunicorn from then on: a SIGTERM that had come is carried out at once.
 """
 
@@ -58,7 +58,7 @@ class GraceArbiter(_Base):
     log: Any
 
     def _guarded(self, action: Callable[..., Any], *args: Any) -> Any:
-        """Do something of ours. An error in it ends our part of the work, and nothing else."""
+        """Run code of the plugin. An error in it ends the plugin's part, and nothing else."""
         if self.grace.progress.failed:
             return None
         try:

@@ -87,7 +87,7 @@ class ProbeListener:
     def _listen_unix(self, path: str) -> socket.socket:
         with contextlib.suppress(FileNotFoundError):
             if not stat.S_ISSOCK(os.stat(path).st_mode):
-                raise OSError(0, "there is a file that is no socket")
+                raise OSError(0, "the path is a file that is not a socket")
             with socket.socket(socket.AF_UNIX) as other:
                 other.settimeout(1)
                 # What an arbiter left behind that got SIGKILL refuses.

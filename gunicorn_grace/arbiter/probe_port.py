@@ -1,15 +1,14 @@
 """The probe port from the arbiter's side: the listener, and the process that answers there.
 
-The arbiter binds the listener before the first worker is forked, and keeps it: when the responder
-(:mod:`gunicorn_grace.responder.process`) dies, what connects meanwhile waits in the accept queue
-for the next one. The responder is a new interpreter (``posix_spawn``) and no fork of the arbiter,
-which with ``preload_app`` holds the whole application, with its threads and locks, and gunicorn's
+The arbiter binds the listener before it forks the first worker, and keeps it. When the responder
+(:mod:`gunicorn_grace.responder.process`) dies, connections wait in the accept queue for the next
+one. The responder is a new interpreter (``posix_spawn``), not a fork of the arbiter: with
+``preload_app`` the arbiter holds the whole application, its threads and locks, and gunicorn's
 listeners.
 
-It is no worker: gunicorn does not know of it. Its ``waitpid(-1)`` would take it for one all the
-same and log its end as a worker's (22.0 to 25.3; code 3 or 4 would halt the server, so the
-responder never ends with those); so
-:meth:`ProbePort.reap` comes first, and where it comes too late ``waitpid`` knows no such child.
+gunicorn does not know of the responder, but its ``waitpid(-1)`` would reap it and log its end as a
+worker's (22.0 to 25.3; exit code 3 or 4 would halt the server, so the responder never ends with
+those). So :meth:`ProbePort.reap` runs first. If it comes too late, ``waitpid`` finds no such child.
 
 A failure in here costs the probe port and nothing else.
 """
@@ -34,29 +33,33 @@ from ..shared.settings import Settings
 from .probe_listener import ProbeListener
 
 START_EVERY = 1.0
-"""Seconds between two starts of a responder, at least: one that lived longer is replaced at once."""
+"""The least number of seconds between two starts of a responder. One that lived longer is replaced
+at once."""
 
 LAST_ANSWERS = 0.5
-"""Seconds that the responder has at the end of all for what it has in hand."""
+"""Seconds that the responder has at the end of the instance for its last answers."""
 
 _STARTS = (
     "import sys; sys.modules.update(ssl=None, _hashlib=None); sys.path += sys.argv[1:]; "
     "from gunicorn_grace.responder.process import main; main()"
 )
 """Isolated and without ``site`` (-I -S), so that no file in the working directory or in
-site-packages stands in for the standard library's; and without OpenSSL, for which ``http.client``
-and ``hmac`` would reach: 4 of 18 MiB (3.11)."""
+site-packages takes the place of the standard library's. Without OpenSSL too: ``http.client`` and
+``hmac`` would import it, 4 of 18 MiB (3.11)."""
 
 _CHILD_FDS = 16
-"""Descriptors are copied to numbers from here on before they get the child's: none may overwrite
-another."""
+"""Descriptors are first copied to numbers from here on, and then to the child's numbers: none may
+overwrite another."""
 
 
 class ProbePort:
     """The listener of the probe port and its responder. Everything here runs in the arbiter's main
     thread.
 
-    :raises SystemExit: it cannot be bound; the log says why in one line.
+    :param arbiter: gunicorn's arbiter.
+    :param memory: the shared memory.
+    :param settings: with ``probe_bind``.
+    :raises SystemExit: the address cannot be bound; the log says why in one line.
     """
 
     def __init__(self, arbiter: Any, memory: Memory, settings: Settings) -> None:
@@ -80,22 +83,22 @@ class ProbePort:
         return self.arbiter.log
 
     def leave(self) -> None:
-        """Close what a worker has inherited: it would keep the port taken after the arbiter's
-        end."""
+        """Close what a worker has inherited. Otherwise the port would stay taken after the
+        arbiter's end."""
         with contextlib.suppress(OSError):
             self.listener.close()
             self._close_log()
 
     def start(self) -> None:
-        """Say where the port is, and start the responder. One whose listener another arbiter serves
-        as well waits until a worker has booted: it would answer "not ready" for an instance that
-        is."""
+        """Log where the port is, and start the responder. If another arbiter serves the same
+        listener, the responder waits until a worker has booted: it would answer "not ready" for a
+        service that is ready."""
         self.log.info("gunicorn-grace: probe port at %s", self.listener.address)
         self.look()
 
     def look(self) -> None:
-        """Once a pass of gunicorn's loop: read what the responder says, and replace it when it
-        died. Never raises."""
+        """Read what the responder says, and replace it when it died. Runs once in each pass of
+        gunicorn's loop. Never raises."""
         try:
             self._read()
             self.reap()
@@ -112,12 +115,12 @@ class ProbePort:
             if not self._failed:
                 self._failed = True
                 self.log.exception(
-                    "gunicorn-grace: the probe responder cannot be started; tried again"
+                    "gunicorn-grace: the probe responder cannot be started; the arbiter tries again"
                 )
 
     def reap(self) -> None:
-        """Notice the end of the responder. Called before gunicorn reaps, in 22 and 23 in a signal
-        handler: no log."""
+        """Notice the end of the responder. Runs before gunicorn reaps, in 22 and 23 in a signal
+        handler, so it logs nothing."""
         for pid in list(self._retired):
             if _status(pid) is not None:
                 with contextlib.suppress(ValueError):
@@ -131,11 +134,11 @@ class ProbePort:
         self._ended = f"(pid {pid}) {status}"
 
     def reload(self, settings: Settings) -> None:
-        """Take new settings, after SIGHUP. A responder with the old ones answers what it has in
-        hand, and ends."""
+        """Take new settings, after SIGHUP. A responder with the old ones finishes its answers and
+        ends."""
         if settings.probe_bind != self.bind:
             self.log.warning(
-                "gunicorn-grace: grace_probe_bind stays %r: %r takes a restart",
+                "gunicorn-grace: grace_probe_bind stays %r: %r needs a restart",
                 self.bind,
                 settings.probe_bind,
             )
@@ -151,8 +154,8 @@ class ProbePort:
         self.look()
 
     def end(self) -> None:
-        """End the responder and close the port. The last that an arbiter does; a second time
-        nothing."""
+        """End the responder and close the port, at the very end of the arbiter. Doing it twice
+        changes nothing."""
         if os.getpid() != self._owner or self.listener.fileno() < 0:
             return
         with contextlib.suppress(Exception):
@@ -226,7 +229,7 @@ class ProbePort:
                 ],
                 os.environ,
                 file_actions=actions,
-                # SIGTERM may come to the whole group before it is there to ignore it.
+                # SIGTERM may come to the whole group before the responder can ignore it.
                 setsigmask=sorted(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}),
             )
             self.pid, self._began, self._failed = pid, time.monotonic(), False
@@ -249,7 +252,7 @@ class ProbePort:
 
 
 def _status(pid: int) -> str | None:
-    """How a child of ours has ended; ``None`` while it lives."""
+    """How a child has ended; ``None`` while it lives."""
     try:
         found, status = os.waitpid(pid, os.WNOHANG)
     except ChildProcessError:

@@ -1,9 +1,8 @@
-"""What an instance says of its own shutdown when it is over: the summary's numbers, and the file
-``grace_report``.
+"""The report of a shutdown: the numbers of the summary, and the file ``grace_report``.
 
-In Kubernetes that file is the container's termination message, which is left to read when the
-container's log is gone; so it is kept within the size that the kubelet reads, and is there before
-anything could prevent it.
+In Kubernetes that file is the container's termination message. It can still be read when the
+container's log is gone. So the report fits the size that the kubelet reads, and a first version is
+written before anything could prevent it.
 """
 
 from __future__ import annotations
@@ -18,12 +17,12 @@ from dataclasses import dataclass
 from typing import Any
 
 LIMIT = 4096
-"""Bytes. The kubelet reads so many of a termination message (``terminationMessagePath``,
+"""Bytes of a termination message that the kubelet reads (``terminationMessagePath``,
 Kubernetes' "Determine the Reason for Pod Failure")."""
 
 LONGEST_REASON = 200
-"""Characters of a reason that is not ours. The rest of a report without its list is less than 1
-KiB."""
+"""Characters of a reason that gunicorn gives. The rest of a report, without its list, is less than
+1 KiB."""
 
 
 def _key(meaning: str) -> Any:
@@ -89,6 +88,7 @@ def verdict(last_after: float | None, delay: float) -> str:
     """What the last request says about the delay.
 
     :param last_after: seconds after T0 at which it came; ``None`` when none came.
+    :param delay: ``grace_shutdown_delay``, in seconds.
     """
     if last_after is None:
         return "no request came after T0"
@@ -104,12 +104,13 @@ def write(path: str, report: Report, *, last: bool) -> None:
     """Write a report, over one that was written before. Runs in the arbiter, which never waits here
     for a reader.
 
-    Whenever the process is killed, what stands in the file is a whole report, the old one or the
-    new one, with white space after it perhaps. Renaming a new file over the old one would do that
-    too, but a termination message is a mount of its own.
+    Whenever the process is killed, the file holds a whole report, the old one or the new one,
+    perhaps with white space after it. Renaming a new file over the old one would do that too, but a
+    termination message is a mount of its own.
 
-    :param last: whether no other follows: anything but a file (a FIFO, a terminal) gets that one
-        alone.
+    :param path: the file, FIFO or terminal.
+    :param report: the report.
+    :param last: whether no other report follows. A FIFO or a terminal gets only the last one.
     :raises OSError: it cannot be written.
     """
     data = report.to_json()

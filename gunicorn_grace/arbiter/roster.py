@@ -193,7 +193,7 @@ class Roster:
         ]
 
     def waiting_for_an_answer(self) -> list[int]:
-        """The pids of workers that have got a SIGTERM, whoever sent it."""
+        """The pids of workers that have got a SIGTERM from any process."""
         return [worker.pid for worker, record in self._living() if record.term_seen]
 
     def have_missed_their_dismissal(self) -> list[int]:

@@ -112,8 +112,8 @@ class Shutdown:
         self.progress.sigterm = self.memory.header.sigterm = now
 
     def let_go(self) -> None:
-        """Leave the instance as it would be without us: triggers are no longer taken up, and a
-        worker that asks for its dismissal gets it."""
+        """Leave the instance as it would be without the plugin: no trigger is taken up any more,
+        and a worker that asks for its dismissal gets it."""
         progress = self.progress
         progress.failed = True
         if not progress.terms:

@@ -101,9 +101,8 @@ class Telling:
         needed = 0.0
         if progress.deadline:
             needed = (progress.deadline - now) / NS + self.settings.exit_margin
-        elif (
-            progress.phase is Phase.STOPPED
-        ):  # gunicorn's stop() is next: nothing of ours runs in it.
+        elif progress.phase is Phase.STOPPED:
+            # gunicorn's stop() is next, and none of our code runs in it.
             needed = self._arbiter.cfg.graceful_timeout + notify.STRETCH
         self._service_manager.look(
             now / NS,
@@ -171,7 +170,7 @@ class Telling:
         self.report(last=True)
 
     def summary(self) -> Report | None:
-        """What happened; ``None`` when no shutdown of ours took place."""
+        """What happened; ``None`` when the plugin has run no shutdown."""
         progress = self._progress
         t0, drain = progress.t0, progress.drain
         if not t0 or self._is_upgraded():

@@ -18,8 +18,6 @@ from typing import Any
 import h11
 import pytest
 
-from gunicorn_grace.shared import memory as shm
-from gunicorn_grace.shared.phase import Phase
 from gunicorn_grace.rehearsal.kubernetes.routing import EndpointTable
 from gunicorn_grace.rehearsal.load.load import Load
 from gunicorn_grace.rehearsal.load.tally import Tally
@@ -29,6 +27,8 @@ from gunicorn_grace.rehearsal.processes import procfs
 from gunicorn_grace.rehearsal.processes.instance import Instance
 from gunicorn_grace.rehearsal.processes.process import MARK
 from gunicorn_grace.rehearsal.result import Result
+from gunicorn_grace.shared import memory as shm
+from gunicorn_grace.shared.phase import Phase
 from support.paths import APPS
 
 WORKERS: dict[str, tuple[str, ...]] = {

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from gunicorn_grace.shared.phase import Phase
 from gunicorn_grace.rehearsal.load.wire import Address
+from gunicorn_grace.shared.phase import Phase
 from support.servers import (
     SHORT,
     WORKERS,

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from gunicorn_grace.shared.phase import Phase
 from gunicorn_grace.rehearsal.load.wire import fetch
 from gunicorn_grace.rehearsal.processes import procfs
+from gunicorn_grace.shared.phase import Phase
 from support.servers import (
     HOLD,
     LONG_DRAIN,

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from gunicorn_grace.shared.phase import Phase
 from gunicorn_grace.rehearsal.load.wire import parse_address
 from gunicorn_grace.rehearsal.plan import GRACE
 from gunicorn_grace.rehearsal.run import play
+from gunicorn_grace.shared.phase import Phase
 from support.servers import (
     HOLD,
     Client,

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from gunicorn_grace.shared.phase import Phase
 from gunicorn_grace.rehearsal.load.wire import Response
+from gunicorn_grace.shared.phase import Phase
 from support.servers import HOLD, WORKERS, Client, Connect, Serve, Server, booted_in
 
 pytestmark = pytest.mark.ends

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from apps.frameworks import HOSTS, OWN, STRICT
-from gunicorn_grace.shared.phase import Phase
 from gunicorn_grace.rehearsal.load.wire import Response
+from gunicorn_grace.shared.phase import Phase
 from support.servers import HOLD, Serve, Server
 
 pytestmark = pytest.mark.ends

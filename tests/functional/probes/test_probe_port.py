@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 
-from gunicorn_grace.shared.phase import Phase
 from gunicorn_grace.rehearsal.load.wire import Response, fetch, parse_address
 from gunicorn_grace.rehearsal.processes import procfs
+from gunicorn_grace.shared.phase import Phase
 from support.servers import (
     HOLD,
     SHORT,
@@ -581,7 +581,7 @@ def test_sighup_brings_new_settings(serve: Serve, tmp_path: Path) -> None:
     first = responder(server)
     conf.write_text(text.replace(":0", ":1") + "grace_readiness_path = '/other'\n")
     server.signal(signal.SIGHUP)
-    server.wait_line("grace_probe_bind stays '127.0.0.1:0': '127.0.0.1:1' takes a restart")
+    server.wait_line("grace_probe_bind stays '127.0.0.1:0': '127.0.0.1:1' needs a restart")
     server.wait_for(lambda: probe(server, "/other").status == 200, "the new path")
     server.wait_for(
         lambda: first not in procfs.children(server.arbiter_pid), "the end of the first responder"

@@ -9,11 +9,11 @@ import time
 import pytest
 
 from gunicorn_grace.arbiter.lifecycle import quiet_after
+from gunicorn_grace.rehearsal.kubernetes.routing import EndpointTable
+from gunicorn_grace.rehearsal.load.load import Load
 from gunicorn_grace.shared import memory as shm
 from gunicorn_grace.shared.phase import Phase
 from gunicorn_grace.shared.settings import AUTO, Settings
-from gunicorn_grace.rehearsal.kubernetes.routing import EndpointTable
-from gunicorn_grace.rehearsal.load.load import Load
 from support.servers import Serve, Server
 
 pytestmark = pytest.mark.once

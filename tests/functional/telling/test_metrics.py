@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from gunicorn_grace.shared.phase import Origin, Phase
 from gunicorn_grace.rehearsal.load.wire import Response
+from gunicorn_grace.shared.phase import Origin, Phase
 from support.paths import DOCS
 from support.servers import HOLD, SHORT, WORKERS, Connect, Serve, Server, booted_in, memory_of
 

@@ -28,10 +28,10 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import balancers
 import quiet
 
-from gunicorn_grace.shared import memory as shm
 from gunicorn_grace.rehearsal.kubernetes.routing import EndpointTable
 from gunicorn_grace.rehearsal.load.generator import Generator
 from gunicorn_grace.rehearsal.processes import procfs
+from gunicorn_grace.shared import memory as shm
 from support.servers import WORKERS, Client, Server
 
 HERE = str(Path(__file__).parent)
