@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
-from .load.tally import Record, Tally
+from .load.tally import RequestRecord, Tally
 from .plan import Contender, Plan
 from .report.series import Series, count
 
@@ -62,7 +62,7 @@ class Life:
 
 
 @dataclass(frozen=True)
-class Memory:
+class MemoryUse:
     """The memory of all processes of all instances, in bytes.
 
     :ivar peak: the highest measured sum; 0 if unknown.
@@ -98,7 +98,7 @@ class Result:
     gone: tuple[Gone, ...]
     outputs: Mapping[str, str]
     lives: tuple[Life, ...] = ()
-    memory: Memory = Memory()
+    memory: MemoryUse = MemoryUse()
     fell_behind: str = ""
     complete: bool = True
 
@@ -114,7 +114,7 @@ class Result:
         """Whether the load kept the schedule of the plan."""
         return not self.fell_behind
 
-    def since_t0(self, record: Record) -> float | None:
+    def since_t0(self, record: RequestRecord) -> float | None:
         """The time from the beginning of an instance's shutdown to the start of a request to it.
 
         :returns: seconds, or None if the request went to no instance or the instance never shut

@@ -21,7 +21,7 @@ from .processes.balancer import Balancer, Setup
 from .processes.balancers import PRODUCTS, in_front
 from .processes.fleet import Fleet
 from .processes.memory import MemoryWatch
-from .result import Gone, Life, Memory, Result
+from .result import Gone, Life, MemoryUse, Result
 
 #: The events in the plugin's log that a timeline shows.
 _EVENT = re.compile(
@@ -86,7 +86,7 @@ def play(
                     for process in (*replicas.containers(), *([balancer] if balancer else []))
                 },
                 tuple(_life(pod, origin, watch) for pod in replicas.pods),
-                Memory(watch.peak, tuple((at - origin, held) for at, held in watch.samples)),
+                MemoryUse(watch.peak, tuple((at - origin, held) for at, held in watch.samples)),
                 tally.fell_behind(
                     origin,
                     max((deletion.unrouted or origin for deletion in deletions), default=origin),

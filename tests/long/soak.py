@@ -39,7 +39,13 @@ from gunicorn_grace.rehearsal.errors import RehearsalError
 from gunicorn_grace.rehearsal.kubernetes.deletion import Deletion
 from gunicorn_grace.rehearsal.kubernetes.routing import EndpointTable
 from gunicorn_grace.rehearsal.load.load import Load
-from gunicorn_grace.rehearsal.load.tally import ConnectionKind, Outcome, Record, Tally, percentile
+from gunicorn_grace.rehearsal.load.tally import (
+    ConnectionKind,
+    RequestOutcome,
+    RequestRecord,
+    Tally,
+    percentile,
+)
 from gunicorn_grace.rehearsal.load.wire import show_address
 from gunicorn_grace.rehearsal.plan import GRACE, PLAIN, Contender
 from gunicorn_grace.rehearsal.processes.instance import Instance
@@ -90,7 +96,7 @@ class Life:
     born: float = 0.0
     deletion: Deletion | None = None
 
-    def has(self, record: Record) -> bool:
+    def has(self, record: RequestRecord) -> bool:
         """Whether that request was this one's: ports are used again."""
         ended = self.instance.exit_time
         return (
@@ -286,7 +292,7 @@ def report(lanes: Sequence[Lane], seconds: float) -> int:
         total.records += tally.records
         total.lags += tally.lags
         total.skipped += tally.skipped
-        served: dict[str, list[Record]] = {}
+        served: dict[str, list[RequestRecord]] = {}
         for record in tally.records:
             served.setdefault(record.endpoint, []).append(record)
         late = 0
@@ -332,7 +338,7 @@ def report(lanes: Sequence[Lane], seconds: float) -> int:
                 f"sent {life.when(record.started) if life else '?'}; ended {life.when(record.ended) if life else '?'}"
             )
     wrong += total.lost + sum(count for code, count in codes.items() if code != "exit code 0")
-    classes = ", ".join(f"{outcome.value} {total.count(outcome)}" for outcome in Outcome)
+    classes = ", ".join(f"{outcome.value} {total.count(outcome)}" for outcome in RequestOutcome)
     print(
         f"\nrequests: {classes}; {late_in_all} of them came to an instance that was being deleted"
     )

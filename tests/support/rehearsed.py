@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from gunicorn_grace.rehearsal.load.tally import ConnectionKind, Outcome, Record, Tally
+from gunicorn_grace.rehearsal.load.tally import ConnectionKind, RequestOutcome, RequestRecord, Tally
 from gunicorn_grace.rehearsal.plan import GRACE, PLAIN, Contender, Plan
 from gunicorn_grace.rehearsal.result import Gone, Life, Result
 
@@ -15,22 +15,26 @@ DELETED = "127.0.0.1:40003"
 STAYED = "127.0.0.1:40001"
 
 
-def record(at: float, outcome: Outcome = Outcome.OK, latency: float = 0.01, **more: Any) -> Record:
+def record(
+    at: float, outcome: RequestOutcome = RequestOutcome.OK, latency: float = 0.01, **more: Any
+) -> RequestRecord:
     """A request that began so many seconds after the deletion."""
     values: dict[str, Any] = {
         "kind": ConnectionKind.FRESH,
         "path": "/",
-        "status": 200 if outcome is Outcome.OK else None,
+        "status": 200 if outcome is RequestOutcome.OK else None,
         "endpoint": STAYED,
-        "error": "" if outcome is Outcome.OK else "Connection refused",
+        "error": "" if outcome is RequestOutcome.OK else "Connection refused",
     }
-    return Record(started=ORIGIN + at, outcome=outcome, latency=latency, **{**values, **more})
+    return RequestRecord(
+        started=ORIGIN + at, outcome=outcome, latency=latency, **{**values, **more}
+    )
 
 
 def result(
     contender: Contender = GRACE,
     *,
-    lost: Sequence[Record] = (),
+    lost: Sequence[RequestRecord] = (),
     seconds: int = 7,
     exited: float | None = 5.6,
     plan: Plan | None = None,
@@ -80,9 +84,9 @@ def result(
     return replace(made, **more)
 
 
-def refused(*moments: float) -> list[Record]:
+def refused(*moments: float) -> list[RequestRecord]:
     """Requests that the deleted instance refused."""
-    return [record(at, Outcome.REFUSED, endpoint=DELETED) for at in moments]
+    return [record(at, RequestOutcome.REFUSED, endpoint=DELETED) for at in moments]
 
 
 def plain(*moments: float) -> Result:

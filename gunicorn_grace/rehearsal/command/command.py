@@ -152,7 +152,7 @@ def rehearse(
         from ..run import Interrupted, play
         from .contenders import contender_named, expect_plugin, refuse_clashes
         from .output import give_up_stdout, opened
-        from .progress import Progress
+        from .progress import ProgressLine
     except ModuleNotFoundError as error:
         if error.name != "h11":
             raise
@@ -200,7 +200,7 @@ def rehearse(
         ):
             interrupted = False
             try:
-                with Progress(sys.stderr) as progress:
+                with ProgressLine(sys.stderr) as progress:
                     for contender in contenders:
                         results.append(play(plan, contender, progress.tell, progress.watch))
                         progress.done(

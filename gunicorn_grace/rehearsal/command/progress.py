@@ -18,7 +18,7 @@ from typing import TextIO
 import click
 
 from ..load.running import RunningLoad
-from ..load.tally import Outcome
+from ..load.tally import RequestOutcome
 
 INTERVAL = 0.2
 """Seconds between two looks at the load."""
@@ -26,7 +26,7 @@ INTERVAL = 0.2
 _BACK = "\r\x1b[K"  # go to the beginning of the line and erase it (ECMA-48, EL)
 
 
-class Progress:
+class ProgressLine:
     """Writes the progress to ``stream``. Use it in a ``with`` statement, in the thread that plays.
 
     :param stream: standard error, so that standard output holds only the report or the JSON.
@@ -62,7 +62,7 @@ class Progress:
             if self.live:
                 self._write(f"{_BACK}{self._fit(line)}\n")
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> ProgressLine:
         if self.live:
             self._thread.start()
         return self
@@ -90,7 +90,7 @@ class Progress:
         if self._load is not None:
             new = self._load.records_after(self._seen)
             self._seen += len(new)
-            self._lost += sum(record.outcome is not Outcome.OK for record in new)
+            self._lost += sum(record.outcome is not RequestOutcome.OK for record in new)
             text += f": {self._seen} requests, {self._lost} lost"
         return text
 

@@ -10,7 +10,7 @@ from collections import deque
 import h11
 
 from .requests import PIECES, PlannedRequest
-from .tally import Outcome
+from .tally import RequestOutcome
 from .wire import Address, family_of
 
 #: Headers that the plugin sends with its answers to probes. They are repeated here, because the
@@ -18,17 +18,17 @@ from .wire import Address, family_of
 _OUR_HEADERS = {(b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff")}
 
 
-def classify(status: int, ours: bool) -> Outcome:
+def classify(status: int, ours: bool) -> RequestOutcome:
     """The outcome of a complete response.
 
     :param status: its status code.
     :param ours: whether it has the headers of the plugin's answers to probes.
     """
     if 200 <= status < 300:
-        return Outcome.OK
+        return RequestOutcome.OK
     if status == 503 and ours:
-        return Outcome.NOT_READY
-    return Outcome.SERVER_ERROR if status >= 500 else Outcome.STATUS
+        return RequestOutcome.NOT_READY
+    return RequestOutcome.SERVER_ERROR if status >= 500 else RequestOutcome.STATUS
 
 
 class ClientConnection(asyncio.Protocol):
@@ -41,7 +41,7 @@ class ClientConnection(asyncio.Protocol):
         self._registry = registry
         self._transport: asyncio.Transport | None = None
         self._poll = select.poll()
-        self._answer: asyncio.Future[tuple[Outcome, int | None, str]] | None = None
+        self._answer: asyncio.Future[tuple[RequestOutcome, int | None, str]] | None = None
         self._received = False
         self._status: int | None = None
         self._ours = False
@@ -66,13 +66,13 @@ class ClientConnection(asyncio.Protocol):
 
     async def exchange(
         self, request: PlannedRequest, *, close: bool, host: str | None
-    ) -> tuple[Outcome, int | None, str]:
+    ) -> tuple[RequestOutcome, int | None, str]:
         """Send a request.
 
         :returns: the outcome, the status if it is known, and the error text.
         """
         assert self._transport is not None
-        answer: asyncio.Future[tuple[Outcome, int | None, str]] = (
+        answer: asyncio.Future[tuple[RequestOutcome, int | None, str]] = (
             asyncio.get_running_loop().create_future()
         )
         self._answer = answer
@@ -170,14 +170,18 @@ class ClientConnection(asyncio.Protocol):
             self._close()
         outcome = classify(self._status, self._ours)
         self._resolve(
-            (outcome, self._status, "" if outcome is Outcome.OK else f"status {self._status}")
+            (
+                outcome,
+                self._status,
+                "" if outcome is RequestOutcome.OK else f"status {self._status}",
+            )
         )
 
     def _lost(self, error: str) -> None:
-        outcome = Outcome.TRUNCATED if self._received else Outcome.RESET
+        outcome = RequestOutcome.TRUNCATED if self._received else RequestOutcome.RESET
         self._resolve((outcome, self._status, error))
 
-    def _resolve(self, answer: tuple[Outcome, int | None, str]) -> None:
+    def _resolve(self, answer: tuple[RequestOutcome, int | None, str]) -> None:
         future, self._answer = self._answer, None
         if future is not None and not future.done():
             future.set_result(answer)

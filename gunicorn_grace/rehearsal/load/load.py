@@ -27,7 +27,7 @@ from .connection import ClientConnection, connect, take_idle
 from .mix import RequestMix
 from .requests import PlannedRequest
 from .running import RunningLoad
-from .tally import ConnectionKind, Outcome, Record, Tally
+from .tally import ConnectionKind, RequestOutcome, RequestRecord, Tally
 from .wire import show_address
 
 #: Errors of connecting for want of a resource on the client's side.
@@ -252,21 +252,26 @@ class Load(RunningLoad):
                     f"lower the rate of {self.rate:g} per s or raise `ulimit -n`"
                 ) from problem
             number = problem.errno if isinstance(problem, OSError) else None
-            outcome = Outcome.RESET if number in _AFTER_CONNECTING else Outcome.REFUSED
+            outcome = (
+                RequestOutcome.RESET if number in _AFTER_CONNECTING else RequestOutcome.REFUSED
+            )
             error = os.strerror(number) if number else str(problem)
         except asyncio.CancelledError:
             if not expired:  # the load was abandoned
                 raise
             if connection is None:
-                outcome, error = Outcome.REFUSED, f"not connected within {self.timeout:g} s"
+                outcome, error = RequestOutcome.REFUSED, f"not connected within {self.timeout:g} s"
             else:
-                outcome, error = Outcome.TIMEOUT, f"no complete response within {self.timeout:g} s"
+                outcome, error = (
+                    RequestOutcome.TIMEOUT,
+                    f"no complete response within {self.timeout:g} s",
+                )
                 connection.abort()
         finally:
             timer.cancel()
         latency = time.monotonic() - started
         self._tally.records.append(
-            Record(
+            RequestRecord(
                 started,
                 kind,
                 request.path,

@@ -9,7 +9,7 @@ from dataclasses import replace
 from types import TracebackType
 
 from ..errors import LoadFailed, RehearsalError
-from .tally import Record, Tally
+from .tally import RequestRecord, Tally
 
 
 class RunningLoad(ABC):
@@ -45,7 +45,7 @@ class RunningLoad(ABC):
         """The reason why the load failed, None if it has not."""
         return None if self._problem is None else str(self._problem)
 
-    def records_after(self, index: int) -> list[Record]:
+    def records_after(self, index: int) -> list[RequestRecord]:
         """The records from ``index`` on, for a caller that looks again and again."""
         return self._tally.records[index:]
 

@@ -9,7 +9,7 @@ from enum import Enum
 from typing import Any
 
 
-class Outcome(str, Enum):
+class RequestOutcome(str, Enum):
     """How a request ended. The outcomes differ in what a client may do about them.
 
     After a refused connection, any method may be tried again. After a reset, the client cannot know
@@ -46,14 +46,14 @@ class ConnectionKind(str, Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class RequestRecord:
     """One request. Times are ``time.monotonic()`` seconds; ``latency`` is from ``started`` to the
     outcome."""
 
     started: float
     kind: ConnectionKind
     path: str
-    outcome: Outcome
+    outcome: RequestOutcome
     status: int | None
     latency: float
     endpoint: str
@@ -86,7 +86,7 @@ class Tally:
     :ivar rate: requests per second that were asked for; 0 if there was no schedule.
     """
 
-    records: list[Record] = field(default_factory=list)
+    records: list[RequestRecord] = field(default_factory=list)
     lags: list[float] = field(default_factory=list)
     skipped: int = 0
     began: float = 0.0
@@ -103,11 +103,11 @@ class Tally:
         return len(self.lost_records)
 
     @property
-    def lost_records(self) -> list[Record]:
+    def lost_records(self) -> list[RequestRecord]:
         """The lost requests in the order in which they ended."""
-        return [record for record in self.records if record.outcome is not Outcome.OK]
+        return [record for record in self.records if record.outcome is not RequestOutcome.OK]
 
-    def count(self, outcome: Outcome, kind: ConnectionKind | str | None = None) -> int:
+    def count(self, outcome: RequestOutcome, kind: ConnectionKind | str | None = None) -> int:
         """The number of requests with this outcome, and on this kind of connection if given."""
         return sum(r.outcome is outcome and (kind is None or r.kind == kind) for r in self.records)
 
@@ -152,11 +152,13 @@ class Tally:
     def summary(self) -> dict[str, Any]:
         """The numbers as values for JSON. Latencies are those of complete 2xx responses, in
         seconds."""
-        latencies = [record.latency for record in self.records if record.outcome is Outcome.OK]
+        latencies = [
+            record.latency for record in self.records if record.outcome is RequestOutcome.OK
+        ]
         return {
             "requests": self.total,
             "lost": self.lost,
-            **{outcome.value: self.count(outcome) for outcome in Outcome},
+            **{outcome.value: self.count(outcome) for outcome in RequestOutcome},
             "lost_fresh": sum(record.kind is ConnectionKind.FRESH for record in self.lost_records),
             "lost_kept": sum(record.kind is ConnectionKind.KEPT for record in self.lost_records),
             "latency_p50": percentile(latencies, 50),

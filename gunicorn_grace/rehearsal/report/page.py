@@ -23,7 +23,7 @@ from importlib import resources
 import jinja2
 from markupsafe import Markup
 
-from ..load.tally import Outcome
+from ..load.tally import RequestOutcome
 from ..result import Result
 from . import text as report_text
 from .labels import Axis
@@ -46,7 +46,9 @@ def page(
     """
     axis = _axis(results)
     used = [
-        outcome for outcome in Outcome if any(result.tally.count(outcome) for result in results)
+        outcome
+        for outcome in RequestOutcome
+        if any(result.tally.count(outcome) for result in results)
     ]
     highest = max(
         [1, *(result.series.total(i) for result in results for i in range(len(result.series)))]

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from ..load.tally import Outcome
+from ..load.tally import RequestOutcome
 from ..result import Gone, Life, Result
 from . import text as report_text
 from .labels import Axis, Mark, marks_of, name_position
@@ -90,7 +90,12 @@ class Picture:
 
 
 def picture_of(
-    result: Result, number: int, axis: Axis, used: Sequence[Outcome], highest: int, in_flight: int
+    result: Result,
+    number: int,
+    axis: Axis,
+    used: Sequence[RequestOutcome],
+    highest: int,
+    in_flight: int,
 ) -> Picture:
     series = result.series
     lives = {life.name: life for life in result.lives}

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..load.tally import Outcome, Record
+from ..load.tally import RequestOutcome, RequestRecord
 
 STEP = 0.1
 """Seconds that are counted together."""
@@ -35,7 +35,7 @@ class Series:
 
     start: float
     step: float
-    began: dict[Outcome, list[int]]
+    began: dict[RequestOutcome, list[int]]
     in_flight: list[int]
     in_flight_deleted: list[int]
 
@@ -49,7 +49,9 @@ class Series:
     def lost(self, index: int) -> int:
         """Requests that began in a step and were lost."""
         return sum(
-            counts[index] for outcome, counts in self.began.items() if outcome is not Outcome.OK
+            counts[index]
+            for outcome, counts in self.began.items()
+            if outcome is not RequestOutcome.OK
         )
 
     def total(self, index: int) -> int:
@@ -68,7 +70,7 @@ class Series:
 
 
 def count(
-    records: Sequence[Record], origin: float, ended: float, deleted: Collection[str] = ()
+    records: Sequence[RequestRecord], origin: float, ended: float, deleted: Collection[str] = ()
 ) -> Series:
     """Count records.
 
@@ -87,11 +89,11 @@ def count(
     def index(moment: float) -> int:
         return min(size - 1, max(0, math.floor((moment - origin) / step) - lowest))
 
-    began = {outcome: [0] * size for outcome in Outcome}
+    began = {outcome: [0] * size for outcome in RequestOutcome}
     for record in records:
         began[record.outcome][index(record.started)] += 1
     sent = [
-        record for record in records if record.outcome is not Outcome.REFUSED
+        record for record in records if record.outcome is not RequestOutcome.REFUSED
     ]  # a refused request never arrived
     return Series(
         lowest * step,
@@ -102,7 +104,9 @@ def count(
     )
 
 
-def _most_at_once(records: Sequence[Record], index: Callable[[float], int], size: int) -> list[int]:
+def _most_at_once(
+    records: Sequence[RequestRecord], index: Callable[[float], int], size: int
+) -> list[int]:
     """For each step, the highest number of requests in flight during it."""
     changes = sorted(
         [(record.started, 1) for record in records] + [(record.ended, -1) for record in records]

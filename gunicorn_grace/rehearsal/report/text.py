@@ -10,7 +10,7 @@ import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ..load.tally import Outcome, Record, percentile
+from ..load.tally import RequestOutcome, RequestRecord, percentile
 from ..plan import Plan
 from ..result import Result
 
@@ -39,7 +39,7 @@ def unpainted(text: str, what: str) -> str:
     return text
 
 
-def label(outcome: Outcome) -> str:
+def label(outcome: RequestOutcome) -> str:
     """The label of an outcome for readers."""
     return LABELS.get(outcome.value, outcome.value.replace("_", " "))
 
@@ -103,9 +103,9 @@ def rows(results: Sequence[Result]) -> list[Row]:
         Row("requests", tuple(str(tally.total) for tally in tallies)),
         Row("lost", tuple(str(tally.lost) for tally in tallies), losses=True),
     ]
-    for outcome in Outcome:
+    for outcome in RequestOutcome:
         counts = [tally.count(outcome) for tally in tallies]
-        if outcome is not Outcome.OK and any(counts):
+        if outcome is not RequestOutcome.OK and any(counts):
             found.append(Row(label(outcome), tuple(map(str, counts)), losses=True, detail=True))
     if any(result.killed for result in results):
         found.append(
@@ -211,12 +211,12 @@ def moments(result: Result, followed: int) -> list[tuple[float, str]]:
     return sorted(found, key=lambda moment: moment[0])
 
 
-def lost_at(record: Record, result: Result) -> float:
+def lost_at(record: RequestRecord, result: Result) -> float:
     """The start of a lost request, in seconds since the deletion."""
     return record.started - result.origin
 
 
-def described(record: Record) -> str:
+def described(record: RequestRecord) -> str:
     """A lost request in a few words."""
     return (
         f"{label(record.outcome)}, {record.kind.value} connection to {record.endpoint or 'nobody'}"

@@ -21,7 +21,7 @@ import pytest
 from gunicorn_grace.rehearsal.errors import InstanceFailed, LineMissing, PlanFailed
 from gunicorn_grace.rehearsal.kubernetes.deletion import Deletion
 from gunicorn_grace.rehearsal.kubernetes.routing import EndpointTable
-from gunicorn_grace.rehearsal.load.tally import ConnectionKind, Outcome
+from gunicorn_grace.rehearsal.load.tally import ConnectionKind, RequestOutcome
 from gunicorn_grace.rehearsal.load.wire import fetch
 from gunicorn_grace.rehearsal.plan import PLAIN, Contender, Plan
 from gunicorn_grace.rehearsal.processes import procfs
@@ -88,9 +88,9 @@ def test_plain_gunicorn_loses_what_is_routed_to_it_late(folder: Path) -> None:
     result = play(plan, PLAIN)
     tally, (deleted,) = result.tally, result.gone
     assert 25 <= tally.lost <= 75
-    assert tally.count(Outcome.REFUSED) >= 0.8 * tally.lost
-    assert tally.count(Outcome.REFUSED, ConnectionKind.FRESH)
-    assert tally.count(Outcome.REFUSED, ConnectionKind.KEPT)
+    assert tally.count(RequestOutcome.REFUSED) >= 0.8 * tally.lost
+    assert tally.count(RequestOutcome.REFUSED, ConnectionKind.FRESH)
+    assert tally.count(RequestOutcome.REFUSED, ConnectionKind.KEPT)
     assert {record.endpoint for record in tally.lost_records} == {deleted.endpoint}
     assert all(-0.1 < record.started - result.origin < 1.1 for record in tally.lost_records)
     assert (deleted.exit_code, deleted.killed) == (0, False)

@@ -9,7 +9,7 @@ import pytest
 
 from gunicorn_grace.rehearsal.kubernetes.routing import EndpointTable
 from gunicorn_grace.rehearsal.load.load import Load
-from gunicorn_grace.rehearsal.load.tally import Outcome
+from gunicorn_grace.rehearsal.load.tally import RequestOutcome
 from gunicorn_grace.rehearsal.plan import GRACE, PLAIN
 from gunicorn_grace.rehearsal.processes.fleet import Fleet
 from gunicorn_grace.rehearsal.processes.instance import Instance
@@ -49,8 +49,8 @@ def test_a_delay_too_short_only_refuses(kind: str, tmp_path: Path) -> None:
     reset or cut off."""
     settings = {"shutdown_delay": 0.5, "min_delay": 0, "extend_delay": "false"}
     result = play(plan(kind, tmp_path, lag=3.0, settings=settings, timeout=4.0), GRACE)
-    assert result.tally.count(Outcome.REFUSED) > 0, told(result)
-    assert result.tally.count(Outcome.REFUSED) == result.tally.lost, told(result)
+    assert result.tally.count(RequestOutcome.REFUSED) > 0, told(result)
+    assert result.tally.count(RequestOutcome.REFUSED) == result.tally.lost, told(result)
 
 
 def test_plain_gunicorn_loses_requests(tmp_path: Path) -> None:

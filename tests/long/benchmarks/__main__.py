@@ -6,6 +6,7 @@ machine slows both. No number here decides over a test.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
@@ -161,7 +162,10 @@ def instructions_of(app: str, requests: int, **options: Any) -> int:
         valgrind = ("valgrind", "--quiet", "--tool=callgrind", "--trace-children=yes")
         prefix = (*valgrind, f"--callgrind-out-file={folder}/%p")
         env = {"PYTHONPATH": HERE, "PYTHONHASHSEED": "0"}
-        with Server(app, env=env, cwd=HERE, executable_prefix=prefix, **options) as server:
+        server = Server(app, env=env, cwd=HERE, executable_prefix=prefix, **options)
+        with contextlib.ExitStack() as stack:
+            stack.callback(server.stop)
+            server.start(120)  # Under valgrind a boot takes half a minute.
             server.wait_ready(120)
             with socket.create_connection(server.address) as sock:
                 for number in range(requests):

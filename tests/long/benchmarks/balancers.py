@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from gunicorn_grace.rehearsal.errors import RehearsalError
-from gunicorn_grace.rehearsal.load.tally import Outcome
+from gunicorn_grace.rehearsal.load.tally import RequestOutcome
 from gunicorn_grace.rehearsal.plan import GRACE, PLAIN, Contender, Plan
 from gunicorn_grace.rehearsal.processes.balancer import Setup
 from gunicorn_grace.rehearsal.processes.balancers import PRODUCTS
@@ -145,8 +145,8 @@ def show() -> None:
             tally = result.tally
             ways = {
                 outcome.value: tally.count(outcome)
-                for outcome in Outcome
-                if outcome is not Outcome.OK
+                for outcome in RequestOutcome
+                if outcome is not RequestOutcome.OK
             }
             how = ", ".join(f"{count} {name}" for name, count in ways.items() if count)
             slowest = max(record.latency for record in tally.records if not record.slow)

@@ -28,7 +28,7 @@ from gunicorn_grace.rehearsal.kubernetes.routing import EndpointTable
 from gunicorn_grace.rehearsal.load.generator import Generator
 from gunicorn_grace.rehearsal.load.load import Load
 from gunicorn_grace.rehearsal.load.requests import PlannedRequest
-from gunicorn_grace.rehearsal.load.tally import ConnectionKind, Outcome, Record, Tally
+from gunicorn_grace.rehearsal.load.tally import ConnectionKind, RequestOutcome, RequestRecord, Tally
 from gunicorn_grace.rehearsal.load.wire import (
     Address,
     IncompleteResponse,
@@ -167,36 +167,59 @@ CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 @pytest.mark.parametrize(
     ("handle", "outcome", "status"),
     [
-        pytest.param(answer(OK), Outcome.OK, 200, id="complete"),
+        pytest.param(answer(OK), RequestOutcome.OK, 200, id="complete"),
         pytest.param(
-            answer(b"HTTP/1.1 103 Hints\r\n\r\n", OK), Outcome.OK, 200, id="interim response first"
+            answer(b"HTTP/1.1 103 Hints\r\n\r\n", OK),
+            RequestOutcome.OK,
+            200,
+            id="interim response first",
         ),
-        pytest.param(answer(b"HTTP/1.1 204 No\r\n\r\n"), Outcome.OK, 204, id="no content"),
+        pytest.param(answer(b"HTTP/1.1 204 No\r\n\r\n"), RequestOutcome.OK, 204, id="no content"),
         pytest.param(
-            answer(b"HTTP/1.1 200 OK\r\n\r\nuntil I close"), Outcome.OK, 200, id="ended by closing"
+            answer(b"HTTP/1.1 200 OK\r\n\r\nuntil I close"),
+            RequestOutcome.OK,
+            200,
+            id="ended by closing",
         ),
-        pytest.param(answer(CHUNKED, b"2\r\nok\r\n0\r\n\r\n"), Outcome.OK, 200, id="chunked"),
-        pytest.param(answer(), Outcome.RESET, None, id="closed without a byte"),
-        pytest.param(answer(abort=True), Outcome.RESET, None, id="reset without a byte"),
-        pytest.param(reset, Outcome.RESET, None, id="reset on arrival"),
-        pytest.param(answer(b"HTTP/1.1 20"), Outcome.TRUNCATED, None, id="cut off in the head"),
-        pytest.param(answer(HEAD, b"part"), Outcome.TRUNCATED, 200, id="cut off in the body"),
-        pytest.param(answer(CHUNKED, b"2\r\nok\r\n"), Outcome.TRUNCATED, 200, id="no last chunk"),
-        pytest.param(answer(b"SSH-2.0-OpenSSH\r\n\r\n"), Outcome.TRUNCATED, None, id="no HTTP"),
-        pytest.param(hang, Outcome.TIMEOUT, None, id="no answer"),
-        pytest.param(answer(HEAD, b"part", keep=True), Outcome.TIMEOUT, 200, id="half an answer"),
-        pytest.param(answer(OK.replace(b"200", b"500")), Outcome.SERVER_ERROR, 500, id="500"),
-        pytest.param(answer(OURS), Outcome.NOT_READY, 503, id="503 by the plugin"),
         pytest.param(
-            answer(OK.replace(b"200", b"503")), Outcome.SERVER_ERROR, 503, id="503 by another"
+            answer(CHUNKED, b"2\r\nok\r\n0\r\n\r\n"), RequestOutcome.OK, 200, id="chunked"
         ),
-        pytest.param(answer(OK.replace(b"200", b"302")), Outcome.STATUS, 302, id="302"),
+        pytest.param(answer(), RequestOutcome.RESET, None, id="closed without a byte"),
+        pytest.param(answer(abort=True), RequestOutcome.RESET, None, id="reset without a byte"),
+        pytest.param(reset, RequestOutcome.RESET, None, id="reset on arrival"),
+        pytest.param(
+            answer(b"HTTP/1.1 20"), RequestOutcome.TRUNCATED, None, id="cut off in the head"
+        ),
+        pytest.param(
+            answer(HEAD, b"part"), RequestOutcome.TRUNCATED, 200, id="cut off in the body"
+        ),
+        pytest.param(
+            answer(CHUNKED, b"2\r\nok\r\n"), RequestOutcome.TRUNCATED, 200, id="no last chunk"
+        ),
+        pytest.param(
+            answer(b"SSH-2.0-OpenSSH\r\n\r\n"), RequestOutcome.TRUNCATED, None, id="no HTTP"
+        ),
+        pytest.param(hang, RequestOutcome.TIMEOUT, None, id="no answer"),
+        pytest.param(
+            answer(HEAD, b"part", keep=True), RequestOutcome.TIMEOUT, 200, id="half an answer"
+        ),
+        pytest.param(
+            answer(OK.replace(b"200", b"500")), RequestOutcome.SERVER_ERROR, 500, id="500"
+        ),
+        pytest.param(answer(OURS), RequestOutcome.NOT_READY, 503, id="503 by the plugin"),
+        pytest.param(
+            answer(OK.replace(b"200", b"503")),
+            RequestOutcome.SERVER_ERROR,
+            503,
+            id="503 by another",
+        ),
+        pytest.param(answer(OK.replace(b"200", b"302")), RequestOutcome.STATUS, 302, id="302"),
     ],
 )
 def test_each_end_of_a_request_has_its_class(
     peer: Callable[..., Peer],
     handle: Callable[[socket.socket], None],
-    outcome: Outcome,
+    outcome: RequestOutcome,
     status: int | None,
     share: float,
 ) -> None:
@@ -211,7 +234,7 @@ def test_each_end_of_a_request_has_its_class(
     assert {record.kind for record in tally.records} == {
         ConnectionKind.KEPT if share else ConnectionKind.FRESH
     }
-    if outcome is not Outcome.TIMEOUT:
+    if outcome is not RequestOutcome.TIMEOUT:
         assert {record.status for record in tally.records} == {status}
     assert all(record.error for record in tally.lost_records)
 
@@ -223,7 +246,7 @@ def test_a_closed_port_is_refused() -> None:
         with Load(table_of(bound.getsockname()), rate=50) as load:
             load.wait_completed(2)
             tally = load.stop()
-    assert {record.outcome for record in tally.records} == {Outcome.REFUSED}
+    assert {record.outcome for record in tally.records} == {RequestOutcome.REFUSED}
     assert {record.error for record in tally.records} == {"Connection refused"}
 
 
@@ -237,7 +260,7 @@ def test_no_answer_to_the_syn_is_refused_not_a_timeout() -> None:
         with Load(table_of(full.getsockname()), rate=20, timeout=0.3) as load:
             load.wait_completed(2)
             tally = load.stop()
-    assert {record.outcome for record in tally.records} == {Outcome.REFUSED}
+    assert {record.outcome for record in tally.records} == {RequestOutcome.REFUSED}
     assert "not connected within 0.3 s" in tally.records[0].error
 
 
@@ -251,7 +274,7 @@ def test_a_full_unix_socket_is_refused(tmp_path: Path) -> None:
         with Load(table_of(path), rate=20, timeout=0.3) as load:
             load.wait_completed(2)
             tally = load.stop()
-    assert {record.outcome for record in tally.records} == {Outcome.REFUSED}
+    assert {record.outcome for record in tally.records} == {RequestOutcome.REFUSED}
 
 
 def test_no_endpoint_is_refused() -> None:
@@ -260,11 +283,11 @@ def test_no_endpoint_is_refused() -> None:
         load.wait_completed(2)
         tally = load.stop()
     assert {(record.outcome, record.endpoint) for record in tally.records} == {
-        (Outcome.REFUSED, "")
+        (RequestOutcome.REFUSED, "")
     }
 
 
-def busy(tally: Tally, record: Record) -> bool:
+def busy(tally: Tally, record: RequestRecord) -> bool:
     """Whether another request was under way when this one began."""
     return any(other.started < record.started < other.ended for other in tally.records)
 
@@ -375,7 +398,7 @@ def test_stop_lets_requests_under_way_finish(peer: Callable[..., Peer]) -> None:
     threading.Timer(0.1, release.set).start()
     tally = load.stop()
     assert release.is_set()
-    assert [record.outcome for record in tally.records] == [Outcome.OK]
+    assert [record.outcome for record in tally.records] == [RequestOutcome.OK]
 
 
 def test_an_exception_ends_the_load_without_waiting(peer: Callable[..., Peer]) -> None:
@@ -532,7 +555,7 @@ def test_an_upload_takes_its_time_and_ends_when_the_server_does_not_wait(
         else:
             conn.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
 
-    def outcome(path: str) -> Record:
+    def outcome(path: str) -> RequestRecord:
         sizes.clear()
         request = PlannedRequest(path, "PUT", b"x" * 1000, upload=5.0)
         with Load(table_of(server.address), rate=0.01, requests=[request]) as load:
@@ -542,9 +565,9 @@ def test_an_upload_takes_its_time_and_ends_when_the_server_does_not_wait(
 
     server = peer(handle)
     answered = outcome("/early")
-    assert (answered.outcome, sizes) == (Outcome.OK, [100, 100, 100])
+    assert (answered.outcome, sizes) == (RequestOutcome.OK, [100, 100, 100])
     assert 1.0 < answered.latency < 5.0
-    assert outcome("/reset").outcome is Outcome.RESET
+    assert outcome("/reset").outcome is RequestOutcome.RESET
 
 
 def test_a_slow_reader_leaves_the_response_where_it_is(peer: Callable[..., Peer]) -> None:
@@ -558,7 +581,7 @@ def test_a_slow_reader_leaves_the_response_where_it_is(peer: Callable[..., Peer]
     ) as load:
         load.wait_completed(1, timeout=20)
         (record,) = load.stop().records
-    assert record.outcome is Outcome.OK
+    assert record.outcome is RequestOutcome.OK
     assert record.latency >= 1.0
 
 
@@ -696,7 +719,7 @@ def test_a_unix_socket_and_ipv6_are_addresses_too(
     with Load(table_of(*(server.address for server in servers)), rate=100) as load:
         load.wait_completed(20)
         tally = load.stop()
-    reached = {record.endpoint for record in tally.records if record.outcome is Outcome.OK}
+    reached = {record.endpoint for record in tally.records if record.outcome is RequestOutcome.OK}
     assert reached == {show_address(server.address) for server in servers}
 
 

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from gunicorn_grace.rehearsal.command.contenders import contender_named
-from gunicorn_grace.rehearsal.load.tally import ConnectionKind, Outcome
+from gunicorn_grace.rehearsal.load.tally import ConnectionKind, RequestOutcome
 from gunicorn_grace.rehearsal.plan import Contender, Plan
 from gunicorn_grace.rehearsal.report import labels
 from gunicorn_grace.rehearsal.report import page as page_module
@@ -125,7 +125,8 @@ def test_the_heights_of_the_bars_are_the_counts() -> None:
     the line."""
     shown = rendered(
         result(
-            lost=[record(2.01, Outcome.RESET), record(2.02, Outcome.RESET)], plan=Plan("app:app")
+            lost=[record(2.01, RequestOutcome.RESET), record(2.02, RequestOutcome.RESET)],
+            plan=Plan("app:app"),
         )
     )
     (reset,) = shown.all("rect", "reset")
@@ -204,7 +205,7 @@ def test_nothing_that_others_wrote_becomes_markup() -> None:
         lost=[
             record(
                 1.0,
-                Outcome.RESET,
+                RequestOutcome.RESET,
                 path=INJECTED,
                 error=INJECTED,
                 endpoint=INJECTED,
@@ -352,7 +353,7 @@ def test_text_and_shapes_stand_out(dark: bool) -> None:
         for ground in ("paper", "card"):
             assert contrast(theme[text], theme[ground]) >= 4.5, (text, ground)
     for shape in (
-        *(outcome.value for outcome in Outcome),
+        *(outcome.value for outcome in RequestOutcome),
         "lame-duck",
         "draining",
         "stopping",
@@ -379,7 +380,7 @@ def test_a_loss_differs_from_an_answer_for_every_eye(dark: bool, kind: str) -> N
         )
         return r, g, b
 
-    losses = [outcome.value for outcome in Outcome if outcome is not Outcome.OK]
+    losses = [outcome.value for outcome in RequestOutcome if outcome is not RequestOutcome.OK]
     pairs = [("ok", loss) for loss in losses] + [("refused", "reset"), ("prestop", "stopping")]
     pairs += [("lame-duck", "draining"), ("prestop", "lame-duck")]
     close = {
@@ -395,7 +396,11 @@ def test_kinds_of_connections_and_deleted_endpoints_are_listed_with_their_losses
         result(
             lost=[
                 record(
-                    2.5, Outcome.TIMEOUT, kind=ConnectionKind.KEPT, endpoint=DELETED, error="slow"
+                    2.5,
+                    RequestOutcome.TIMEOUT,
+                    kind=ConnectionKind.KEPT,
+                    endpoint=DELETED,
+                    error="slow",
                 )
             ]
         ),
@@ -410,7 +415,7 @@ def test_names_of_moments_never_cover_each_other(
     sigterm: float, stop: float, last: float, unrouted: float
 ) -> None:
     """Whenever SIGTERM, the end, the last request and the routing's knowledge come."""
-    run = result(lost=[record(last, Outcome.REFUSED, endpoint=DELETED)], seconds=21)
+    run = result(lost=[record(last, RequestOutcome.REFUSED, endpoint=DELETED)], seconds=21)
     (gone,) = run.gone
     run = replace(
         run,

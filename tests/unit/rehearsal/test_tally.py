@@ -8,28 +8,42 @@ import re
 import pytest
 
 from gunicorn_grace.rehearsal.load.requests import parse_lines
-from gunicorn_grace.rehearsal.load.tally import ConnectionKind, Outcome, Record, Tally, percentile
+from gunicorn_grace.rehearsal.load.tally import (
+    ConnectionKind,
+    RequestOutcome,
+    RequestRecord,
+    Tally,
+    percentile,
+)
 from support.paths import DOCS
 
 pytestmark = pytest.mark.once
 
 
 def record(
-    outcome: Outcome = Outcome.OK, kind: ConnectionKind = ConnectionKind.FRESH, latency: float = 0.1
-) -> Record:
-    return Record(
-        1.0, kind, "/", outcome, 200 if outcome is Outcome.OK else None, latency, "127.0.0.1:1"
+    outcome: RequestOutcome = RequestOutcome.OK,
+    kind: ConnectionKind = ConnectionKind.FRESH,
+    latency: float = 0.1,
+) -> RequestRecord:
+    return RequestRecord(
+        1.0,
+        kind,
+        "/",
+        outcome,
+        200 if outcome is RequestOutcome.OK else None,
+        latency,
+        "127.0.0.1:1",
     )
 
 
 def test_everything_but_a_complete_2xx_is_lost() -> None:
     """One record of each outcome: all are lost but the one that is ok, and they keep their
     order."""
-    tally = Tally([record(outcome) for outcome in Outcome])
-    assert tally.total == len(Outcome)
-    assert tally.lost == len(Outcome) - 1
+    tally = Tally([record(outcome) for outcome in RequestOutcome])
+    assert tally.total == len(RequestOutcome)
+    assert tally.lost == len(RequestOutcome) - 1
     assert [lost.outcome for lost in tally.lost_records] == [
-        o for o in Outcome if o is not Outcome.OK
+        o for o in RequestOutcome if o is not RequestOutcome.OK
     ]
 
 
@@ -37,30 +51,36 @@ def test_counts_are_kept_by_outcome_and_by_kind() -> None:
     """A count can be narrowed to fresh or kept-alive connections, by the enum or by its word."""
     tally = Tally(
         [
-            record(Outcome.RESET, ConnectionKind.KEPT),
-            record(Outcome.RESET, ConnectionKind.FRESH),
+            record(RequestOutcome.RESET, ConnectionKind.KEPT),
+            record(RequestOutcome.RESET, ConnectionKind.FRESH),
             record(kind=ConnectionKind.KEPT),
         ]
     )
-    assert tally.count(Outcome.RESET) == 2
-    assert tally.count(Outcome.RESET, ConnectionKind.KEPT) == 1
-    assert tally.count(Outcome.RESET, "fresh") == 1
-    assert tally.count(Outcome.OK, ConnectionKind.FRESH) == 0
+    assert tally.count(RequestOutcome.RESET) == 2
+    assert tally.count(RequestOutcome.RESET, ConnectionKind.KEPT) == 1
+    assert tally.count(RequestOutcome.RESET, "fresh") == 1
+    assert tally.count(RequestOutcome.OK, ConnectionKind.FRESH) == 0
 
 
 def test_the_summary_adds_up_and_goes_into_json() -> None:
     """The outcomes sum up to the requests, both kinds of lost ones to the lost, and JSON takes all
     of it."""
     tally = Tally(
-        [record(o, k) for o in Outcome for k in ConnectionKind], lags=[0.001, 0.002], skipped=3
+        [record(o, k) for o in RequestOutcome for k in ConnectionKind],
+        lags=[0.001, 0.002],
+        skipped=3,
     )
     summary = json.loads(json.dumps(tally.summary()))
     assert (
-        sum(summary[outcome.value] for outcome in Outcome)
+        sum(summary[outcome.value] for outcome in RequestOutcome)
         == summary["requests"]
-        == 2 * len(Outcome)
+        == 2 * len(RequestOutcome)
     )
-    assert summary["lost_fresh"] + summary["lost_kept"] == summary["lost"] == 2 * len(Outcome) - 2
+    assert (
+        summary["lost_fresh"] + summary["lost_kept"]
+        == summary["lost"]
+        == 2 * len(RequestOutcome) - 2
+    )
     assert summary["skipped"] == 3
     assert summary["lag_max"] == 0.002
 
@@ -71,8 +91,8 @@ def test_latencies_are_those_of_answered_requests() -> None:
     tally = Tally(
         [
             record(latency=0.2),
-            record(Outcome.REFUSED, latency=0.0),
-            record(Outcome.TIMEOUT, latency=9.0),
+            record(RequestOutcome.REFUSED, latency=0.0),
+            record(RequestOutcome.TIMEOUT, latency=9.0),
         ]
     )
     assert tally.summary()["latency_p50"] == tally.summary()["latency_max"] == 0.2
@@ -139,7 +159,7 @@ def test_every_outcome_is_in_the_docs() -> None:
     other."""
     named = re.findall(r"^\| [^|]+ \| `([a-z_]+)` \| ", PAGE.read_text(encoding="utf-8"), re.M)
     assert sorted(named) == sorted(
-        outcome.value for outcome in Outcome if outcome is not Outcome.OK
+        outcome.value for outcome in RequestOutcome if outcome is not RequestOutcome.OK
     )
 
 

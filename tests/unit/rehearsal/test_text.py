@@ -15,7 +15,7 @@ from gunicorn_grace.rehearsal.command.contenders import (
 )
 from gunicorn_grace.rehearsal.kubernetes.rollout import Rollout
 from gunicorn_grace.rehearsal.kubernetes.routing import Lag
-from gunicorn_grace.rehearsal.load.tally import ConnectionKind, Outcome
+from gunicorn_grace.rehearsal.load.tally import ConnectionKind, RequestOutcome
 from gunicorn_grace.rehearsal.plan import PLAIN, Plan
 from gunicorn_grace.rehearsal.report import schema
 from gunicorn_grace.rehearsal.report import text as report_text
@@ -73,8 +73,10 @@ def test_more_contenders_than_fit_go_below() -> None:
     assert len([line for line in text.splitlines() if line.startswith("budget used")]) == 2
 
 
-@pytest.mark.parametrize("outcome", [outcome for outcome in Outcome if outcome is not Outcome.OK])
-def test_every_kind_of_loss_has_its_row(outcome: Outcome) -> None:
+@pytest.mark.parametrize(
+    "outcome", [outcome for outcome in RequestOutcome if outcome is not RequestOutcome.OK]
+)
+def test_every_kind_of_loss_has_its_row(outcome: RequestOutcome) -> None:
     """And only those that occurred."""
     found = report_text.rows([result(lost=[record(1.0, outcome, status=500)])])
     assert [row.label for row in found if row.detail] == [report_text.label(outcome)]
@@ -204,7 +206,7 @@ def test_the_document_is_what_its_schema_says() -> None:
     jsonschema.Draft202012Validator.check_schema(schema.schema())
     losses = [
         record(n / 10, outcome, kind=kind)
-        for n, outcome in enumerate(Outcome)
+        for n, outcome in enumerate(RequestOutcome)
         for kind in ConnectionKind
     ]
     runs = [*three(), result(lost=losses), result(PLAIN, exited=None, complete=False)]
@@ -223,11 +225,11 @@ def test_the_schema_knows_every_outcome() -> None:
     """A new way to lose a request is described before it is reported."""
     defined = schema.schema()["$defs"]
     assert set(defined["timeline"]["properties"]["began"]["properties"]) == {
-        outcome.value for outcome in Outcome
+        outcome.value for outcome in RequestOutcome
     }
-    assert {outcome.value for outcome in Outcome} <= set(defined["result"]["properties"])
+    assert {outcome.value for outcome in RequestOutcome} <= set(defined["result"]["properties"])
     assert {*defined["lost_request"]["properties"]["outcome"]["enum"], "ok"} == {
-        outcome.value for outcome in Outcome
+        outcome.value for outcome in RequestOutcome
     }
 
 
