@@ -152,7 +152,7 @@ def test_the_newest_heartbeat_counts(shared: Memory) -> None:
     assert asked("/readyz").status == 200
     assert [line.split(":")[0] for line in asked.said] == [
         "not ready, heartbeat",
-        "heartbeat is good again",
+        "heartbeat passes again",
     ]
 
 
@@ -631,7 +631,7 @@ def test_an_error_is_an_answer_and_told_once(served: Served) -> None:
         data = everything(sock)
         assert data.startswith(b"HTTP/1.1 503 ")
         assert b"secret" not in data
-    assert said == ["failed to answer a request, and goes on: ValueError: inner secret"]
+    assert said == ["failed to answer a request and goes on: ValueError: inner secret"]
 
 
 def test_retiring_answers_what_has_come(served: Served) -> None:

@@ -71,10 +71,10 @@ def test_terminating_and_serving_overlap_in_lame_duck_and_draining() -> None:
     ("error", "also", "evidence", "message"),
     [
         (
-            errors.SettingError("grace_min_delay", "x", "is no number", "give one"),
+            errors.SettingError("grace_min_delay", "x", "is not a number", "give one"),
             ValueError,
             {"name": "grace_min_delay", "value": "x"},
-            "grace_min_delay = 'x' is no number: give one",
+            "grace_min_delay = 'x' is not a number: give one",
         ),
         (
             errors.UnknownSetting("grace_dely", "grace_delay"),
