@@ -24,7 +24,7 @@ def tell_once(name: str, process: Any) -> None:
     if name not in _told:
         _told.add(name)
         with contextlib.suppress(Exception):
-            process.log.exception("gunicorn-grace: its %s hook failed; gunicorn goes on", name)
+            process.log.exception("gunicorn-grace: the %s hook failed; gunicorn goes on", name)
 
 
 def guarded(hook: Callable[..., None]) -> Callable[..., None]:

@@ -6,8 +6,8 @@ kernel drops the packets that begin a connection. Handshakes under way complete,
 begins. A peer that gets no SYN-ACK tries again or elsewhere, which is safe for every method. Then
 the accept queue is served to its end.
 
-There are two ways to seal. The first is a classic BPF filter on the socket, which drops what has
-SYN and not ACK. For TCP the kernel runs it with the packet beginning at the TCP header
+There are two ways to seal. The first is a classic BPF filter on the socket, which drops packets
+with SYN and without ACK. For TCP the kernel runs it with the packet beginning at the TCP header
 (``tcp_filter``, net/ipv4/tcp_ipv4.c), for IPv4 and IPv6 alike, so offset 13 holds the flags (RFC
 9293, section 3.1). Accepted sockets inherit it (``sk_clone``), but it has no effect there. It took
 no privilege until Linux commit 5d39580f68e6 (2026), which requires CAP_NET_ADMIN. Linux 6.18.44 has

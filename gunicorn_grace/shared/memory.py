@@ -18,7 +18,7 @@ lock spans processes, so a process that dies in between leaves every cell either
 should be. What needs more than one cell is written so that each order of reading is right: see
 ``trigger``.
 
-Who writes what (one writer for each cell at each time):
+Writers (one writer for each cell at each time):
 
 =====================================  =============================================================
 cells                                  writer
@@ -184,7 +184,7 @@ class Record(View):
 
     claimed = Cell(8)
     dismissed = Cell(9)
-    """When the arbiter first told the worker to go."""
+    """When the arbiter dismissed the worker for the first time."""
     term_seen = Cell(10)
     """When the worker last handled a SIGTERM. It stores this before it checks whether it may
     leave."""
@@ -462,7 +462,10 @@ def _problem(header: Header, slots: int, boards: int, size: int) -> str | None:
     if header.magic != MAGIC_NUMBER:
         return "not the memory of gunicorn-grace, or damaged"
     if header.layout != LAYOUT:
-        return f"layout {header.layout}, this command knows {LAYOUT}: use the instance's own"
+        return (
+            f"layout {header.layout}, but this command knows {LAYOUT}: "
+            "use the command of the instance's version"
+        )
     if slots <= 0 or (HEADER_CELLS + slots * RECORD_CELLS) * 8 > size:
         return f"{slots} slots do not fit into {size} bytes: damaged"
     if boards and (boards < HEADER_CELLS or (boards + slots * BOARD_CELLS) * 8 > size):

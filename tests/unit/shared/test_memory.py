@@ -454,7 +454,7 @@ def put(cell: Cell, value: int) -> Callable[[memoryview], object]:
         (bytes(range(1, 256)) * 4, r"not the memory of gunicorn-grace"),
         (image()[:513], r"2 slots do not fit into 513 bytes"),
         (image()[:760], r"2 slots do not fit into 760 bytes"),
-        (image(put(Header.layout, 9)), r"layout 9, this command knows 2"),
+        (image(put(Header.layout, 9)), r"layout 9, but this command knows 2"),
         (image(put(Header.slot_count, -1)), r"damaged"),
         (image(put(Header.slot_count, 1 << 60)), r"damaged"),
         (image(put(Header.slot_count, 3)), r"3 slots do not fit into 768 bytes"),
