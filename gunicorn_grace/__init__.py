@@ -1,7 +1,7 @@
 """gunicorn-grace: a gunicorn service shuts down without losing a request.
 
-Importing this package imports neither gunicorn nor flask, so an application can ask it anything
-anywhere; outside gunicorn every answer is that of an instance that serves.
+Importing this package imports neither gunicorn nor flask, so an application can use it in any
+process. Outside gunicorn every function answers as in an instance that serves.
 """
 
 from __future__ import annotations
@@ -52,10 +52,14 @@ __all__ = [
 
 
 def install(namespace: Any) -> None:
-    """Switch gunicorn-grace on, from a gunicorn configuration file:
+    """Enable gunicorn-grace from a gunicorn configuration file:
     ``gunicorn_grace.install(globals())``.
 
-    See :func:`gunicorn_grace.conf.install`.
+    Runs in the arbiter. See :func:`gunicorn_grace.conf.install`.
+
+    :param namespace: the file's ``globals()``, or a gunicorn ``Config``.
+    :raises ConfigurationError: gunicorn is not loading a configuration, and ``namespace`` is not a
+        ``Config``.
     """
     from .conf import install as conf_install
 
@@ -65,22 +69,25 @@ def install(namespace: Any) -> None:
 def check(
     name: str, *, kind: Kind | str = "readiness", timeout: float = 0.8, ttl: float = 5.0
 ) -> Callable[[_Function], _Function]:
-    """Register a function as a check: it passes by returning, and fails by raising or by returning ``False``::
+    """Register a function as a check.
+
+    The check passes by returning, and fails by raising or by returning ``False``::
 
         @gunicorn_grace.check("database", timeout=0.5, ttl=5.0)
         def database():
             engine.connect().close()
 
-    It takes no parameters, and runs in a thread of a worker, never twice at once. Call this
-    wherever the application is built; outside gunicorn it registers all the same.
+    The function takes no parameters. It runs in a thread of a worker, one run at a time. Register
+    it where the application is built; this also works outside gunicorn.
 
-    :param name: what probes call it: letters, digits, dots, underscores and hyphens.
-    :param kind: which probe it belongs to: ``"readiness"``, ``"liveness"`` or ``"startup"``.
-    :param timeout: seconds after which it has failed, whatever it still returns. The default is
-        below the 1 s that a Kubernetes probe waits by default (``timeoutSeconds``), so that the
+    :param name: the name of the check in probes: letters, digits, dots, underscores and hyphens.
+    :param kind: the kind of probe: ``"readiness"``, ``"liveness"`` or ``"startup"``.
+    :param timeout: seconds after which the check has failed; a later result is ignored. The default
+        is below the 1 s that a Kubernetes probe waits by default (``timeoutSeconds``), so that the
         probe gets an answer that names the check.
-    :param ttl: seconds that its result is kept, a failure too.
-    :raises CheckError: one of these cannot be, or another function has the name.
+    :param ttl: how many seconds a result is kept, including a failure.
+    :returns: a decorator that returns the function unchanged.
+    :raises CheckError: an argument is invalid, or another function has this name.
     """
     from .probes.checks import registry
 
@@ -92,17 +99,18 @@ def check(
 
 
 def phase() -> Phase:
-    """The phase of the instance that this process belongs to. Arbiter, worker, or outside: then
-    ``SERVING``."""
+    """Return the phase of the instance that this process belongs to. Runs in the arbiter and in
+    workers; any other process gets ``SERVING``."""
     return _memory.attached.phase() if _memory.attached else Phase.SERVING
 
 
 def is_terminating() -> bool:
-    """Whether the shutdown has begun. One read of shared memory: cheap enough for a loop."""
+    """Whether the shutdown has begun. It only reads shared memory, so it is cheap enough for a
+    loop. Runs in any process."""
     return _memory.attached is not None and _memory.attached.is_terminating()
 
 
 def seconds_left() -> float | None:
-    """Seconds until this process has to be gone; ``None`` while no shutdown has begun or no
-    deadline is known."""
+    """Return the seconds until the deadline, when this process must be gone; ``None`` before a
+    shutdown and without a known deadline. Runs in any process."""
     return _memory.attached.seconds_left() if _memory.attached else None

@@ -1,8 +1,8 @@
-"""What an application calls: callbacks of a shutdown, holds, and streams that end.
+"""The functions for applications: callbacks of a shutdown, holds, and streams that end.
 
-A worker that was told to go finishes its requests and goes. Work that is not a request would be cut
-off in the middle, because gunicorn knows of requests alone: :func:`hold` keeps the worker for it.
-In any other process a hold does nothing and a stream ends with its iterable, as in an instance that
+A dismissed worker finishes its requests and exits. Work that is not a request would be cut off,
+because gunicorn knows only about requests. :func:`hold` keeps the worker alive for such work. In
+any other process a hold does nothing, and a stream ends with its iterable, as in an instance that
 serves. :mod:`gunicorn_grace.worker.duties` does the work.
 """
 
@@ -21,7 +21,7 @@ from .worker import duties
 from .worker.duties import DECORATORS, Callback
 
 CALLBACK_TIMEOUT = 5.0
-"""Seconds that a callback has, unless it is given others."""
+"""The default timeout of a callback, in seconds."""
 
 _F = TypeVar("_F", bound=Callable[[], object])
 _T = TypeVar("_T")
@@ -35,13 +35,17 @@ def on_lame_duck(function: Any = None, /, *, timeout: float = CALLBACK_TIMEOUT) 
     """Call a function in every worker when the shutdown begins: ``@on_lame_duck``, or
     ``@on_lame_duck(timeout=20)``.
 
-    It takes no arguments and runs beside the requests, in a thread (in a gevent worker, a greenlet)
-    of its own: after those registered before it, once a shutdown, at most half a second after T0. A
-    worker that boots later runs it then. What it raises is logged. It does not run after SIGINT or
-    SIGQUIT, nor in an arbiter that was replaced by SIGUSR2.
+    The function takes no arguments. It runs in its own thread (in a gevent worker, a greenlet)
+    while the worker serves requests. Callbacks run one after another in the order of registration,
+    once per shutdown, and the first one starts at most half a second after T0. A worker that boots
+    later runs them when it has booted. Exceptions are logged. Callbacks do not run after SIGINT or
+    SIGQUIT, nor in an instance that was replaced by SIGUSR2.
 
-    :param timeout: seconds; then the log names it, and the next one begins.
-    :raises UsageError: it is a coroutine function, or no function; or the timeout is no positive
+    :param function: the function.
+    :param timeout: how many seconds it may take. After that the log names it, and the next callback
+        starts.
+    :returns: the function, or a decorator.
+    :raises UsageError: it is a coroutine function or not callable, or the timeout is not a positive
         number.
     """
     return _register(Phase.LAME_DUCK, function, timeout)
@@ -52,11 +56,19 @@ def on_drain(function: _F, /) -> _F: ...
 @overload
 def on_drain(*, timeout: float = CALLBACK_TIMEOUT) -> Callable[[_F], _F]: ...
 def on_drain(function: Any = None, /, *, timeout: float = CALLBACK_TIMEOUT) -> Any:
-    """Call a function in every worker when draining begins: no more connections come, and what is
-    in flight is finished. As :func:`on_lame_duck`, whose callbacks all come first.
+    """Call a function in every worker when draining begins, that is when no new connections are
+    accepted and the requests in flight are finished.
 
-    The worker does not go before it has ended, or the drain limit has come. A worker that goes
-    during LAME_DUCK, by ``max_requests`` say, runs it before it goes.
+    It works like :func:`on_lame_duck`, whose callbacks all run first. The worker does not leave
+    before the function has ended or the drain limit has passed. A worker that leaves during
+    LAME_DUCK, for example because of ``max_requests``, runs it before it leaves.
+
+    :param function: the function.
+    :param timeout: how many seconds it may take. After that the log names it, and the next callback
+        starts.
+    :returns: the function, or a decorator.
+    :raises UsageError: it is a coroutine function or not callable, or the timeout is not a positive
+        number.
     """
     return _register(Phase.DRAINING, function, timeout)
 
@@ -69,19 +81,22 @@ def _register(phase: Phase, function: Any, timeout: Any) -> Any:
         or not 0 < timeout < math.inf
     ):
         raise UsageError(
-            f"{name}(timeout={timeout!r}) must be a number of seconds > 0: try timeout={CALLBACK_TIMEOUT:g}"
+            f"{name}(timeout={timeout!r}) must be a number of seconds > 0: "
+            f"try timeout={CALLBACK_TIMEOUT:g}"
         )
     if function is None:
         return lambda function: _register(phase, function, timeout)
     if not callable(function):
         raise UsageError(
-            f"{name} got {function!r}, which cannot be called: put it above a function without parameters"
+            f"{name} got {function!r}, which cannot be called: "
+            "put it above a function without parameters"
         )
-    import inspect  # Half of what importing this package would cost.
+    import inspect  # Here, because it would double the time to import this package.
 
     if inspect.iscoroutinefunction(function):
         raise UsageError(
-            f"{name} got the coroutine function {function.__qualname__}, and runs in a thread that has no loop: "
+            f"{name} got the coroutine function {function.__qualname__}, but callbacks run in a "
+            "thread without an event loop: "
             "register a plain function that calls asyncio.run_coroutine_threadsafe"
         )
     duties.registered[phase].append(Callback(phase, function, float(timeout)))
@@ -92,15 +107,15 @@ def _register(phase: Phase, function: Any, timeout: Any) -> Any:
 
 @contextlib.contextmanager
 def hold(name: str) -> Iterator[None]:
-    """Keep this worker alive for work that is no request: ``with hold("upload 42"):``.
+    """Keep this worker alive for work that is not a request: ``with hold("upload 42"):``.
 
-    A worker that was told to go waits for its holds, as it does for requests in flight: up to the
-    drain limit in a shutdown, else (SIGHUP, SIGTTOU, ``max_requests``) up to ``graceful_timeout``.
-    Then the log names those that are left. SIGINT and SIGQUIT do not wait. The work itself is not
-    stopped. Any thread or greenlet may take a hold, and another one give it back
-    (``contextlib.ExitStack``). Outside a worker it does nothing.
+    A dismissed worker waits for its holds as it does for requests in flight. In a shutdown it waits
+    up to the drain limit, otherwise (SIGHUP, SIGTTOU, ``max_requests``) up to ``graceful_timeout``.
+    Then the log names the holds that are left. SIGINT and SIGQUIT do not wait. The work itself is
+    not stopped. Any thread or greenlet may take a hold, and a different one may give it back
+    (``contextlib.ExitStack``). Outside a worker a hold does nothing.
 
-    :param name: what the log calls it.
+    :param name: the name of the hold in the log.
     """
     ours = duties.this_workers
     if ours is None or os.getpid() != ours.holds.pid:
@@ -114,8 +129,8 @@ def hold(name: str) -> Iterator[None]:
 
 
 class _UntilTerminating(Generic[_T]):
-    """An iterator, and not a generator, whose ``close`` would close nothing before its first
-    item."""
+    """An iterator and not a generator, because closing a generator before its first item would not
+    close the iterable."""
 
     def __init__(self, iterable: Iterable[_T], at: Phase) -> None:
         self._iterable: Iterable[_T] | None = iterable
@@ -142,19 +157,23 @@ class _UntilTerminating(Generic[_T]):
 
 
 def until_terminating(iterable: Iterable[_T], at: Phase = Phase.LAME_DUCK) -> Iterator[_T]:
-    """The items of ``iterable`` until the shutdown begins: so that an endless response ends, and
-    its client comes back elsewhere. Where no shutdown begins, all of them.
+    """Iterate over ``iterable`` until the shutdown begins. An endless response then ends, and its
+    client reconnects elsewhere. Without a shutdown it yields all items.
 
-    No item is lost: the shutdown is looked for before each one is asked for. What waits for its
-    next item is not interrupted, so give it something to say every few seconds (server-sent events:
-    a line ``: \\n\\n``). Closing it, as servers do at the end of a response, closes ``iterable``,
-    and so does the end of the stream.
+    No item is lost, because it checks for the shutdown before it takes each item. It does not
+    interrupt a wait for the next item, so yield something every few seconds (server-sent events: a
+    line ``: \\n\\n``). Closing it, as servers do at the end of a response, closes ``iterable``, and
+    so does the end of the stream. Runs in any process.
 
-    :param at: the phase that ends it; ``DRAINING`` for a stream that shall go on through the delay.
-    :raises UsageError: that phase is no part of a shutdown.
+    :param iterable: the items.
+    :param at: the phase that ends the stream. Use ``DRAINING`` for a stream that continues during
+        the delay.
+    :returns: an iterator over the items.
+    :raises UsageError: the phase is neither LAME_DUCK nor DRAINING.
     """
     if at not in DECORATORS:
         raise UsageError(
-            f"until_terminating(at={at!s}) must be LAME_DUCK or DRAINING: until then it is served"
+            f"until_terminating(at={at!s}) must be LAME_DUCK or DRAINING: "
+            "only these phases end a stream"
         )
     return _UntilTerminating(iterable, at)

@@ -1,14 +1,14 @@
 """The probes in front of an ASGI application, and the counting of its requests.
 
-An ASGI worker neither calls ``worker.wsgi``, where the overlay sits, nor, if it is uvicorn's, any
-request hook. So the application is wrapped by its author, around everything else::
+An ASGI worker does not call ``worker.wsgi``, where the overlay sits, and uvicorn's worker calls no
+request hook either. So the author of the application wraps it, outside of all other middleware::
 
     from gunicorn_grace.asgi import Probes
 
     app = Probes(app)
 
-Answers come from the same core as in :mod:`gunicorn_grace.worker.answering`. Runs in worker processes; outside
-gunicorn every answer is that of a serving instance.
+The answers come from :mod:`gunicorn_grace.worker.answering`. Runs in workers. Outside gunicorn
+every answer is that of a serving instance.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ Send = Callable[[Message], Awaitable[None]]
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 LOOK_INTERVAL = 0.01
-"""Seconds between two looks at a check that runs. Waiting for it in the loop's own pool of threads
-would make probes wait for whatever the application has put into that."""
+"""Seconds between two looks at a running check. The loop's thread pool is not used to wait for it,
+because a probe would then wait for the application's jobs in that pool."""
 
 CLOSE = (b"connection", b"close")
 
 
 class Probes:
-    """ASGI middleware that answers the probe paths, and counts all other requests while their
-    application runs.
+    """ASGI middleware that answers the probe paths and counts all other requests while the
+    application serves them.
 
-    Once the shutdown has begun, HTTP/1.1 responses say ``Connection: close``. WebSockets count as
-    requests in flight for as long as they are open, and are nothing that a probe could ask for.
+    Once the shutdown has begun, HTTP/1.1 responses say ``Connection: close``. A WebSocket counts as
+    a request in flight while it is open. It is never a probe.
 
-    :param app: the ASGI application that gets everything else, the lifespan included.
+    :param app: the ASGI application that gets everything else, including the lifespan.
     """
 
     def __init__(self, app: Application) -> None:
@@ -53,8 +53,8 @@ class Probes:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         answers = self._answers
         if answers is None or answers.worker is not process.this_worker:
-            # Made in the worker, and not where the application is built: with preload_app that is
-            # the arbiter.
+            # This is created in the worker and not where the application is built, which with
+            # preload_app is the arbiter.
             answers = self._answers = WorkerAnswers(process.this_worker)
         ours = answers.worker
         if ours is not None:
@@ -76,7 +76,7 @@ class Probes:
                 {"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body}
             )
         elif ours is None or (is_http and ours.tracking == ASGI_HOOKS):
-            await self.app(scope, receive, send)  # Counted by gunicorn's hooks, or by nobody.
+            await self.app(scope, receive, send)  # gunicorn's hooks count it, or nothing does.
         else:
             call = CountedCall(scope.get("method", "WEBSOCKET"), _path(scope))
             ours.begin(call)
@@ -87,7 +87,7 @@ class Probes:
 
 
 async def _answer(answers: WorkerAnswers, target: Target, environ: dict[str, Any]) -> Answer:
-    """The complete answer. The loop goes on while a check runs."""
+    """Return the complete answer. The event loop continues while a check runs."""
     refused = answers.refuse(target, environ)
     if refused is not None:
         return refused
@@ -98,11 +98,11 @@ async def _answer(answers: WorkerAnswers, target: Target, environ: dict[str, Any
 
 
 def _shedding(send: Send, is_terminating: Callable[[], bool]) -> Send:
-    """``send``, but a response that begins after T0 says ``Connection: close``. One that began
-    before keeps its word.
+    """Wrap ``send`` so that a response that begins after T0 says ``Connection: close``. A response
+    that began earlier is not changed.
 
-    gunicorn's worker closes by itself from 27 on, uvicorn's always; otherwise the client does (RFC
-    9112, section 9.6).
+    gunicorn's ASGI worker then closes the connection itself from 27 on, and uvicorn's always does.
+    Otherwise the client does (RFC 9112, section 9.6).
     """
 
     async def shedding(message: Message) -> None:
@@ -119,16 +119,17 @@ def _shedding(send: Send, is_terminating: Callable[[], bool]) -> Send:
 
 
 def _path(scope: Scope) -> str:
-    """The path as the application knows it: servers and mounts put ``root_path`` in front of it."""
+    """Return the path as the application knows it, without the ``root_path`` that servers and
+    mounts put in front of it."""
     path, root = str(scope["path"]), str(scope.get("root_path", ""))
     return path[len(root) :] if root and path.startswith(root + "/") else path
 
 
 def _environ(scope: Scope) -> dict[str, Any]:
-    """What the trigger's gate looks at. There is no socket to prove who asks: ``local`` refuses,
-    and says the way out.
+    """Return the parts of a request that the trigger checks. ASGI passes no socket that could prove
+    which process asks, so ``grace_trigger = "local"`` refuses and names the remedy.
 
-    Names as in CGI (RFC 3875, section 4.1.18), so that a forwarding header is one here as well.
+    The names are those of CGI (RFC 3875, section 4.1.18), so forwarding headers are recognized.
     """
     client = scope.get("client") or ("", 0)
     environ = {

@@ -1,17 +1,18 @@
 """The configuration module: ``gunicorn -c python:gunicorn_grace.conf app:app``.
 
-There are three ways in, and all of them come down to :func:`install`, which makes the gunicorn
-``Config`` that is being loaded know our settings and call our hooks before the user's:
+There are three ways to enable the plugin. All of them call :func:`install`, which adds the plugin's
+settings to the gunicorn ``Config`` that is being loaded, and its hooks in front of the user's:
 
 - ``-c python:gunicorn_grace.conf``: this module, which also loads the ``gunicorn.conf.py`` of the
-  working directory; gunicorn reads one configuration file, and with ``-c`` would not look at that
-  one.
-- a configuration file with ``from gunicorn_grace.conf import *``: importing is enough, and brings
-  no names in.
+  working directory. gunicorn reads only one configuration file, and with ``-c`` it would ignore
+  that one.
+- a configuration file with ``from gunicorn_grace.conf import *``: the import is enough, and it adds
+  no names to the file.
 - ``gunicorn_grace.install(globals())`` in a configuration file.
 
-gunicorn turns every global of a configuration module that is named like a setting into that
-setting, so this module must not have any by accident; a test looks.
+gunicorn turns every global of a configuration module that has the name of a setting into that
+setting. So this module must not have such a global by accident, and a test checks this. Runs in the
+arbiter.
 """
 
 from __future__ import annotations
@@ -31,14 +32,15 @@ __all__: list[str] = []
 
 
 def install(namespace: Any = None) -> None:
-    """Switch gunicorn-grace on for the gunicorn that is loading its configuration.
+    """Enable gunicorn-grace for the gunicorn that is loading its configuration.
 
     Call it from a configuration file, ``gunicorn_grace.install(globals())``, or with the ``Config``
     of an embedded gunicorn (``BaseApplication.load_config``: ``gunicorn_grace.install(self.cfg)``).
-    Doing it twice changes nothing. Runs in the arbiter.
+    A second call changes nothing. Runs in the arbiter.
 
     :param namespace: the file's ``globals()``, or a gunicorn ``Config``.
-    :raises ConfigurationError: nothing is being loaded, and no ``Config`` was given.
+    :raises ConfigurationError: gunicorn is not loading a configuration, and ``namespace`` is not a
+        ``Config``.
     """
     cfg = namespace if hasattr(namespace, "settings") else _loading_config()
     if cfg is None:
@@ -51,19 +53,21 @@ def install(namespace: Any = None) -> None:
 
 
 def _end_by_sigterm_as_pid_1() -> None:
-    """Let SIGTERM end a boot that is under way. The kernel drops what the first process of a PID
-    namespace has no handler for (pid_namespaces(7)), and gunicorn sets its own only after
-    ``preload_app`` has imported the application: a SIGTERM meanwhile would be lost, and the server
-    would serve on until SIGKILL (gunicorn 22.0 to 27.0)."""
+    """Let SIGTERM end a boot that is under way.
+
+    The kernel drops signals for which the first process of a PID namespace has no handler
+    (pid_namespaces(7)). gunicorn sets its handler only after ``preload_app`` has imported the
+    application. A SIGTERM before that would be lost, and the server would run until SIGKILL
+    (gunicorn 22.0 to 27.0).
+    """
     if os.getpid() == 1 and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-        with contextlib.suppress(ValueError):  # Not the main thread: an embedded gunicorn.
+        with contextlib.suppress(ValueError):  # An embedded gunicorn may not be in the main thread.
             signal.signal(signal.SIGTERM, _end)
 
 
 def _end(sig: int, frame: FrameType | None) -> None:
-    os._exit(
-        128 + sig
-    )  # As the default action would: nothing was ever ready, and nothing is cleaned up.
+    # Exit without cleanup, as the default action does. The instance was never ready.
+    os._exit(128 + sig)
 
 
 def _frames() -> Iterator[FrameType]:
@@ -74,8 +78,8 @@ def _frames() -> Iterator[FrameType]:
 
 
 def _loading_application() -> tuple[Any, FrameType] | None:
-    """The gunicorn application that is loading a configuration further up the stack, and the frame
-    that does it."""
+    """Find the gunicorn application that is loading a configuration further up the stack, and the
+    frame that does it."""
     for frame in _frames():
         if frame.f_globals.get("__name__") == "gunicorn.app.base":
             app = frame.f_locals.get("self")
@@ -95,13 +99,13 @@ def _loading_config() -> Any:
 def _load() -> None:
     found = _loading_application()
     if found is None:
-        return  # Imported by something else: a test, a type checker, the CLI.
+        return  # Not imported by gunicorn, but by a test, a type checker or the CLI.
     app, frame = found
     try:
         install(app.cfg)
     except GraceError as error:
-        # gunicorn would print a traceback for what is raised in a file (get_config_from_filename,
-        # 22.0 to 27.0).
+        # gunicorn would print a traceback for an exception in a configuration file
+        # (get_config_from_filename, 22.0 to 27.0).
         print(f"\nError: {error}", file=sys.stderr, flush=True)
         sys.exit(1)
     if frame.f_locals.get("module_name") == __name__:

@@ -1,8 +1,7 @@
-"""Every exception of this package, under one root.
+"""All exceptions of this package, with a common base class.
 
-A caller can catch :class:`GraceError` and be sure to have caught all that is ours; each exception
-keeps its evidence as attributes, and its message holds the value, the limit and the way out, in one
-line.
+Catching :class:`GraceError` catches every exception of the package. Each exception keeps the facts
+as attributes. Its message is one line with the value, the limit and the remedy.
 """
 
 from __future__ import annotations
@@ -11,16 +10,16 @@ from typing import Any
 
 
 class GraceError(Exception):
-    """Root of all exceptions raised by gunicorn-grace."""
+    """Base class of all exceptions raised by gunicorn-grace."""
 
 
 class SettingError(GraceError, ValueError):
-    """A setting has a value that it cannot have.
+    """A setting has an invalid value.
 
-    :param name: the setting, or the environment variable that gave the value.
-    :param value: the value as it was given.
-    :param problem: what is wrong, the limit included.
-    :param fix: what to write instead.
+    :ivar name: the setting, or the environment variable that gave the value.
+    :ivar value: the value as it was given.
+    :param problem: the fault, including the limit.
+    :param fix: the remedy.
     """
 
     def __init__(self, name: str, value: Any, problem: str, fix: str) -> None:
@@ -30,17 +29,20 @@ class SettingError(GraceError, ValueError):
 
 
 class UnknownSetting(GraceError, AttributeError):
-    """A configuration file assigns a ``grace_*`` name that no setting has.
+    """A configuration file assigns a ``grace_*`` name that does not exist.
 
-    An ``AttributeError`` as well, because gunicorn asks its configuration for names with
-    ``hasattr``.
+    It is also an ``AttributeError``, because gunicorn uses ``hasattr`` to look for names in its
+    configuration.
+
+    :ivar name: the unknown name.
+    :ivar nearest: the most similar setting; ``None`` if there is no similar one.
     """
 
     def __init__(self, name: str, nearest: str | None) -> None:
         hint = (
             f"did you mean {nearest}?"
             if nearest
-            else "see docs/settings.md for the names there are"
+            else "see docs/settings.md for the list of settings"
         )
         super().__init__(f"unknown setting {name}: {hint}")
         self.name = name
@@ -48,19 +50,23 @@ class UnknownSetting(GraceError, AttributeError):
 
 
 class ConfigurationError(GraceError, RuntimeError):
-    """Settings that are fine one by one do not go together.
+    """Settings that are valid one by one contradict each other.
 
-    A ``RuntimeError`` as well: gunicorn prints those in one line and ends (``BaseApplication.run``,
-    22.0 to 27.0).
+    It is also a ``RuntimeError``, because gunicorn prints those in one line and exits
+    (``BaseApplication.run``, 22.0 to 27.0).
     """
 
 
 class CheckError(GraceError, ValueError):
-    """A check that is registered has a name, a function or a number that it cannot have."""
+    """A check is registered with an invalid name, function or number."""
 
 
 class TransitionError(GraceError):
-    """The lifecycle was asked for a step that its table does not have."""
+    """The lifecycle was asked for a transition that its table does not contain.
+
+    :ivar current: the current phase.
+    :ivar wanted: the phase that was asked for.
+    """
 
     def __init__(self, current: Any, wanted: Any) -> None:
         super().__init__(f"no transition from {current!s} to {wanted!s}")
@@ -69,9 +75,9 @@ class TransitionError(GraceError):
 
 
 class StateError(GraceError):
-    """The shared memory is not there, is not ours, or is of another layout."""
+    """The shared memory is missing, does not belong to gunicorn-grace, or has another layout."""
 
 
 class UsageError(GraceError, RuntimeError):
-    """An application or a test calls something of ours with what it cannot take, or where it cannot
-    be."""
+    """An application or a test calls the package with an invalid argument or in the wrong
+    place."""

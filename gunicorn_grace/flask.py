@@ -1,8 +1,8 @@
-"""The probes as Flask routes: a blueprint, or ``init_app``.
+"""The probes as Flask routes: a blueprint, or ``init_app``. Runs in workers.
 
-Both do the same: the routes appear in ``app.url_map`` and run through the application's own
-``before_request``, error handlers and ``url_for``. An application that registers neither has the
-probes all the same, from the overlay.
+Both do the same. The routes appear in ``app.url_map``, ``url_for`` knows them, and the
+application's ``before_request`` functions and error handlers apply to them. An application that
+uses neither gets the probes from the overlay.
 """
 
 from __future__ import annotations
@@ -22,11 +22,15 @@ from .worker.answering import WorkerAnswers
 EXTENSION = "gunicorn_grace"
 
 blueprint = Blueprint(EXTENSION, __name__)
-"""Register it: ``app.register_blueprint(blueprint)``. The paths are those of the settings."""
+"""The blueprint with the probes: ``app.register_blueprint(blueprint)``. The settings give the
+paths."""
 
 
 def init_app(app: Flask) -> None:
-    """Add the probes to ``app``."""
+    """Add the probes to an application. Runs where the application is built.
+
+    :param app: the Flask application.
+    """
     app.register_blueprint(blueprint)
 
 
@@ -36,8 +40,8 @@ def _answer(kind: Kind, check: str | None = None, **host: str) -> Response:
     held: dict[str, Any] = current_app.extensions[EXTENSION]
     answers: WorkerAnswers | None = held.get("answers")
     if answers is None or answers.worker is not process.this_worker:
-        # Made in the worker, and not where the application is built: with preload_app that is the
-        # arbiter.
+        # This is created in the worker and not where the application is built, which with
+        # preload_app is the arbiter.
         ours = process.this_worker
         answers = held["answers"] = WorkerAnswers(ours, held["settings"] if ours is None else None)
     answer = answers.answer(Target(kind, check), request.environ)
@@ -48,12 +52,12 @@ def _answer(kind: Kind, check: str | None = None, **host: str) -> Response:
 def _add_routes(setup: BlueprintSetupState) -> None:
     loaded = settings.loaded() or Settings()
     setup.app.extensions[EXTENSION] = {"settings": loaded}
-    # With host_matching a rule belongs to one host: whatever kubelet asks by, the pod's address, is
-    # to be found.
+    # With host_matching a rule belongs to one host. kubelet uses the pod's address as the host, so
+    # these rules have to match any host.
     options = {"host": "<_grace_host>"} if setup.app.url_map.host_matching else {}
     for path, kind in Answers(loaded).paths.items():
         for rule in (path, f"{path.rstrip('/')}/<check>"):
-            # Every method, so that the answer to a wrong one is ours as well: 405 with Allow.
+            # All methods, so that the plugin also answers a wrong one: 405 with Allow.
             setup.add_url_rule(
                 rule,
                 _endpoint(path, kind),
@@ -66,8 +70,8 @@ def _add_routes(setup: BlueprintSetupState) -> None:
 
 
 def _endpoint(path: str, kind: Kind) -> str:
-    """An alias has one of its own: routes that differ in nothing but the path would be redirected
-    to the first."""
+    """Return the endpoint of a path. An alias has its own endpoint, because Flask would redirect
+    routes that differ only in the path to the first one."""
     if path == LIVENESS_ALIAS or path in DOCKERFLOW_PATHS:
         return path.strip("/_")
     return kind.value

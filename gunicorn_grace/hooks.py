@@ -1,19 +1,19 @@
-"""Which gunicorn hook hands over to whom. Each function here is one of gunicorn's server hooks.
+"""gunicorn's server hooks, and the parts of the plugin that each of them calls.
 
 =====================================  =========================================================
-hook                                   what it hands over to
+hook                                   the part that it calls
 =====================================  =========================================================
 ``on_starting``, ``on_reload``         arbiter: attach, the settings, the budget, the probe port
 ``pre_fork``, ``child_exit``           arbiter: the roster
 ``post_fork``                          worker: join, before gunicorn sets the signals
 ``post_worker_init``                   worker: the overlay, the access log, publishing, booted
 ``pre_request``, ``post_request``      worker: the counter
-``worker_int``, ``worker_abort``       worker: what is cut off
+``worker_int``, ``worker_abort``       worker: the requests that are cut off
 ``on_exit``                            arbiter: the summary and the report
 =====================================  =========================================================
 
-There is no ``worker_exit``: by then gunicorn has closed the worker's heartbeat (22.0 to 27.0), and
-would abort a worker that waits for a hold.
+``worker_exit`` is not used, because by then gunicorn has closed the worker's heartbeat (22.0 to
+27.0) and would abort a worker that waits for a hold.
 """
 
 from __future__ import annotations
@@ -54,16 +54,17 @@ _WITHOUT_WRAPPING = {
 
 
 def adopt(cfg: Any) -> None:
-    """Make a gunicorn ``Config`` know our settings, and call these hooks before the user's.
+    """Add the plugin's settings to a gunicorn ``Config``, and these hooks in front of the user's.
+    Runs in the arbiter.
 
     :param cfg: the ``Config`` that is being loaded.
-    :raises SettingError: an environment variable has a value that its setting cannot have.
+    :raises SettingError: an environment variable has an invalid value.
     """
     adoption.adopt(cfg, HOOKS)
 
 
 def on_starting(server: Any) -> None:
-    """Arbiter, before the first fork."""
+    """Runs in the arbiter, before the first fork."""
     loaded = settings.Settings.of(server.cfg)
     settings.check(loaded)
     overrides.attach(server, loaded, adopt)
@@ -75,12 +76,12 @@ def on_starting(server: Any) -> None:
 
 
 def on_reload(server: Any) -> None:
-    """Arbiter, after SIGHUP."""
+    """Runs in the arbiter, after SIGHUP."""
     loaded = settings.Settings.of(server.cfg)
     try:
         settings.check(loaded)
     except ConfigurationError as error:
-        server.log.error("gunicorn-grace: the settings stay as they were: %s", error)
+        server.log.error("gunicorn-grace: the old settings stay in force: %s", error)
         return
     server.grace.use(loaded)
     budget.tell(server, loaded)
@@ -93,19 +94,19 @@ def on_reload(server: Any) -> None:
 
 
 def pre_fork(server: Any, worker: Any) -> None:
-    """Arbiter."""
+    """Runs in the arbiter."""
     if hasattr(server, "grace"):
         server.grace.roster.claim(worker)
 
 
 def child_exit(server: Any, worker: Any) -> None:
-    """Arbiter; in gunicorn 22 and 23 in its signal handler."""
+    """Runs in the arbiter; in gunicorn 22 and 23 in its signal handler."""
     if hasattr(server, "grace"):
         server.grace.roster.free(worker)
 
 
 def post_fork(server: Any, worker: Any) -> None:
-    """Worker, before gunicorn sets its signals."""
+    """Runs in the worker, before gunicorn sets its signal handlers."""
     if hasattr(server, "grace"):
         shutdown = server.grace
         if server.grace_probe_port is not None:
@@ -116,24 +117,25 @@ def post_fork(server: Any, worker: Any) -> None:
 
 
 def post_worker_init(worker: Any) -> None:
-    """Worker, once the application is loaded."""
+    """Runs in the worker, once the application is loaded."""
     ours = process.this_worker
     if ours is None:
         return
     try:
         _stand_in_front(worker, ours)
     finally:
-        # The worker serves, whatever failed: if it did not say so, the instance would never be
-        # ready.
+        # The worker serves even if a part has failed. If it did not say so, the instance would
+        # never be ready.
         ours.booted(worker)
-    # The settings object that refuses unknown names adds a Python call to every lookup, and gunicorn
-    # makes 20 lookups for each request.
+    # The settings object that refuses unknown names adds a Python call to every lookup, and
+    # gunicorn makes 20 lookups for each request.
     worker.cfg.settings = dict(worker.cfg.settings)
     shortcut.shorten(worker.cfg, ours)
 
 
 def _stand_in_front(worker: Any, ours: process.WorkerProcess) -> None:
-    """Put the parts that answer, count and keep quiet in front of the application and the log."""
+    """Put the parts that answer probes, count requests and filter the log in front of the
+    application and the log."""
     if ours.tracking == classes.WSGI and classes.is_tornado_app(worker.wsgi):
         ours.tracking, ours.draining.sees_all = None, False
         if worker.age == 1:
@@ -144,8 +146,8 @@ def _stand_in_front(worker: Any, ours: process.WorkerProcess) -> None:
         if ours.tracking == classes.WSGI:
             worker.wsgi = Counting(worker.wsgi, ours.counter, ours.memory.is_terminating)
     elif ours.tracking is not None and worker.age == 1 and f"{__package__}.asgi" not in sys.modules:
-        # The first worker says it: the arbiter has no application. A module that wraps it has been
-        # imported by now.
+        # The first worker logs it, because the arbiter has no application. A module that wraps the
+        # application has been imported by now.
         worker.log.warning(
             _UNWRAPPED, worker.cfg.worker_class_str, *_WITHOUT_WRAPPING[ours.tracking]
         )
@@ -161,19 +163,19 @@ def _stand_in_front(worker: Any, ours: process.WorkerProcess) -> None:
 
 
 def pre_request(worker: Any, req: Any) -> None:
-    """Worker, in the thread or greenlet that serves the request."""
+    """Runs in the worker, in the thread or greenlet that serves the request."""
     if process.this_worker is not None:
         process.this_worker.begin(req)
 
 
 def post_request(worker: Any, req: Any, environ: Any, resp: Any) -> None:
-    """Worker, in the same thread or greenlet."""
+    """Runs in the worker, in the same thread or greenlet."""
     if process.this_worker is not None:
         process.this_worker.end(req)
 
 
 def worker_int(worker: Any) -> None:
-    """Worker, in its signal handler."""
+    """Runs in the worker, in its signal handler."""
     ours = process.this_worker
     if ours is not None:
         ours.leaving.note_cut_off()
@@ -181,7 +183,7 @@ def worker_int(worker: Any) -> None:
 
 
 def worker_abort(worker: Any) -> None:
-    """Worker, in its signal handler."""
+    """Runs in the worker, in its signal handler."""
     ours = process.this_worker
     if ours is not None:
         ours.leaving.note_cut_off()
@@ -189,7 +191,7 @@ def worker_abort(worker: Any) -> None:
 
 
 def on_exit(server: Any) -> None:
-    """Arbiter, last."""
+    """Runs in the arbiter, last."""
     if hasattr(server, "grace"):
         try:
             server.grace.telling.the_end()

@@ -1,8 +1,8 @@
-"""The metrics of the whole instance for Prometheus, from whichever worker is asked.
+"""The metrics of the whole instance for Prometheus, from any worker.
 
-``registry.register(Collector())``, with the extra ``prometheus`` installed. prometheus_client's own
-multiprocess mode has each worker leave files that are summed at a scrape, and that somebody has to
-tidy up after each worker; these numbers need none of that, and stand beside it in the same
+Use ``registry.register(Collector())``, with the extra ``prometheus`` installed. In
+prometheus_client's own multiprocess mode each worker writes files that are summed at a scrape and
+have to be removed when the worker is gone. These metrics need no files, and both can use the same
 registry.
 """
 
@@ -19,21 +19,22 @@ except ModuleNotFoundError as error:
     if error.name != "prometheus_client":
         raise
     raise ModuleNotFoundError(
-        "gunicorn_grace.prometheus needs prometheus_client: pip install 'gunicorn-grace[prometheus]'",
+        "gunicorn_grace.prometheus needs prometheus_client: "
+        "pip install 'gunicorn-grace[prometheus]'",
         name=error.name,
     ) from None
 
 
 class Collector(registry.Collector):
-    """A collector for a ``CollectorRegistry``, also one that holds a ``MultiProcessCollector``.
+    """A collector for a ``CollectorRegistry``, even one that contains a ``MultiProcessCollector``.
 
-    Each scrape reads the shared memory of the instance that the process belongs to. Any process:
-    arbiter, worker (also after ``preload_app`` has registered it before the fork), or outside
-    gunicorn, where the phase is SERVING and everything else 0.
+    Each scrape reads the shared memory of the instance that the process belongs to. Runs in the
+    arbiter and in workers, and may be registered before the fork (``preload_app``). Outside
+    gunicorn the phase is SERVING and every other value is 0.
     """
 
     def collect(self) -> Iterator[Metric]:
-        """The metrics, as they are now."""
+        """Yield the metrics with their current values."""
         seen = metrics.read(memory.attached)
         for metric in metrics.METRICS:
             family = _family(metric)
@@ -42,7 +43,8 @@ class Collector(registry.Collector):
             yield family
 
     def describe(self) -> Iterator[Metric]:
-        """Their names: for the registry, which refuses two metrics of one name."""
+        """Yield the metrics without values, because the registry refuses two metrics with the same
+        name."""
         return map(_family, metrics.METRICS)
 
 

@@ -1,8 +1,8 @@
-"""Fixtures for the tests of an application, which pytest finds by itself where this package is
+"""Fixtures for the tests of an application. pytest finds them by itself if this package is
 installed.
 
-Apart from :mod:`gunicorn_grace.testing`, because every run of pytest in that environment imports
-this module: it does nothing else, and imports nothing more until a test asks for a fixture.
+This module is separate from :mod:`gunicorn_grace.testing`, because every run of pytest in the
+environment imports it. It imports nothing else of the package until a test uses a fixture.
 """
 
 from __future__ import annotations
@@ -18,11 +18,10 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def grace_instance() -> Iterator[Instance]:
-    """The test's process pretends to be the worker of an instance that serves: lead it through its
-    phases.
+    """Let the test process pretend to be the worker of an instance that serves.
 
-    ``grace_instance.enter(Phase.LAME_DUCK, seconds_left=8)``; see
-    :class:`gunicorn_grace.testing.Instance`.
+    The test moves it through the phases: ``grace_instance.enter(Phase.LAME_DUCK, seconds_left=8)``.
+    See :class:`gunicorn_grace.testing.Instance`.
     """
     from .shared.phase import Phase
     from .testing import in_phase

@@ -1,16 +1,16 @@
-"""A shutdown without gunicorn, for the tests of an application: this process pretends to be in a
-phase.
+"""A shutdown without gunicorn, for the tests of an application: the test process pretends to be in
+a phase.
 
-Without it an application could try what it does in a shutdown only with real processes and real time::
+An application can test its behaviour in a shutdown without real processes and real time::
 
     with in_phase(Phase.LAME_DUCK, seconds_left=8):
         assert client.get("/readyz").status_code == 503
 
-Everything then answers as in a worker of an instance in that phase: ``phase()``,
+Everything then behaves as in a worker of an instance in that phase: ``phase()``,
 ``is_terminating()`` and ``seconds_left()``, the probes of the blueprint and of the middlewares,
-holds and ``until_terminating``. No process is started, no signal handler is set, no time passes:
-what would happen by itself is done when a test says so. The pytest fixture ``grace_instance`` is in
-:mod:`gunicorn_grace.pytest_plugin`; this module needs no pytest.
+holds and ``until_terminating``. No process is started, no signal handler is set, and no time
+passes. The test itself decides on each step. The pytest fixture ``grace_instance`` is in
+:mod:`gunicorn_grace.pytest_plugin`. This module does not need pytest.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from collections.abc import Iterator
 
 from .errors import UsageError
 from .shared import memory, settings
-from .shared.memory import HEADER_CELLS, RECORD_CELLS, Memory
+from .shared.cells import HEADER_CELLS, RECORD_CELLS
+from .shared.memory import Memory
 from .shared.phase import Phase, is_terminating
 from .worker import duties, process
 from .worker.duties import Duties
@@ -32,11 +33,11 @@ from .worker.duties import Duties
 __all__ = ["Instance", "in_phase"]
 
 NUMBER = 0
-"""The slot of the worker that this process pretends to be: the only one."""
+"""The slot of the worker that this process pretends to be. It is the only slot."""
 
 
 class _Pretended(Memory):
-    """A memory that no other process has, and that no command finds; and a clock that stands
+    """A memory that no other process shares and no command finds, with a countdown that stands
     still."""
 
     left: float | None = None
@@ -50,24 +51,28 @@ class _Pretended(Memory):
 
 
 class Instance:
-    """The instance that this process pretends to be the one worker of."""
+    """An instance whose only worker is this process, as far as the application can see."""
 
     def __init__(self, memory: _Pretended, duties: Duties) -> None:
         self._memory = memory
         self._duties = duties
 
     def enter(self, phase: Phase, *, seconds_left: float | None = None) -> None:
-        """Go to a phase, whichever it was in: a test may well go back.
+        """Go to any phase from any other. A test may also go back.
 
-        Back to SERVING is what ``undrain`` does: the next shutdown is another, in which callbacks
-        run again.
+        Going back to SERVING does what ``undrain`` does: the next shutdown is a new one, in which
+        callbacks run again.
 
-        :param seconds_left: what ``seconds_left()`` says from now on; it does not count down.
-        :raises UsageError: there are seconds left where no shutdown has begun, or fewer than none.
+        :param phase: the new phase.
+        :param seconds_left: the value that ``seconds_left()`` returns from now on. It does not
+            count down.
+        :raises UsageError: ``seconds_left`` is negative, or is given for a phase before the
+            shutdown.
         """
         if seconds_left is not None and (seconds_left < 0 or not is_terminating(phase)):
             raise UsageError(
-                f"seconds_left={seconds_left:g} in {phase} must be None before LAME_DUCK and >= 0 from then on"
+                f"seconds_left={seconds_left:g} in {phase} must be None before LAME_DUCK and >= 0 "
+                "from then on"
             )
         ours, header, now = self._memory, self._memory.header, time.monotonic_ns()
         if is_terminating(phase):
@@ -81,14 +86,13 @@ class Instance:
         header.phase = phase
 
     def run_callbacks(self) -> None:
-        """Run the callbacks that the phase asks for and that have not run in this shutdown, in
-        their order.
+        """Run the callbacks of the current phase that have not run in this shutdown, in order.
 
-        As in a worker each runs in a thread of its own, where there is no application context, and
-        has its timeout.
+        As in a worker, each runs in its own thread, without an application context, and has its
+        timeout.
 
-        :raises BaseException: what a callback raised; a ``TimeoutError`` that names the one that
-            did not end in time. Those after it have not run then.
+        :raises BaseException: a callback raised it, or it is a ``TimeoutError`` that names a
+            callback that did not end in time. Later callbacks have not run then.
         """
         callbacks = self._duties.callbacks
         while due := callbacks.due():
@@ -98,7 +102,7 @@ class Instance:
 
     @property
     def holds(self) -> list[str]:
-        """The names of the holds that would keep the worker now, the oldest first."""
+        """The names of the current holds, the oldest first."""
         return [name for name, _ in self._duties.holds.held()]
 
 
@@ -106,18 +110,23 @@ class Instance:
 def in_phase(
     phase: Phase = Phase.LAME_DUCK, *, seconds_left: float | None = None
 ) -> Iterator[Instance]:
-    """Let this process pretend to be a worker of an instance in a phase; at its end everything is
-    as it was before.
+    """Let this process pretend to be a worker of an instance in a phase, and restore the former
+    state at the end.
 
-    A context manager and a decorator. One within another hides it. Every thread of the process sees
-    the same phase. Settings are the defaults, unless this process has loaded others.
+    It is a context manager and a decorator. An inner one hides the outer one. All threads of the
+    process see the same phase. The settings are the defaults, unless this process has loaded
+    others.
 
-    :param seconds_left: what ``seconds_left()`` says; ``None`` for an instance without a deadline.
-    :raises UsageError: this is a process of a real gunicorn; or see :meth:`Instance.enter`.
+    :param phase: the phase.
+    :param seconds_left: the value that ``seconds_left()`` returns; ``None`` for an instance without
+        a deadline.
+    :returns: the pretended instance.
+    :raises UsageError: this process belongs to a real gunicorn, or see :meth:`Instance.enter`.
     """
     if memory.attached is not None and not isinstance(memory.attached, _Pretended):
         raise UsageError(
-            f"in_phase({phase}) in process {os.getpid()}, which belongs to a real gunicorn: use it in tests without one"
+            f"in_phase({phase}) in process {os.getpid()}, which belongs to a real gunicorn: "
+            "use it only in tests without gunicorn"
         )
     pretended = _Pretended()
     pretended.claim(NUMBER, age=1)

@@ -1,7 +1,7 @@
-"""The probes for a WSGI application: a middleware, for Django and everything else.
+"""The probes as a WSGI middleware, for Django and every other WSGI application.
 
-The overlay (:mod:`gunicorn_grace.worker.overlay`) serves them without it. Runs in worker processes;
-outside gunicorn every answer is that of a serving instance.
+Without it the overlay (:mod:`gunicorn_grace.worker.overlay`) answers them. Runs in workers. Outside
+gunicorn every answer is that of a serving instance.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["Probes"]
 
 
 class Probes:
-    """WSGI middleware that answers the probe paths, for Django and everything else.
+    """WSGI middleware that answers the probe paths.
 
     :param app: the application that gets all other requests.
     """
@@ -31,8 +31,8 @@ class Probes:
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         answers = self._answers
         if answers is None or answers.worker is not process.this_worker:
-            # Made in the worker, and not where the application is built: with preload_app that is
-            # the arbiter.
+            # This is created in the worker and not where the application is built, which with
+            # preload_app is the arbiter.
             answers = self._answers = WorkerAnswers(process.this_worker)
         target = answers.answers.target(environ.get("PATH_INFO", ""))
         if target is None:

@@ -11,7 +11,7 @@ import os
 from typing import Any
 
 from ..shared import listener
-from ..shared.memory import NS
+from ..shared.cells import NS
 from .roster import Roster
 
 EMPTY_FOR = 0.25
@@ -68,7 +68,7 @@ class Listeners:
                     listener.seal(sock)
                 except OSError as error:
                     log.warning(
-                        "gunicorn-grace: cannot seal %s (%s): it closes with its queue, as in plain gunicorn",
+                        "gunicorn-grace: cannot seal %s (%s): closing it resets the connections in its accept queue, as in plain gunicorn",
                         sock,
                         error,
                     )

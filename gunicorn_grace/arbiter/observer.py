@@ -9,7 +9,8 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from ..shared.memory import NS, ORIGIN_MASK, Memory, Record
+from ..shared.cells import NS, ORIGIN_MASK, Record
+from ..shared.memory import Memory
 from ..shared.phase import TRIGGERS, Origin, Phase
 from .lifecycle import Observation
 from .progress import Progress

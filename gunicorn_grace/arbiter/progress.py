@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ..shared.memory import Header
+from ..shared.cells import Header
 from ..shared.phase import Origin, Phase
 from .lifecycle import Reason
 

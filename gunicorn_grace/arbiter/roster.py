@@ -11,7 +11,8 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from ..shared.memory import LONGEST_WINDOW, SLOTS, Memory, Record
+from ..shared.cells import LONGEST_WINDOW, Record
+from ..shared.memory import SLOTS, Memory
 
 
 class Roster:
@@ -96,7 +97,6 @@ class Roster:
         """Show the totals of the workers that are gone."""
         header = self._memory.header
         header.slots_used = self._slots_used
-        header.gone_last_arrival = self._gone_last_arrival
         header.gone_cut_off = self._gone_cut_off
 
     def mend(self) -> None:

@@ -35,7 +35,8 @@ from collections.abc import Callable
 from typing import Any
 
 from ..shared.agreed import LINGER, POKE
-from ..shared.memory import HIGHEST, NS, Memory
+from ..shared.cells import HIGHEST, NS
+from ..shared.memory import Memory
 from ..shared.phase import Origin, Phase, check_transition
 from ..shared.settings import Settings
 from .budget import longest_delay

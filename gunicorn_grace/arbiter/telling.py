@@ -10,7 +10,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from ..shared.memory import NS, Memory, Record, unix_time
+from ..shared.cells import NS, Record
+from ..shared.memory import Memory, unix_time
 from ..shared.phase import Origin, Phase
 from ..shared.settings import Settings
 from ..shared.version import __version__

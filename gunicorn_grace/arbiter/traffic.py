@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from ..shared.memory import HIGHEST, NS
+from ..shared.cells import HIGHEST, NS
 
 RATE_WINDOW = 60.0
 SILENCE_WINDOW = 300.0

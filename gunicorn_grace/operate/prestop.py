@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from ..shared.memory import NS
+from ..shared.cells import NS
 from ..shared.phase import Origin, Phase
 from .instance import LOOK, find, lives
 

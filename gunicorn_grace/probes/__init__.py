@@ -1,1 +1,2 @@
-"""The answers to the probes, in a worker or in the probe responder: who asks, and what is said."""
+"""The answers to the probes, the application's checks, and the trigger. Runs in workers and in the
+probe responder."""

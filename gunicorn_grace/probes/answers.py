@@ -1,9 +1,10 @@
 """The answers to the platform's probes, for every way in.
 
-Path, query, phase and the outcomes of checks go in; status, headers and body come out. No
-framework, no socket, no clock, and no check is run in here: the overlay, the middleware, the
-blueprint and the probe port are thin adapters over this, so that one question has one answer.
-Nothing that a caller sent comes back to it.
+The input is a path, a query, the phase and the outcomes of checks; the output is a status, headers
+and a body. This module uses no framework, no socket and no clock, and it runs no check. The
+overlay, the middlewares, the blueprint and the probe port are thin adapters over it, so the same
+question gets the same answer everywhere. An answer never repeats anything that the caller sent.
+Runs in workers and in the probe responder.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 from urllib.parse import parse_qs
 
-from ..shared.memory import NS, Memory
+from ..shared.cells import NS
+from ..shared.memory import Memory
 from ..shared.phase import Kind, Phase, is_terminating
 from ..shared.settings import Settings
 from .checks import Outcome
@@ -22,7 +24,7 @@ from .checks import Outcome
 LIVENESS_ALIAS = "/healthz"
 
 DOCKERFLOW_PATHS = {"/__lbheartbeat__": Kind.LIVENESS, "/__heartbeat__": Kind.READINESS}
-"""With ``grace_dockerflow``: the paths that Mozilla's Dockerflow gives to the two questions."""
+"""The paths of Mozilla's Dockerflow for the two questions, used with ``grace_dockerflow``."""
 
 HEADERS: tuple[tuple[str, str], ...] = (
     ("Content-Type", "text/plain; charset=utf-8"),
@@ -43,7 +45,7 @@ class Answer:
 
     @property
     def status_line(self) -> str:
-        """As WSGI wants it."""
+        """The status line in the form that WSGI requires."""
         return f"{self.status} {_REASONS[self.status]}"
 
 
@@ -57,8 +59,8 @@ _REASONS = {
 
 OK = Answer(200, "ok\n")
 TRIGGERED = Answer(503, "[-]shutdown failed: reason withheld\n")
-"""To whoever triggers. With ``grace_readiness_delay`` readiness is still 200, but a hook is told
-that it worked."""
+"""The answer to an accepted trigger. It is 503 even while ``grace_readiness_delay`` keeps readiness
+at 200, so that the hook sees that the trigger worked."""
 FORBIDDEN = Answer(403, "forbidden\n")
 NOT_FOUND = Answer(404, "no such check\n")
 NOT_ALLOWED = Answer(405, "method not allowed\n", (*HEADERS, ("Allow", "GET, HEAD")))
@@ -66,14 +68,13 @@ NOT_ALLOWED = Answer(405, "method not allowed\n", (*HEADERS, ("Allow", "GET, HEA
 
 @dataclass(frozen=True)
 class Situation:
-    """What a probe is answered from.
+    """The state of the instance from which a probe is answered.
 
-    :param phase: the phase, as this process sees it now.
-    :param since_t0: seconds since the shutdown began; 0 before it.
-    :param upgraded: whether another arbiter serves the same sockets: then this one's end is
-        nobody's business.
-    :param seconds_left: seconds until the process has to be gone; ``None`` while no deadline is
-        known.
+    :ivar phase: the phase that this process sees.
+    :ivar since_t0: seconds since the shutdown began; 0 before it.
+    :ivar upgraded: whether another arbiter serves the same sockets. The end of this instance then
+        does not affect readiness.
+    :ivar seconds_left: seconds until the deadline; ``None`` without a known deadline.
     """
 
     phase: Phase
@@ -83,7 +84,7 @@ class Situation:
 
     @classmethod
     def of(cls, memory: Memory, now: int) -> Situation:
-        """What a probe is answered from.
+        """Read the state of the instance from its shared memory.
 
         :param memory: the shared memory.
         :param now: the monotonic clock, in nanoseconds.
@@ -94,9 +95,10 @@ class Situation:
 
 
 class Target(NamedTuple):
-    """What the path of a probe names.
+    """The question that the path of a probe asks.
 
-    :param check: the one check that ``/readyz/<check>`` asks for.
+    :ivar kind: the kind of probe.
+    :ivar check: the single check that ``/readyz/<check>`` asks for.
     """
 
     kind: Kind
@@ -105,11 +107,11 @@ class Target(NamedTuple):
 
 @dataclass(frozen=True)
 class Query:
-    """How a probe wants to be answered.
+    """The options of a probe request.
 
-    :param verbose: whether the checks that pass are listed as well.
-    :param exclude: checks that are not to count.
-    :param as_json: whether ``Accept`` names JSON.
+    :ivar verbose: whether the answer also lists the checks that pass.
+    :ivar exclude: names of checks that do not count.
+    :ivar as_json: whether ``Accept`` names JSON.
     """
 
     verbose: bool = False
@@ -118,8 +120,7 @@ class Query:
 
     @classmethod
     def of(cls, query_string: str, accept: str = "") -> Query:
-        """Read a query and an ``Accept`` header. What it does not know, or cannot read, is as if it
-        were not there."""
+        """Read a query and an ``Accept`` header. Unknown and unreadable parts are ignored."""
         as_json = "application/json" in accept.lower()
         if not query_string and not as_json:
             return PLAIN
@@ -131,11 +132,11 @@ PLAIN = Query()
 
 
 Condition = Callable[[Situation], bool]
-"""A check of the plugin's own; it passes by returning true. The shutdown is one of them."""
+"""One of the plugin's own checks, such as the shutdown. It passes by returning true."""
 
 
 def shutdown_check(readiness_delay: float) -> Condition:
-    """The check that turns readiness red: ``readiness_delay`` seconds after the shutdown began."""
+    """Return the check that fails readiness from ``readiness_delay`` seconds after T0 on."""
 
     def check(situation: Situation) -> bool:
         if situation.upgraded or not is_terminating(situation.phase):
@@ -146,12 +147,12 @@ def shutdown_check(readiness_delay: float) -> Condition:
 
 
 def booted_check(situation: Situation) -> bool:
-    """Passes once a worker has booted."""
+    """Pass once a worker has booted."""
     return situation.phase is not Phase.STARTING
 
 
 PASSED, FAILED, EXCLUDED = "ok", "failed", "excluded"
-"""What JSON says of a check."""
+"""The states of a check in the JSON answer."""
 
 _LINES = {
     PASSED: "[+]{} ok\n",
@@ -165,11 +166,11 @@ class Answers:
     """The probes of one instance.
 
     :param settings: paths and ``grace_readiness_delay``.
-    :param more: checks of readiness that whoever answers has beside, or instead of, those that
-        every worker has.
-    :param checks: for each kind, the plugin's own checks by name. No query excludes them.
-    :param paths: each path of its own, and what it asks. Below each of them are its checks, one by
-        one.
+    :param more: further readiness checks of the process that answers. They add to the checks that
+        every worker has, and replace those of the same name.
+    :ivar checks: for each kind, the plugin's own checks by name. No query can exclude them.
+    :ivar paths: the probe paths, each with its kind. The single checks are below each of them.
+    :ivar prefixes: the beginnings of the paths of single checks.
     """
 
     settings: Settings
@@ -201,8 +202,8 @@ class Answers:
         )
 
     def target(self, path: str) -> Target | None:
-        """What a path asks, or ``None`` when it is none of ours. A check that it names need not be
-        one."""
+        """Return the question that a path asks, or ``None`` if it is not a probe path. The check
+        that it names need not exist."""
         kind = self.paths.get(path)
         if kind is not None:
             return Target(kind)
@@ -214,11 +215,11 @@ class Answers:
         return None
 
     def asks_checks(self, kind: Kind, situation: Situation) -> bool:
-        """Whether the application's checks decide now, so that somebody has to run them.
+        """Whether the application's checks count now, so that they have to be run.
 
-        From T0 on readiness is 503 whatever they would say, and an instance that is going is
-        neither restarted for a check nor told that it never started; before a worker has booted
-        there is nothing that they could look at.
+        From T0 on readiness is 503 regardless of them. A failing check must neither restart an
+        instance that is shutting down nor make it look as if it had never started. Before a worker
+        has booted there is no application to check.
         """
         return self._asks_checks(kind, situation, self.failed(kind, situation))
 
@@ -227,7 +228,7 @@ class Answers:
         return not failed if kind is Kind.READINESS else situation.phase is Phase.SERVING
 
     def failed(self, kind: Kind, situation: Situation) -> list[str]:
-        """The names of the plugin's own checks that do not pass."""
+        """Return the names of the plugin's own checks that fail."""
         return [name for name, check in self.checks[kind].items() if not check(situation)]
 
     def answer(
@@ -240,19 +241,23 @@ class Answers:
         check: str | None = None,
         known: Collection[str] = (),
     ) -> Answer:
-        """The response to a probe. Reasons stay out of it: they are for the log.
+        """Return the response to a probe. It does not contain the reasons of failures; they go to
+        the log.
 
-        :param outcomes: of the application's checks of this kind. Ignored where :meth:`asks_checks`
-            says that they do not decide, so that nobody need run them then; so are those that the
-            query excludes.
-        :param check: the one check that is asked for; the plugin's own that fail count all the
-            same, so that such a path turns red with readiness.
-        :param known: the names of all the application's checks of this kind. One that would decide
-            and has no outcome has not passed.
+        :param kind: the kind of probe.
+        :param situation: the state of the instance.
+        :param outcomes: the outcomes of the application's checks of this kind. They are ignored
+            when :meth:`asks_checks` returns false, so the checks need not be run then. Those that
+            the query excludes are ignored too.
+        :param query: the options of the request.
+        :param check: the single check that is asked for. The plugin's own checks that fail count as
+            well, so that the path of a single check fails together with readiness.
+        :param known: the names of all the application's checks of this kind. A check that counts
+            but has no outcome has failed.
         """
         failed = self.failed(kind, situation)
         if not failed and check is None and query is PLAIN and _all_passed(outcomes, known):
-            return OK  # What is asked a thousand times for each of the others.
+            return OK  # By far the most frequent case.
         found = {name: FAILED if name in failed else PASSED for name in self.checks[kind]}
         exclude = query.exclude
         names = list(dict.fromkeys([*known, *(outcome.name for outcome in outcomes)]))
@@ -291,8 +296,9 @@ def _said(found: Mapping[str, str], situation: Situation, query: Query, unknown:
     )
     lines = [_LINES[said].format(name) for name, said in shown]
     if query.verbose and unknown:
-        # Kubernetes' API server lists them here. What was sent does not come back from us.
+        # Kubernetes' API server lists the names here. This answer does not repeat what was sent.
         lines.append(
-            f"warn: not excluded: {unknown} given as exclude, no check by that name or the plugin's own\n"
+            f"warn: not excluded: {unknown} given as exclude, no check by that name or the "
+            "plugin's own\n"
         )
     return Answer(status, "".join(lines)) if lines else OK

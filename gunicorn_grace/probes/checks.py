@@ -1,17 +1,18 @@
-"""Named conditions of the application that decide over liveness, readiness and start-up.
+"""Checks: named conditions of the application that decide on liveness, readiness and start-up.
 
-A check is a function of the user's, which may hang, raise, or take its time just when a probe asks.
-Run in the request itself, one that hangs would take a worker with it; in a thread for each probe, a
-thousand probes a thousand threads. So each runs in a thread of its own, one at a time; whoever asks
-waits at most until its deadline, and the result is kept for a while. No SIGALRM: it interrupts the
-main thread alone, and gunicorn's arbiter and many libraries use it.
+A check is a function written by the user. It may hang, raise, or be slow just when a probe asks. If
+it ran in the request itself, a hanging check would block a worker; with a new thread for each
+probe, a thousand probes would leave a thousand threads. So each check runs in its own thread, one
+run at a time. The probe waits at most until the check's deadline, and the result is kept for a
+while. SIGALRM is not used, because it interrupts only the main thread, and because gunicorn's
+arbiter and many libraries use it.
 
 Checks are registered where the application is imported: in each worker, or with ``preload_app`` in
-the arbiter, whose children inherit the registrations and nothing else (no result, no thread, no
-lock that was held at the fork). They run in workers only. Under gevent the threads are greenlets,
-as everything that is patched.
+the arbiter. Its children inherit the registrations and nothing else (no result, no thread, no lock
+that was held at the fork). Checks run in workers only. Under gevent their threads are greenlets,
+because gevent patches them.
 
-Why a check failed goes to the log, once for each change, and never into a response.
+The reason of a failure goes to the log, once for each change, and never into a response.
 """
 
 from __future__ import annotations
@@ -31,14 +32,14 @@ from ..errors import CheckError
 from ..shared.phase import Kind
 
 RESERVED = frozenset({"booted", "heartbeat", "shutdown"})
-"""The plugin's own checks."""
+"""The names of the plugin's own checks."""
 
 LONGEST_TIMEOUT = 3600.0
-"""Seconds; beyond it a deadline is none."""
+"""The longest ``timeout`` that a check may have, in seconds."""
 
 REASON_INTERVAL = 60.0
-"""Seconds between two log lines about a check that goes on failing, for other reasons each time: a
-reason may hold a port or a time, and is then never the same twice."""
+"""Seconds between two log lines about a check that keeps failing with changing reasons. A reason
+that contains a port or a time never repeats."""
 
 LONGEST_REASON = 300
 
@@ -49,9 +50,11 @@ Function = Callable[[], object]
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a check came out.
+    """The result of a check.
 
-    :param reason: why it failed, in one line: for the log, never for the wire.
+    :ivar name: the check's name.
+    :ivar passed: whether the check passed.
+    :ivar reason: why it failed, in one line, for the log only.
     """
 
     name: str
@@ -63,9 +66,11 @@ class Outcome:
 class Check:
     """A registered check.
 
-    :param function: passes by returning, fails by raising or by returning ``False``.
-    :param timeout: seconds that a probe waits for it at the most.
-    :param ttl: seconds that its result is kept.
+    :ivar name: its name in paths, answers and the log.
+    :ivar function: passes by returning, and fails by raising or by returning ``False``.
+    :ivar kind: the kind of probe that it belongs to.
+    :ivar timeout: how many seconds a probe waits for it at most.
+    :ivar ttl: how many seconds its result is kept.
     """
 
     name: str
@@ -76,31 +81,34 @@ class Check:
 
 
 class Run:
-    """One execution of a check's function, in a thread of its own."""
+    """One run of a check's function, in its own thread."""
 
     def __init__(self, runner: Runner, deadline: float) -> None:
         self._runner = runner
         self.deadline = deadline
         self.done = threading.Event()
         self.result: Outcome | None = None
-        """Once there is one it stays: whatever the function returns after its deadline is no result
-        any more."""
+        """The first result stays. A value that the function returns after the deadline is
+        ignored."""
 
     def is_known(self) -> bool:
         """Whether :meth:`outcome` returns without waiting."""
         return self.result is not None or self._runner.clock() >= self.deadline
 
     def outcome(self) -> Outcome:
-        """How it came out. Waits for that, until the deadline."""
+        """Return the result. Waits for it until the deadline."""
         self.done.wait(max(0.0, self.deadline - self._runner.clock()))
         return self._runner.result_of(self)
 
 
 class Runner:
-    """A check in this process: its last result, and the run that may be under way.
+    """A check in this process, with its last result and the run that may be under way.
 
-    The lock is held for a few assignments, never while anything waits. So no greenlet switches
-    inside, whether gevent has patched it or not, and probes that find a result only read.
+    The lock is held for a few assignments and never while anything waits. So no greenlet switches
+    inside, with or without gevent's patched lock. A probe that finds a fresh result takes no lock.
+
+    :param check: the check.
+    :param registry: the registry that it belongs to.
     """
 
     def __init__(self, check: Check, registry: Registry) -> None:
@@ -111,16 +119,16 @@ class Runner:
         self.forget()
 
     def forget(self) -> None:
-        """Start anew: after a fork, which copies neither the thread of a run nor whoever would
-        release the lock."""
+        """Drop the state after a fork. The fork copies neither the thread of a run nor the thread
+        that would release the lock."""
         self._lock = threading.Lock()
         self._run: Run | None = None
         self._kept: Outcome | None = None
         self._fresh_until = -math.inf
 
     def begin(self) -> Outcome | Run:
-        """The last result, if it is fresh; else the run under way, or a new one. Does not wait for
-        it."""
+        """Return the last result if it is fresh; otherwise the run under way, or a new one. Does
+        not wait for the run."""
         kept = self._kept
         if kept is not None and self.clock() < self._fresh_until:
             return kept
@@ -129,23 +137,23 @@ class Runner:
             if kept is not None and now < self._fresh_until:
                 return kept
             if self._run is not None:
-                # Still hanging after its deadline: it has failed, and another one would hang beside
-                # it.
+                # A run that still hangs after its deadline has failed, and a second run would hang
+                # too.
                 return self._run.result or self._run
             run = self._run = Run(self, now + self.check.timeout)
         try:
-            # A daemon: one that hangs must not hold the exit of the worker.
+            # A daemon thread, because a check that hangs must not delay the exit of the worker.
             threading.Thread(
                 target=self._execute, args=(run,), name=f"check {self.check.name}", daemon=True
             ).start()
-        except BaseException as error:  # No more threads; or a signal that ends the worker.
+        except BaseException as error:  # No thread is available, or a signal ends the worker.
             self._end(run, False, f"it could not be run: {_one_line(error)}")
             if not isinstance(error, Exception):
                 raise
         return run
 
     def result_of(self, run: Run) -> Outcome:
-        """The result of a run that has ended, or whose deadline has come."""
+        """Return the result of a run that has ended or passed its deadline."""
         if run.result is None:
             self._settle(run, False, f"no result within {self.check.timeout:g} s")
         assert run.result is not None
@@ -166,15 +174,14 @@ class Runner:
         run.done.set()
 
     def _settle(self, run: Run, passed: bool, reason: str) -> None:
-        """Give a run its result, keep it, and log the change if it is one. The first to come
-        decides."""
+        """Give a run its result, keep it, and log a change. The first result wins."""
         with self._lock:
             if run.result is not None:
                 return
             now = self.clock()
             run.result = Outcome(self.check.name, passed, reason)
             if self._run is not run:
-                return  # Forgotten meanwhile.
+                return  # forget() was called meanwhile.
             self._kept = run.result
             self._fresh_until = now + self.check.ttl
             again = passed == self._logged_passed
@@ -191,25 +198,30 @@ class Runner:
 class Registry:
     """The checks of a process.
 
-    :param clock: seconds, for deadlines and for how long results are kept.
+    :param clock: returns seconds, for deadlines and for the age of results.
+    :ivar log: gets the changes of results; in a worker it is gunicorn's logger.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
         self.log: Any = logging.getLogger("gunicorn_grace")
-        """Where changes are told; in a worker gunicorn's own log."""
-        # Replaced as a whole, so that whoever iterates sees either state.
+        # The tuples are replaced as a whole, so an iteration sees either the old or the new one.
         self._of: dict[Kind, tuple[Runner, ...]] = dict.fromkeys(Kind, ())
 
     def register(
         self, name: str, function: Function, *, kind: Kind | str, timeout: float, ttl: float
     ) -> None:
-        """Add a check. The same function again, as when its module is reloaded, replaces the
-        former.
+        """Add a check. If the same function is registered again, as when its module is reloaded, it
+        replaces the earlier one.
 
-        :param kind: also as a word: ``"readiness"``, ``"liveness"``, ``"startup"``.
-        :raises CheckError: the name, a number or the function cannot be, or another function has
-            the name.
+        :param name: the check's name.
+        :param function: passes by returning, and fails by raising or by returning ``False``.
+        :param kind: the kind of probe, also as a word: ``"readiness"``, ``"liveness"``,
+            ``"startup"``.
+        :param timeout: how many seconds a probe waits for the check at most.
+        :param ttl: how many seconds a result is kept.
+        :raises CheckError: the name, a number or the function is invalid, or another function has
+            this name.
         """
         check = Check(
             _name(name), _function(name, function), _kind(name, kind), *_seconds(name, timeout, ttl)
@@ -220,32 +232,31 @@ class Registry:
                 others.append(runner)
             elif _origin(runner.check.function) != _origin(function):
                 raise CheckError(
-                    f"check {name}: two {check.kind.value} checks have this name, {_shown(runner.check.function)} "
-                    f"and {_shown(function)}: give each its own"
+                    f"check {name}: two {check.kind.value} checks have this name, "
+                    f"{_shown(runner.check.function)} and {_shown(function)}: "
+                    "give each its own name"
                 )
         self._of[check.kind] = (*others, Runner(check, self))
 
     def __iter__(self) -> Iterator[Check]:
-        """Every registered check, kind by kind, in the order of registration."""
+        """Iterate over the registered checks, kind by kind, in the order of registration."""
         return (runner.check for kind in Kind for runner in self._of[kind])
 
     def names(self, kind: Kind) -> tuple[str, ...]:
-        """The names of the checks of one kind."""
+        """Return the names of the checks of one kind."""
         return tuple(runner.check.name for runner in self._of[kind])
-
-    def kinds(self) -> frozenset[Kind]:
-        """The kinds that have checks."""
-        return frozenset(kind for kind, checks in self._of.items() if checks)
 
     def begin(
         self, kind: Kind, *, exclude: Collection[str] = frozenset(), only: str | None = None
     ) -> list[Outcome | Run]:
-        """The results of the checks of one kind that are fresh, and the runs that will give the
-        others. They run all at once, so that a probe waits for the slowest and not for the sum.
-        Does not wait.
+        """Return the fresh results of the checks of one kind, and a run for each of the others.
+        Does not wait. All runs go on at the same time, so a probe waits for the slowest check and
+        not for the sum.
+
+        :param kind: the kind of probe.
 
         :param exclude: names to leave out.
-        :param only: the one check to run.
+        :param only: the single check to run.
         """
         checks = self._of[kind]
         if not checks:
@@ -261,14 +272,17 @@ class Registry:
     def run(
         self, kind: Kind, *, exclude: Collection[str] = frozenset(), only: str | None = None
     ) -> list[Outcome]:
-        """The results of the checks of one kind: kept ones while they are fresh, else new ones.
-        Waits for those, at most for the longest ``timeout`` among them. Parameters are those of
-        :meth:`begin`."""
+        """Return the results of the checks of one kind, kept ones while they are fresh and new ones
+        otherwise.
+
+        It waits for new results, at most for the longest ``timeout`` among these checks. The
+        parameters are those of :meth:`begin`.
+        """
         begun = self.begin(kind, exclude=exclude, only=only)
         return [one if isinstance(one, Outcome) else one.outcome() for one in begun]
 
     def forget(self) -> None:
-        """Drop all results and runs, and keep the registrations."""
+        """Drop all results and runs. The registrations stay."""
         for checks in self._of.values():
             for runner in checks:
                 runner.forget()
@@ -277,16 +291,17 @@ class Registry:
 def _name(name: object) -> str:
     if not isinstance(name, str):
         raise CheckError(
-            f'check name {name!r} is no string: write @gunicorn_grace.check("database")'
+            f'check name {name!r} is not a string: write @gunicorn_grace.check("database")'
         )
     if not _NAME.fullmatch(name):
         raise CheckError(
-            f"check name {name!r} is not 1 to 63 letters, digits, dots, underscores and hyphens, a letter or digit "
-            "first: it becomes a part of a path, /readyz/<name>"
+            f"check name {name!r} is not 1 to 63 letters, digits, dots, underscores and hyphens, "
+            "with a letter or digit first: it becomes a part of a path, /readyz/<name>"
         )
     if name in RESERVED:
         raise CheckError(
-            f"check name {name!r} is one of the plugin's own ({', '.join(sorted(RESERVED))}): give another"
+            f"check name {name!r} is one of the plugin's own ({', '.join(sorted(RESERVED))}): "
+            "choose another name"
         )
     return name
 
@@ -299,9 +314,10 @@ def _function(name: str, function: object) -> Function:
     if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
         type(function).__call__
     ):
-        # Called in a thread it would return a coroutine, and so pass for ever.
+        # A call in a thread would return a coroutine and so always pass.
         raise CheckError(
-            f"check {name}: {_shown(function)} is a coroutine function: checks run in threads, give a plain one"
+            f"check {name}: {_shown(function)} is a coroutine function, but checks run in threads: "
+            "give a plain function"
         )
     return function
 
@@ -312,7 +328,7 @@ def _kind(name: str, kind: object) -> Kind:
     except ValueError:
         words = ", ".join(repr(known.value) for known in Kind)
         raise CheckError(
-            f"check {name}: kind {kind!r} is none of {words}: give one of them"
+            f"check {name}: kind {kind!r} is not one of {words}: give one of them"
         ) from None
 
 
@@ -324,24 +340,27 @@ def _seconds(name: str, timeout: object, ttl: object) -> tuple[float, float]:
             or not math.isfinite(value)
         ):
             raise CheckError(
-                f"check {name}: {what} {value!r} is no number: give seconds, such as 1.0"
+                f"check {name}: {what} {value!r} is not a number: give seconds, such as 1.0"
             )
     assert isinstance(timeout, (int, float))
     assert isinstance(ttl, (int, float))
     if not 0 < timeout <= LONGEST_TIMEOUT:
         raise CheckError(
-            f"check {name}: timeout {timeout:g} s is not more than 0 s and at most {LONGEST_TIMEOUT:g} s: "
-            "give less than the probe's own, 1 s by default in Kubernetes"
+            f"check {name}: timeout {timeout:g} s is not more than 0 s and at most "
+            f"{LONGEST_TIMEOUT:g} s: give less than the probe's own timeout, 1 s by default in "
+            "Kubernetes"
         )
     if ttl < 0:
         raise CheckError(
-            f"check {name}: ttl {ttl:g} s is less than 0 s: give 0 to run it for each probe, or more"
+            f"check {name}: ttl {ttl:g} s is less than 0 s: "
+            "give 0 to run the check for each probe, or more"
         )
     return float(timeout), float(ttl)
 
 
 def _origin(function: object) -> object:
-    """What stays the same when a module is imported anew, or a factory called twice."""
+    """Return the identity of a function that survives a reload of its module or a second call of
+    its factory."""
     name = getattr(function, "__qualname__", None)
     return function if name is None else (getattr(function, "__module__", None), name)
 
@@ -352,7 +371,7 @@ def _shown(function: object) -> str:
 
 
 def _one_line(error: BaseException) -> str:
-    """An exception for the log: whatever it holds, in one line of bounded length."""
+    """Format any exception for the log, in one line of bounded length."""
     try:
         text = " ".join(str(error).split())
     except Exception:

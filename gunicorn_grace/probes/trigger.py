@@ -1,20 +1,21 @@
-"""Who may begin a shutdown with `GET /readyz?down=true`. Runs in a worker, and in the probe
+"""The rules for beginning a shutdown with `GET /readyz?down=true`. Runs in workers and in the probe
 responder.
 
 The request is meant for the `curl` in a preStop hook, which Kubernetes runs inside the container
 before it sends SIGTERM (https://kubernetes.io/docs/concepts/containers/container-lifecycle-hooks/).
-Were a loopback address enough to be believed, every client on earth could take the instance out of
-rotation: behind an nginx, Envoy or mesh sidecar on the same host or in the same pod all of them
-come from 127.0.0.1, often without a forwarding header, and so does a request that somebody made the
-application itself send (SSRF). What tells a hook from those is the process at the other end of the
-connection: it is in our container, it is not one of ours, it was started a moment ago, and it
-relays nothing. Age alone would not do: a proxy is young when it was started with the container, and
-its workers are young after each reload.
+If a loopback address were enough, any remote client could take the instance out of rotation. Behind
+an nginx, Envoy or mesh sidecar on the same host or in the same pod, all clients come from
+127.0.0.1, often without a forwarding header. So does a request that an attacker makes the
+application itself send (SSRF). A hook differs from those by the process at the other end of the
+connection: it is in this container, it does not belong to this instance, it was started a moment
+ago, and it relays nothing. Its age is not enough: a proxy is young when it was started with the
+container, and its workers are young after each reload.
 
-That process is found from the socket alone, as no header can be believed: a UNIX socket names it
-(`SO_PEERCRED`, unix(7)); for TCP the peer's row in `/proc/net/tcp` or `tcp6` has the inode of its
-socket, and `/proc/<pid>/fd` says who holds that (proc(5)). What cannot be proved is refused: a
-refused hook loses only its head start, as the SIGTERM that follows begins the same shutdown.
+That process is found from the socket, because a header can be forged. A UNIX socket names it
+(`SO_PEERCRED`, unix(7)). For TCP, the peer's row in `/proc/net/tcp` or `tcp6` has the inode of its
+socket, and `/proc/<pid>/fd` shows which process holds that socket (proc(5)). A request whose origin
+cannot be proved is refused. A refused hook loses only its head start, because the SIGTERM that
+follows begins the same shutdown.
 """
 
 from __future__ import annotations
@@ -34,12 +35,12 @@ from ..shared.settings import OFF, Settings
 from .asker import WAY_OUT, Asker, Refused, endpoint, peer_pid, printable
 
 LOOKUP_INTERVAL = 1.0
-"""Seconds between look-ups: each reads every socket and every descriptor there is, and anyone
-behind a proxy can ask for one."""
+"""Seconds between look-ups. Each one reads all sockets and all descriptors, and any client behind a
+proxy can cause one."""
 
 REFUSAL_LOG_INTERVAL = 60.0
-"""Seconds between two log lines about refused triggers: whoever forges them must not be able to
-fill the disk."""
+"""Seconds between two log lines about refused triggers, so that forged triggers cannot fill the
+disk."""
 
 # gunicorn sets PROXY_PROTOCOL when the connection began with a PROXY line.
 _FORWARDING = frozenset({"HTTP_FORWARDED", "HTTP_X_REAL_IP", "HTTP_VIA", "PROXY_PROTOCOL"})
@@ -47,8 +48,13 @@ _FORWARDING = frozenset({"HTTP_FORWARDED", "HTTP_X_REAL_IP", "HTTP_VIA", "PROXY_
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a trigger is obeyed. `reason` and `source` are for the log, never for the wire:
-    neither holds the token, nor a raw control character from a header or a process name."""
+    """The decision on a trigger.
+
+    :ivar allowed: whether the trigger is obeyed.
+    :ivar reason: the reason, for the log only. Neither it nor the source contains the token, or a
+        raw control character from a header or a process name.
+    :ivar source: where the trigger came from, for the log only.
+    """
 
     allowed: bool
     reason: str
@@ -56,13 +62,12 @@ class Verdict:
 
 
 class Trigger:
-    """`?down=true` as one process receives it: it begins the shutdown, or is refused, and the log
-    says so.
+    """Handles `?down=true` in one process: it begins the shutdown, or refuses and logs the reason.
 
     :param memory: the shared memory.
     :param settings: the settings in use.
-    :param say: takes a line for the log.
-    :param clock: seconds; it only spaces the lines of the log.
+    :param say: writes a line to the log.
+    :param clock: returns seconds. It only sets the interval between log lines.
     """
 
     def __init__(
@@ -84,13 +89,18 @@ class Trigger:
             self._policy = TriggerPolicy(settings.trigger, secret, memory.header.arbiter)
 
     def is_pulled(self, query: str | None) -> bool:
-        """Whether a query to readiness means it. With `grace_trigger = "off"` none does."""
+        """Whether a query to readiness is a trigger. With `grace_trigger = "off"` this is always
+        false."""
         if not query or self._policy is None:
             return False
         return parse_qs(query).get("down", [""])[-1].lower() == "true"
 
     def pull(self, environ: Mapping[str, Any]) -> bool:
-        """Begin the shutdown, if this request may. Returns whether it did."""
+        """Begin the shutdown if this request is allowed to.
+
+        :param environ: the request's headers and socket, as WSGI names them.
+        :returns: whether the trigger was obeyed.
+        """
         assert self._policy is not None
         verdict = self._policy.admit(environ)
         reason = verdict.reason
@@ -98,7 +108,10 @@ class Trigger:
             if not self._memory.header.http_shut:
                 self._memory.trigger(Origin.HTTP)
                 return True
-            reason = "an earlier trigger was not followed by SIGTERM, so it is shut; use gunicorn-grace prestop"
+            reason = (
+                "?down=true is disabled until restart, because an earlier trigger was not followed "
+                "by SIGTERM; use gunicorn-grace prestop"
+            )
         now = self._clock()
         if now - self._refusal_said >= REFUSAL_LOG_INTERVAL:
             self._refusal_said = now
@@ -107,11 +120,13 @@ class Trigger:
 
 
 class TriggerPolicy:
-    """Judges each trigger that one worker receives; safe to share between its threads and
-    greenlets.
+    """Decides on each trigger that one process receives. Its threads and greenlets may share it.
 
-    `mode` and `token` are `grace_trigger` and `grace_trigger_token`. `clock` counts seconds and
-    only spaces the look-ups.
+    :param mode: the value of `grace_trigger`.
+    :param token: the value of `grace_trigger_token`.
+    :param arbiter_pid: the process id of the arbiter.
+    :param proc: the mount point of the proc file system.
+    :param clock: returns seconds. It only sets the interval between look-ups.
     """
 
     def __init__(
@@ -128,12 +143,12 @@ class TriggerPolicy:
         self._asker = Asker(arbiter_pid, proc)
         self._clock = clock
         self._next_lookup = float("-inf")
-        # No I/O while it is held: no thread waits for another's look-up, and no greenlet switches
-        # inside, whether gevent has patched the lock or not.
+        # There is no I/O while it is held. So no thread waits for another's look-up, and no
+        # greenlet switches inside, with or without gevent's patched lock.
         self._lock = threading.Lock()
 
     def admit(self, environ: Mapping[str, Any]) -> Verdict:
-        """The verdict on one request. Never raises: an error in here is a refusal."""
+        """Return the decision on one request. It never raises: an error is a refusal."""
         source = "unknown"
         try:
             source = self._source(environ)
@@ -145,7 +160,10 @@ class TriggerPolicy:
         except Refused as refusal:
             return Verdict(False, str(refusal), source)
         except Exception as error:
-            reason = f"the trigger could not be judged, {type(error).__name__}: {printable(error)}; {WAY_OUT}"
+            reason = (
+                f"the trigger could not be checked, {type(error).__name__}: {printable(error)}; "
+                f"{WAY_OUT}"
+            )
             return Verdict(False, reason, source)
 
     def _source(self, environ: Mapping[str, Any]) -> str:
@@ -155,7 +173,7 @@ class TriggerPolicy:
         if sock.family != socket.AF_UNIX:
             try:
                 host, port = sock.getpeername()[:2]
-            except OSError as error:  # it hung up; a token that it sent is as good as before
+            except OSError as error:  # The peer hung up. Its token still counts.
                 return f"a peer that is gone ({error.strerror})"
             return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         pid = peer_pid(sock)
@@ -172,15 +190,15 @@ class TriggerPolicy:
         if not given:
             raise Refused("no X-Grace-Token header")
         try:
-            # A header is the bytes of the wire read as latin-1 (PEP 3333); a token from the
-            # environment may hold bytes that are no UTF-8 (PEP 383).
+            # A header holds the bytes of the wire decoded as latin-1 (PEP 3333). A token from the
+            # environment may hold bytes that are not UTF-8 (PEP 383).
             same = hmac.compare_digest(
                 given.encode("latin-1"), self._token.encode("utf-8", "surrogateescape")
             )
         except UnicodeError:
-            same = False  # the exception quotes what it could not encode: it must not reach the log
+            same = False  # The exception quotes its input, which must not reach the log.
         if not same:
-            raise Refused("X-Grace-Token is not grace_trigger_token")
+            raise Refused("X-Grace-Token does not match grace_trigger_token")
         return "X-Grace-Token matched"
 
     def _is_hook(self, environ: Mapping[str, Any]) -> str:
@@ -188,13 +206,15 @@ class TriggerPolicy:
             if name.startswith("HTTP_X_FORWARDED") or name in _FORWARDING:
                 shown = name.removeprefix("HTTP_").replace("_", "-").title()
                 raise Refused(
-                    f"forwarded by a proxy ({printable(shown)}: {printable(environ[name])}); {WAY_OUT}"
+                    f"forwarded by a proxy ({printable(shown)}: {printable(environ[name])}); "
+                    f"{WAY_OUT}"
                 )
 
         sock = environ.get("gunicorn.socket")
         if sock is None:
             raise Refused(
-                f"this worker class does not show the socket (no gunicorn.socket in environ); {WAY_OUT}"
+                "this worker class does not pass the socket on (no gunicorn.socket in environ); "
+                f"{WAY_OUT}"
             )
         if sock.family == socket.AF_UNIX:
             self._wait_its_turn()
@@ -203,7 +223,7 @@ class TriggerPolicy:
             if pids == [0]:
                 raise Refused(f"the peer of the UNIX socket is in another PID namespace; {WAY_OUT}")
         elif sock.family in (socket.AF_INET, socket.AF_INET6):
-            # REMOTE_ADDR would not do: a PROXY line or a trusted header may have set it.
+            # Not REMOTE_ADDR, because a PROXY line or a trusted header may have set it.
             peer, ours = endpoint(sock.getpeername()), endpoint(sock.getsockname())
             if not peer[0].is_loopback:
                 raise Refused(f"the peer's address {peer[0]} is not a loopback address; {WAY_OUT}")
@@ -215,8 +235,8 @@ class TriggerPolicy:
             raise Refused(
                 f"the peer is on neither TCP nor a UNIX socket ({sock.family!r}); {WAY_OUT}"
             )
-        # Every one of them: a young process may have its connection from an old proxy, or from one
-        # of ours.
+        # Check every holder: a young process may have got its connection from an old proxy, or from
+        # a process of this instance.
         return "asked by " + ", ".join([self._asker.judge(pid, asking) for pid in pids])
 
     def _wait_its_turn(self) -> None:
@@ -227,6 +247,6 @@ class TriggerPolicy:
                 self._next_lookup = now + LOOKUP_INTERVAL
         if left > 0:
             raise Refused(
-                f"another trigger was looked up {LOOKUP_INTERVAL - left:.2f} s ago, and one look-up is made"
-                f" in {LOOKUP_INTERVAL:g} s: try again, or {WAY_OUT}"
+                f"another trigger was looked up {LOOKUP_INTERVAL - left:.2f} s ago, and there is "
+                f"one look-up per {LOOKUP_INTERVAL:g} s: try again, or {WAY_OUT}"
             )

@@ -1,1 +1,1 @@
-"""The process behind the probe port."""
+"""The probe responder: the process behind the probe port."""

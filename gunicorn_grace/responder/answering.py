@@ -1,8 +1,8 @@
-"""What the probe responder answers: from the shared memory alone.
+"""The answers of the probe responder, taken from the shared memory only.
 
-It writes to that memory only a trigger. The workers show there how the application's checks came
-out (:mod:`gunicorn_grace.worker.publishing`); of each check the newest result counts. Runs in the
-probe responder.
+The only cell that it writes there is the trigger. The workers publish the results of the
+application's checks there (:mod:`gunicorn_grace.worker.publishing`), and the newest result of each
+check counts. Runs in the probe responder.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from ..probes.checks import Outcome
 from ..probes.trigger import Trigger
 from ..shared.agreed import KINDS
 from ..shared.board import Board, Entry
-from ..shared.memory import NS, Memory, Record
+from ..shared.cells import NS, Record
+from ..shared.memory import Memory
 from ..shared.phase import Kind, Phase
 from ..shared.settings import Settings
 from .http import ProbeRequest
@@ -35,10 +36,10 @@ class ResponderAnswers:
 
     :param memory: the shared memory.
     :param settings: the settings in use.
-    :param timeout: gunicorn's, seconds: without a heartbeat for so long a worker counts as hung; 0
-        never.
-    :param say: takes a line for the arbiter's log.
-    :param clock: the monotonic clock, in nanoseconds.
+    :param timeout: gunicorn's ``timeout`` in seconds. A worker without a heartbeat for this long
+        counts as hung; with 0 none does.
+    :param say: sends a line to the arbiter's log.
+    :param clock: returns the monotonic clock in nanoseconds.
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class ResponderAnswers:
         )
 
     def answer(self, request: ProbeRequest) -> Answer:
-        """The complete answer to a request."""
+        """Return the complete answer to a request."""
         target = self._answers.target(request.path)
         if target is None:
             return Answer(HTTPStatus.NOT_FOUND, "not found\n")
@@ -84,30 +85,34 @@ class ResponderAnswers:
         return [board for board in boards if board is not None]
 
     def _is_booted(self, situation: Situation) -> bool:
-        """A worker serves now: unlike one of them, who would say so of itself, this process sees
-        that none is left."""
+        """Pass while at least one worker serves. A worker itself could not answer otherwise, but
+        this process outlives the last worker."""
         return situation.upgraded or (situation.phase is not Phase.STARTING and bool(self._workers))
 
     def _is_alive(self, situation: Situation) -> bool:
-        """One of the workers has told gunicorn within its ``timeout`` that it lives. With none of
-        them there is nothing to say; and when another arbiter serves the same sockets, this one's
-        workers are on their way out."""
+        """Pass if a worker has sent gunicorn a heartbeat within ``timeout``.
+
+        Without workers the check passes, because ``booted`` already fails then. It also passes
+        while another arbiter serves the same sockets, because the workers of this one are leaving.
+        """
         if not self._timeout or not self._boards() or situation.upgraded:
             return True
         silent = self._clock() - max(board.heartbeat for board in self._boards())
         self._tell(
             "heartbeat",
             silent > self._timeout,
-            f"no worker gave a sign of life for {silent / NS:.0f} s",
+            f"no worker has sent a heartbeat for {silent / NS:.0f} s",
         )
         return silent <= self._timeout
 
     def _outcomes(self, kind: Kind) -> tuple[list[Outcome], list[str]]:
-        """How the application's checks of a kind came out, and the names of all of them.
+        """Return the outcomes of the application's checks of one kind, and the names of all of
+        them.
 
-        A result that nobody has brought up to date for too long, or that was never there, fails
-        readiness. For liveness it does not: a restart is no answer to not knowing, and gunicorn's
-        ``timeout`` ends workers that hang. Start-up happens once: a result stays, none is none.
+        A result that is too old or missing fails readiness. It does not fail liveness, because an
+        unknown result does not justify a restart, and gunicorn's ``timeout`` ends workers that
+        hang. Start-up happens once, so its results do not expire, and a missing one has not
+        passed.
         """
         newest: dict[str, Entry] = {}
         for entry in [entry for board in self._boards() for entry in board.entries()]:
@@ -122,7 +127,7 @@ class ResponderAnswers:
                 self._tell(
                     f"check {name}",
                     is_stale,
-                    f"no worker brought its result up to date for {age:.0f} s",
+                    f"no worker has updated its result for {age:.0f} s",
                 )
             if kind is Kind.READINESS and is_stale:
                 outcomes.append(Outcome(name, False))
@@ -133,10 +138,10 @@ class ResponderAnswers:
         return outcomes, list(newest)
 
     def _tell(self, what: str, is_bad: bool, why: str) -> None:
-        """Say it once for each change."""
+        """Log each change once."""
         if is_bad and what not in self._said:
             self._said.add(what)
             self._say(f"not ready, {what}: {why}")
         elif not is_bad and what in self._said:
             self._said.discard(what)
-            self._say(f"{what} is good again")
+            self._say(f"{what} passes again")

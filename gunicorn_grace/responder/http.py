@@ -1,9 +1,9 @@
 """HTTP for the probe responder: one thread, one loop, no blocking call.
 
-A connection gets one answer and is closed. Reading stops at the blank line after the headers, and
-``http.server`` parses what came. A client that sends slowly, or nothing, is dropped after
-:data:`PATIENCE`, and earlier when there are more than :data:`CONNECTIONS` of them: the oldest goes
-first, so that a new one, which sends at once, is always heard. Runs in the probe responder.
+Each connection gets one answer and is closed. Reading stops at the blank line after the headers,
+and ``http.server`` parses the request. A client that sends slowly or nothing is dropped after
+:data:`PATIENCE`. When there are more than :data:`CONNECTIONS` connections, the oldest is dropped at
+once, so a new client that sends at once always gets its answer. Runs in the probe responder.
 """
 
 from __future__ import annotations
@@ -25,28 +25,31 @@ from urllib.parse import unquote, urlsplit
 from ..probes.answers import Answer
 
 PATIENCE = 5.0
-"""Seconds in which a request has to be complete. The kubelet gives up after 1 by default."""
+"""Seconds within which a request has to be complete. The kubelet gives up after 1 s by default."""
 
 KEPT_FOR = 1.0
-"""Seconds that a connection is kept after its answer, so that what the client still sends does not
-reset it."""
+"""Seconds that a connection stays open after its answer, so that further bytes from the client do
+not reset it."""
 
 CONNECTIONS = 256
 HEAD = 8192
-"""Bytes of a request line and its headers; gunicorn takes 4094 for the line alone, and a probe
-sends a tenth."""
+"""The maximum size of a request line with its headers, in bytes. gunicorn accepts 4094 for the line
+alone, and a probe sends a tenth of that."""
 
 LOOK_EVERY = 1.0
-"""Seconds between two looks whether the arbiter is gone."""
+"""Seconds between two checks of whether the arbiter is gone."""
 
 _BLANK_LINE = re.compile(rb"\n\r?\n")
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, section 5.6.2
 
 
 class ProbeRequest(NamedTuple):
-    """What a probe asks.
+    """A parsed request.
 
-    :ivar environ: its headers and its socket, as WSGI names them.
+    :ivar method: the HTTP method.
+    :ivar path: the decoded path.
+    :ivar query: the query string.
+    :ivar environ: the headers and the socket, as WSGI names them.
     """
 
     method: str
@@ -56,7 +59,7 @@ class ProbeRequest(NamedTuple):
 
 
 class _Head(BaseHTTPRequestHandler):
-    """The standard library's parser of a request, without its server: no socket, no response."""
+    """The standard library's request parser, without its server: no socket, no response."""
 
     def __init__(self, head: bytes) -> None:
         self.rfile = io.BytesIO(head)
@@ -67,16 +70,16 @@ class _Head(BaseHTTPRequestHandler):
         self.refusal = code
 
     def handle_expect_100(self) -> bool:
-        return True  # There is no body that we would wait for.
+        return True  # The server reads no body.
 
 
 def parse(head: bytes, sock: Any = None) -> ProbeRequest | int:
-    """A request line with its headers, or the status that refuses it."""
+    """Parse a request line with its headers; return the request, or the status that refuses it."""
     parsed = _Head(head.lstrip(b"\r\n"))  # RFC 9112, section 2.2
     if not parsed.parse_request() or parsed.request_version == "HTTP/0.9":
         return parsed.refusal or HTTPStatus.BAD_REQUEST
     if parsed.headers.defects or not all(map(_TOKEN.fullmatch, parsed.headers.keys())):
-        return HTTPStatus.BAD_REQUEST  # A forwarding header may hide behind what is none.
+        return HTTPStatus.BAD_REQUEST  # A defect could hide a forwarding header.
     environ: dict[str, Any] = {"gunicorn.socket": sock, "REQUEST_METHOD": parsed.command}
     for name, value in parsed.headers.items():
         key = "HTTP_" + name.upper().replace("-", "_")
@@ -99,9 +102,12 @@ class _Connection:
 
 
 class Server:
-    """The loop: accepts, reads up to the blank line, answers once, closes.
+    """The loop: it accepts, reads up to the blank line, answers once, and closes.
 
-    :param is_orphan: asked once a second: whether the arbiter is gone.
+    :param listener: the listening socket.
+    :param answer: returns the answer to a request.
+    :param say: sends a line to the arbiter's log.
+    :param is_orphan: returns whether the arbiter is gone; called once a second.
     """
 
     def __init__(
@@ -116,7 +122,7 @@ class Server:
         self._say = say
         self._is_orphan = is_orphan
         self._open: dict[int, _Connection] = {}
-        """By descriptor, the oldest first."""
+        """The open connections by descriptor, the oldest first."""
         self._limit = min(CONNECTIONS, max(1, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 16))
         self._retiring = False
         self._failed = False
@@ -129,13 +135,14 @@ class Server:
         self._selector.register(self._wake, selectors.EVENT_READ)
 
     def retire(self, *_: Any) -> None:
-        """Answer what has come, take no more, and end. Also a signal handler."""
+        """Answer the requests that have arrived, accept no more, and end. It is also a signal
+        handler."""
         self._retiring = True
         with contextlib.suppress(OSError):
             self._waker.send(b"x")
 
     def run(self) -> None:
-        """Serve until told to retire, or until the arbiter is gone."""
+        """Serve until :meth:`retire` is called or the arbiter is gone."""
         looks_at = time.monotonic() + LOOK_EVERY
         listening = True
         while listening or self._open:
@@ -156,14 +163,12 @@ class Server:
                     self._accept(now)
                 elif key.fileobj is self._wake:
                     self._wake.recv(64)
-                elif (
-                    key.fd in self._open
-                ):  # Otherwise it was dropped for one that was just accepted.
+                elif key.fd in self._open:  # It may have been dropped for a newer one.
                     self._read(self._open[key.fd], now)
             self._expire(now)
 
     def close(self) -> None:
-        """Give back what the loop holds, the listener excepted."""
+        """Close everything that the loop holds except the listener."""
         for connection in list(self._open.values()):
             self._drop(connection)
         self._selector.close()
@@ -171,14 +176,15 @@ class Server:
         self._waker.close()
 
     def _accept(self, now: float) -> None:
-        for _ in range(CONNECTIONS):  # Then look at those that have sent something.
+        for _ in range(CONNECTIONS):  # Bounded, so that the accepted ones are served too.
             try:
                 sock, _address = self.listener.accept()
             except BlockingIOError:
                 return
             except ConnectionError:
                 continue
-            except OSError:  # No descriptor or no memory left: the oldest gives way, and the next pass tries again.
+            except OSError:
+                # No descriptor or memory is left. Drop the oldest; the next pass tries again.
                 self._drop_oldest()
                 return
             sock.setblocking(False)
@@ -186,7 +192,7 @@ class Server:
                 self._drop_oldest()
             connection = self._open[sock.fileno()] = _Connection(sock, now + PATIENCE)
             self._selector.register(sock, selectors.EVENT_READ)
-            self._read(connection, now)  # What connects to ask has mostly sent it.
+            self._read(connection, now)  # A probe has usually sent its request by now.
 
     def _read(self, connection: _Connection, now: float) -> None:
         try:
@@ -199,7 +205,7 @@ class Server:
             self._drop(connection)
         elif not connection.answered:
             connection.data += data
-            # What the blank line before a request line may be is none after it.
+            # Blank lines before the request line do not end the headers.
             head = connection.data.lstrip(b"\r\n")
             if _BLANK_LINE.search(head):
                 self._reply(connection, *self._judged(head, connection.sock), now)
@@ -208,7 +214,7 @@ class Server:
                 self._reply(connection, Answer(status, "request too large\n"), False, now)
 
     def _judged(self, head: bytes, sock: socket.socket) -> tuple[Answer, bool]:
-        """The answer, and whether its body is to be left out."""
+        """Return the answer, and whether to leave out its body."""
         try:
             request = parse(head, sock)
             if isinstance(request, int):
@@ -218,14 +224,14 @@ class Server:
             if not self._failed:
                 self._failed = True
                 self._say(
-                    f"failed to answer a request, and goes on: {type(error).__name__}: {error}"
+                    f"failed to answer a request and goes on: {type(error).__name__}: {error}"
                 )
             return Answer(HTTPStatus.SERVICE_UNAVAILABLE, "unknown\n"), False
 
     def _reply(self, connection: _Connection, answer: Answer, head_only: bool, now: float) -> None:
         connection.answered, connection.data = True, b""
         try:
-            # One send: it fits the buffer of a connection on which nothing was sent before.
+            # One send() is enough: the answer fits into the empty buffer of a new connection.
             connection.sock.send(encode(answer, head_only=head_only))
             connection.sock.shutdown(socket.SHUT_WR)
         except OSError:
@@ -241,7 +247,7 @@ class Server:
         if self._open:
             self._drop(next(iter(self._open.values())))
         else:
-            time.sleep(0.05)  # Nothing of ours to give back: do not spin.
+            time.sleep(0.05)  # There is no connection to drop: do not spin.
 
     def _drop(self, connection: _Connection) -> None:
         self._open.pop(connection.sock.fileno(), None)
@@ -250,7 +256,7 @@ class Server:
 
 
 def encode(answer: Answer, *, head_only: bool = False) -> bytes:
-    """An answer as HTTP/1.1 has it."""
+    """Encode an answer as an HTTP/1.1 response."""
     body = answer.body.encode()
     headers = (*answer.headers, ("Content-Length", str(len(body))), ("Connection", "close"))
     lines = [

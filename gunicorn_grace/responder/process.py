@@ -1,13 +1,15 @@
 """The probe responder: a small process that answers the probes while every worker is busy.
 
-A sync worker answers one request at a time, so a readiness probe waits behind slow requests just
-when the instance is loaded, and a load balancer takes it out for being slow. This process has
-nothing else to do. It is started anew, not forked (:mod:`gunicorn_grace.arbiter.probe_port` says
-how), so it holds no module of the application, no lock and no descriptor but these: 0 its orders, 1
-and 2 a pipe into the arbiter's log, 3 the listener, 4 the shared memory.
+A sync worker answers one request at a time. A readiness probe then waits behind slow requests just
+when the instance is busy, and a load balancer takes the instance out because it is slow. This
+process does nothing but answer probes. It is started as a new program and not forked (see
+:mod:`gunicorn_grace.arbiter.probe_port`), so it holds no module and no lock of the application. Its
+descriptors are 0 for its orders, 1 and 2 for a pipe into the arbiter's log, 3 for the listener and
+4 for the shared memory.
 
-All signals are blocked but RETIRE, so that a SIGTERM to the whole process group does not end it
-before the others. It looks once a second whether its arbiter is gone, and then ends too.
+All signals except RETIRE are blocked, so that a SIGTERM to the whole process group does not end
+this process before the others. It checks once a second whether its arbiter is gone, and then exits
+too.
 """
 
 from __future__ import annotations
@@ -27,14 +29,14 @@ from .http import Server
 
 
 def say(line: str) -> None:
-    """Tell the arbiter a line for its log. What it does not read in time is lost: nothing waits
-    here."""
+    """Send a line to the arbiter's log. If the pipe is full the line is lost, because this process
+    must not block."""
     with contextlib.suppress(OSError):
         os.write(2, line.replace("\n", " ").encode("utf-8", "backslashreplace") + b"\n")
 
 
 def main() -> None:
-    """The process. Its parent is the arbiter."""
+    """Run the process. Its parent is the arbiter."""
     orders = json.load(sys.stdin)
     _leave_all_else()
     _become(orders["uid"], orders["gid"])
@@ -57,21 +59,22 @@ def main() -> None:
 
 
 def _leave_all_else() -> None:
-    """Close what came along: gunicorn's listeners are inheritable (``gunicorn/sock.py``, 22.0 to
-    27.0), and held here they would go on taking connections after the arbiter has closed them."""
+    """Close all other inherited descriptors. gunicorn's listeners are inheritable
+    (``gunicorn/sock.py``, 22.0 to 27.0), and an open copy here would keep accepting connections
+    after the arbiter has closed them."""
     for folder in ("/proc/self/fd", "/dev/fd"):
         with contextlib.suppress(OSError):
             for fd in [int(name) for name in os.listdir(folder)]:
                 if fd > MEMORY:
-                    with contextlib.suppress(OSError):  # The listing's own.
+                    with contextlib.suppress(OSError):  # The descriptor of the listing itself.
                         os.close(fd)
             return
     os.closerange(MEMORY + 1, os.sysconf("SC_OPEN_MAX"))
 
 
 def _become(uid: int, gid: int) -> None:
-    """Give up what the arbiter may and a worker may not. Unlike a worker it keeps no other group
-    either."""
+    """Drop the privileges that the arbiter has and a worker does not. Unlike a worker, this process
+    also drops the supplementary groups."""
     if (uid, gid) == (os.geteuid(), os.getegid()):
         return
     with contextlib.suppress(PermissionError):

@@ -1,2 +1,4 @@
-"""What any process of an instance may use: the memory, the settings, the phases. Knows neither
-gunicorn nor Flask."""
+"""Modules that any process of an instance may use: the memory, the settings, the phases.
+
+They import neither gunicorn nor Flask.
+"""

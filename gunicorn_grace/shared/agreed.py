@@ -1,4 +1,4 @@
-"""What two processes of an instance have to agree on: signals, descriptors, numbers, durations."""
+"""Values that two processes of an instance must agree on: signals, descriptors, numbers, times."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ import signal
 from .phase import Kind
 
 POKE = signal.SIGWINCH
-"""The signal by which the arbiter tells a worker to look at the phase. Workers ignore it otherwise,
-and its default is to be ignored (signal(7)), so it does not harm a worker class with handlers of
-its own."""
+"""The arbiter sends this signal to make a worker look at the phase. Workers do not use it for
+anything else, and its default action is to be ignored (signal(7)), so it does no harm to a worker
+class that installs its own handlers."""
 
 RETIRE = signal.SIGUSR2
-"""The signal by which the arbiter tells the probe responder to answer what has come, take no more,
-and end."""
+"""The arbiter sends this signal to make the probe responder answer the requests that have arrived,
+accept no more, and exit."""
 
 LINGER = 2.0
-"""Seconds that an idle connection is kept open after draining began, so that a request which its
-client is just sending is answered, with ``Connection: close`` (RFC 9112, section 9.6). gunicorn
-27.0 lingers as long itself."""
+"""Seconds that an idle connection stays open after draining began. A request that the client is
+just sending is then still answered, with ``Connection: close`` (RFC 9112, section 9.6). gunicorn
+27.0 itself lingers for the same time."""
 
 LISTENER, MEMORY = 3, 4
-"""Descriptors that the arbiter gives to the probe responder, which closes all others."""
+"""Descriptors that the arbiter passes to the probe responder. The responder closes all others."""
 
 KINDS = tuple(Kind)
-"""The kinds of probes by their numbers on a board."""
+"""The kinds of probes. The index of a kind is its number on a board."""

@@ -1,7 +1,7 @@
-"""The board of a worker: what its threads know of the application's checks, for the probe responder.
+"""The board of a worker: the newest results of the application's checks, for the probe responder.
 
-The responder is another process, so it can run none of them. A board begins with two cells, the
-worker's heartbeat and the number of its entries; each entry is a check and its newest result.
+The responder is a separate process and cannot run the checks itself. A board begins with two cells:
+the worker's heartbeat and the number of entries. Each entry holds one check and its newest result.
 """
 
 from __future__ import annotations
@@ -10,24 +10,24 @@ import sys
 from typing import NamedTuple
 
 HEARTBEAT_CELL, ENTRIES_CELL = range(2)
-"""When the worker last told gunicorn that it lives, and how many entries count."""
+"""When the worker last sent gunicorn a heartbeat, and how many entries are valid."""
 
 ENTRIES = 32
-"""Checks that a board has room for."""
+"""The maximum number of checks on a board."""
 
 NAME_BYTES = 64
 NAME_CELLS = NAME_BYTES // 8
 ENTRY_KIND, ENTRY_GOOD_FOR, ENTRY_RESULT = NAME_CELLS, NAME_CELLS + 1, NAME_CELLS + 2
-"""Cells of an entry, after the check's name in UTF-8: the kind of probe that asks for it, for how
-long a result counts (ns), and the result: its time, and in the lowest bit whether the check passed;
-one store tells both. The worker writes the first three before it counts the entry and never again,
-so no reader sees them half written."""
+"""Cells of an entry after the check's name in UTF-8: the kind of probe, how long a result is valid
+(ns), and the result. The result cell holds the time of the result and, in its lowest bit, whether
+the check passed, so one store publishes both. The worker writes the name, the kind and the validity
+once, before it counts the entry, so no reader sees them half written."""
 
 BOARD_HEAD, ENTRY_CELLS = 8, NAME_CELLS + 4
 BOARD_CELLS = BOARD_HEAD + ENTRIES * ENTRY_CELLS
 
 TRIES = 3
-"""How often a reader reads a board that changes its owner meanwhile."""
+"""How often a reader tries to read a board whose owner changes while it reads."""
 
 
 class Entry(NamedTuple):
@@ -35,8 +35,8 @@ class Entry(NamedTuple):
 
     :ivar name: the check's name.
     :ivar kind: the number of its kind of probe.
-    :ivar good_for: how long a result counts, nanoseconds.
-    :ivar known: when the result came; 0 while there is none.
+    :ivar good_for: how long a result is valid, in nanoseconds.
+    :ivar known: when the result came, in monotonic nanoseconds; 0 while there is no result.
     :ivar passed: whether the check passed.
     """
 
@@ -52,7 +52,7 @@ class Board:
 
     :param cells: the shared memory.
     :param begin: the cell at which the board begins.
-    :param age: the cell that changes when the board gets another worker.
+    :param age: the cell that changes when the board passes to another worker.
     """
 
     def __init__(self, cells: memoryview[int], begin: int, *, age: int) -> None:
@@ -62,11 +62,11 @@ class Board:
 
     @property
     def heartbeat(self) -> int:
-        """When the worker last told gunicorn that it lives, in nanoseconds."""
+        """When the worker last sent gunicorn a heartbeat, in monotonic nanoseconds."""
         return self.cells[self.begin + HEARTBEAT_CELL]
 
     def entries(self) -> list[Entry]:
-        """The worker's checks. Any process."""
+        """Return the worker's checks. Runs in any process."""
         cells, found = self.cells, []
         for _ in range(TRIES):
             before = cells[self._age]
@@ -74,7 +74,7 @@ class Board:
             found = [
                 self._entry(self.begin + BOARD_HEAD + index * ENTRY_CELLS) for index in range(count)
             ]
-            if cells[self._age] == before:  # Otherwise another worker got the board meanwhile.
+            if cells[self._age] == before:  # No other worker took the board.
                 break
         return found
 
@@ -94,13 +94,13 @@ class Board:
         )
 
     def add(self, name: str, kind: int, good_for: int) -> int | None:
-        """Add a check, its result unknown. The worker, in one thread.
+        """Add a check whose result is not known yet. Runs in the worker, in one thread.
 
         :param name: the check's name.
         :param kind: the number of its kind of probe.
-        :param good_for: nanoseconds for which a result counts.
-        :returns: the cell for its results (see :data:`ENTRY_RESULT`); ``None`` when the board has
-            no room for it or for the name.
+        :param good_for: how long a result is valid, in nanoseconds.
+        :returns: the cell for its results (see :data:`ENTRY_RESULT`); ``None`` when the board is
+            full or the name is too long.
         """
         cells, encoded = self.cells, name.encode()
         count = cells[self.begin + ENTRIES_CELL]

@@ -1,6 +1,6 @@
-"""Fail safe: whatever fails in the plugin is logged once, and gunicorn goes on as it would without it.
+"""Fail safe: an error inside the plugin is logged once, and gunicorn goes on without that part.
 
-Any process.
+Runs in any process.
 """
 
 from __future__ import annotations
@@ -16,22 +16,24 @@ _told: set[str] = set()
 
 
 def tell_once(name: str, process: Any) -> None:
-    """Log that a part of the plugin failed, with its traceback, the first time in this process.
+    """Log the first failure of a part of the plugin in this process, with its traceback.
 
-    :param name: what failed: a hook, or a part by its name in the docs.
-    :param process: gunicorn's arbiter or worker, which has the log.
+    :param name: the part that failed: a hook, or a part by its name in the docs.
+    :param process: gunicorn's arbiter or worker, which owns the log.
     """
     if name not in _told:
         _told.add(name)
         with contextlib.suppress(Exception):
-            process.log.exception("gunicorn-grace: its %s hook failed; gunicorn goes on", name)
+            process.log.exception("gunicorn-grace: the %s hook failed; gunicorn goes on", name)
 
 
 def guarded(hook: Callable[..., None]) -> Callable[..., None]:
-    """Let nothing out of a hook of ours: gunicorn would halt (``post_fork``), or answer 500
-    (``pre_request``).
+    """Wrap one of the plugin's hooks so that it lets no exception out.
 
-    :raises ConfigurationError: the hook raised it: the user's settings do not go together.
+    gunicorn would halt (``post_fork``) or answer 500 (``pre_request``).
+
+    :raises ConfigurationError: the hook raised it because the user's settings contradict each
+        other.
     """
 
     @functools.wraps(hook)

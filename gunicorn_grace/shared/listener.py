@@ -1,23 +1,24 @@
-"""The listening sockets: no new connection in, none of the accepted ones lost.
+"""The listening sockets: how to stop new connections without losing the queued ones.
 
-A listener that is closed resets every connection in its accept queue, and the client, whose
-connection was established, cannot know whether its request was executed. So a listener is *sealed*
-first: the kernel drops whatever begins a connection. Handshakes under way complete, and no new one
-begins; a peer that gets no SYN-ACK tries again or elsewhere, which is safe for every method. Then
-the queue is served to its end.
+Closing a listener resets every connection in its accept queue. The client, whose connection was
+established, cannot know whether its request was executed. So a listener is *sealed* first: the
+kernel drops the packets that begin a connection. Handshakes under way complete, and no new one
+begins. A peer that gets no SYN-ACK tries again or elsewhere, which is safe for every method. Then
+the accept queue is served to its end.
 
-There are two ways to seal. The first is a classic BPF filter on the socket, which drops what has
-SYN and not ACK. For TCP the kernel runs it with the packet beginning at the TCP header
+There are two ways to seal. The first is a classic BPF filter on the socket, which drops packets
+with SYN and without ACK. For TCP the kernel runs it with the packet beginning at the TCP header
 (``tcp_filter``, net/ipv4/tcp_ipv4.c), for IPv4 and IPv6 alike, so offset 13 holds the flags (RFC
-9293, section 3.1). Accepted sockets inherit it (``sk_clone``), where it has nothing to do. It took
-no privilege until Linux commit 5d39580f68e6 (2026), which asks for CAP_NET_ADMIN; 6.18.44 has that,
-and hardly a container has the capability.
+9293, section 3.1). Accepted sockets inherit it (``sk_clone``), but it has no effect there. It took
+no privilege until Linux commit 5d39580f68e6 (2026), which requires CAP_NET_ADMIN. Linux 6.18.44 has
+that commit, and few containers have the capability.
 
-So the other way is the least hop limit that the socket takes (``IP_MINTTL``, ip(7); RFC 5082): 255,
-which no packet has that passed a router, nor one of a system that begins with 64 or 128. It takes
-no privilege. The segment that completes a handshake is not measured by it (``tcp_v4_rcv``, label
-``process``), but what the client sends after that is, because accepted sockets inherit this too:
-whoever accepts has to :func:`admit` them, and the client's next try gets in.
+The second way is to raise the minimum hop limit that the socket accepts (``IP_MINTTL``, ip(7); RFC
+5082) to 255. No packet that passed a router has that hop limit, nor does one from a system that
+begins with 64 or 128. It takes no privilege. The segment that completes a handshake is not checked
+against it (``tcp_v4_rcv``, label ``process``), but the data that the client sends after that is,
+because accepted sockets inherit the limit too. The process that accepts a connection therefore has
+to :func:`admit` it, and the client's next retransmission gets in.
 """
 
 from __future__ import annotations
@@ -27,16 +28,15 @@ import select
 import socket
 import struct
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
-# <asm-generic/socket.h>; mips, parisc and sparc have other numbers, and the socket module names
-# neither.
+# <asm-generic/socket.h>; mips, parisc and sparc use other numbers. The socket module defines
+# neither constant.
 _SO_ATTACH_FILTER = 26
-_SO_DETACH_FILTER = 27
 
-# Level, option: <linux/in.h>, <linux/in6.h>. A socket of IPv6 has both: the first counts for
-# clients of IPv4.
+# Level, option: <linux/in.h>, <linux/in6.h>. An IPv6 socket has both; the first applies to IPv4
+# clients.
 _HOP_LIMITS = {
     socket.AF_INET: ((socket.IPPROTO_IP, 21),),
     socket.AF_INET6: ((socket.IPPROTO_IP, 21), (socket.IPPROTO_IPV6, 73)),
@@ -57,17 +57,16 @@ _PROGRAM = (
 
 
 def can_seal(sock: Any) -> bool:
-    """Whether ``sock`` (a socket, or gunicorn's wrapper of one) is of a kind that can be sealed:
-    TCP, on Linux."""
+    """Whether ``sock`` (a socket, or gunicorn's wrapper of one) can be sealed: TCP, on Linux."""
     return sys.platform == "linux" and sock.family in (socket.AF_INET, socket.AF_INET6)
 
 
 def seal(sock: Any) -> None:
-    """Let no new connection begin on a listening TCP socket. Doing it twice changes nothing.
+    """Stop new connections on a listening TCP socket. A second call changes nothing.
 
-    The seal belongs to the socket, which all processes share: one call in the arbiter seals it for
-    every worker. They have to :func:`admit` what they accept from then on, if it
-    :func:`is_sealed_by_hop_limit`.
+    The seal belongs to the socket, which all processes share, so one call in the arbiter seals it
+    for every worker. If the socket :func:`is_sealed_by_hop_limit`, workers have to :func:`admit`
+    each connection that they accept from then on.
 
     :raises OSError: the kernel refuses both ways (a seccomp profile).
     """
@@ -78,7 +77,7 @@ def seal(sock: Any) -> None:
 
 
 def seal_by_filter(sock: Any) -> None:
-    """The first way: a filter drops what begins a connection.
+    """Seal in the first way: a filter drops the packets that begin a connection.
 
     :raises OSError: the kernel refuses (no CAP_NET_ADMIN, no BPF, a seccomp profile).
     """
@@ -88,7 +87,7 @@ def seal_by_filter(sock: Any) -> None:
 
 
 def seal_by_hop_limit(sock: Any) -> None:
-    """The other way: packets of the highest hop limit alone are taken.
+    """Seal in the second way: accept only packets with the highest hop limit.
 
     :raises OSError: the kernel refuses.
     """
@@ -97,7 +96,7 @@ def seal_by_hop_limit(sock: Any) -> None:
 
 
 def is_sealed_by_hop_limit(sock: Any) -> bool:
-    """Whether what is accepted from this listener has to be admitted."""
+    """Whether connections accepted from this listener have to be admitted."""
     return any(
         sock.getsockopt(level, option) == _HIGHEST
         for level, option in _HOP_LIMITS.get(sock.family, ())
@@ -105,36 +104,19 @@ def is_sealed_by_hop_limit(sock: Any) -> bool:
 
 
 def admit(sock: Any) -> None:
-    """Take whatever comes on a connection that was accepted from a listener sealed by hop limit.
+    """Lift the hop limit from a connection accepted from a listener that is sealed by it.
 
-    :raises OSError: it is just being closed.
+    :raises OSError: the connection is just being closed.
     """
     for level, option in _HOP_LIMITS.get(sock.family, ()):
         sock.setsockopt(level, option, 0)
 
 
-def unseal(sock: Any) -> None:
-    """Take the seal off again.
-
-    :raises OSError: there was none.
-    """
-    if is_sealed_by_hop_limit(sock):
-        admit(sock)
-    else:
-        sock.setsockopt(socket.SOL_SOCKET, _SO_DETACH_FILTER, 0)
-
-
 def are_waiting(socks: Iterable[Any]) -> bool:
-    """Whether a connection waits in the accept queue of any of these listening sockets. Does not
-    block."""
+    """Whether a connection waits in the accept queue of any of these sockets. Does not block."""
     poller = select.poll()
     count = 0
     for sock in socks:
         poller.register(sock.fileno(), select.POLLIN)
         count += 1
     return bool(count and any(event & select.POLLIN for _, event in poller.poll(0)))
-
-
-def names(socks: Sequence[Any]) -> list[Any]:
-    """The addresses of these sockets, as ``getsockname`` gives them."""
-    return [sock.getsockname() for sock in socks]

@@ -1,14 +1,14 @@
-"""The memory that all processes of one instance share: who is where, and how far the shutdown is.
+"""The memory that all processes of one instance share: the workers and the shutdown's progress.
 
-Without it each worker would learn of a shutdown only from its own SIGTERM, which is when it stops
-serving.
+Without it, each worker would learn of a shutdown only from its own SIGTERM, which already tells it
+to stop serving.
 
 Layout: signed 64-bit integers in the machine's byte order, each 8-byte aligned. Times are
-CLOCK_MONOTONIC nanoseconds (one clock for all processes of a machine, and no administrator can set
-it); 0 means "never". First comes a header of 64 cells (:class:`Header`), then one record of 16
-cells for each worker (:class:`Record`): 128 bytes, two cache lines, of which the hot path writes
-the first. With a probe port (``grace_probe_bind``) a board for each worker follows
-(:mod:`gunicorn_grace.shared.board`). ``LAYOUT`` counts the changes of a cell's place or meaning;
+CLOCK_MONOTONIC nanoseconds (one clock for all processes of a machine, which no administrator can
+set); 0 means "never". A header of 64 cells comes first (:class:`~gunicorn_grace.shared.cells.Header`), then one record of 16
+cells for each worker (:class:`~gunicorn_grace.shared.cells.Record`). A record is 128 bytes, two cache lines, and the hot path
+writes only the first. With a probe port (``grace_probe_bind``) a board for each worker follows
+(:mod:`gunicorn_grace.shared.board`). ``LAYOUT`` goes up when a cell's place or meaning changes;
 appending a cell does not change it.
 
 Atomicity: an item of a ``memoryview`` cast to ``"q"`` is loaded and stored by one ``memcpy`` of a
@@ -18,7 +18,7 @@ lock spans processes, so a process that dies in between leaves every cell either
 should be. What needs more than one cell is written so that each order of reading is right: see
 ``trigger``.
 
-Who writes what (one writer for each cell at each time):
+Writers (one writer for each cell at each time):
 
 =====================================  =============================================================
 cells                                  writer
@@ -36,19 +36,19 @@ cells                                  writer
 ``claimed``, ``dismissed``             arbiter
 ``term_seen`` .. of a record           the worker
 ``entries`` of a board                 arbiter when it claims the record, the worker while it lives
-all else of a board                    the worker
+other cells of a board                 the worker
 =====================================  =============================================================
 
-Any process of the instance can store anything anywhere. So the arbiter keeps what it decided in
-attributes of its own, and the cells that it writes are output: it never reads them back, and it
-stores them again when they differ. What others write is input: the arbiter reads it once, checks
-it, and uses it as a number.
+Any process of the instance can store anything in any cell. So the arbiter keeps its decisions in
+attributes of its own. The cells that it writes are output only: it never takes a decision from
+them, and it stores them again when they differ. The cells that other processes write are input: the
+arbiter reads each once, checks it, and uses it as a number.
 
 The arbiter frees the record of a dead worker from ``child_exit``. ``requests`` and ``since_t0``
-stay in it, and the next worker of the record counts on from there. So each of them only ever grows,
-and a sum over all records that were ever used never goes back, whichever process reads it and
-whichever process has just died. If they were moved into the header, a reader in another process
-could meet them in both places, or in neither.
+stay in it, and the next worker of the record continues the count. So each of them only grows, and a
+sum over all records that were ever used never decreases, for every reader and after every crash. If
+they were moved into the header, a reader in another process could find them in both places, or in
+neither.
 """
 
 from __future__ import annotations
@@ -60,158 +60,26 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import overload
 
 from ..errors import StateError
 from .board import BOARD_CELLS, ENTRIES_CELL, HEARTBEAT_CELL, Board
+from .cells import HEADER_CELLS, NS, ORIGIN_MASK, RECORD_CELLS, Cell, Header, Record
 from .phase import Origin, Phase
 
 NAME = "gunicorn-grace"
 LINK = f"/memfd:{NAME}"
-"""The target of the link ``/proc/<pid>/fd/*`` in every process of an instance (memfd_create(2))."""
+"""Target of the ``/proc/<pid>/fd/*`` link to the memory in any of its processes
+(memfd_create(2))."""
 
 MAGIC_NUMBER = int.from_bytes(b"ggrace\0\1", sys.byteorder)
 LAYOUT = 2
 SLOTS = 1024
-"""Workers that can be counted at a time. 128 KiB in all, and 3 MiB more with boards; only the part
-in use takes memory."""
-
-NS = 1_000_000_000
-
-HEADER_CELLS = 64
-RECORD_CELLS = 16
-
-ORIGIN_MASK = 0b111
-"""``trigger`` holds the time and, in its three lowest bits (8 ns), the origin: one store tells
-both."""
-
-LONGEST_WINDOW = 300 * NS
-
-LOWEST, HIGHEST = -(2**63), 2**63 - 1
-
-
-class Cell:
-    """One cell of a view. Reading gives its number; storing clamps to 64 bits, because a number that
-    was computed from other processes' cells must not raise.
-
-    The hot path needs no view: it uses ``view.begin + Record.in_flight.offset``.
-    """
-
-    __slots__ = ("offset",)
-
-    def __init__(self, offset: int) -> None:
-        self.offset = offset
-
-    @overload
-    def __get__(self, view: None, owner: type) -> Cell: ...
-    @overload
-    def __get__(self, view: View, owner: type) -> int: ...
-    def __get__(self, view: View | None, owner: type) -> Cell | int:
-        return self if view is None else view.cells[view.begin + self.offset]
-
-    def __set__(self, view: View, value: int) -> None:
-        view.cells[view.begin + self.offset] = min(max(value, LOWEST), HIGHEST)
-
-
-class View:
-    """Cells of the memory by their names, for code that does not run for every request."""
-
-    __slots__ = ("begin", "cells")
-
-    def __init__(self, cells: memoryview[int], begin: int) -> None:
-        self.cells = cells
-        self.begin = begin
-
-
-class Header(View):
-    """What the instance has once."""
-
-    __slots__ = ()
-
-    magic = Cell(0)
-    layout = Cell(1)
-    slot_count = Cell(2)
-    arbiter = Cell(3)
-    """The arbiter's pid."""
-    phase = Cell(4)
-    t0 = Cell(5)
-    sigterm = Cell(6)
-    trigger = Cell(7)
-    """When a shutdown was triggered, and by whom: see ``ORIGIN_MASK``."""
-    consumed = Cell(8)
-    """Triggers up to this time are over: taken back, or expired."""
-    undrain = Cell(9)
-    drain = Cell(10)
-    drain_limit = Cell(11)
-    deadline = Cell(12)
-    upgraded = Cell(13)
-    """Whether another arbiter serves the same sockets (SIGUSR2)."""
-    http_shut = Cell(14)
-    """Whether ``?down=true`` is disabled until restart."""
-    rate = Cell(15)
-    """Requests in 1000 seconds."""
-    delay = Cell(16)
-    """How long LAME_DUCK lasts at most unless late requests extend it, in nanoseconds."""
-    delay_over = Cell(17)
-    """When a SIGTERM would first have drained at once: ``prestop`` waits for this."""
-    slots_used = Cell(18)
-    """One more than the highest number that a worker's record ever had."""
-    gone_last_arrival = Cell(19)
-    gone_cut_off = Cell(20)
-    late = Cell(21)
-    failed = Cell(22)
-    """Whether the plugin has given up and the shutdown is gunicorn's own."""
-    boards = Cell(23)
-    """The cell at which the boards begin; 0 where there are none."""
-
-
-class Record(View):
-    """What the instance has for each worker. ``requests`` and ``since_t0`` are the sums of all
-    workers that had this record, one after another."""
-
-    __slots__ = ("number",)
-
-    pid = Cell(0)
-    age = Cell(1)
-    booted = Cell(2)
-    in_flight = Cell(3)
-    requests = Cell(4)
-    since_t0 = Cell(5)
-    last_arrival = Cell(6)
-    holds = Cell(7)
-
-    claimed = Cell(8)
-    dismissed = Cell(9)
-    """When the arbiter first told the worker to go."""
-    term_seen = Cell(10)
-    """When the worker last handled a SIGTERM: it stores this before it asks whether it is to go."""
-    cut_off = Cell(11)
-    longest = Cell(12)
-    """The longest request since ``window`` began, in nanoseconds."""
-    longest_before = Cell(13)
-    """The longest request of the window before."""
-    window = Cell(14)
-    empty_since = Cell(15)
-    """Since when the accept queues of a worker that has its own (``reuse_port``) are empty."""
-
-    def __init__(self, cells: memoryview[int], begin: int, number: int) -> None:
-        super().__init__(cells, begin)
-        self.number = number
-
-    @classmethod
-    def private(cls) -> Record:
-        """A record that nobody else sees, for a worker that has none: the hot path then needs no
-        branch."""
-        return cls(memoryview(bytearray(8 * RECORD_CELLS)).cast("q"), 0, -1)
-
-    def would_lose(self) -> int:
-        """How many requests would be lost if the worker ended now, or were lost when it was
-        interrupted."""
-        return max(self.in_flight, self.cut_off, 0)
+"""How many workers can be counted at the same time. This takes 128 KiB in all, and 3 MiB more with
+boards; only the part in use occupies memory."""
 
 
 def _terminating(cells: memoryview[int]) -> Callable[[], bool]:
-    # A closure over local names: every request asks twice.
+    # A closure over local names, because every request calls it twice.
     phase, sigterm = Header.phase.offset, Header.sigterm.offset
     trigger, consumed = Header.trigger.offset, Header.consumed.offset
     lame_duck = int(Phase.LAME_DUCK)
@@ -223,8 +91,8 @@ def _terminating(cells: memoryview[int]) -> Callable[[], bool]:
 
 
 def _occupy_standard_streams() -> None:
-    """Open the standard streams that the server was started without. Otherwise the memory, and the
-    duplicate that ``mmap`` makes, would get their descriptors, and prints would land in it."""
+    """Open the standard streams that are closed at start. Otherwise the memory, and the duplicate
+    that ``mmap`` makes, would get their descriptors, and output would be written into it."""
     with contextlib.suppress(OSError):
         while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
             os.set_inheritable(fd, True)
@@ -234,18 +102,18 @@ def _occupy_standard_streams() -> None:
 class Memory:
     """The shared memory of one instance, mapped into this process.
 
-    :ivar slot_count: how many records there are. Fixed when the memory was mapped, so a cell that
-        somebody overwrites later cannot lead a reader astray.
-    :ivar boards: the cell at which the boards begin, fixed in the same way; 0 where there are none.
-    :ivar is_booted_worker: whether this process is a worker that has booted. It may have no record
-        to say so in.
-    :ivar is_terminating: whether the shutdown has begun, seen from any process and at once: also
-        before the arbiter's loop knows.
+    :ivar slot_count: the number of records. It is fixed when the memory is mapped, so that a cell
+        overwritten later cannot mislead a reader.
+    :ivar boards: the cell at which the boards begin, fixed in the same way; 0 without boards.
+    :ivar is_booted_worker: whether this process is a worker that has booted. A worker without a
+        slot cannot say so in the shared memory.
+    :ivar is_terminating: returns whether the shutdown has begun. Every process sees it at once,
+        even before the arbiter's loop does.
 
-    :param fd: the memory's file descriptor, or -1 for an anonymous mapping where there is no memfd.
+    :param fd: the memory's file descriptor, or -1 for an anonymous mapping, used without memfd.
     :param mapping: the mapped memory.
-    :param slots: how many records it has.
-    :param boards: the cell at which the boards begin, 0 where there are none.
+    :param slots: the number of records.
+    :param boards: the cell at which the boards begin; 0 without boards.
     """
 
     def __init__(self, fd: int, mapping: mmap.mmap, slots: int, boards: int = 0) -> None:
@@ -260,11 +128,12 @@ class Memory:
 
     @classmethod
     def create(cls, slots: int = SLOTS, *, boards: bool = False) -> Memory:
-        """Make the memory. Runs in the arbiter, before the first fork; workers inherit the mapping.
+        """Create the memory. Runs in the arbiter, before the first fork; workers inherit the
+        mapping.
 
-        :param slots: how many workers can be counted at a time.
-        :param boards: whether workers tell a probe responder about their checks: 3 KiB more for
-            each worker that does.
+        :param slots: how many workers can be counted at the same time.
+        :param boards: whether workers publish their checks for a probe responder. This takes 3 KiB
+            more for each worker that does.
         """
         places = HEADER_CELLS + slots * RECORD_CELLS
         size = (places + boards * slots * BOARD_CELLS) * 8
@@ -285,17 +154,17 @@ class Memory:
     def open(cls, path: str) -> Memory:
         """Map the memory of another process, found as ``/proc/<pid>/fd/<n>``.
 
-        :raises StateError: it is not ours, or of another version.
+        :raises StateError: it does not belong to gunicorn-grace, or to another version of it.
         :raises OSError: it cannot be opened.
         """
         return cls.mapped(os.open(path, os.O_RDWR | os.O_CLOEXEC), path)
 
     @classmethod
     def mapped(cls, fd: int, path: str) -> Memory:
-        """Map the memory that a descriptor is of. The descriptor is closed if this raises.
+        """Map the memory behind a descriptor. The descriptor is closed if this raises.
 
-        :param path: the name that messages give the memory.
-        :raises StateError: it is not ours, or of another version.
+        :param path: the name of the memory in error messages.
+        :raises StateError: it does not belong to gunicorn-grace, or to another version of it.
         """
         size = os.fstat(fd).st_size
         if size < HEADER_CELLS * 8:
@@ -313,14 +182,14 @@ class Memory:
         return memory
 
     def publish_layout(self) -> None:
-        """Store what tells other processes what this memory is. Arbiter."""
+        """Store the cells by which other processes recognize this memory. Runs in the arbiter."""
         header = self.header
         header.layout, header.slot_count, header.arbiter = LAYOUT, self.slot_count, os.getpid()
         header.boards = self.boards
         header.magic = MAGIC_NUMBER  # Last: a process that sees it sees the rest.
 
     def close(self) -> None:
-        """Give the mapping back. Only for processes that opened it; an instance keeps it until it
+        """Unmap the memory. Only for processes that opened it; an instance keeps it until it
         ends."""
         self.cells.release()
         self._mapping.close()
@@ -329,19 +198,22 @@ class Memory:
 
     @property
     def shared_by_name(self) -> bool:
-        """Whether other processes can find the memory. They cannot find an anonymous mapping."""
+        """Whether other processes can find the memory. An anonymous mapping cannot be found."""
         return self.fd >= 0
 
     # -- reading: any process ----
 
     def is_triggered(self) -> bool:
-        """Whether a trigger is in force. One that came before ``consumed`` was taken back or has
+        """Whether a trigger is in force. A trigger from before ``consumed`` was taken back or has
         expired."""
         return self.header.trigger > self.header.consumed
 
     def phase(self) -> Phase:
-        """The phase. What the arbiter notices only at its next look, up to a second later, already
-        counts: that a worker has booted, a signal, a trigger."""
+        """Return the current phase.
+
+        A booted worker, a signal or a trigger counts at once. The arbiter itself notices it only at
+        its next look, up to a second later.
+        """
         phase = Phase(min(max(self.header.phase, Phase.STARTING), Phase.STOPPED))
         if phase is Phase.STARTING and (
             self.is_booted_worker or any(record.booted for record in self.records())
@@ -352,7 +224,7 @@ class Memory:
         return phase
 
     def t0(self) -> int:
-        """When the shutdown began, in nanoseconds; 0 while it has not."""
+        """When the shutdown began, in monotonic nanoseconds; 0 before it has."""
         header = self.header
         if header.t0:
             return header.t0
@@ -360,37 +232,39 @@ class Memory:
         return min(began, default=0)
 
     def seconds_left(self) -> float | None:
-        """Seconds until the process has to be gone; ``None`` while no deadline is known."""
+        """Seconds until the deadline, when this process must be gone; ``None`` without a known
+        deadline."""
         deadline = self.header.deadline
         return max(0.0, (deadline - time.monotonic_ns()) / NS) if deadline else None
 
     def t0_unix(self) -> float | None:
-        """When the shutdown began, as a Unix time in seconds; ``None`` while it has not.
+        """When the shutdown began, as a Unix time in seconds; ``None`` before it has.
 
-        Computed from the monotonic clock at each call: if somebody sets the wall clock meanwhile,
-        this moves with it."""
+        It is computed from the monotonic clock at each call, so it moves when the wall clock is
+        set.
+        """
         t0 = self.t0()
         return unix_time(t0) if t0 else None
 
     def total(self, cell: Cell) -> int:
-        """The sum of a cell over the workers there are."""
+        """Sum a cell over the current workers."""
         return sum(self.cells[record.begin + cell.offset] for record in self.records())
 
     def total_ever(self, cell: Cell) -> int:
-        """The sum of ``requests`` or ``since_t0`` over all workers there ever were. It never goes
-        back."""
+        """Sum ``requests`` or ``since_t0`` over all past and current workers. The sum never
+        decreases."""
         used = min(max(self.header.slots_used, 0), self.slot_count)
         first = HEADER_CELLS + cell.offset
         return sum(self.cells[first : HEADER_CELLS + used * RECORD_CELLS : RECORD_CELLS].tolist())
 
     def records(self) -> Iterator[Record]:
-        """The records that workers have."""
+        """Return the records that are in use."""
         return map(self.record, self.claimed_numbers())
 
     def claimed_numbers(self) -> list[int]:
-        """The numbers of the records that are marked as claimed."""
-        # One strided copy: 1024 looks in Python take 0.2 ms, and a probe responder makes them for
-        # each probe.
+        """Return the numbers of the records that are marked as claimed."""
+        # One strided copy, because 1024 reads in Python take 0.2 ms and the probe responder does
+        # this for each probe.
         first, end = HEADER_CELLS + Record.claimed.offset, self._end_of_records()
         claimed = self.cells[first:end:RECORD_CELLS].tolist()
         return [number for number, is_claimed in enumerate(claimed) if is_claimed]
@@ -399,11 +273,11 @@ class Memory:
         return HEADER_CELLS + self.slot_count * RECORD_CELLS
 
     def record(self, number: int) -> Record:
-        """The record with this number."""
+        """Return the record with this number."""
         return Record(self.cells, HEADER_CELLS + number * RECORD_CELLS, number)
 
     def board(self, number: int) -> Board | None:
-        """The board of a worker; ``None`` where there are no boards."""
+        """Return the board of a worker; ``None`` without boards."""
         if not self.boards:
             return None
         return Board(
@@ -417,12 +291,12 @@ class Memory:
     def trigger(self, origin: Origin, now: int | None = None) -> bool:
         """Begin the shutdown. Runs in a worker or in a command.
 
-        The first trigger wins. Two that race may both store: both then mean "now", and the arbiter
-        takes up one.
+        The first trigger wins. Two that race may both store; both then mean "now", and the arbiter
+        acts on one of them.
 
-        :param origin: who begins it.
-        :param now: when, in nanoseconds; now unless given.
-        :returns: whether this call began it; ``False`` when it had begun before.
+        :param origin: who begins the shutdown.
+        :param now: the time of the trigger in monotonic nanoseconds; the current time by default.
+        :returns: whether this call began the shutdown; ``False`` if it had begun before.
         """
         if self.is_terminating():
             return False
@@ -431,10 +305,10 @@ class Memory:
         return True
 
     def claim(self, number: int, age: int) -> None:
-        """Give a record to a worker that is about to be forked. Arbiter.
+        """Assign a record to a worker that is about to be forked. Runs in the arbiter.
 
-        :param number: the record.
-        :param age: gunicorn's number of the worker.
+        :param number: the number of the record.
+        :param age: gunicorn's serial number of the worker.
         """
         cells, record = self.cells, self.record(number)
         kept = (Record.requests.offset, Record.since_t0.offset, Record.claimed.offset)
@@ -453,7 +327,10 @@ def _problem(header: Header, slots: int, boards: int, size: int) -> str | None:
     if header.magic != MAGIC_NUMBER:
         return "not the memory of gunicorn-grace, or damaged"
     if header.layout != LAYOUT:
-        return f"layout {header.layout}, this command knows {LAYOUT}: use the instance's own"
+        return (
+            f"layout {header.layout}, but this command knows {LAYOUT}: "
+            "use the command of the instance's version"
+        )
     if slots <= 0 or (HEADER_CELLS + slots * RECORD_CELLS) * 8 > size:
         return f"{slots} slots do not fit into {size} bytes: damaged"
     if boards and (boards < HEADER_CELLS or (boards + slots * BOARD_CELLS) * 8 > size):
@@ -464,7 +341,7 @@ def _problem(header: Header, slots: int, boards: int, size: int) -> str | None:
 
 
 def unix_time(moment: int) -> float:
-    """A moment of the monotonic clock, in nanoseconds, as a Unix time in seconds."""
+    """Convert a moment of the monotonic clock, in nanoseconds, to a Unix time in seconds."""
     return round(time.time() - (time.monotonic_ns() - moment) / NS, 3)
 
 
@@ -473,8 +350,8 @@ attached: Memory | None = None
 
 
 def instances(proc: str = "/proc") -> list[str]:
-    """The memories of all instances that this user may open, one ``/proc/<pid>/fd/<n>`` each. Linux
-    only."""
+    """Return the memories of all instances that this user may open, as one ``/proc/<pid>/fd/<n>``
+    path each. Linux only."""
     found: dict[tuple[int, int], str] = {}
     for pid in filter(str.isdigit, os.listdir(proc)):
         with contextlib.suppress(OSError):

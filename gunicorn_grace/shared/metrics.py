@@ -1,7 +1,7 @@
-"""What there is to be measured of an instance: one table for Prometheus, StatsD and the docs.
+"""The metrics of an instance: one table for Prometheus, StatsD and the docs.
 
-Every number comes from the shared memory, so any process of the instance can give those of all, and
-there is nothing to collect from files that each worker leaves behind.
+Every number comes from the shared memory. So any process can report for the whole instance, and no
+files of single workers have to be collected.
 """
 
 from __future__ import annotations
@@ -9,17 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from .memory import Memory, Record
+from .cells import Record
+from .memory import Memory
 from .phase import Phase
 
 PREFIX = "gunicorn_grace_"
 STATSD_PREFIX = "gunicorn.grace."
-"""gunicorn's own gauges are called ``gunicorn.workers`` and the like; ``statsd_prefix`` comes
-before both."""
+"""gunicorn's own gauges have names such as ``gunicorn.workers``. ``statsd_prefix`` is put in front
+of both."""
 
 BOOTING, SERVING, LEAVING = "booting", "serving", "leaving"
-"""The states of a worker: its application is not loaded yet; it serves; it has been told to go, and
-finishes."""
+"""The states of a worker: it is loading its application; it serves; it has been dismissed and
+finishes its requests."""
 
 
 def _nobody() -> dict[str, int]:
@@ -28,8 +29,8 @@ def _nobody() -> dict[str, int]:
 
 @dataclass(frozen=True)
 class Reading:
-    """What the shared memory said at one moment. The defaults are what a process outside gunicorn
-    is told."""
+    """The values in the shared memory at one moment. The defaults are those of a process outside
+    gunicorn."""
 
     phase: Phase = Phase.SERVING
     workers: Mapping[str, int] = field(default_factory=_nobody)
@@ -41,7 +42,8 @@ class Reading:
 
 
 def read(memory: Memory | None) -> Reading:
-    """Read the instance. Any process; a few microseconds for each worker, no lock."""
+    """Read the values of the instance. Runs in any process. It takes a few microseconds for each
+    worker and no lock."""
     if memory is None:
         return Reading()
     workers, in_flight = _nobody(), 0
@@ -60,17 +62,19 @@ def read(memory: Memory | None) -> Reading:
 
 
 Samples = Mapping[str, float]
-"""The values of a metric by the value of its label; the only key is "" where it has none. Empty:
-nothing to tell."""
+"""The values of a metric by label value. A metric without a label has the single key "". An empty
+mapping means that the metric is absent."""
 
 
 @dataclass(frozen=True)
 class Metric:
     """One metric.
 
-    :param name: without the prefix, and without the ``_total`` of a counter.
-    :param samples: its values, out of a reading.
-    :param label: the label that tells them apart; ``None`` when there is one value.
+    :ivar name: the name without the prefix, and without the ``_total`` of a counter.
+    :ivar meaning: the help text.
+    :ivar samples: computes the values from a reading.
+    :ivar label: the label that distinguishes the values; ``None`` for a metric with one value.
+    :ivar is_counter: whether it is a counter; otherwise it is a gauge.
     """
 
     name: str
@@ -81,20 +85,20 @@ class Metric:
 
     @property
     def full_name(self) -> str:
-        """As Prometheus shows it."""
+        """The name as Prometheus shows it."""
         return PREFIX + self.name + ("_total" if self.is_counter else "")
 
 
 METRICS = (
     Metric(
         "phase",
-        "1 for the phase that the instance is in, 0 for the others.",
+        "1 for the current phase of the instance, 0 for the others.",
         lambda seen: {str(phase): float(phase is seen.phase) for phase in Phase},
         label="phase",
     ),
     Metric(
         "workers",
-        "Workers that boot, serve, or were told to go and finish what they have in flight.",
+        "Workers that are booting, serving, or finishing their last requests.",
         lambda seen: seen.workers,
         label="state",
     ),
@@ -107,7 +111,7 @@ METRICS = (
     ),
     Metric(
         "requests_during_shutdown",
-        "Those of them that came after a shutdown had begun.",
+        "Requests that arrived after a shutdown had begun.",
         lambda seen: {"": seen.during_shutdown},
         is_counter=True,
     ),
@@ -119,7 +123,7 @@ METRICS = (
     ),
     Metric(
         "shutdown_start_time_seconds",
-        "Unix time at which the shutdown began; absent before.",
+        "Unix time at which the shutdown began; absent before it begins.",
         lambda seen: {} if seen.t0_unix is None else {"": seen.t0_unix},
     ),
 )
@@ -143,7 +147,7 @@ GAUGES = (
     Gauge("requests_in_flight", "requests being served now", lambda seen: seen.in_flight),
     Gauge(
         "requests_during_shutdown",
-        "requests that came after a shutdown had begun",
+        "requests that arrived after a shutdown had begun",
         lambda seen: seen.during_shutdown,
     ),
     Gauge(

@@ -1,12 +1,12 @@
-"""The phases of an instance, and which may follow which.
+"""The phases of an instance, and the transitions between them.
 
     STARTING ──▶ SERVING ──▶ LAME_DUCK ──▶ DRAINING ──▶ STOPPED
                     ▲            │
                     └────────────┘  undrained, or the trigger expired
 
-Everything that has to know "how far is the shutdown" compares with these; nothing keeps a flag of
-its own. The order of the values is the order in time, so ``phase >= Phase.LAME_DUCK`` reads
-"shutdown has begun".
+Code that needs the progress of the shutdown compares with these values and keeps no flag of its
+own. The values are in the order of time, so ``phase >= Phase.LAME_DUCK`` means "the shutdown has
+begun".
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from ..errors import TransitionError
 
 
 class Phase(enum.IntEnum):
-    """Where an instance is in its life. The values are what the shared memory holds."""
+    """A phase in the life of an instance. The shared memory holds these values."""
 
     STARTING = 0
     """No worker has booted yet."""
     SERVING = 1
     """At least one worker has booted, and no shutdown has begun."""
     LAME_DUCK = 2
-    """Readiness is 503, requests are served as ever."""
+    """Readiness is 503, and requests are served as before."""
     DRAINING = 3
-    """No new connection is taken; what is in flight is finished."""
+    """No new connection is accepted, and the requests in flight are finished."""
     STOPPED = 4
-    """Every worker is gone, or the deadline has come."""
+    """Every worker is gone, or the deadline has passed."""
 
     def __str__(self) -> str:
         return self.name
@@ -38,7 +38,8 @@ class Phase(enum.IntEnum):
 
 TRANSITIONS: Mapping[Phase, frozenset[Phase]] = MappingProxyType(
     {
-        # A server that was never ready has nobody to wait for.
+        # A server that was never ready gets no requests from a router, so there is no delay to wait
+        # out.
         Phase.STARTING: frozenset({Phase.SERVING, Phase.STOPPED}),
         # DRAINING without LAME_DUCK: another arbiter serves the same sockets (SIGUSR2). STOPPED:
         # SIGINT, SIGQUIT.
@@ -51,20 +52,22 @@ TRANSITIONS: Mapping[Phase, frozenset[Phase]] = MappingProxyType(
 
 
 def check_transition(current: Phase, wanted: Phase) -> None:
-    """Raise :class:`~gunicorn_grace.errors.TransitionError` unless ``wanted`` may follow
-    ``current``."""
+    """Check that ``wanted`` may follow ``current``.
+
+    :raises TransitionError: the table has no such transition.
+    """
     if wanted not in TRANSITIONS[current]:
         raise TransitionError(current, wanted)
 
 
 def is_terminating(phase: Phase) -> bool:
-    """Whether the shutdown has begun: readiness is (or will be) 503 and connections are told to
-    close."""
+    """Whether the shutdown has begun: readiness is (or will be) 503, and responses say
+    ``Connection: close``."""
     return phase >= Phase.LAME_DUCK
 
 
 class Origin(enum.IntEnum):
-    """Who began the shutdown. The values are what the shared memory holds."""
+    """The origin of a shutdown. The shared memory holds these values."""
 
     NONE = 0
     SIGTERM = 1
@@ -73,15 +76,15 @@ class Origin(enum.IntEnum):
     PRESTOP = 3
     """``gunicorn-grace prestop``."""
     DRAIN = 4
-    """``gunicorn-grace drain``: an operator, who will take it back by hand. Never expires."""
+    """``gunicorn-grace drain``: an operator, who takes it back by hand. It never expires."""
 
 
 TRIGGERS = frozenset({Origin.HTTP, Origin.PRESTOP, Origin.DRAIN})
-"""The origins that another process than the arbiter may give."""
+"""The origins that a process other than the arbiter may store."""
 
 
 class Kind(enum.Enum):
-    """Which question a probe asks, and a check answers."""
+    """The question that a probe asks and a check helps to answer."""
 
     LIVENESS = "liveness"
     READINESS = "readiness"

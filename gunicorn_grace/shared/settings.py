@@ -1,12 +1,13 @@
 """The settings: one table for the code, gunicorn's ``Setting`` classes, ``--print-config`` and the
 docs.
 
-Each row is a field of :class:`Settings`; the name that users write is ``grace_`` and the field's
-name, and in the environment the same in capitals. :func:`adopt` puts the rows into the gunicorn
-``Config`` that is loading a configuration file, so that they behave as gunicorn's own: assigned in
-a file, checked as they are assigned, printed by ``--print-config``, read again on SIGHUP. Without
-that, gunicorn would silently ignore every one of them (``load_config_from_module_name_or_filename``
-skips names it does not know, 22.0 to 27.0).
+Each row is a field of :class:`Settings`. Users write the field's name with the prefix ``grace_``,
+and the same name in capitals in the environment. :func:`gunicorn_grace.arbiter.adoption.adopt` adds
+the rows to the gunicorn ``Config`` that is loading a configuration file. They then behave like
+gunicorn's own settings: a file assigns them, each is checked when it is assigned,
+``--print-config`` prints them, and SIGHUP reads them again. Otherwise gunicorn would silently
+ignore all of them (``load_config_from_module_name_or_filename`` skips unknown names, 22.0 to
+27.0).
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ TERMINATION_LOG = "/dev/termination-log"
 
 
 class Secret(str):
-    """A value that is never shown: ``--print-config`` and gunicorn's debug log print every
+    """A value that is never shown, although ``--print-config`` and gunicorn's debug log print every
     setting."""
 
     def __str__(self) -> str:
@@ -47,19 +48,19 @@ class Secret(str):
         return format(str(self), spec)
 
     def reveal(self) -> bytes:
-        """The secret itself, to compare with; a variable of the environment may hold any bytes (PEP
-        383)."""
+        """Return the secret itself, for comparison. It is bytes because an environment variable may
+        hold any bytes (PEP 383)."""
         return self.encode("utf-8", "surrogateescape")
 
 
 def _seconds(name: str, value: Any) -> float:
     fix = "give a number of seconds, 0 or more"
     if isinstance(value, bool):
-        raise SettingError(name, value, "is no number", fix)
+        raise SettingError(name, value, "is not a number", fix)
     try:
         number = float(value)
     except (TypeError, ValueError):
-        raise SettingError(name, value, "is no number", fix) from None
+        raise SettingError(name, value, "is not a number", fix) from None
     if not math.isfinite(number):
         raise SettingError(name, value, "is not finite", fix)
     if number < 0:
@@ -69,7 +70,7 @@ def _seconds(name: str, value: Any) -> float:
             name,
             value,
             f"is more than {A_YEAR} s, a year",
-            "give less: the shared memory counts ns",
+            "give less: the shared memory counts nanoseconds",
         )
     return int(number) if number.is_integer() else number
 
@@ -81,7 +82,7 @@ def _seconds_or_auto(name: str, value: Any) -> float | str:
         return _seconds(name, value)
     except SettingError:
         raise SettingError(
-            name, value, "is no number of seconds, 0 or more", 'give one, or "auto"'
+            name, value, "is not a number of seconds, 0 or more", 'give one, or "auto"'
         ) from None
 
 
@@ -90,9 +91,9 @@ def _share(name: str, value: Any) -> float:
     try:
         number = float(value)
     except (TypeError, ValueError):
-        raise SettingError(name, value, "is no number", fix) from None
+        raise SettingError(name, value, "is not a number", fix) from None
     if isinstance(value, bool) or not 0 < number <= 1:
-        raise SettingError(name, value, "is no share", fix)
+        raise SettingError(name, value, "is not a share", fix)
     return number
 
 
@@ -104,7 +105,7 @@ def _flag(name: str, value: Any) -> bool:
         return True
     if word in ("false", "0", "no", "off"):
         return False
-    raise SettingError(name, value, "is no boolean", "give true or false")
+    raise SettingError(name, value, "is not a boolean", "give true or false")
 
 
 def _path(name: str, value: Any) -> str:
@@ -117,7 +118,7 @@ def _path(name: str, value: Any) -> str:
         )
     if any(c in value for c in "?# \t\r\n"):
         raise SettingError(
-            name, value, "is no bare path", "leave out query, fragment and white space"
+            name, value, "is not a bare path", "leave out query, fragment and white space"
         )
     return value
 
@@ -126,7 +127,9 @@ def _paths(name: str, value: Any) -> list[str]:
     if isinstance(value, str):
         value = [part.strip() for part in value.split(",") if part.strip()]
     if not isinstance(value, Iterable):
-        raise SettingError(name, value, "is no list of paths", 'give a list such as ["/metrics"]')
+        raise SettingError(
+            name, value, "is not a list of paths", 'give a list such as ["/metrics"]'
+        )
     return [_path(name, path) for path in value]
 
 
@@ -134,7 +137,7 @@ def _choice(*words: str) -> Callable[[str, Any], str]:
     def parse(name: str, value: Any) -> str:
         if value not in words:
             raise SettingError(
-                name, value, "is none of the choices", "give " + ", ".join(map(repr, words))
+                name, value, "is not one of the choices", "give " + ", ".join(map(repr, words))
             )
         return str(value)
 
@@ -165,12 +168,12 @@ def _optional_file(name: str, value: Any) -> str | None:
     if value is None or value == "":
         return None
     if not isinstance(value, str):
-        raise SettingError(name, value, "is no file name", "give a path, or None")
+        raise SettingError(name, value, "is not a file name", "give a path, or None")
     return value
 
 
 SUN_PATH = 107
-"""Bytes of a UNIX socket's path (unix(7): 108 with its closing null)."""
+"""The longest path of a UNIX socket, in bytes (unix(7): 108 with the terminating null byte)."""
 
 
 def _optional_address(name: str, value: Any) -> str | None:
@@ -178,11 +181,11 @@ def _optional_address(name: str, value: Any) -> str | None:
         return None
     fix = 'give "127.0.0.1:8081", "[::]:8081" or "unix:/run/probe.sock"'
     if not isinstance(value, str):
-        raise SettingError(name, value, "is no address", fix)
+        raise SettingError(name, value, "is not an address", fix)
     if value.startswith("unix:"):
         path = value.removeprefix("unix:")
         if not path.startswith("/") or path.endswith("/") or not path.isprintable():
-            raise SettingError(name, value, "has no absolute path of a file", fix)
+            raise SettingError(name, value, "does not give the absolute path of a file", fix)
         if len(os.fsencode(path)) > SUN_PATH:
             raise SettingError(
                 name, value, f"has a path of more than {SUN_PATH} bytes", "give a shorter one"
@@ -192,7 +195,7 @@ def _optional_address(name: str, value: Any) -> str | None:
     if not colon or not host:
         raise SettingError(name, value, "is not host:port", fix)
     if not (port.isascii() and port.isdecimal()):
-        raise SettingError(name, value, f"has {port!r} for a port", fix)
+        raise SettingError(name, value, f"has {port!r} as its port", fix)
     if int(port) > 65535:
         raise SettingError(name, value, "has a port above 65535", fix)
     if host.startswith("[") and host.endswith("]"):
@@ -206,7 +209,7 @@ def _optional_address(name: str, value: Any) -> str | None:
 
 
 def address_of(bind: str) -> str | tuple[str, int]:
-    """A checked ``grace_probe_bind``: the path of a UNIX socket, or host and port."""
+    """Split a checked ``grace_probe_bind`` into the path of a UNIX socket, or host and port."""
     if bind.startswith("unix:"):
         return bind.removeprefix("unix:")
     host, _, port = bind.rpartition(":")
@@ -224,98 +227,112 @@ def _row(default: Any, parse: Callable[[str, Any], Any], meaning: str) -> Any:
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of one instance, checked, as the rest of the package reads them. Durations are
-    seconds."""
+    """The checked settings of one instance. All durations are seconds."""
 
     shutdown_delay: float = _row(
         10,
         _seconds,
-        "How long LAME_DUCK lasts, in seconds, unless quiet ends it early or late requests extend it.",
+        "How many seconds LAME_DUCK lasts, unless the quiet rule ends it early or late requests "
+        "extend it.",
     )
-    min_delay: float = _row(5, _seconds, "LAME_DUCK never ends as quiet before this many seconds.")
+    min_delay: float = _row(
+        5, _seconds, "The quiet rule does not end LAME_DUCK before this many seconds."
+    )
     extend_delay: bool = _row(
         True,
         _flag,
-        "Whether requests that still arrive when the delay is over (one in the last 2 s, probes excluded) keep "
-        "LAME_DUCK going, until 2 s of silence or until only the drain reserve is left of the budget.",
+        "Whether LAME_DUCK goes on after the delay while requests still arrive (one in the last "
+        "2 s, probes excluded). It then ends after 2 s of silence, or when only the drain reserve "
+        "of the budget is left.",
     )
     drain_reserve: float = _row(
         5,
         _seconds,
-        "Seconds of the budget that are left for draining; an extension leaves at least the longest request of the "
-        "last five minutes.",
+        "Seconds of the budget that are kept for draining. An extension of the delay also keeps "
+        "at least the duration of the longest request of the last five minutes.",
     )
     quiet_period: float | str = _row(
         0,
         _seconds_or_auto,
-        'End LAME_DUCK after so many seconds without a request that is no probe; 0 is off, "auto" the quiet test.',
+        "End the delay after this many seconds without a request (probes excluded); 0 disables "
+        'it, and "auto" uses the quiet test.',
     )
     quiet_share: float = _row(
-        0.01, _share, "Quiet test: the smallest share of the traffic that may still be routed here."
+        0.01,
+        _share,
+        "For the quiet test: the smallest share of the earlier traffic that a router may still "
+        "send here.",
     )
     termination_period: float = _row(
-        30, _seconds, "The platform's terminationGracePeriodSeconds; 0 when it is not known."
+        30, _seconds, "The platform's terminationGracePeriodSeconds; 0 if it is not known."
     )
     exit_margin: float = _row(
-        2, _seconds, "Be gone this many seconds before the platform's period is over."
+        2, _seconds, "Exit this many seconds before the platform's period is over."
     )
     readiness_delay: float = _row(
         0,
         _seconds,
-        "Keep answering ready this many seconds after the shutdown began, for routers that cut the connections of an "
-        "instance that is not ready.",
+        "Readiness stays 200 for this many seconds after the shutdown began, for routers that cut "
+        "the open connections of an instance as soon as it is not ready.",
     )
-    readiness_path: str = _row("/readyz", _path, "Where readiness is answered.")
+    readiness_path: str = _row("/readyz", _path, "Path of the readiness probe.")
     liveness_path: str = _row(
-        "/livez", _path, "Where liveness is answered; /healthz is an alias of it."
+        "/livez", _path, "Path of the liveness probe; /healthz is an alias for it."
     )
-    startup_path: str = _row("/startupz", _path, "Where start-up is answered.")
+    startup_path: str = _row("/startupz", _path, "Path of the start-up probe.")
     dockerflow: bool = _row(
         False,
         _flag,
-        "Whether liveness is answered at /__lbheartbeat__ as well, and readiness at /__heartbeat__, as in Dockerflow.",
+        "Whether /__lbheartbeat__ also answers liveness and /__heartbeat__ also answers "
+        "readiness, as in Dockerflow.",
     )
-    overlay: bool = _row(True, _flag, "Whether the probes are served in front of the application.")
+    overlay: bool = _row(
+        True, _flag, "Whether the plugin answers the probes in front of the application."
+    )
     ignore_paths: list[str] = _row(
-        ["/metrics"], _paths, "Requests that count neither as traffic nor as late; probes never do."
+        ["/metrics"],
+        _paths,
+        "Paths whose requests count neither as traffic nor as late. Probes never count.",
     )
     trigger: str = _row(
         LOCAL,
         _choice(OFF, LOCAL, TOKEN),
-        'Who may begin the shutdown with ?down=true: "off", "local" or "token".',
+        'Which requests may begin the shutdown with ?down=true: "off", "local" or "token".',
     )
     trigger_token: Secret | None = _row(
-        None, _secret, 'The secret of the trigger "token"; "file:/path" reads it from a file.'
+        None, _secret, 'The secret for the trigger "token"; "file:/path" reads it from a file.'
     )
     probe_bind: str | None = _row(
         None,
         _optional_address,
-        'Address of the probe port, "host:port", "[v6]:port" or "unix:/path": a process of its own answers the probes '
-        "there, also while every worker is busy.",
+        'Address of the probe port: "host:port", "[v6]:port" or "unix:/path". A separate process '
+        "answers the probes there, even while every worker is busy.",
     )
     log_probes: bool = _row(
         False,
         _flag,
-        "Whether probes that succeed are written to the access log; those that fail always are.",
+        "Whether the access log contains probes that succeed. It always contains probes that fail.",
     )
     report: str | None = _row(
         TERMINATION_LOG if "KUBERNETES_SERVICE_HOST" in os.environ else None,
         _optional_file,
-        "File that the summary is written to, as JSON. In Kubernetes /dev/termination-log.",
+        "File to which the summary is written as JSON. In Kubernetes the default is "
+        "/dev/termination-log.",
     )
 
-    # gunicorn's own, with its meaning; here because the lifecycle needs both together.
+    # gunicorn's own setting, with its own meaning. It is here because the lifecycle needs it
+    # together with these.
     graceful_timeout: float = 30
 
     @classmethod
     def of(cls, cfg: Config) -> Settings:
-        """The settings as a loaded gunicorn configuration has them."""
+        """Read the settings from a loaded gunicorn configuration."""
         values = {field.name: cfg.settings[PREFIX + field.name].get() for field in rows()}
         return cls(**values, graceful_timeout=cfg.graceful_timeout)
 
 
 def rows() -> list[dataclasses.Field[Any]]:
-    """The table: the fields of :class:`Settings` that are settings of ours."""
+    """Return the table: the fields of :class:`Settings` that belong to the plugin."""
     return [field for field in dataclasses.fields(Settings) if field.metadata]
 
 
@@ -323,10 +340,14 @@ NAMES = tuple(PREFIX + field.name for field in rows())
 
 
 def check(settings: Settings) -> None:
-    """Raise :class:`~gunicorn_grace.errors.ConfigurationError` when settings do not go together."""
+    """Check the settings against each other.
+
+    :raises ConfigurationError: two settings contradict each other.
+    """
     if settings.trigger == TOKEN and not settings.trigger_token:
         raise ConfigurationError(
-            'grace_trigger = "token", but grace_trigger_token is not set: set it, or "file:/path/to/it"'
+            'grace_trigger = "token", but grace_trigger_token is not set: set it to the token, '
+            'or to "file:/path/to/it"'
         )
     paths = {
         "grace_readiness_path": settings.readiness_path,
@@ -342,9 +363,9 @@ def check(settings: Settings) -> None:
 
 
 adopted: Config | None = None
-"""The configuration that this process loaded last; ``None`` where gunicorn loaded none."""
+"""The configuration that this process loaded last; ``None`` if gunicorn has not loaded one."""
 
 
 def loaded() -> Settings | None:
-    """The settings of that configuration; ``None`` where gunicorn loaded none."""
+    """Return the settings of that configuration; ``None`` if gunicorn has not loaded one."""
     return None if adopted is None else Settings.of(adopted)

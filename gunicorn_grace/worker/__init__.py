@@ -1,1 +1,1 @@
-"""What runs in a worker process."""
+"""The part of the plugin that runs in worker processes."""

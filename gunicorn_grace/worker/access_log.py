@@ -1,4 +1,4 @@
-"""How probes that succeed stay out of the access log. Worker."""
+"""Keeps probes that succeed out of the access log. Runs in workers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 class QuietProbes(logging.Filter):
-    """Drops what a thread, or greenlet, writes to the access log while it is told to be quiet."""
+    """Drops the access log lines of a thread or greenlet while its ``is_quiet`` is set."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -20,20 +20,21 @@ class QuietProbes(logging.Filter):
 
 
 ACCESS_LOGS = ("accesslog", "logconfig", "logconfig_dict", "logconfig_json", "syslog")
-"""Without any of these settings gunicorn's own ``access`` writes nothing (22.0 to 27.0)."""
+"""If none of these settings is set, gunicorn's own ``access`` writes nothing (22.0 to 27.0)."""
 
 
 def quieten_probes(log: Any, paths: Collection[str]) -> None:
-    """Keep probes that succeed out of the access log, in this process.
+    """Keep probes that succeed out of the access log, in this worker.
 
-    What a record of the access log holds is the user's to say (``access_log_format``, ``atoms``, a
-    class of their own), so none is looked at: what stands in front of the logger's ``access`` from
-    now on knows request and response. For a probe that succeeds it is not called; an ``access``
-    that somebody wrote may write anywhere. But for gunicorn's StatsD, which counts in the same
-    call: there it is, and what it writes is dropped.
+    The user decides on the content of a log record (``access_log_format``, ``atoms``, a logger
+    class), so records are not inspected. Instead a wrapper in front of the logger's ``access``
+    looks at the request and the response. It does not call ``access`` for a probe that succeeds,
+    because a user's ``access`` may write anywhere. gunicorn's StatsD logger is the exception,
+    because it counts requests in the same call: it is called, and the line that it writes is
+    dropped.
 
     :param log: gunicorn's logger, an instance of ``logger_class``.
-    :param paths: the paths of the probes; it may grow.
+    :param paths: the paths of the probes. The collection may grow later.
     """
     theirs = log.access
     author = type(log).access.__module__
@@ -41,7 +42,7 @@ def quieten_probes(log: Any, paths: Collection[str]) -> None:
     if author == "gunicorn.glogging" and not any(
         getattr(log.cfg, name, None) for name in ACCESS_LOGS
     ):
-        return  # Nothing is written: every request would pay for nothing.
+        return  # No access log is written, so spare every request the wrapper.
     quiet = QuietProbes()
     if counts:
         log.access_log.addFilter(quiet)
@@ -49,7 +50,7 @@ def quieten_probes(log: Any, paths: Collection[str]) -> None:
     def access(resp: Any, req: Any, environ: Any, request_time: Any) -> None:
         try:
             path = req.path
-        except AttributeError:  # pywsgi has no request, but its headers.
+        except AttributeError:  # pywsgi passes headers, not a request.
             path = (environ or {}).get("PATH_INFO")
         if path not in paths or not _succeeded(resp):
             theirs(resp, req, environ, request_time)
@@ -61,8 +62,8 @@ def quieten_probes(log: Any, paths: Collection[str]) -> None:
                 quiet.thread.is_quiet = False
 
     log.access = access
-    # uvicorn's protocols (0.20 to 0.54) write there themselves: client, method, path with query,
-    # version, status.
+    # uvicorn's protocols (0.20 to 0.54) write to this logger themselves: client, method, path with
+    # query, version, status.
     logging.getLogger("uvicorn.access").addFilter(lambda record: _is_no_quiet_probe(record, paths))
 
 

@@ -1,8 +1,9 @@
-"""How a worker answers a probe: it asks the checks, and waits for them.
+"""How a worker answers a probe: it starts the checks and waits for their results.
 
 :class:`WorkerAnswers` turns the environ of a request into an
-:class:`~gunicorn_grace.probes.answers.Answer`; the overlay, the middlewares and the blueprint only
-put that on the wire. Outside gunicorn every answer is that of a serving instance. Worker.
+    :class:`~gunicorn_grace.probes.answers.Answer`. The overlay, the middlewares and the blueprint
+    only send that answer. Outside gunicorn every answer is that of a serving instance. Runs in
+    workers.
 """
 
 from __future__ import annotations
@@ -32,19 +33,22 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
 ANSWERED = "gunicorn_grace.answered"
-"""A key of the environ: set when one of our layers has answered, for an overlay that is further
-out."""
+"""A key of the environ. It is set when a layer of the plugin has answered, and tells an outer
+overlay so."""
 
 METHODS = frozenset({"GET", "HEAD"})
 
 
 @dataclass(frozen=True)
 class Question:
-    """A probe whose checks have been begun.
+    """A probe whose checks have been started.
 
-    :param situation: as it was then.
-    :param known: the names of the application's checks of its kind.
-    :param begun: those that decide: outcomes that are kept, and the runs that give the others.
+    :ivar answers: the probes of this instance.
+    :ivar target: the question that the path asks.
+    :ivar query: the options of the request.
+    :ivar situation: the state of the instance when the checks were started.
+    :ivar known: the names of the application's checks of this kind.
+    :ivar begun: the checks that count: kept outcomes, and runs for the others.
     """
 
     answers: Answers
@@ -59,10 +63,10 @@ class Question:
         return all(isinstance(one, Outcome) or one.is_known() for one in self.begun)
 
     def answer(self, again: Callable[[], Situation]) -> Answer:
-        """The answer. Waits for the checks, at most for the longest of their timeouts.
+        """Return the answer. Waits for the checks, at most for the longest of their timeouts.
 
-        :param again: gives the situation anew, for when it had to wait: the shutdown may have begun
-            meanwhile.
+        :param again: reads the situation again. It is called after waiting, because the shutdown
+            may have begun meanwhile.
         """
         outcomes = [one if isinstance(one, Outcome) else one.outcome() for one in self.begun]
         waited = any(isinstance(one, Run) for one in self.begun)
@@ -74,10 +78,11 @@ class Question:
 
 
 class WorkerAnswers:
-    """Answers the probes of this process, the trigger included.
+    """Answers the probes of this process, including the trigger.
 
     :param worker: this worker; ``None`` outside gunicorn.
-    :param settings: the settings in use; the worker's, or the defaults, unless given.
+    :param settings: the settings in use; by default the worker's, and outside gunicorn the
+        defaults.
     """
 
     def __init__(self, worker: WorkerProcess | None, settings: Settings | None = None) -> None:
@@ -95,11 +100,12 @@ class WorkerAnswers:
             )
 
     def situation(self) -> Situation:
-        """What the answers are given from, now."""
+        """Return the current state of the instance."""
         return self.worker.situation() if self.worker else Situation(Phase.SERVING)
 
     def is_trigger(self, target: Target, environ: WSGIEnvironment) -> bool:
-        """Whether this is ``?down=true``, which is always ours unless ``grace_trigger`` is off."""
+        """Whether this is ``?down=true``. The plugin always handles it, unless ``grace_trigger`` is
+        off."""
         return (
             self.trigger is not None
             and target == (Kind.READINESS, None)
@@ -107,13 +113,17 @@ class WorkerAnswers:
         )
 
     def answer(self, target: Target, environ: WSGIEnvironment) -> Answer:
-        """The complete answer to a request for a probe path. Waits for the application's checks, if
-        they have to run, at most for the longest of their timeouts."""
+        """Return the complete answer to a request for a probe path.
+
+        If the application's checks have to run, it waits for them, at most for the longest of their
+        timeouts.
+        """
         environ[ANSWERED] = True
         return self.refuse(target, environ) or self.ask(target, environ).answer(self.situation)
 
     def refuse(self, target: Target, environ: WSGIEnvironment) -> Answer | None:
-        """The answer to what is no question: a wrong method, the trigger."""
+        """Answer a request that is not a question: one with a wrong method, or a trigger. Return
+        ``None`` for all others."""
         if environ["REQUEST_METHOD"] not in METHODS:
             return NOT_ALLOWED
         if self.trigger is None or not self.is_trigger(target, environ):
@@ -121,7 +131,7 @@ class WorkerAnswers:
         return TRIGGERED if self.trigger.pull(environ) else FORBIDDEN
 
     def ask(self, target: Target, environ: WSGIEnvironment) -> Question:
-        """Begin to answer. Does not wait for the checks that it begins."""
+        """Start the checks for a probe. Does not wait for them."""
         kind, check = target
         query = Query.of(environ.get("QUERY_STRING", ""), environ.get("HTTP_ACCEPT", ""))
         situation, known = self.situation(), registry.names(kind)
@@ -131,12 +141,13 @@ class WorkerAnswers:
         return Question(self.answers, target, query, situation, known, begun)
 
     def knows(self, target: Target) -> bool:
-        """Whether the check that a path names is one."""
+        """Whether the path names no check, or one that exists."""
         kind, check = target
         return check is None or check in self.answers.checks[kind] or check in registry.names(kind)
 
     def has_failed(self, target: Target, environ: WSGIEnvironment) -> Answer | None:
-        """Our answer, if a check of the application's that is registered with us does not pass."""
+        """Return the plugin's answer if a registered check of the application fails, otherwise
+        ``None``."""
         if (
             target.check is not None
             or environ["REQUEST_METHOD"] not in METHODS
@@ -150,7 +161,7 @@ class WorkerAnswers:
 def send(
     answer: Answer, environ: WSGIEnvironment, start_response: StartResponse
 ) -> Iterable[bytes]:
-    """Put an answer on the wire."""
+    """Send an answer through WSGI."""
     body = answer.body.encode()
     start_response(answer.status_line, [*answer.headers, ("Content-Length", str(len(body)))])
     return [] if environ["REQUEST_METHOD"] == "HEAD" else [body]

@@ -1,10 +1,10 @@
-"""What is special about each worker class: the only module that knows their insides, version by
-version.
+"""The differences between worker classes. This is the only module that depends on their internals,
+version by version.
 
-The plugin needs little of a worker: hooks around each request, and a SIGTERM handler that can be
-asked first. Where a class has no such thing, or loses requests of itself when it stops, it is
-changed here: in the process of the worker and nowhere else, and only where the class is as it is
-described. What fails is logged, and the worker then goes as gunicorn's own.
+The plugin needs two things from a worker class: hooks around each request, and a SIGTERM handler
+that the plugin can guard. This module changes a class that lacks one of them, or that loses
+requests on its own when it stops. It does so only in the worker process, and only if the class
+looks as described. A failure is logged, and the worker then stops the way plain gunicorn stops it.
 """
 
 from __future__ import annotations
@@ -20,36 +20,30 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
+from ..shared.agreed import LINGER, POKE
 from .connections import unread
 
-LINGER = 2.0
-"""Seconds that an idle connection is kept open after draining began, so that a request which its
-client is just sending is answered, with ``Connection: close`` (RFC 9112, section 9.6). gunicorn
-27.0 lingers as long itself."""
-
 SHORT_LINGER = 0.3
-"""The same, where nobody else serves meanwhile: a worker that recycles itself is replaced when it
-is gone."""
-
-POKE = signal.SIGWINCH
-"""The signal by which the arbiter tells a worker to look at the phase. Workers ignore it otherwise,
-and its default is to be ignored (signal(7)), so a worker class with handlers of its own is not
-harmed."""
+"""The same for a worker that recycles itself. It is shorter because the replacement starts only
+when this worker is gone."""
 
 HOOKS, WSGI, ASGI_HOOKS, ASGI = "hooks", "wsgi", "asgi hooks", "asgi"
-"""How requests are counted: by hooks, around the WSGI application, by the hooks of gunicorn's own
-ASGI worker, or, if the application is wrapped in it, by :class:`gunicorn_grace.asgi.Probes`."""
+"""The ways to count requests: by gunicorn's hooks, by a wrapper around the WSGI application, by the
+hooks of gunicorn's own ASGI worker, or by :class:`gunicorn_grace.asgi.Probes` if the application is
+wrapped in it."""
 
 HOOKED = frozenset({"SyncWorker", "ThreadWorker", "AsyncWorker"})
-"""Worker classes of gunicorn 22.0 to 27.0 that call ``pre_request`` and ``post_request`` around
-every request."""
+"""Worker classes that call ``pre_request`` and ``post_request`` around every request (gunicorn 22.0
+to 27.0)."""
 
 WRAPPED = frozenset({"GeventPyWSGIWorker", "TornadoWorker"})
-"""Those that do not, but call the WSGI application: requests are counted around that."""
+"""Worker classes that call the WSGI application but not these hooks. Their requests are counted
+around the application."""
 
 
 def tracking(worker_class: type) -> str | None:
-    """How the requests of a worker class are counted; ``None`` when they cannot be."""
+    """Return how the requests of a worker class are counted; ``None`` if they cannot be
+    counted."""
     names = {cls.__name__ for cls in worker_class.__mro__}
     if names & WRAPPED:
         return WSGI
@@ -61,8 +55,8 @@ def tracking(worker_class: type) -> str | None:
 
 
 def owner_of_requests(worker_class: type) -> Callable[[], Any]:
-    """What tells, called while a request is served, who serves it: the thread's number, the
-    greenlet, or the task."""
+    """Return a function that returns what serves the current request: the thread's number, the
+    greenlet, or the asyncio task."""
     if any(cls.__name__ == "GeventWorker" for cls in worker_class.__mro__):
         from greenlet import getcurrent
 
@@ -75,7 +69,7 @@ def owner_of_requests(worker_class: type) -> Callable[[], Any]:
 
 
 def is_threaded(worker_class: type) -> bool:
-    """Whether requests may be served in more than one thread of a worker."""
+    """Whether a worker may serve requests in more than one thread."""
     return not {cls.__name__ for cls in worker_class.__mro__} & {"SyncWorker", "AsyncWorker"}
 
 
@@ -85,11 +79,12 @@ def adapt(
     is_dismissed: Callable[[], bool],
     is_terminating: Callable[[], bool],
 ) -> None:
-    """Change what the worker's class would do wrong. Runs in the worker, after the fork.
+    """Correct the faults of the worker's class. Runs in the worker, after the fork.
 
-    :param may_leave: asked at SIGTERM: whether it is for this worker to go now.
-    :param is_dismissed: whether the arbiter has told it to go.
-    :param is_terminating: whether the shutdown of the instance has begun.
+    :param worker: gunicorn's worker.
+    :param may_leave: called at SIGTERM; returns whether this worker may leave now.
+    :param is_dismissed: returns whether the arbiter has dismissed the worker.
+    :param is_terminating: returns whether the shutdown of the instance has begun.
     """
     cls = type(worker)
     how = tracking(cls)
@@ -114,16 +109,21 @@ def adapt(
         _let_gthread_go_at_once(cls)
     if "GeventWorker" in names:
         ggevent: Any = sys.modules["gunicorn.workers.ggevent"]
-        # All that it asks the clock is how long graceful_timeout has run (22.0 to 27.0): a wall
-        # clock that is set forth meanwhile would cut off what is in flight.
+        # The module uses the clock only for graceful_timeout (22.0 to 27.0). If the wall clock were
+        # set forward meanwhile, requests in flight would be cut off.
         ggevent.time = SimpleNamespace(time=time.monotonic)
 
 
 def adapt_booted(worker: Any, is_terminating: Callable[[], bool]) -> None:
-    """The same, once the application is loaded and the worker is about to run."""
+    """Correct the faults that can be corrected only when the application is loaded. Runs in the
+    worker, just before it serves.
+
+    :param worker: gunicorn's worker.
+    :param is_terminating: returns whether the shutdown of the instance has begun.
+    """
     if hasattr(worker, "poller") and not hasattr(worker, "method_queue"):
-        # gthread 22.0 and 23.0 look up from their poller once a second; signals write to PIPE
-        # (set_wakeup_fd).
+        # gthread 22.0 and 23.0 leave their poller only once a second. Signals write to PIPE
+        # (set_wakeup_fd), so polling it wakes them.
         worker.poller.register(
             worker.PIPE[0], selectors.EVENT_READ, lambda pipe: os.read(pipe, 4096)
         )
@@ -137,13 +137,13 @@ def adapt_booted(worker: Any, is_terminating: Callable[[], bool]) -> None:
 
 
 def _go_away_after_streams(cls: Any, is_terminating: Callable[[], bool]) -> None:
-    """Let HTTP/2 connections, which know no ``Connection: close``, get a GOAWAY after the last of
-    the streams that they have open once the shutdown has begun (RFC 9113, section 6.8). gunicorn
-    27.0.
+    """Send a GOAWAY on HTTP/2 connections after their last open stream, once the shutdown has begun
+    (RFC 9113, section 6.8). HTTP/2 has no ``Connection: close``. For gunicorn 27.0.
 
-    Not in the middle of streams: a client built on h2 (httpx) would lose them. And not while
-    something is unread: gthread and gevent serve one stream after the other, and what waits would
-    have to be sent elsewhere once more."""
+    The GOAWAY does not come in the middle of streams, because a client built on h2 (httpx) would
+    lose them. Nor does it come while data is unread: gthread and gevent serve one stream after the
+    other, and the client would have to send the waiting requests again elsewhere.
+    """
     cleanup_stream, receive_data = cls.cleanup_stream, cls.receive_data
     is_async = not hasattr(cls, "pump")
 
@@ -152,8 +152,8 @@ def _go_away_after_streams(cls: Any, is_terminating: Callable[[], bool]) -> None
         if self.is_closed or not is_terminating():
             return
         if is_async:
-            # As if the client had sent a GOAWAY: its loop, which reads all the time, then closes
-            # after the last stream.
+            # Pretend that the client has sent a GOAWAY. The loop, which reads all the time, then
+            # closes after the last stream.
             self.draining, self.peer_last_stream_id = True, 2**31 - 1
             return
         while not self.is_closed and _has_unread(self.sock):
@@ -163,15 +163,15 @@ def _go_away_after_streams(cls: Any, is_terminating: Callable[[], bool]) -> None
 
     def receive(self: Any, data: bytes | None = None) -> Any:
         if data == b"":
-            # A worker that leaves asks so for what is queued. gunicorn 27.0 takes it for the end of
-            # the connection, drops the queue, and sends no GOAWAY.
+            # A worker that leaves asks for the queued requests in this way. gunicorn 27.0 takes it
+            # for the end of the connection, drops the queue, and sends no GOAWAY.
             queued = list(self.pending_requests)
             self.pending_requests.clear()
             return self._live_requests(queued)
         requests = receive_data(self, data)
         if self.is_closed and not requests and is_terminating():
-            # The drain shut its reading side, see _close_idle; otherwise the client is gone, and
-            # nobody is told.
+            # The drain shut the reading side (see _close_idle). If the client is gone instead, the
+            # GOAWAY does no harm.
             self._closed = False
             self.close(last_stream_id=self.h2_conn.highest_inbound_stream_id)
         return requests
@@ -186,11 +186,12 @@ def _has_unread(sock: Any) -> bool:
 
 
 def _take_signals_from_the_loop(cls: Any) -> None:
-    """Install ``handle_exit`` and ``handle_winch`` in a worker that would not ask them.
+    """Install ``handle_exit`` and ``handle_winch`` in a worker that would not call them.
 
     gunicorn's ASGI worker gives SIGTERM to its loop, which does not run while the application is
-    loaded; uvicorn's has the default action until its server runs, and after it, when uvicorn sends
-    itself the signal once more: the worker would die of it, and ``worker_exit`` not be called.
+    loaded. uvicorn's worker leaves the default action in place until its server runs, and again
+    afterwards, when uvicorn sends itself the signal once more. The worker would die of it without a
+    call of ``worker_exit``.
     """
     init_signals = cls.init_signals
 
@@ -206,19 +207,22 @@ def _take_signals_from_the_loop(cls: Any) -> None:
 
 
 def _count_closed_connections(cls: Any) -> None:
-    """gunicorn's ASGI worker does not notice the end of a connection that it closed itself, and
-    waits for it when it is to leave, for all of the drain (25.2 and 25.3; mended in 26.1)."""
+    """Let gunicorn's ASGI worker notice the end of a connection that it closed itself.
+
+    Otherwise it waits for that connection for the whole drain when it has to leave (25.2 and 25.3;
+    fixed in 26.1).
+    """
     lost = cls.connection_lost
 
     def connection_lost(self: Any, exc: Exception | None) -> None:
-        self._closed = False  # Set when it began to close; asyncio calls this once.
+        self._closed = False  # It was set when closing began. asyncio calls this once.
         lost(self, exc)
 
     cls.connection_lost = connection_lost
 
 
 def _ask_before_uvicorn_leaves(module: Any, may_leave: Callable[[], bool]) -> None:
-    """uvicorn's server takes SIGTERM for itself while it runs (0.20 to 0.54)."""
+    """Guard the SIGTERM handler that uvicorn's server installs while it runs (0.20 to 0.54)."""
     leave = module.Server.handle_exit
 
     def handle_exit(self: Any, sig: int, frame: Any) -> None:
@@ -229,13 +233,14 @@ def _ask_before_uvicorn_leaves(module: Any, may_leave: Callable[[], bool]) -> No
 
 
 def _let_gthread_finish(cls: Any, linger: Callable[[], float]) -> None:
-    """Let a gthread worker of gunicorn 22.0 and 23.0 that leaves serve the connections that it has
+    """Let a leaving gthread worker of gunicorn 22.0 and 23.0 serve the connections that it has
     accepted.
 
-    Theirs closes them unread, which resets what a client has just sent: measured on 23.0 at six
-    reloads, 8 of 1529 requests on new and 13 of 1443 on kept-alive connections; so none of 3219. In
-    a drain too: a listener that is not sealed (systemd) goes on accepting, and a worker that
-    recycles itself has connections that nobody told to close.
+    gunicorn closes them unread, which resets the requests that clients have just sent. Measured on
+    23.0 at six reloads: 8 of 1529 requests on new and 13 of 1443 on kept-alive connections were
+    lost; with this change, none of 3219. It matters in a drain too: a listener that is not sealed
+    (systemd) goes on accepting, and a worker that recycles itself has connections whose clients
+    were not told to close.
     """
     make_pool = cls.get_thread_pool
 
@@ -244,7 +249,7 @@ def _let_gthread_finish(cls: Any, linger: Callable[[], float]) -> None:
         shutdown = pool.shutdown
 
         def finish(*args: Any, **kwargs: Any) -> None:
-            # run() calls this when its loop has ended, and closes the connections next.
+            # run() calls this after its loop, just before it closes the connections.
             if not self.alive:
                 _serve_what_was_accepted(self, linger())
             shutdown(*args, **kwargs)
@@ -256,13 +261,14 @@ def _let_gthread_finish(cls: Any, linger: Callable[[], float]) -> None:
 
 
 def _let_gthread_go_at_once(cls: Any) -> None:
-    """Let SIGQUIT and SIGINT end a gthread worker that is just handing a request to its threads.
+    """Let SIGQUIT and SIGINT end a gthread worker that is just passing a request to its threads.
 
-    Their handler shuts the pool down (22.0 to 27.0), which waits for a lock; the main thread, which
-    it interrupts, has it while it submits, and submitting waits for a thread to start. Measured on
-    27.0.1: with a request just before the signal, 3 workers of some 40 hung until SIGKILL, and
-    ``worker_int`` was not called. Here the pool's threads are told without the lock; the
-    interpreter, which wakes them at its exit as well, does not know the one that is just started.
+    Their handler shuts the pool down (22.0 to 27.0), which waits for a lock. The interrupted main
+    thread holds that lock while it submits, and submitting waits for a thread to start. Measured on
+    27.0.1 with a request just before the signal: 3 of about 40 workers hung until SIGKILL, and
+    ``worker_int`` was not called. This handler tells the pool's threads without the lock. The
+    interpreter also wakes them at its exit, but it does not know a thread that is just being
+    started.
     """
     leave_at_once = cls.handle_quit
 
@@ -270,9 +276,8 @@ def _let_gthread_go_at_once(cls: Any) -> None:
         pool = getattr(self, "tpool", None)
         if pool is not None:
             pool.shutdown = lambda *args, **kwargs: None
-            if isinstance(
-                getattr(pool, "_work_queue", None), queue.SimpleQueue
-            ):  # Its put() may interrupt itself.
+            # SimpleQueue.put() is reentrant, so a signal handler may call it.
+            if isinstance(getattr(pool, "_work_queue", None), queue.SimpleQueue):
                 pool._shutdown = True
                 pool._work_queue.put(None)
         leave_at_once(self, sig, frame)
@@ -281,8 +286,8 @@ def _let_gthread_go_at_once(cls: Any) -> None:
 
 
 def _serve_what_was_accepted(worker: Any, linger: float) -> None:
-    """Go on as gunicorn's loop does, but accept nothing: each response says close, as the worker is
-    not alive."""
+    """Continue like gunicorn's loop but accept no connection. Each response says close, because the
+    worker is no longer alive."""
     poller, pipe = worker.poller, worker.PIPE[0]
     for sock in worker.sockets:
         poller.unregister(sock)
@@ -297,9 +302,10 @@ def _serve_what_was_accepted(worker: Any, linger: float) -> None:
 
 
 def _let_tornado_finish(cls: Any, is_dismissed: Callable[[], bool]) -> None:
-    """Let a tornado worker go when it has nothing to do: gunicorn's stops its loop a second after
-    it stops listening, in the middle of a response if need be, and its ``run()`` forgets a SIGTERM
-    that came just before (22.0 to 27.0).
+    """Let a tornado worker leave only when it has nothing left to do.
+
+    gunicorn's tornado worker stops its loop a second after it stops listening, even in the middle
+    of a response. Its ``run()`` also loses a SIGTERM that came just before (22.0 to 27.0).
     """
     beat = cls.heartbeat
 
@@ -313,7 +319,7 @@ def _let_tornado_finish(cls: Any, is_dismissed: Callable[[], bool]) -> None:
 
 
 def _is_tornado_busy(server: Any) -> bool:
-    # A connection whose request is being served does not read; an idle one waits for the next
+    # A connection whose request is being served does not read. An idle one waits for the next
     # header (5.0 to 6.6).
     streams = [connection.stream for connection in getattr(server, "_connections", ())]
     return any(
@@ -322,7 +328,7 @@ def _is_tornado_busy(server: Any) -> bool:
 
 
 def is_tornado_app(app: Any) -> bool:
-    """Whether gunicorn's tornado worker serves this as it is, and not as a WSGI application."""
+    """Whether gunicorn's tornado worker serves this application natively, not through WSGI."""
     web, wsgi = sys.modules.get("tornado.web"), sys.modules.get("tornado.wsgi")
     return (
         web is not None

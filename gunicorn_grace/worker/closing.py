@@ -1,4 +1,4 @@
-"""The body of a WSGI response, and what happens when the server closes it. Worker."""
+"""The body of a WSGI response, and the calls when the server closes it. Runs in workers."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Callable, Iterable, Iterator
 
 
 class Closing:
-    """A response's body, and what is called when the server closes it: each of these, in turn, also
-    if one raises.
+    """A response's body with callables that run when the server closes it. Each of them runs, in
+    order, even if one raises.
 
-    It is werkzeug's ``ClosingIterator`` without werkzeug, of which no part can be imported without
-    its HTTP server and its test client: 36 ms and 1 MiB in each worker, also where the application
-    is Django's.
+    It does the same as werkzeug's ``ClosingIterator``. werkzeug itself is not used, because no part
+    of it can be imported without its HTTP server and its test client. That takes 36 ms and 1 MiB in
+    each worker, even if the application uses Django.
 
     :param body: the application's iterable.
-    :param closes: what is called.
+    :param closes: the callables.
     """
 
     def __init__(self, body: Iterable[bytes], *closes: Callable[[], object]) -> None:
@@ -29,12 +29,12 @@ class Closing:
         return next(self._body)
 
     def close(self) -> None:
-        """Called by the server in any case, once (PEP 3333)."""
+        """Run the callables. The server calls this once, in every case (PEP 3333)."""
         with contextlib.ExitStack() as stack:
             for close in reversed(self._closes):
                 stack.callback(close)
 
 
 def closes_of(body: Iterable[bytes]) -> list[Callable[[], object]]:
-    """The ``close`` of an application's iterable, if it has one."""
+    """Return the ``close`` method of an application's iterable, if it has one."""
     return [body.close] if hasattr(body, "close") else []

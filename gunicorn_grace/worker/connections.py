@@ -1,8 +1,8 @@
-"""The connections that this process has accepted, whichever worker class holds them.
+"""The connections that this process has accepted, for every worker class.
 
-No worker class lists its connections as another does, and some do not list them at all. The kernel
-does: they are among the descriptors of the process. Linux; elsewhere nothing is found, and idle
-connections are gunicorn's to close.
+Each worker class lists its connections differently, and some do not list them at all. The kernel
+does: they are among the descriptors of the process. This works on Linux. On other systems no
+connection is found, and gunicorn closes the idle ones itself. Runs in workers.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ from typing import Any
 
 
 def accepted_at(addresses: frozenset[Any]) -> Iterator[tuple[_socket.socket, tuple[int, int]]]:
-    """Each connection that was accepted at one of these addresses, as a duplicate, with the
+    """Yield each connection that was accepted at one of these addresses, as a duplicate, with the
     identity of its socket.
 
-    A duplicate, because the worker may close its own descriptor at any moment, and the number may
-    be another connection's an instant later. Works for every worker class: none of them lists its
-    connections the same way.
+    It is a duplicate because the worker may close its own descriptor at any moment, and the number
+    may belong to another connection an instant later.
+
+    :param addresses: the listeners' addresses, as :func:`bare` returns them.
     """
     with contextlib.suppress(OSError):
         for name in os.listdir("/proc/self/fd"):
@@ -46,10 +47,10 @@ def accepted_at(addresses: frozenset[Any]) -> Iterator[tuple[_socket.socket, tup
 
 
 def _duplicate(fd: int) -> _socket.socket:
-    """A socket object on a duplicate of ``fd`` that leaves the original as it is.
+    """Return a socket object on a duplicate of ``fd``, without a change to the original.
 
-    ``_socket`` and not ``socket``: gevent's patched class would make it non-blocking, and whether a
-    socket blocks is a property of both descriptors. It may be the application's connection to its
+    It uses ``_socket``, because gevent's patched ``socket`` would make it non-blocking. Both
+    descriptors share that property, and the original may be the application's connection to its
     database.
     """
     blocking = os.get_blocking(fd)
@@ -65,14 +66,15 @@ def _duplicate(fd: int) -> _socket.socket:
 
 
 def bare(name: Any) -> Any:
-    """What the name of a listener and of a connection that it accepted have in common."""
+    """Reduce a socket's name to the part that a listener and its accepted connections have in
+    common."""
     # The local address of an accepted connection has the listener's port, but not its wildcard
     # host.
     return name[1] if isinstance(name, tuple) else name
 
 
 def unread(conn: _socket.socket) -> int:
-    """How many bytes wait to be read."""
+    """Return how many bytes wait to be read."""
     buffer = fcntl.ioctl(conn.fileno(), termios.FIONREAD, b"\0\0\0\0")
     return int(struct.unpack("i", buffer)[0])
 
@@ -80,14 +82,14 @@ def unread(conn: _socket.socket) -> int:
 SENDING_FOR = 10.0
 """Seconds without a byte after which the rest of a request is no longer expected."""
 
-# struct tcp_info, <linux/tcp.h>. The first two are milliseconds ago; tcpi_bytes_received is there
+# struct tcp_info, <linux/tcp.h>. The first two are ages in milliseconds. tcpi_bytes_received exists
 # since Linux 4.1, tcpi_data_segs_out since 4.6.
 _LAST_DATA_SENT, _LAST_DATA_RECEIVED, _BYTES_RECEIVED, _DATA_SEGMENTS_SENT = 44, 52, 128, 156
 
 
 def never_sent(conn: _socket.socket) -> bool:
-    """Whether the peer has not sent a single byte. Unknown (a UNIX socket, an old kernel) counts as
-    no."""
+    """Whether the peer has not sent a single byte. False if this is unknown (a UNIX socket, an old
+    kernel)."""
     if conn.family not in (socket.AF_INET, socket.AF_INET6):
         return False
     info = conn.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_RECEIVED + 8)
@@ -97,11 +99,12 @@ def never_sent(conn: _socket.socket) -> bool:
 
 
 def is_sending(conn: _socket.socket) -> bool:
-    """Whether the peer is in the middle of a request: it has sent something since we last did, and
-    not long ago.
+    """Whether the peer is in the middle of a request: it has sent data since this side last did,
+    and not long ago.
 
-    For HTTP/1, where the server has the last word. Unknown (a UNIX socket, an old kernel) counts as
-    no; so does what came within the same tick of the kernel as our last word, some milliseconds.
+    This holds for HTTP/1, where the server sends last. It is false if the answer is unknown (a UNIX
+    socket, an old kernel). It is also false for data that came within the same kernel tick, some
+    milliseconds, as the last data of this side.
     """
     if conn.family not in (socket.AF_INET, socket.AF_INET6):
         return False

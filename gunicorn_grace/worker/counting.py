@@ -1,7 +1,7 @@
-"""The counting of requests: the hot path.
+"""The counting of requests: the hot path. Runs in workers.
 
-:func:`_hot_path` runs for every request: a few stores into the worker's record, no system call, no
-log. Everything else here runs rarely.
+:func:`_hot_path` runs for every request. It makes a few stores into the worker's record, no system
+    call, and no log line. Everything else here runs rarely.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..probes.answers import Answers
 from ..probes.checks import registry
-from ..shared.memory import LONGEST_WINDOW, NS, ORIGIN_MASK, Memory, Record
+from ..shared.cells import LONGEST_WINDOW, NS, ORIGIN_MASK, Record
+from ..shared.memory import Memory
 from ..shared.phase import Origin
 from ..shared.settings import Settings
 from .closing import Closing, closes_of
@@ -25,24 +26,25 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 LATE_SHARE = 0.8
-"""Share of the delay after which a new request is late: the routers needed nearly all of it."""
+"""Share of the delay after which a new request is late, because the routers needed nearly all of
+the delay."""
 
 LATE_HEADERS = ("X-FORWARDED-FOR", "USER-AGENT")
-"""Headers that tell, beside the peer's address, which router or client sent a request."""
+"""Headers that identify the router or client of a request, in addition to the peer's address."""
 
 Entry = tuple[int, Any, bool]
-"""Of a request in flight: when it began (ns), the thread or greenlet that serves it, whether it is
-counted. A plain tuple: a named one takes three times as long to make."""
+"""A request in flight: when it began (ns), the thread or greenlet that serves it, and whether it is
+counted. It is a plain tuple because a named one takes three times as long to create."""
 
 
 class Counter:
     """Counts the requests of this worker in its record.
 
     :ivar in_flight: the requests in flight, each with its entry.
-    :ivar probe_paths: the probes' paths as requests come with them, those of single checks too.
-    :ivar uncounted: the paths that are not counted: the probes' and ``grace_ignore_paths``.
-    :ivar begin: counts a request in; ``pre_request``.
-    :ivar end: counts a request out; ``post_request``.
+    :ivar probe_paths: the paths of the probes and of their single checks, as requests contain them.
+    :ivar uncounted: the paths that are not counted: those of the probes and ``grace_ignore_paths``.
+    :ivar begin: counts a request in; called by ``pre_request``.
+    :ivar end: counts a request out; called by ``post_request``.
 
     :param memory: the shared memory.
     :param record: the worker's record.
@@ -50,7 +52,7 @@ class Counter:
     :param answers: the probes of this instance.
     :param shedding: makes requests say ``Connection: close``.
     :param log: gunicorn's logger.
-    :param owner: returns what serves a request: the running thread's number, the running greenlet.
+    :param owner: returns what serves the request: the thread's number, the greenlet, or the task.
     :param threaded: whether requests are served in more than one thread.
     """
 
@@ -71,7 +73,7 @@ class Counter:
         self._settings = settings
         self._answers = answers
         self._log = log
-        # pre_request sees the path as it came, with the prefix that gunicorn takes off before the
+        # pre_request sees the path with the prefix that gunicorn removes before it calls the
         # application.
         self._prefixes = ("", os.environ.get("SCRIPT_NAME", ""))
         self.probe_paths: set[str] = set()
@@ -84,7 +86,7 @@ class Counter:
         self.begin, self.end = _hot_path(self, memory, record, shedding, owner, threaded)
 
     def note_probe_paths(self) -> None:
-        """Learn the paths of the checks, which have names once the application is loaded."""
+        """Learn the paths of the checks. Their names are known once the application is loaded."""
         answers = self._answers
         paths = set(answers.paths)
         for path, kind in answers.paths.items():
@@ -94,9 +96,9 @@ class Counter:
         self.uncounted |= self.probe_paths
 
     def _note_longest(self, took: int, now: int) -> int:
-        """Keep a request that took longer than those before it.
+        """Record a request that took longer than all earlier ones of this window.
 
-        :returns: when this window ends, in nanoseconds.
+        :returns: the end of the window, in monotonic nanoseconds.
         """
         record = self._record
         if now > self._window_ends:
@@ -107,13 +109,17 @@ class Counter:
         return self._window_ends
 
     def note_late(self, request: Any, now: int) -> None:
-        """Log where a request came from that came late in the delay: once per instance, because it
-        is a router's delay."""
+        """Log the source of a request that came late in the delay. One line per instance is enough,
+        because it shows how long the routers take.
+
+        :param request: the request.
+        :param now: the monotonic clock, in nanoseconds.
+        """
         header, t0 = self._memory.header, self._memory.t0()
         if header.late or not t0 or header.drain:
             return
         if self._memory.is_triggered() and header.trigger & ORIGIN_MASK == Origin.DRAIN:
-            return  # Requests that come hours after an operator's drain say nothing of a router.
+            return  # A request hours after an operator's drain says nothing about the routers.
         delay = self._settings.shutdown_delay
         after = (now - t0) / NS
         if not delay or after <= LATE_SHARE * delay:
@@ -148,14 +154,17 @@ def _hot_path(
     owner: Callable[[], Any],
     threaded: bool,
 ) -> tuple[Callable[[Any], None], Callable[[Any], None]]:
-    """What runs for every request: ``begin`` counts it in (``pre_request``, in the thread or
-    greenlet that serves it), ``end`` counts it out (``post_request``); a request that was never
-    counted in is left alone.
+    """Return the two functions that run for every request, in the thread or greenlet that serves
+    it.
 
-    Closures, because their variables are reached faster than attributes; and numbers counted here
-    and stored there, because a store costs half of a load, an addition and a store. The lock is
-    taken by hand: half the price of ``with``, which is safe where signals raise; they do so in the
-    main thread, where threaded workers serve nothing.
+    ``begin`` counts a request in (``pre_request``), and ``end`` counts it out (``post_request``).
+    ``end`` ignores a request that was never counted in.
+
+    They are closures because their variables are faster to reach than attributes. The numbers are
+    counted in local variables and then stored, because a store costs half as much as a load, an
+    addition and a store. The lock is taken without ``with``, which costs twice as much. ``with`` is
+    safe where signal handlers raise, but they raise in the main thread, and threaded workers serve
+    no requests there.
     """
     uncounted, shed, in_flight = counter.uncounted, shedding.known, counter.in_flight
     now_ns, is_terminating, cells = time.monotonic_ns, memory.is_terminating, record.cells
@@ -164,9 +173,9 @@ def _hot_path(
         for cell in (Record.in_flight, Record.requests, Record.last_arrival, Record.since_t0)
     )
     counted_now = longest = window_ends = 0
-    requests = cells[requests_cell]  # Of the workers that had the record before.
+    requests = cells[requests_cell]  # The count of the record's earlier workers.
     lock = threading.Lock()
-    nothing: Callable[[], object] = bool  # The cheapest there is.
+    nothing: Callable[[], object] = bool  # The cheapest callable.
     acquire, release = (lock.acquire, lock.release) if threaded else (nothing, nothing)
 
     def begin(request: Any) -> None:
@@ -213,9 +222,9 @@ def _hot_path(
     return begin, end
 
 
-@dataclass(eq=False)  # Two requests for one path are two.
+@dataclass(eq=False)  # Two requests for the same path are different requests.
 class CountedCall:
-    """Stands for a request where gunicorn has none: a call of the application."""
+    """A call of the application, counted where gunicorn has no request object."""
 
     method: str
     path: str
@@ -225,13 +234,13 @@ class Counting:
     """Counts requests around the application, for worker classes that call no request hooks.
 
     A request is in flight until its iterable is closed (PEP 3333, "the server must call that
-    method"). Once the shutdown has begun its response says ``Connection: close``: tornado and pywsgi
-    ask no ``should_close``, and send the header as they get it. tornado leaves the closing to the
-    client, and to the drain.
+    method"). Once the shutdown has begun, its response says ``Connection: close``. tornado and
+    pywsgi do not call ``should_close`` and send the header as they get it. tornado does not close
+    the connection itself; the client or the drain does.
 
     :param app: the application.
     :param counter: the worker's counter.
-    :param is_terminating: whether the shutdown has begun.
+    :param is_terminating: returns whether the shutdown has begun.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
-"""How a worker drains: idle connections are closed, its own listeners sealed and watched.
+"""How a worker drains: it closes idle connections, and seals and watches its own listeners.
 
-A thread does it beside whatever the worker is doing. Worker.
+A separate thread does this while the worker serves. Runs in workers.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ from typing import Any
 
 from ..shared import listener
 from ..shared.agreed import LINGER
-from ..shared.memory import NS, Memory, Record
+from ..shared.cells import NS, Record
+from ..shared.memory import Memory
 from .connections import accepted_at, bare, is_sending, never_sent, unread
 from .counting import Counter
 from .unfinished import Unfinished
 
 TICK = 0.05
 IDLE_TICKS = 6
-"""How many ticks in a row a connection must be idle before it is closed; two where it never sent a
-byte."""
+"""How many ticks in a row a connection must be idle before it is closed. Two are enough if it never
+sent a byte."""
 
 
 class Draining:
     """The connections and listeners of this worker.
 
-    :ivar sees_all: whether the counter knows every request in flight. Where it does not, a
-        connection on which nothing happens may be one whose request is being served: it is left
-        alone.
+    :ivar sees_all: whether the counter knows every request in flight. If it does not, a silent
+        connection may have a request that is being served, so it is not closed.
     :ivar owns_listeners: whether this worker bound its listeners itself (``reuse_port``, gunicorn
         24.1 and later).
 
@@ -56,11 +56,15 @@ class Draining:
         self._listeners: list[Any] = []
         self._own_listeners: list[Any] = []
         self._late_ones_wait = False
-        """Whether a listener is sealed by hop limit, which connections accepted from it inherit."""
+        """Whether a listener is sealed by hop limit. Its accepted connections inherit that
+        limit."""
         self.addresses: frozenset[Any] = frozenset()
 
     def booted(self, worker: Any) -> None:
-        """The worker has its sockets, and is about to serve."""
+        """Note the worker's sockets. Called just before it serves.
+
+        :param worker: gunicorn's worker.
+        """
         self.addresses = frozenset(bare(sock.getsockname()) for sock in worker.sockets)
         self._listeners = list(worker.sockets)
         if self.owns_listeners:
@@ -69,11 +73,12 @@ class Draining:
         self.watch()
 
     def watch(self) -> None:
-        """Begin, if the drain has begun: close idle connections and log what is late.
+        """If draining has begun, start the thread that closes idle connections and logs unfinished
+        requests.
 
-        Called from a signal handler: ``start_new_thread`` takes no lock of Python's, which
-        ``Thread.start`` does (its interrupted twin would wait for itself). In a gevent worker the
-        patched name starts a greenlet.
+        A signal handler calls this. ``start_new_thread`` takes no Python lock, but ``Thread.start``
+        does, and an interrupted ``Thread.start`` would then wait for itself. In a gevent worker the
+        patched function starts a greenlet.
         """
         if not self._is_watching and self._memory.header.drain:
             self._is_watching = True
@@ -94,7 +99,7 @@ class Draining:
                 self._unfinished.tell_before("the end of the drain", header.drain_limit, now)
                 time.sleep(TICK)
         except Exception:
-            # The connections then hold the exit up to the drain limit, as in plain gunicorn.
+            # Idle connections then delay the exit up to the drain limit, as in plain gunicorn.
             self._log.exception("gunicorn-grace: closing idle connections failed")
 
     def _seal_own(self) -> None:
@@ -103,16 +108,18 @@ class Draining:
                 listener.seal(sock)
             except OSError as error:
                 self._log.warning(
-                    "gunicorn-grace: cannot seal %s (%s): it closes with its queue, as in plain gunicorn",
+                    "gunicorn-grace: cannot seal %s (%s): closing it resets the connections in its "
+                    "accept queue, as in plain gunicorn",
                     sock,
                     error,
                 )
 
     def _admit_late_ones(self) -> None:
-        """Let the data in of connections whose handshake was under way when their listener was
+        """Accept data on connections whose handshake was under way when their listener was
         sealed."""
         tcp = filter(listener.can_seal, filter(_is_open, self._listeners))
-        with contextlib.suppress(OSError, ValueError, AttributeError):  # One is just being closed.
+        # A listener may just be closing.
+        with contextlib.suppress(OSError, ValueError, AttributeError):
             self._late_ones_wait |= any(map(listener.is_sealed_by_hop_limit, tcp))
         if self._late_ones_wait:
             for conn, _ in accepted_at(self.addresses):
@@ -120,25 +127,26 @@ class Draining:
                     listener.admit(conn)
 
     def _watch_own(self, now: int) -> None:
-        """Tell the arbiter how long this worker's own accept queues are empty: the arbiter has no
-        descriptor of them."""
+        """Tell the arbiter how long this worker's own accept queues have been empty. The arbiter
+        has no descriptors of them."""
         if not self._own_listeners:
             return
-        with contextlib.suppress(OSError, ValueError, AttributeError):  # One is just being closed.
+        # A listener may just be closing.
+        with contextlib.suppress(OSError, ValueError, AttributeError):
             if listener.are_waiting(filter(_is_open, self._own_listeners)):
                 self._record.empty_since = 0
             elif not self._record.empty_since:
                 self._record.empty_since = now
 
     def _close_idle(self, idle: dict[tuple[int, int], int]) -> dict[tuple[int, int], int]:
-        """Let every connection on which nothing happens read an end of file.
+        """Make the worker read an end of file on every idle connection.
 
-        Only the reading side is shut: a request that was just read is still answered, and bytes
-        that the client had sent before stay readable (tcp(7) and Linux' tcp_recvmsg look at the
-        queue first).
+        Only the reading side is shut. A request that was just read is still answered, and bytes
+        that the client sent before stay readable (tcp(7); Linux' tcp_recvmsg looks at the queue
+        first).
 
-        :param idle: for how many ticks each connection was idle before.
-        :returns: the same now.
+        :param idle: how many ticks each connection had been idle at the last call.
+        :returns: the same numbers now.
         """
         busy, all_known = self.busy_inodes()
         seen: dict[tuple[int, int], int] = {}
@@ -146,7 +154,7 @@ class Draining:
             if key[1] in busy or unread(conn):
                 continue
             silent = never_sent(conn)
-            # A client of HTTP/2 sends WINDOW_UPDATE and the like after it has got its response.
+            # An HTTP/2 client sends frames such as WINDOW_UPDATE after it has got its response.
             if not silent and (not all_known or (is_sending(conn) and not self._speaks_http2)):
                 continue
             seen[key] = idle.get(key, 0) + 1
@@ -156,18 +164,20 @@ class Draining:
         return seen
 
     def busy_inodes(self) -> tuple[set[int], bool]:
-        """The inodes of the connections that are being served, and whether these are all."""
+        """Return the inodes of the connections with a request in flight, and whether the list is
+        complete."""
         inodes, all_known = set(), self.sees_all
         for request in list(self._counter.in_flight):
             try:
                 inodes.add(os.fstat(request.unreader.sock.fileno()).st_ino)
             except (AttributeError, OSError, ValueError):
-                # HTTP/2, tornado, pywsgi, ASGI: requests that do not name their connection.
+                # HTTP/2, tornado, pywsgi and ASGI: these requests do not refer to their
+                # connection.
                 all_known = False
         return inodes, all_known
 
     def hang_up_all_but_the_busy(self) -> None:
-        """Close the connections on which no request is served."""
+        """Close the connections without a request in flight."""
         busy, _ = self.busy_inodes()
         for conn, key in accepted_at(self.addresses):
             if key[1] not in busy:
@@ -176,6 +186,6 @@ class Draining:
 
 
 def _is_open(sock: Any) -> bool:
-    """Whether a listener is open. A worker that leaves closes its own, and gunicorn's wrapper then
-    has no socket."""
+    """Whether a listener is open. A leaving worker closes its own, and gunicorn's wrapper then has
+    no socket."""
     return getattr(sock, "sock", sock) is not None and sock.fileno() >= 0

@@ -1,16 +1,16 @@
-"""What keeps a worker beside its requests: holds, and the callbacks of a shutdown.
+"""The duties of a worker in addition to its requests: holds, and the callbacks of a shutdown.
 
-A worker that was told to go finishes its requests and goes. A hold keeps it for work that is not a
-request; a callback runs in it once a phase has begun. A hold counts in the worker that takes it.
-Callbacks are registered anywhere (with ``preload_app`` in the arbiter, and inherited by fork), and
-run in workers alone.
+A dismissed worker finishes its requests and exits. A hold keeps it alive for work that is not a
+request. A callback runs in it when a phase begins. A hold counts in the worker that takes it.
+Callbacks may be registered in any process (with ``preload_app`` in the arbiter, from which workers
+inherit them), but they run in workers only.
 
-How a worker learns of T0: a thread looks at the shared memory, :data:`LOOK_EVERY` seconds apart (a
-greenlet in a gevent worker, which has patched ``_thread`` by then). It exists only where a callback
-is registered. A signal from the arbiter would need a main thread that is free to run its handler,
-it would interrupt system calls of C code that does not retry them, and it would be lost between the
-fork and gunicorn's ``init_signals``. Memory has none of these faults, and workers that boot during
-the shutdown need no case of their own.
+A thread learns of T0 from the shared memory, which it reads every :data:`LOOK_EVERY` seconds. In a
+gevent worker it is a greenlet, because gevent has patched ``_thread`` by then. The thread exists
+only if a callback is registered. A signal from the arbiter would be worse for three reasons: it
+needs a main thread that is free to run the handler, it interrupts system calls of C code that does
+not retry them, and it is lost between the fork and gunicorn's ``init_signals``. Memory has none of
+these problems, and a worker that boots during the shutdown is not a special case.
 """
 
 from __future__ import annotations
@@ -23,29 +23,30 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from ..shared.memory import NS, Memory, Record
+from ..shared.cells import NS, Record
+from ..shared.memory import Memory
 from ..shared.phase import Phase
 
 LOOK_EVERY = 0.25
-"""Seconds between two looks for a shutdown while there is none. They were measured to cost a worker
-0.02 % of a CPU."""
+"""Seconds between two reads of the shared memory before a shutdown. Measured cost: 0.02 % of a CPU
+for each worker."""
 
 LOOK_EVERY_WHILE_TERMINATING = 0.05
 
 NAMED = 20
-"""How many holds and callbacks one log line names; it gives the number of the others."""
+"""How many holds and callbacks one log line names. It only counts the others."""
 
 
 class Holds:
     """The holds of this worker.
 
-    :param record: the worker's record, which counts them.
+    :param record: the worker's record, in which they are counted.
     """
 
     def __init__(self, record: Record) -> None:
         self.pid = os.getpid()
-        """A child that the application forks inherits this object, and must not write into its
-        parent's record."""
+        """The worker's pid. A child that the application forks inherits this object and must not
+        write into its parent's record."""
         self._record = record
         # Re-entrant: a signal handler of the application may take a hold.
         self._lock = threading.RLock()
@@ -54,7 +55,8 @@ class Holds:
     def take(self, name: str) -> object:
         """Count a hold.
 
-        :returns: the token that gives it back.
+        :param name: the name of the hold in the log.
+        :returns: the token for :meth:`give_back`.
         """
         token = object()
         with self._lock:
@@ -63,14 +65,16 @@ class Holds:
         return token
 
     def give_back(self, token: object) -> None:
-        """Count a hold no longer. In a forked child it is the parent's, and stays."""
+        """Stop counting a hold. In a forked child this does nothing, because the hold belongs to
+        the parent."""
         if os.getpid() == self.pid:
             with self._lock:
                 del self._held[token]
                 self._record.holds = len(self._held)
 
     def held(self) -> list[tuple[str, int]]:
-        """The name of each hold, and since when it is held (ns), the oldest first."""
+        """Return the name of each hold and its start in monotonic nanoseconds, the oldest
+        first."""
         with self._lock:
             return list(self._held.values())
 
@@ -80,7 +84,7 @@ class Callback:
 
     :param phase: the phase.
     :param function: the function.
-    :param timeout: seconds after which it is no longer waited for.
+    :param timeout: seconds after which the worker no longer waits for it.
     """
 
     def __init__(self, phase: Phase, function: Callable[[], object], timeout: float) -> None:
@@ -89,7 +93,7 @@ class Callback:
         self.timeout = timeout
 
     def __str__(self) -> str:
-        """As the log names it: what it was registered for, function, file and line."""
+        """The callback as the log names it: phase, function, file and line."""
         inner: Any = self.function
         while isinstance(inner, functools.partial):
             inner = inner.func
@@ -103,12 +107,11 @@ class Callback:
 DECORATORS = {Phase.LAME_DUCK: "on_lame_duck", Phase.DRAINING: "on_drain"}
 
 registered: dict[Phase, list[Callback]] = {phase: [] for phase in DECORATORS}
-"""The callbacks, in the order in which they were registered, which is the order in which they
-run."""
+"""The callbacks in the order of their registration. They run in this order."""
 
 
 class CallbackRunner:
-    """Runs the callbacks of this worker when they are due.
+    """Runs the callbacks of this worker when their phase begins.
 
     :param memory: the shared memory.
     :param log: gunicorn's logger.
@@ -123,11 +126,11 @@ class CallbackRunner:
         self._leaving = self._booted = self._watching = False
 
     def due(self) -> list[Callback]:
-        """The callbacks that the phase asks for and that have not ended yet, in the order in which
-        they are to run.
+        """Return the callbacks of the current phase that have not ended yet, in the order in which
+        they run.
 
-        Each runs once per shutdown. One that was taken back, or whose trigger expired, is over: the
-        next is another.
+        Each callback runs once per shutdown. After a shutdown was taken back or its trigger
+        expired, the next one is a new shutdown.
         """
         header = self._memory.header
         phase = header.phase
@@ -135,8 +138,8 @@ class CallbackRunner:
             return []
         wanted = []
         if not header.upgraded:
-            # Another arbiter serves the same sockets: then there is no lame duck, and a callback
-            # that takes the address out of a directory would take the new one out.
+            # Not while another arbiter serves the same sockets: there is no LAME_DUCK then, and a
+            # callback that removes the address from a directory would remove the new instance.
             wanted += registered[Phase.LAME_DUCK]
         if phase >= Phase.DRAINING or self._leaving:
             wanted += registered[Phase.DRAINING]
@@ -144,10 +147,11 @@ class CallbackRunner:
         return [callback for callback in wanted if (shutdown, callback) not in self._ended]
 
     def run(self, callback: Callback) -> BaseException | None:
-        """Run a callback in a thread of its own, for as long as it may take.
+        """Run a callback in its own thread and wait for it up to its timeout.
 
-        :returns: what it raised, ``SystemExit`` and the like included; a ``TimeoutError`` if it did
-            not end in time: then its thread goes on.
+        :param callback: the callback.
+        :returns: the exception that it raised, including ``SystemExit``; a ``TimeoutError`` if it
+            did not end in time, in which case its thread goes on; otherwise ``None``.
         """
         shutdown = self._memory.header.consumed
         raised: list[BaseException] = []
@@ -171,12 +175,12 @@ class CallbackRunner:
             self._ended.add((shutdown, callback))
 
     def booted(self) -> None:
-        """The worker is about to serve: callbacks may run from now on."""
+        """Let callbacks run from now on. Called just before the worker serves."""
         self._booted = True
         self.watch()
 
     def watch(self) -> None:
-        """Start to look out for the shutdown, if there is a callback."""
+        """Start the thread that waits for the shutdown, if a callback is registered."""
         with self._lock:
             is_ours = self._booted and os.getpid() == self._pid
             if not is_ours or self._watching or not any(registered.values()):
@@ -203,22 +207,22 @@ class CallbackRunner:
     def _run_and_tell(self, callback: Callback) -> None:
         error = self.run(callback)
         if isinstance(error, TimeoutError) and error.__traceback__ is None:
-            self._log.error("gunicorn-grace: %s, and is no longer waited for", error)
+            self._log.error("gunicorn-grace: %s; the worker no longer waits for it", error)
         elif error is not None:
             self._log.error("gunicorn-grace: %s failed", callback, exc_info=error)
 
     def leave(self) -> None:
-        """The worker has served its last request. In a shutdown, whatever the phase, its callbacks
-        run now."""
+        """Note that the worker has served its last request. In a shutdown all its callbacks run
+        now, in any phase."""
         self._leaving = True
 
     def left(self) -> list[str]:
-        """The callbacks that still have to run, as the log names them."""
+        """Return the callbacks that still have to run, as the log names them."""
         return list(map(str, self.due())) if self._watching else []
 
 
 class Duties:
-    """What this worker has to do before it may go, beside its requests.
+    """The work that this worker has to finish before it may leave, in addition to its requests.
 
     :param holds: its holds.
     :param callbacks: its callbacks.
@@ -231,7 +235,7 @@ class Duties:
         self._log = log
 
     def left(self) -> list[str]:
-        """What still keeps the worker, as the log names it."""
+        """Return the holds and callbacks that still keep the worker, as the log names them."""
         now = time.monotonic_ns()
         held = [
             f"hold {name!r} for {(now - since) / NS:.1f} s" for name, since in self.holds.held()
@@ -239,7 +243,10 @@ class Duties:
         return held + self.callbacks.left()
 
     def tell_left(self, when: str) -> None:
-        """Log what still keeps the worker, if anything does."""
+        """Log the holds and callbacks that still keep the worker, if there are any.
+
+        :param when: the moment, as the log names it.
+        """
         left = self.left()
         if left:
             more = f" and {len(left) - NAMED} more" if len(left) > NAMED else ""
@@ -255,4 +262,4 @@ class Duties:
 
 
 this_workers: Duties | None = None
-"""The duties of this worker; ``None`` in every other process."""
+"""The duties of this worker; ``None`` in any other process."""

@@ -1,6 +1,6 @@
-"""How a worker leaves: only the arbiter dismisses it, and only when it has done its duties.
+"""How a worker leaves: only the arbiter dismisses it, and it finishes its duties first.
 
-Worker; the handlers run in its main thread.
+Runs in workers; the handlers run in the main thread.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import sys
 import time
 from typing import Any
 
-from ..shared.memory import NS, Memory, Record
+from ..shared.cells import NS, Record
+from ..shared.memory import Memory
 from .classes import adapt
 from .draining import TICK, Draining
 from .duties import Duties
@@ -20,9 +21,9 @@ from .unfinished import Unfinished
 
 
 class Leaving:
-    """Whether this worker may go, and until when it may stay.
+    """Decides whether this worker may leave, and how long it may stay.
 
-    :ivar is_hurried: whether this worker was told to go at once, by SIGINT, SIGQUIT or SIGABRT.
+    :ivar is_hurried: whether this worker was told to leave at once, by SIGINT, SIGQUIT or SIGABRT.
 
     :param memory: the shared memory.
     :param record: the worker's record.
@@ -51,27 +52,27 @@ class Leaving:
         self.is_hurried = False
 
     def is_dismissed(self) -> bool:
-        """Whether the arbiter has told this worker to go. A worker that is not counted goes at any
+        """Whether the arbiter has dismissed this worker. A worker that is not counted leaves at any
         SIGTERM."""
         return not self._is_counted or self._record.dismissed != 0
 
     def note_sigterm(self) -> None:
-        """Let the arbiter know of a SIGTERM. If it did not send it, it knows whether the whole
-        group got it."""
+        """Store the time of a SIGTERM for the arbiter. If the arbiter did not send it, it can see
+        from this that the whole process group got one."""
         self._record.term_seen = time.monotonic_ns()
 
     def note_cut_off(self) -> None:
-        """Keep how many requests are cut off now: their ``post_request`` still runs while the
-        worker is torn down."""
+        """Store how many requests are cut off now. Their ``post_request`` still runs while the
+        worker is torn down, so the count in flight goes down again."""
         self.is_hurried = True
         self._record.cut_off = self._record.in_flight
 
     def may_leave(self, worker: Any) -> bool:
-        """Whether a SIGTERM means this worker. With ``dumb-init`` or ``tini -g`` it comes to the
-        whole process group: then it is not the arbiter's word.
+        """Whether a SIGTERM is meant for this worker. With ``dumb-init`` or ``tini -g`` the whole
+        process group gets it, and then it is not an order from the arbiter.
 
         :param worker: gunicorn's worker.
-        :raises SystemExit: the worker has not booted, and goes at once.
+        :raises SystemExit: the worker may leave and has not booted, so it exits at once.
         """
         try:
             self.note_sigterm()
@@ -80,13 +81,14 @@ class Leaving:
                 return False
             if not worker.booted:
                 # gunicorn 22.0 to 27.0 would finish loading the application first.
-                worker.alive = False  # Where the code that loads catches SystemExit.
+                worker.alive = False  # In case the loading code catches SystemExit.
                 sys.exit(0)
             self._limit_drain(worker.cfg)
             self._draining.watch()
         except Exception:
             worker.log.exception(
-                "gunicorn-grace: failed at SIGTERM; the worker stops the way plain gunicorn stops it"
+                "gunicorn-grace: failed at SIGTERM; "
+                "the worker stops the way plain gunicorn stops it"
             )
         return True
 
@@ -94,25 +96,26 @@ class Leaving:
         """Give gunicorn's worker the drain limit of the whole instance as its
         ``graceful_timeout``."""
         now, limit = time.monotonic_ns(), self._memory.header.drain_limit
-        # gunicorn goes on sending SIGTERM to a worker too many.
+        # gunicorn repeats SIGTERM to a surplus worker, and only the first one counts.
         self._told_to_leave = self._told_to_leave or now
         if limit:
             cfg.settings["graceful_timeout"].value = max(0.0, (limit - now) / NS)
 
     def stay(self, worker: Any) -> None:
-        """Keep a worker that has served its last request for as long as it has duties, and may.
+        """Keep a worker that has served its last request while it has duties, up to its limit.
 
-        Here, and not in ``worker_exit``: by then gunicorn has closed the file of the worker's
-        heartbeat (22.0 to 27.0), and outside a shutdown would abort it after ``timeout``.
+        This does not run in ``worker_exit``, because by then gunicorn has closed the file of the
+        worker's heartbeat (22.0 to 27.0). Outside a shutdown it would abort the worker after
+        ``timeout``.
 
         :param worker: gunicorn's worker.
         """
         self._duties.callbacks.leave()
         if self.is_hurried or not self._duties.left():
             return
-        # The worker no longer serves. What another process has as well stays open there; what this
-        # worker alone has would hang: its own listeners (reuse_port), and the connections that
-        # gthread and sync leave to the process' end.
+        # The worker no longer serves. Sockets that another process shares stay open there. Those of
+        # this worker only would hang: its own listeners (reuse_port), and the connections that
+        # gthread and sync leave open until the process ends.
         for sock in worker.sockets:
             with contextlib.suppress(OSError):
                 sock.close()
@@ -130,13 +133,13 @@ class Leaving:
             time.sleep(TICK)
 
     def answer_signals(self, worker: Any) -> None:
-        """Put our handlers in front of the worker's own: who may dismiss it, and until when it may
-        take its time.
+        """Install the plugin's handlers in front of the worker's own. They decide who may dismiss
+        the worker and how long it may stay.
 
-        They go into the worker's class, which in this process, after the fork, has this one
-        instance. An instance that changes its class or gets attributes of its own is looked up the
-        slow way from then on (CPython 3.11 to 3.13, inline values; 20,000 instructions a request
-        were measured).
+        They are installed in the worker's class, which has only this instance in this process after
+        the fork. If an instance changes its class or gets attributes of its own, CPython looks its
+        attributes up more slowly from then on (3.11 to 3.13, inline values; measured: 20,000
+        instructions per request).
 
         :param worker: gunicorn's worker.
         """
@@ -144,13 +147,13 @@ class Leaving:
         leave, serve = cls.handle_exit, cls.run
 
         def handle_exit(worker: Any, sig: int, frame: Any) -> None:
-            # uvicorn-worker sends its SIGQUIT here as well.
+            # uvicorn-worker also calls this for SIGQUIT.
             if sig != signal.SIGTERM or self.may_leave(worker):
                 self.is_hurried |= sig != signal.SIGTERM
                 leave(worker, sig, frame)
 
         def handle_winch(worker: Any, sig: int, frame: Any) -> None:
-            """The arbiter's poke, or a terminal that was resized."""
+            """Handle the arbiter's poke, or the resizing of a terminal."""
             try:
                 self._draining.watch()
             except Exception:

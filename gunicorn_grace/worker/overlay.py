@@ -1,4 +1,5 @@
-"""The overlay: the probes in front of a WSGI application, without a line of its code. Worker."""
+"""The overlay: answers the probes in front of a WSGI application without a change to it. Runs in
+workers."""
 
 from __future__ import annotations
 
@@ -15,21 +16,26 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 NO_ANSWER = frozenset({"301", "302", "303", "307", "308", "400", "401", "403", "404", "405", "421"})
-"""The statuses of an application that has no probe there: no such route (404, 405), a host that it
-does not trust (400, 421), a login that it wants first (401, 403, a redirect). Any other status is
-an answer, 429 and 503 among them."""
+"""Statuses that show that the application has no probe at a path: no such route (404, 405), an
+untrusted host (400, 421), a login required (401, 403, a redirect). Any other status is an answer to
+the probe, including 429 and 503."""
 
 LEARNED = 64
-"""How many paths-at-hosts the overlay remembers as not the application's own."""
+"""How many pairs of path and host the overlay remembers as not belonging to the application."""
 
 
 class Overlay:
-    """Serves the probes in front of an application that may have its own.
+    """Answers the probes in front of an application that may have its own.
 
-    While the instance is not terminating the application is asked first, so an existing ``/readyz``
-    keeps its meaning; once it is, readiness is ours. Some answers are none to a probe
-    (:data:`NO_ANSWER`): then the core answers. Checks that are registered with us count beside the
-    application's own answer: it passes if both do.
+    Before the shutdown begins, the application is asked first, so an existing ``/readyz`` keeps its
+    meaning. After that the plugin answers readiness. The plugin also answers if the application's
+    status shows that it has no probe there (:data:`NO_ANSWER`). The application's own answer and
+    the checks registered with the plugin both count: the probe passes only if both pass.
+
+    :param app: the application.
+    :param answers: answers the probes of this process.
+    :ivar serve: the overlay as a WSGI application. It is a function because every request calls it,
+        and a function is called in fewer steps than an object.
     """
 
     def __init__(self, app: WSGIApplication, answers: WorkerAnswers) -> None:
@@ -37,8 +43,6 @@ class Overlay:
         self.answers = answers
         self._not_theirs: set[tuple[str, str]] = set()
         self.serve = self._as_function()
-        """The same as a function, which is called in fewer steps than an object: every request
-        comes here."""
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         return self.serve(environ, start_response)
@@ -62,7 +66,7 @@ class Overlay:
     ) -> Iterable[bytes]:
         answers = self.answers
         ours = self._is_ours(target) or answers.is_trigger(target, environ)
-        # A route is one of a path at a host, for applications that look at it.
+        # The host counts too, because an application may route by host.
         where = (environ["PATH_INFO"], environ.get("HTTP_HOST", ""))
         if not ours and where not in self._not_theirs:
             asked = dict(environ)
@@ -76,13 +80,14 @@ class Overlay:
                 body.close()
                 return send(failed, environ, start_response)
             body.close()
-            # Only what is a probe of ours: names that somebody makes up would fill the memory.
+            # Remember existing probes only, because invented names would fill the memory.
             if status[:3] == "404" and len(self._not_theirs) < LEARNED and answers.knows(target):
                 self._not_theirs.add(where)
         return send(answers.answer(target, environ), environ, start_response)
 
     def _is_ours(self, target: Target) -> bool:
-        """Whether the application is not even asked: for readiness, once the shutdown has begun."""
+        """Whether the plugin answers without asking the application: for readiness, once the
+        shutdown has begun."""
         if target.kind is not Kind.READINESS or not self.answers.knows(target):
             return False
         return is_terminating(self.answers.situation().phase)
@@ -91,12 +96,12 @@ class Overlay:
 def _ask(
     app: WSGIApplication, environ: WSGIEnvironment
 ) -> tuple[str, list[tuple[str, str]], Closing]:
-    """Run an application until its status is known. Closing the body that comes back closes the
-    application's.
+    """Run an application until its status is known. Closing the returned body closes the
+    application's body.
 
-    werkzeug.test.run_wsgi_app would do, were it not that it drops what is written with ``write()``
-    when it buffers, and raises when an error handler replaces the response, as PEP 3333 allows
-    before anything was sent.
+    werkzeug.test.run_wsgi_app is not used for two reasons. It drops data that is written with
+    ``write()`` when it buffers. It also raises when an error handler replaces the response, which
+    PEP 3333 allows before anything was sent.
     """
     answer: list[Any] = []
     written: list[bytes] = []

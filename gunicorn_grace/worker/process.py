@@ -1,7 +1,7 @@
-"""A worker process: puts the parts together that run in it.
+"""A worker process: assembles the parts of the plugin that run in it.
 
-:func:`join` runs in ``post_fork``; what follows in a worker's life comes in through the other hooks
-(:mod:`gunicorn_grace.hooks`).
+:func:`join` runs in ``post_fork``. The other hooks call the parts later in the worker's life
+    (:mod:`gunicorn_grace.hooks`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from typing import Any
 
 from ..probes.answers import Answers, Situation
 from ..probes.checks import registry
-from ..shared.memory import Memory, Record
+from ..shared.cells import Record
+from ..shared.memory import Memory
 from ..shared.settings import Settings
 from . import duties as duties_module
 from .classes import HOOKS, WSGI, adapt_booted, is_threaded, owner_of_requests, tracking
@@ -29,19 +30,19 @@ from .unfinished import Unfinished
 
 
 class WorkerProcess:
-    """What the plugin has in a worker.
+    """The parts of the plugin in one worker.
 
     :ivar tracking: how this worker's requests are counted: see
         :func:`~gunicorn_grace.worker.classes.tracking`.
 
     :param memory: the shared memory.
-    :param number: the number of its record, or ``None`` when all were taken: then nothing is
-        counted, and all else works.
+    :param number: the number of the worker's slot; ``None`` when all slots are taken. The worker is
+        then not counted, and everything else works.
     :param settings: the settings in use.
     :param log: gunicorn's logger.
-    :param owner: returns what serves a request: the running thread's number, the running greenlet.
+    :param owner: returns what serves the request: the thread's number, the greenlet, or the task.
     :param threaded: whether requests are served in more than one thread.
-    :param tracking: how its requests are counted; ``None`` when they are not.
+    :param tracking: how its requests are counted; ``None`` if they are not.
     """
 
     def __init__(
@@ -82,16 +83,16 @@ class WorkerProcess:
         )
 
     def situation(self) -> Situation:
-        """What a probe is answered from, now."""
+        """Return the current state of the instance."""
         return Situation.of(self.memory, time.monotonic_ns())
 
     def booted(self, worker: Any) -> None:
-        """The application is loaded; requests will be served from now on.
+        """Note that the application is loaded and the worker is about to serve.
 
         :param worker: gunicorn's worker.
         """
         self.memory.is_booted_worker = True
-        self.record.booted = 1  # First: whatever fails below, the worker is ready.
+        self.record.booted = 1  # First, because the worker is ready even if a later step fails.
         self.counter.note_probe_paths()
         self.draining.booted(worker)
         self.duties.callbacks.booted()
@@ -100,7 +101,7 @@ class WorkerProcess:
 
 
 this_worker: WorkerProcess | None = None
-"""What the plugin has in this worker; ``None`` in every other process."""
+"""The parts of the plugin in this worker; ``None`` in any other process."""
 
 
 def join(worker: Any, memory: Memory, number: int | None, settings: Settings) -> WorkerProcess:
@@ -109,9 +110,10 @@ def join(worker: Any, memory: Memory, number: int | None, settings: Settings) ->
 
     :param worker: gunicorn's worker.
     :param memory: the shared memory, inherited from the arbiter.
-    :param number: the number of the worker's record; ``None`` when all were taken.
+    :param number: the number of the worker's slot; ``None`` when all slots are taken.
     :param settings: the settings in use.
-    :raises SystemExit: the arbiter has dismissed it already.
+    :returns: the parts of the plugin in this worker.
+    :raises SystemExit: the arbiter has already dismissed the worker.
     """
     global this_worker
     cls = type(worker)
@@ -131,8 +133,8 @@ def join(worker: Any, memory: Memory, number: int | None, settings: Settings) ->
     process.record.pid = os.getpid()
     leaving = process.leaving
     leaving.answer_signals(worker)
-    # Until init_signals the arbiter's handlers would swallow a SIGTERM (gunicorn#1910: a 5 s wait
-    # at the stop).
+    # Until init_signals runs, the arbiter's handlers would swallow a SIGTERM (gunicorn#1910:
+    # stopping then takes 5 s longer).
     if getattr(signal.getsignal(signal.SIGALRM), "__name__", "") == "grace_wake":
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.signal(signal.SIGTERM, worker.handle_exit)

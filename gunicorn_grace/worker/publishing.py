@@ -1,4 +1,5 @@
-"""What a worker shows to the probe responder: its heartbeat, and how its checks come out. Worker."""
+"""Publishes a worker's heartbeat and the results of its checks for the probe responder. Runs in
+workers."""
 
 from __future__ import annotations
 
@@ -10,31 +11,36 @@ from typing import Any
 from ..probes.checks import Check, Outcome, Registry, Run, registry
 from ..shared.agreed import KINDS
 from ..shared.board import ENTRIES, HEARTBEAT_CELL, Board
-from ..shared.memory import NS, Memory
+from ..shared.cells import NS
+from ..shared.memory import Memory
 from ..shared.phase import Kind
 from ..shared.settings import Settings
 
 RUN_EVERY = 1.0
-"""Seconds between two runs of a check with a ``ttl`` of less: here nobody waits for it, so none is
-run for a probe."""
+"""The shortest interval between two runs of a check, in seconds. A smaller ``ttl`` has no effect
+here, because checks run in the background and not for each probe."""
 
 SLACK = 10.0
-"""Seconds beyond ``ttl`` and ``timeout`` after which a check's result no longer counts: nobody
-looks after it."""
+"""Seconds beyond ``ttl`` and ``timeout`` after which a check's result is stale, because no worker
+updates it any more."""
 
 WATCH = 0.05
+"""Seconds between two looks at a check that is running."""
 
 
 class Publisher:
-    """Runs a worker's checks one after its ``ttl``, and shows the results on its board. In a thread
-    of the worker, or a greenlet where gevent has patched those; it reads and writes nothing that
-    the worker's requests do.
+    """Runs each of a worker's checks again after its ``ttl``, and publishes the results on the
+    worker's board.
+
+    It runs in a thread of the worker, or in a greenlet if gevent has patched threads. It shares no
+    data with the worker's requests.
 
     :param memory: the shared memory.
     :param board: the worker's board.
     :param log: gunicorn's logger.
-    :param readiness_delay: seconds after T0 in which the checks still decide; later nobody needs
-        them.
+    :param readiness_delay: how many seconds after T0 the checks still count. They are not run
+        later.
+    :param checks: the checks of this process.
     """
 
     def __init__(
@@ -53,7 +59,7 @@ class Publisher:
         self._places: dict[tuple[Kind, str], _Place] = {}
 
     def add(self) -> None:
-        """Show the checks that have come since: applications register them when they like."""
+        """Add new checks to the board, because an application may register them at any time."""
         for check in self._checks:
             key = check.kind, check.name
             if key in self._places:
@@ -63,15 +69,18 @@ class Publisher:
             self._places[key] = _Place(cell)
             if cell is None:
                 self._log.warning(
-                    "gunicorn-grace: the %s check %s does not count at the probe port: there is room for %d checks",
+                    "gunicorn-grace: the %s check %s does not count at the probe port: "
+                    "there is room for %d checks",
                     check.kind.value,
                     check.name,
                     ENTRIES,
                 )
 
     def step(self) -> float:
-        """Begin what is due and show what has come out; returns after how many seconds to look
-        again."""
+        """Start the checks that are due and publish new results.
+
+        :returns: after how many seconds to call this again.
+        """
         self.add()
         t0 = self._memory.t0()
         if t0 and time.monotonic_ns() - t0 >= self._readiness_delay:
@@ -99,7 +108,7 @@ class Publisher:
         self._memory.cells[place.cell] = time.monotonic_ns() & ~1 | outcome.passed
 
     def run(self) -> None:
-        """For ever. An error is logged once, and what it left undone is tried again."""
+        """Call :meth:`step` for ever. An error is logged once, and the step is tried again."""
         failed = False
         while True:
             pause = RUN_EVERY
@@ -109,15 +118,19 @@ class Publisher:
                 if not failed:
                     failed = True
                     self._log.exception(
-                        "gunicorn-grace: a check cannot be shown to the probe port; tried again"
+                        "gunicorn-grace: cannot publish a check for the probe port; trying again"
                     )
             time.sleep(pause)
 
 
 @dataclasses.dataclass
 class _Place:
-    """Where the results of a check go, the run under way, and when (registry's clock) the next one
-    is due."""
+    """The state of one check.
+
+    :ivar cell: the cell for its results; ``None`` if the board has no room for it.
+    :ivar run: the run under way.
+    :ivar due: when the next run is due, on the registry's clock.
+    """
 
     cell: int | None
     run: Run | None = None
@@ -125,9 +138,16 @@ class _Place:
 
 
 def publish(worker: Any, memory: Memory, number: int | None, settings: Settings) -> None:
-    """Let the probe responder see this worker's heartbeat and checks. Runs in the worker, just
-    before it counts as booted, so that nobody takes checks for passed that have not run yet.
-    Without a probe port it does nothing."""
+    """Publish this worker's heartbeat and checks for the probe responder.
+
+    It runs in the worker, just before the worker counts as booted, so that a check that has not run
+    yet does not look as if it had passed. Without a probe port it does nothing.
+
+    :param worker: gunicorn's worker.
+    :param memory: the shared memory.
+    :param number: the number of the worker's slot; ``None`` when all slots are taken.
+    :param settings: the settings in use.
+    """
     board = None if number is None else memory.board(number)
     if board is None:
         return

@@ -1,4 +1,4 @@
-"""How responses come to say ``Connection: close`` once the shutdown has begun. Worker."""
+"""Makes responses say ``Connection: close`` once the shutdown has begun. Runs in workers."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from .classes import ASGI_HOOKS
 
 
 class Shedding:
-    """Makes gunicorn's requests ask for the end of their connection.
+    """Makes gunicorn's requests close their connection.
 
-    :ivar known: classes of requests that need no more thought: they shed already, or cannot.
+    :ivar known: classes of requests that need no change, because they already close their
+        connection or cannot.
 
-    :param is_terminating: whether the shutdown has begun.
+    :param is_terminating: returns whether the shutdown has begun.
     :param tracking: how the worker's requests are counted.
     """
 
@@ -22,12 +23,13 @@ class Shedding:
         self.known: set[type] = set()
         self._others: dict[type, type] = {}
         self._is_terminating = is_terminating
-        # Before gunicorn 27.0 its ASGI worker asks only after the response, which did not say
-        # close.
+        # Before gunicorn 27.0 its ASGI worker asks should_close only after the response, which then
+        # has not said close.
         self._asks_too_late = tracking == ASGI_HOOKS
 
     def shed(self, request: Any) -> None:
-        """Let a request say ``Connection: close`` that our parser did not make."""
+        """Change the class of a request that the taught parser did not create, so that it says
+        ``Connection: close``."""
         cls = type(request)
         if self._asks_too_late:
             self.known.add(cls)
@@ -38,13 +40,14 @@ class Shedding:
         try:
             request.__class__ = shedding
         except TypeError:
-            # Another layout (__slots__): such requests are served and counted, but not shed.
+            # The class has another layout (__slots__). Such requests are served and counted, but
+            # their connection stays open.
             shedding = cls
         self.known.add(shedding)
 
     def teach_the_parser(self) -> None:
-        """Let gunicorn's HTTP/1 parser make shedding requests itself: in this process, a worker,
-        alone."""
+        """Let gunicorn's HTTP/1 parser create requests that close their connection. This changes
+        only this worker process."""
         from gunicorn.http.parser import RequestParser
 
         parser: Any = RequestParser
@@ -58,20 +61,21 @@ class Shedding:
 
 
 def shedding_class(cls: type, is_terminating: Callable[[], bool]) -> type:
-    """``cls``, but ``should_close`` says yes once the shutdown has begun, and never changes its
-    mind.
+    """Return a subclass of ``cls`` whose ``should_close`` says yes once the shutdown has begun, and
+    never changes its answer.
 
-    gunicorn asks when it writes the headers, again after the response, and asks the previous
-    request before it reads the next one. An answer that turned from no to yes in between would
-    close a connection that was promised to stay, with a request perhaps on its way (measured: 6 of
-    6 pooled connections broke). So the first answer is kept.
+    gunicorn calls ``should_close`` when it writes the headers and again after the response. It also
+    calls it on the previous request before it reads the next one. If the answer changed from no to
+    yes in between, gunicorn would close a connection that the headers promised to keep, perhaps
+    with a request on its way (measured: 6 of 6 pooled connections broke). So the first answer is
+    kept.
 
-    A subclass, and not an attribute on each request: that would be a reference cycle for the
-    collector every time.
+    It is a subclass and not an attribute of each request, because such an attribute would create a
+    reference cycle for the garbage collector every time.
 
     :param cls: the class of a request.
-    :param is_terminating: whether the shutdown has begun.
-    :returns: ``cls`` itself for requests that have no ``should_close``.
+    :param is_terminating: returns whether the shutdown has begun.
+    :returns: the subclass; ``cls`` itself if it has no ``should_close``.
     """
     should_close = getattr(cls, "should_close", None)
     if should_close is None:

@@ -1,4 +1,4 @@
-"""The hooks of the hot path, reached in one step. Worker."""
+"""A direct call of the hooks of the hot path. Runs in workers."""
 
 from __future__ import annotations
 
@@ -10,13 +10,16 @@ from .process import WorkerProcess
 
 
 def shorten(cfg: Any, ours: WorkerProcess) -> None:
-    """Let the hooks of the hot path be reached in one step, in this worker.
+    """Let gunicorn call the hooks of the hot path directly, in this worker.
 
-    ``HOOKS`` and what the user has chained to it are three calls; and before the first of them
-    ``Config`` finds out that it has no attribute of the hook's name, calls its ``__getattr__`` and
-    looks among the settings, which costs more than all that a hook of ours does. So it gets the
-    attribute. A hook that is set later takes the user's place. gunicorn's own does nothing but log
-    for debugging, in three calls: whether it would is asked first.
+    The hooks in ``HOOKS`` and the user's chained hook take three calls. Before the first of them,
+    ``Config`` finds no attribute with the hook's name, calls its ``__getattr__`` and searches the
+    settings, which costs more than the plugin's whole hook. So this function gives ``Config`` that
+    attribute. A hook that is set later replaces the user's. gunicorn's default hook only logs for
+    debugging, in three calls, so it is called only if the log would write the line.
+
+    :param cfg: the worker's ``Config``.
+    :param ours: the parts of the plugin in this worker.
     """
     from gunicorn.config import PreRequest
     from gunicorn.glogging import Logger
@@ -65,8 +68,8 @@ def shorten(cfg: Any, ours: WorkerProcess) -> None:
         set_pre_request,
         set_post_request,
     )
-    # Past Config.__setattr__, which refuses the names of settings; and past vars(cfg), see
-    # settings.adopt.
+    # Not setattr(), because Config.__setattr__ refuses the names of settings. Not vars(cfg),
+    # because attributes are looked up more slowly once the dict was requested.
     object.__setattr__(cfg, "pre_request", pre_request)
     object.__setattr__(cfg, "post_request", post_request)
 

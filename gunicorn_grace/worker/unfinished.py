@@ -1,4 +1,4 @@
-"""What a worker is still doing, for the log. Worker."""
+"""Logs what a worker is still doing. Runs in workers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 import time
 from typing import Any
 
-from ..shared.memory import NS
+from ..shared.cells import NS
 from .counting import Counter
 from .duties import Duties
 
@@ -15,10 +15,10 @@ DUMP_BEFORE = 1.0
 
 
 class Unfinished:
-    """Logs the requests in flight, and what else keeps the worker.
+    """Logs the requests in flight, and the holds and callbacks that keep the worker.
 
     :param counter: the worker's counter.
-    :param duties: its holds and callbacks.
+    :param duties: the worker's holds and callbacks.
     :param log: gunicorn's logger.
     """
 
@@ -29,10 +29,10 @@ class Unfinished:
         self._is_told = False
 
     def tell_before(self, what: str, limit: int, now: int) -> None:
-        """Log it once, a second before a limit.
+        """Log them once, a second before a limit.
 
-        :param what: what the limit is, as the log names it.
-        :param limit: when it is, in nanoseconds; 0 where there is none.
+        :param what: the limit, as the log names it.
+        :param limit: the time of the limit, in monotonic nanoseconds; 0 without a limit.
         :param now: the monotonic clock, in nanoseconds.
         """
         if limit and not self._is_told and now >= limit - DUMP_BEFORE * NS:
@@ -40,8 +40,8 @@ class Unfinished:
             self.tell(f"{DUMP_BEFORE:g} s before {what}")
 
     def tell(self, when: str) -> None:
-        """Log each request in flight, and what else keeps the worker: method, path without query,
-        age, and where its code is.
+        """Log each request in flight with its method, path without query, age and current code
+        line; then the holds and callbacks.
 
         :param when: the moment, as the log names it.
         """
@@ -62,14 +62,14 @@ class Unfinished:
 
 
 def stack_top(owner: Any) -> str:
-    """Where the code is that serves a request.
+    """Return the file, line and function that a request has reached.
 
     :param owner: the thread's number, the greenlet, or the asyncio task.
     """
     if isinstance(owner, int):
         frame = sys._current_frames().get(owner)
     elif hasattr(owner, "get_coro"):
-        # An asyncio task: the innermost of the coroutines that wait for each other.
+        # An asyncio task: follow the waiting coroutines to the innermost one.
         inner = owner.get_coro()
         while (waits_for := getattr(inner, "cr_await", None)) is not None and hasattr(
             waits_for, "cr_frame"

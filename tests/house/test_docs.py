@@ -33,7 +33,7 @@ from gunicorn_grace.rehearsal.report import schema
 from gunicorn_grace.shared import agreed, metrics
 from gunicorn_grace.shared import memory as shm
 from gunicorn_grace.shared.board import Board
-from gunicorn_grace.shared.memory import Header, Record
+from gunicorn_grace.shared.cells import Header, Record
 from gunicorn_grace.shared.phase import TRANSITIONS, Kind, Origin, Phase
 from gunicorn_grace.shared.settings import TERMINATION_LOG, Settings, rows
 from gunicorn_grace.worker import connections, unfinished

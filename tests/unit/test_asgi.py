@@ -12,7 +12,8 @@ import pytest
 
 import gunicorn_grace
 from gunicorn_grace.asgi import Probes
-from gunicorn_grace.shared.memory import Cell, Memory, Record
+from gunicorn_grace.shared.cells import Cell, Record
+from gunicorn_grace.shared.memory import Memory
 from gunicorn_grace.shared.phase import Phase
 from gunicorn_grace.shared.settings import Secret, Settings
 from gunicorn_grace.worker import classes as worker_classes

@@ -14,6 +14,7 @@ import pytest
 
 from gunicorn_grace import __version__, cli
 from gunicorn_grace.operate import instance as instance_module
+from gunicorn_grace.shared import cells as layout
 from gunicorn_grace.shared import memory as shm
 from gunicorn_grace.shared.memory import Memory
 from gunicorn_grace.shared.phase import Origin, Phase
@@ -76,7 +77,7 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
 
     def make(phase: Phase = Phase.SERVING, **cells: int) -> Instance:
         started.append(
-            Instance({"phase": int(phase), "delay": 10 * shm.NS, "delay_over": 1, **cells})
+            Instance({"phase": int(phase), "delay": 10 * layout.NS, "delay_over": 1, **cells})
         )
         return started[-1]
 
@@ -144,7 +145,7 @@ def test_prestop_begins_the_shutdown_of_the_one_chosen(
     """The other one serves on; the memory says that it was preStop."""
     chosen, other = start(), start()
     assert cli.main(["prestop", "--pid", str(chosen.pid)]) == 0
-    assert chosen.memory.header.trigger & shm.ORIGIN_MASK == Origin.PRESTOP
+    assert chosen.memory.header.trigger & layout.ORIGIN_MASK == Origin.PRESTOP
     assert chosen.memory.phase() is Phase.LAME_DUCK
     assert not other.memory.is_terminating()
     assert capsys.readouterr().out == "not ready for 10 s, longer while requests still come\n"
@@ -209,7 +210,7 @@ def test_drain_takes_an_instance_out_once(start: Start, capsys: pytest.CaptureFi
     instance = start()
     assert cli.main(["drain"]) == 0
     began = instance.memory.header.trigger
-    assert began & shm.ORIGIN_MASK == Origin.DRAIN
+    assert began & layout.ORIGIN_MASK == Origin.DRAIN
     assert cli.main(["drain"]) == 0
     assert instance.memory.header.trigger == began
     assert capsys.readouterr().out.splitlines() == [

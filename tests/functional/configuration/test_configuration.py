@@ -125,7 +125,7 @@ def test_a_bad_environment_is_refused_as_well(way: str, tmp_path: Path) -> None:
     done = gunicorn(*ways_in("", tmp_path)[way], cwd=tmp_path, env={"GRACE_MIN_DELAY": "5s"})
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
-    assert "Error: GRACE_MIN_DELAY = '5s' is no number" in done.stderr
+    assert "Error: GRACE_MIN_DELAY = '5s' is not a number" in done.stderr
 
 
 @pytest.mark.parametrize("way", WAYS)

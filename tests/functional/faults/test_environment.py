@@ -22,6 +22,7 @@ from pathlib import Path
 
 import pytest
 
+from gunicorn_grace.shared import cells
 from gunicorn_grace.shared import memory as shm
 from gunicorn_grace.shared.phase import Phase
 from support.paths import TESTS
@@ -358,7 +359,7 @@ def test_a_clock_that_runs_ahead_ends_neither_delay_nor_drain(
     assert client.receive().status == 200
     client.close()
     server.assert_gone()
-    assert memory.header.drain - memory.header.t0 >= CLOCK["shutdown_delay"] * shm.NS
+    assert memory.header.drain - memory.header.t0 >= CLOCK["shutdown_delay"] * cells.NS
     assert "0 cut off" in server.summary()
 
 

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 import h11
 import pytest
 
-from gunicorn_grace.shared import memory as shm
+from gunicorn_grace.shared import cells
 from gunicorn_grace.shared.phase import Origin, Phase
 from support.servers import QUICK, Client, Connect, Serve, look
 
@@ -201,7 +201,7 @@ def test_the_command_gives_up_on_an_arbiter_that_does_not_run(serve: Serve) -> N
     assert subprocess.run(prestop, capture_output=True, timeout=30, check=False).returncode == 0
     assert {server.get("/readyz").status for _ in range(8)} == {503}
     assert look(server.get("/look"))["phase"] == "LAME_DUCK"
-    assert server.memory.header.trigger & shm.ORIGIN_MASK == Origin.PRESTOP
+    assert server.memory.header.trigger & cells.ORIGIN_MASK == Origin.PRESTOP
     server.signal(signal.SIGCONT)
     server.terminate()
     server.assert_gone()

@@ -184,7 +184,7 @@ def test_a_logger_in_front_of_which_nothing_can_stand_changes_nothing_else(serve
     )
     server.wait_booted(1)
     assert server.get("/readyz").status == 200
-    assert "its access log hook failed" in server.output
+    assert "the access log hook failed" in server.output
     server.signal(signal.SIGTERM)
     assert server.wait(20) == 0, server.output
     assert "lame_duck_ended" in server.output

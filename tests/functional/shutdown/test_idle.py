@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from gunicorn_grace.shared import memory as shm
+from gunicorn_grace.shared import cells
 from gunicorn_grace.shared.agreed import LINGER
 from gunicorn_grace.worker.draining import IDLE_TICKS, TICK
 from support.servers import Client, Connect, Serve
@@ -59,7 +59,7 @@ def test_idle_and_silent_connections_are_gone_soon_after_the_drain_began(
     assert len(closed) == len(threads), server.output
     drain = memory.header.drain
     assert drain
-    assert (max(closed) - drain) / shm.NS < 4, server.output
+    assert (max(closed) - drain) / cells.NS < 4, server.output
     assert server.wait(10) == 0, server.output
 
 
@@ -82,7 +82,7 @@ def test_a_request_that_is_half_sent_is_served(kind: str, serve: Serve, connect:
         client.sock.sendall(b"GET / HTTP/1.1\r\nHost: te")
     header = server.memory.header
     server.signal(signal.SIGTERM)
-    late = round((LINGER + 2 * IDLE_TICKS * TICK) * shm.NS)
+    late = round((LINGER + 2 * IDLE_TICKS * TICK) * cells.NS)
     server.wait_for(
         lambda: header.drain and time.monotonic_ns() > header.drain + late,
         "the end of idle ones",

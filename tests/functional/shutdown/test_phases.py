@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from gunicorn_grace.shared import memory as shm
+from gunicorn_grace.shared import cells
 from gunicorn_grace.shared.phase import Origin, Phase
 from support.servers import (
     HOLD,
@@ -373,7 +373,7 @@ def test_a_late_request_names_its_source_once(kind: str, serve: Serve, connect: 
     server = serve(kind=kind, settings={"shutdown_delay": 1, "min_delay": 0})
     server.signal(signal.SIGTERM)
     server.wait_line("shutdown_initiated")
-    late = server.memory.t0() + round(0.85 * shm.NS)
+    late = server.memory.t0() + round(0.85 * cells.NS)
     server.wait_for(lambda: time.monotonic_ns() > late, "the last fifth of the delay")
     client = connect(server)
     headers = (
@@ -408,7 +408,7 @@ def test_an_operators_drain_makes_no_request_late(serve: Serve) -> None:
     assert "late_request" not in server.output
     server.signal(signal.SIGTERM)
     server.wait_line("shutdown_initiated by SIGTERM")
-    late = memory.t0() + round(0.85 * shm.NS)
+    late = memory.t0() + round(0.85 * cells.NS)
     server.wait_for(lambda: time.monotonic_ns() > late, "the last fifth of the delay")
     assert server.get("/").status == 200
     server.wait_line("late_request")

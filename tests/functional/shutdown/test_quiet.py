@@ -11,7 +11,7 @@ import pytest
 from gunicorn_grace.arbiter.lifecycle import quiet_after
 from gunicorn_grace.rehearsal.kubernetes.routing import EndpointTable
 from gunicorn_grace.rehearsal.load.load import Load
-from gunicorn_grace.shared import memory as shm
+from gunicorn_grace.shared import cells
 from gunicorn_grace.shared.phase import Phase
 from gunicorn_grace.shared.settings import AUTO, Settings
 from support.servers import Serve, Server
@@ -54,14 +54,14 @@ def test_when_the_traffic_stops_the_delay_ends_as_quiet(
         server.wait_phase(Phase.LAME_DUCK)
         # Whatever the machine is doing, the least delay is over when the traffic stops.
         server.wait_for(
-            lambda: time.monotonic() > memory.header.t0 / shm.NS + 1.5, "the least delay"
+            lambda: time.monotonic() > memory.header.t0 / cells.NS + 1.5, "the least delay"
         )
         traffic.wait_completed(60)
         assert memory.header.phase == Phase.LAME_DUCK, server.output
         tally = traffic.stop()
     assert server.wait(45) == 0, server.output
     server.wait_line(r"lame_duck_ended after .*: quiet$")
-    assert memory.header.drain / shm.NS > max(record.started for record in tally.records) + 0.5
+    assert memory.header.drain / cells.NS > max(record.started for record in tally.records) + 0.5
     assert tally.lost == 0, tally.lost_records
 
 
@@ -74,7 +74,7 @@ def test_the_least_delay_is_kept_without_any_request(serve: Serve) -> None:
     server.signal(signal.SIGTERM)
     assert server.wait(45) == 0, server.output
     server.wait_line(r"lame_duck_ended after .*: quiet$")
-    assert memory.header.drain - memory.header.t0 >= 3 * shm.NS
+    assert memory.header.drain - memory.header.t0 >= 3 * cells.NS
 
 
 @pytest.mark.long
@@ -101,5 +101,7 @@ def test_a_trickle_at_the_smallest_share_keeps_the_delay_running(serve: Serve) -
         tally = trickle.stop()
     assert server.wait(45) == 0, server.output
     server.wait_line(r"lame_duck_ended after .*: quiet$")
-    assert memory.header.drain / shm.NS >= max(record.started for record in tally.records) + enough
+    assert (
+        memory.header.drain / cells.NS >= max(record.started for record in tally.records) + enough
+    )
     assert tally.lost == 0, tally.lost_records

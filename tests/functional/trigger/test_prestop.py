@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from gunicorn_grace.shared import memory as shm
+from gunicorn_grace.shared import cells
 from gunicorn_grace.shared.phase import Phase
 from support.servers import HOLD, Serve, Server, look, looks, needs_curl
 
@@ -192,11 +192,11 @@ def test_sigterm_after_the_trigger_does_not_restart_the_clock(serve: Serve) -> N
     server.signal(signal.SIGTERM)
     server.wait_phase(Phase.DRAINING)
     assert header.t0 == t0
-    assert header.deadline == t0 + (30 - 2) * shm.NS, (
+    assert header.deadline == t0 + (30 - 2) * cells.NS, (
         "grace_termination_period less grace_exit_margin"
     )
-    assert t0 + 2 * shm.NS <= header.delay_over <= header.sigterm <= header.drain
-    assert header.drain - header.sigterm < 2 * shm.NS, "no second delay"
+    assert t0 + 2 * cells.NS <= header.delay_over <= header.sigterm <= header.drain
+    assert header.drain - header.sigterm < 2 * cells.NS, "no second delay"
     server.wait_line("lame_duck_ended after .* s: delay elapsed")
     assert server.wait(20) == 0
 

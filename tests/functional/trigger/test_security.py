@@ -136,11 +136,7 @@ def test_a_proxy_outside_our_container_may_not(
         assert fetch(balancer.address, "/look").status == 200, "it does forward"
         assert fetch(balancer.address, DOWN).status == 403
     assert untouched(server)
-    reason = (
-        "no process that we may look into holds the other end"
-        if over == "tcp"
-        else "in another PID namespace"
-    )
+    reason = "may inspect holds the other end" if over == "tcp" else "in another PID namespace"
     assert reason in refusal(server)
 
 
@@ -213,7 +209,7 @@ def test_the_application_may_not_be_made_to(way: str, through: str, serve: Serve
     if through == "directly":
         host, port = server.address
         assert look(server.get(f"{way}?url=http://{host}:{port}{DOWN}"))["status"] == 403
-        assert "is one of our own" in refusal(server)
+        assert "belongs to this instance" in refusal(server)
     elif product is None:
         pytest.skip("no proxy is installed")
     else:

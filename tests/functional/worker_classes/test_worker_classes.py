@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from gunicorn_grace.shared.memory import Cell, Record
+from gunicorn_grace.shared.cells import Cell, Record
 from gunicorn_grace.shared.phase import Phase
 from support.servers import (
     HOLD,

@@ -32,6 +32,7 @@ import quiet
 from gunicorn_grace.rehearsal.kubernetes.routing import EndpointTable
 from gunicorn_grace.rehearsal.load.generator import Generator
 from gunicorn_grace.rehearsal.processes import procfs
+from gunicorn_grace.shared import cells
 from gunicorn_grace.shared import memory as shm
 from support.servers import WORKERS, Client, Server
 
@@ -334,7 +335,7 @@ def idle(runs: int) -> None:
                 server.signal(signal.SIGTERM)
                 closed = max(map(closing, clients))
                 server.wait(30)
-                found.append((closed - memory.header.drain) / shm.NS)
+                found.append((closed - memory.header.drain) / cells.NS)
         print(
             f"idle and silent connections closed after the drain's begin, {kind}: "
             f"median {statistics.median(found):.2f} s, worst {max(found):.2f} s"

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from gunicorn_grace.arbiter.roster import Roster
-from gunicorn_grace.shared.memory import Memory, Record
+from gunicorn_grace.shared.cells import Record
+from gunicorn_grace.shared.memory import Memory
 from gunicorn_grace.shared.settings import Settings
 from gunicorn_grace.worker.process import WorkerProcess
 
@@ -50,7 +51,7 @@ def test_the_totals_outlive_the_worker(roster: Roster, arbiter: Any, memory: Mem
     assert (roster.in_flight(), roster.last_arrival(), roster.cut_off()) == (3, 500, 6)
     for worker in workers:
         roster.free(worker)
-    assert (memory.header.gone_last_arrival, memory.header.gone_cut_off) == (500, 6)
+    assert memory.header.gone_cut_off == 6
     assert (roster.in_flight(), roster.last_arrival(), roster.cut_off()) == (0, 500, 6)
     assert roster.cut_off_by_worker() == [
         {"pid": 2, "requests": 3},
@@ -117,7 +118,7 @@ def test_what_others_store_is_mended(
     assert [claimed.number for claimed in memory.records()] == [0]
     assert record.dismissed == dismissed
     header = memory.header
-    assert (header.slots_used, header.gone_cut_off, header.gone_last_arrival) == (1, 0, 0)
+    assert (header.slots_used, header.gone_cut_off) == (1, 0)
     assert roster.last_arrival() <= time.monotonic_ns()
     now = time.monotonic_ns()
     roster.longest_request(now)

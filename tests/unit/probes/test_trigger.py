@@ -229,7 +229,7 @@ def test_curl_of_the_application_is_refused(listener: socket.socket) -> None:
     (SSRF)."""
     verdict = curl(listener, TriggerPolicy("local", None, os.getpid()))
     assert not verdict.allowed
-    assert f"one of our own: the arbiter, pid {os.getpid()}" in verdict.reason
+    assert f"belongs to this instance: it is the arbiter, pid {os.getpid()}" in verdict.reason
 
 
 @needs_curl
@@ -241,7 +241,7 @@ def test_grandchild_of_the_arbiter_is_refused(v4: socket.socket) -> None:
             verdict = TriggerPolicy("local", None, os.getpid()).admit(environ)
         process.communicate(timeout=PATIENCE)
     assert not verdict.allowed
-    assert "(curl) is one of our own" in verdict.reason
+    assert "(curl) belongs to this instance" in verdict.reason
 
 
 def test_a_worker_is_refused(listener: socket.socket, stranger: int) -> None:
@@ -253,7 +253,7 @@ def test_a_worker_is_refused(listener: socket.socket, stranger: int) -> None:
         verdict = TriggerPolicy("local", None, process.pid).admit(environ)
         assert not verdict.allowed
         assert f"pid {process.pid} " in verdict.reason
-        assert "one of our own" in verdict.reason
+        assert "belongs to this instance" in verdict.reason
         assert TriggerPolicy("local", None, stranger).admit(environ).allowed
 
 
@@ -264,7 +264,7 @@ def test_a_name_with_parentheses_hides_no_parent(v4: socket.socket, stranger: in
     with client_of(socket.AF_INET, v4.getsockname(), name) as process, accepted(v4) as environ:
         ours = TriggerPolicy("local", None, os.getpid()).admit(environ)
         assert not ours.allowed
-        assert f"pid {process.pid} ({name}) is one of our own" in ours.reason
+        assert f"pid {process.pid} ({name}) belongs to this instance" in ours.reason
         assert TriggerPolicy("local", None, stranger).admit(environ).allowed
 
 
@@ -379,7 +379,7 @@ def test_every_holder_must_pass(v4: socket.socket, stranger: int, ours_is: int) 
         assert TriggerPolicy("local", None, stranger).admit(environ).allowed
         verdict = TriggerPolicy("local", None, (one, two)[ours_is].pid).admit(environ)
     assert not verdict.allowed
-    assert "one of our own" in verdict.reason
+    assert "belongs to this instance" in verdict.reason
 
 
 # --- relays
@@ -543,7 +543,7 @@ def test_a_handshake_is_no_connection() -> None:
             sock.connect_ex(where)
         # Backlog 0 has room for one; the handshakes beyond it stay at SYN_SENT.
         last = asker.endpoint(waiting[-1].getsockname())
-        with pytest.raises(asker.Refused, match=f"port {last[1]} is not in /proc/net/tcp"):
+        with pytest.raises(asker.Refused, match=f"port {last[1]} is in neither /proc/net/tcp"):
             asker.Asker(1).inodes(last, asker.endpoint(where))
 
 
@@ -683,7 +683,9 @@ def test_an_asker_in_a_namespace_beside_ours_is_refused(family: int, tmp_path: P
         verdict = verdict_from(inner)
     assert not verdict.allowed
     expected = (
-        "no process that we may look into" if family == socket.AF_INET else "another PID namespace"
+        f"no process that uid {os.geteuid()} may inspect"
+        if family == socket.AF_INET
+        else "another PID namespace"
     )
     assert expected in verdict.reason
     assert asker.WAY_OUT in verdict.reason
@@ -714,7 +716,7 @@ def test_curl_of_the_application_is_refused_where_the_arbiter_is_pid_1() -> None
     with inner_worker(socket.AF_INET, ("127.0.0.1", 0), 1, ask) as (inner, _):
         verdict = verdict_from(inner)
     assert not verdict.allowed
-    assert "(curl) is one of our own: the arbiter, pid 1," in verdict.reason
+    assert "(curl) belongs to this instance: it is the arbiter, pid 1," in verdict.reason
 
 
 @needs_curl
@@ -726,7 +728,7 @@ def test_a_proc_of_another_namespace_is_not_read() -> None:
     with inner_worker(socket.AF_INET, ("127.0.0.1", 0), 1, ask, mount_proc=False) as (inner, _):
         verdict = verdict_from(inner)
     assert not verdict.allowed
-    assert "/proc is that of another PID namespace (we are pid 1, there " in verdict.reason
+    assert "/proc belongs to another PID namespace (this process is pid 1, there " in verdict.reason
 
 
 def verdict_of_nobody(environ: dict[str, Any], arbiter: int) -> Verdict:
@@ -804,7 +806,7 @@ def test_a_refused_look_up_counts(v4: socket.socket) -> None:
     """Whoever is refused after a look-up has used up the second: the cost is what is limited."""
     gate = TriggerPolicy("local", None, os.getpid(), clock=lambda: 0.0)
     with client_of(socket.AF_INET, v4.getsockname()), accepted(v4) as environ:
-        assert "one of our own" in gate.admit(environ).reason
+        assert "belongs to this instance" in gate.admit(environ).reason
         assert "looked up 0.00 s ago" in gate.admit(environ).reason
 
 
@@ -827,7 +829,7 @@ def test_of_many_threads_one_looks_up(v4: socket.socket) -> None:
                 with ThreadPoolExecutor(8) as threads:
                     asked = [threads.submit(ask, gate, barrier, ours) for _ in range(8)]
                     reasons = [one.result(PATIENCE).reason for one in asked]
-                assert ["no usable" in reason for reason in reasons].count(True) == 1
+                assert ["is not usable" in reason for reason in reasons].count(True) == 1
                 assert ["another trigger" in reason for reason in reasons].count(True) == 7
     finally:
         sys.setswitchinterval(interval)

@@ -19,7 +19,7 @@ from gunicorn_grace.probes.checks import Registry
 from gunicorn_grace.responder import http
 from gunicorn_grace.responder.answering import ResponderAnswers
 from gunicorn_grace.responder.http import HEAD, ProbeRequest, Server, encode, parse
-from gunicorn_grace.shared import memory as shm
+from gunicorn_grace.shared import cells as layout
 from gunicorn_grace.shared.agreed import KINDS
 from gunicorn_grace.shared.board import (
     BOARD_CELLS,
@@ -37,7 +37,7 @@ from support.trials import trials
 
 pytestmark = pytest.mark.once
 
-S = shm.NS
+S = layout.NS
 NOW = 1_000 * S
 
 
@@ -152,7 +152,7 @@ def test_the_newest_heartbeat_counts(shared: Memory) -> None:
     assert asked("/readyz").status == 200
     assert [line.split(":")[0] for line in asked.said] == [
         "not ready, heartbeat",
-        "heartbeat is good again",
+        "heartbeat passes again",
     ]
 
 
@@ -251,7 +251,7 @@ def test_a_board_has_room_for_so_many(shared: Memory) -> None:
 def test_the_boards_lie_after_everything_else(shared: Memory) -> None:
     """Nothing that a reader without boards knows has moved, and the last board ends with the
     memory."""
-    assert board_of(shared, 0).begin == shared.record(3).begin + shm.RECORD_CELLS
+    assert board_of(shared, 0).begin == shared.record(3).begin + layout.RECORD_CELLS
     assert board_of(shared, 3).begin + BOARD_CELLS == len(shared.cells)
 
 
@@ -424,7 +424,7 @@ def test_a_token_decides_over_the_trigger(shared: Memory) -> None:
     assert asked("/readyz?down=true").status == 403
     assert len(asked.said) == 2
     assert asked("/readyz?down=true", HTTP_X_GRACE_TOKEN="s3cret").status == 503
-    assert shared.header.trigger & shm.ORIGIN_MASK == Origin.HTTP
+    assert shared.header.trigger & layout.ORIGIN_MASK == Origin.HTTP
 
 
 def test_an_expired_trigger_shuts_it(shared: Memory) -> None:
@@ -631,7 +631,7 @@ def test_an_error_is_an_answer_and_told_once(served: Served) -> None:
         data = everything(sock)
         assert data.startswith(b"HTTP/1.1 503 ")
         assert b"secret" not in data
-    assert said == ["failed to answer a request, and goes on: ValueError: inner secret"]
+    assert said == ["failed to answer a request and goes on: ValueError: inner secret"]
 
 
 def test_retiring_answers_what_has_come(served: Served) -> None:

@@ -18,9 +18,11 @@ from hypothesis import given
 from hypothesis import strategies as hyp
 
 from gunicorn_grace.errors import StateError
+from gunicorn_grace.shared import cells as layout
 from gunicorn_grace.shared import memory as shm
 from gunicorn_grace.shared import metrics
-from gunicorn_grace.shared.memory import Cell, Header, Memory, Record, View
+from gunicorn_grace.shared.cells import Cell, Header, Record, View
+from gunicorn_grace.shared.memory import Memory
 from gunicorn_grace.shared.phase import Origin, Phase
 from gunicorn_grace.shared.settings import Settings
 from gunicorn_grace.worker.counting import _hot_path
@@ -34,9 +36,9 @@ PATIENCE = 30
 
 
 def run(code: str, *args: object) -> subprocess.Popen[str]:
-    """A process that shares nothing with this one but what it opens: with ``st``, ``S`` and its
+    """A process that shares nothing with this one but what it opens: with ``layout``, ``shm``, ``S`` and its
     arguments at hand."""
-    prelude = "import os, sys\nfrom gunicorn_grace.shared import memory as shm\nfrom gunicorn_grace.shared.memory import Memory as S\n"
+    prelude = "import os, sys\nfrom gunicorn_grace.shared import cells as layout, memory as shm\nfrom gunicorn_grace.shared.memory import Memory as S\n"
     return subprocess.Popen(
         [sys.executable, "-W", "error", "-c", prelude + code, *map(str, args)],
         cwd=ROOT,
@@ -58,15 +60,15 @@ def test_every_cell_has_its_own_aligned_place(memory: Memory) -> None:
     cell."""
     header, record = cells_of(Header), cells_of(Record)
     assert sorted(header) == list(range(len(header)))
-    assert len(header) <= shm.HEADER_CELLS
-    assert sorted(record) == list(range(shm.RECORD_CELLS))
+    assert len(header) <= layout.HEADER_CELLS
+    assert sorted(record) == list(range(layout.RECORD_CELLS))
     assert (memory.cells.itemsize, memory.cells.format, memory.cells.readonly) == (8, "q", False)
     begins = [memory.record(number).begin for number in range(8)]
-    assert begins == list(range(shm.HEADER_CELLS, shm.HEADER_CELLS + 16 * 8, 16))
+    assert begins == list(range(layout.HEADER_CELLS, layout.HEADER_CELLS + 16 * 8, 16))
     assert {8 * begin % 64 for begin in begins} == {0}
-    assert begins[-1] + shm.RECORD_CELLS == len(memory.cells)
+    assert begins[-1] + layout.RECORD_CELLS == len(memory.cells)
     assert os.fstat(memory.fd).st_size == len(memory.cells) * 8 == 64 * 8 + 8 * 128
-    assert max(Origin) <= shm.ORIGIN_MASK
+    assert max(Origin) <= layout.ORIGIN_MASK
 
 
 def cells_of(view: type[View]) -> list[int]:
@@ -156,7 +158,7 @@ def test_another_process_opens_it_by_its_link(memory: Memory) -> None:
         out, _ = process.communicate(timeout=PATIENCE)
     assert out.split() == ["SERVING", str(os.getpid())]
     assert memory.phase() is Phase.LAME_DUCK
-    assert memory.header.trigger & shm.ORIGIN_MASK == Origin.PRESTOP
+    assert memory.header.trigger & layout.ORIGIN_MASK == Origin.PRESTOP
 
 
 def test_a_mapping_is_found_once_however_many_hold_it(memory: Memory) -> None:
@@ -206,7 +208,7 @@ def test_racing_triggers_leave_one_that_is_whole(memory: Memory) -> None:
     """Four processes trigger at the same moment: at least one began it, and the cell is the store
     of one of them."""
     origins = [Origin.HTTP, Origin.PRESTOP, Origin.DRAIN, Origin.HTTP]
-    before = time.monotonic_ns() & ~shm.ORIGIN_MASK
+    before = time.monotonic_ns() & ~layout.ORIGIN_MASK
     racers = [
         run(
             "s = S.open(sys.argv[1]); print('up', flush=True); sys.stdin.readline()\n"
@@ -226,7 +228,7 @@ def test_racing_triggers_leave_one_that_is_whole(memory: Memory) -> None:
     began = [int(racer.communicate(timeout=PATIENCE)[0]) for racer in racers]
     winner = memory.header.trigger
     assert sum(began) >= 1
-    assert Origin(winner & shm.ORIGIN_MASK) in [
+    assert Origin(winner & layout.ORIGIN_MASK) in [
         origin for origin, won in zip(origins, began, strict=True) if won
     ]
     assert before <= memory.t0() <= time.monotonic_ns()
@@ -281,7 +283,7 @@ def test_t0_is_the_earlier_and_then_what_the_arbiter_took_up(memory: Memory) -> 
 
 def test_seconds_left_never_goes_below_zero(memory: Memory) -> None:
     """Time to the deadline, and 0 once it has passed."""
-    memory.header.deadline = time.monotonic_ns() + 100 * shm.NS
+    memory.header.deadline = time.monotonic_ns() + 100 * layout.NS
     left = memory.seconds_left()
     assert left is not None
     assert 0 < left <= 100
@@ -296,12 +298,12 @@ def test_a_record_is_clean_when_claimed_and_listed_while_it_is(memory: Memory) -
     """A worker finds nothing of its predecessor but the totals, to count on; neighbours keep what
     is theirs."""
     record = memory.record(3)
-    for cell in range(shm.HEADER_CELLS, len(memory.cells)):
+    for cell in range(layout.HEADER_CELLS, len(memory.cells)):
         memory.cells[cell] = 99
     record.claimed = 0
     before = memory.cells.tolist()
     memory.claim(3, age=12)
-    mine = set(range(record.begin, record.begin + shm.RECORD_CELLS))
+    mine = set(range(record.begin, record.begin + layout.RECORD_CELLS))
     changed = {i for i, value in enumerate(memory.cells) if value != before[i]}
     kept = {record.begin + cell.offset for cell in (Record.requests, Record.since_t0)}
     assert changed == mine - kept | {Header.slots_used.offset}
@@ -319,7 +321,7 @@ def test_no_sum_goes_back_while_workers_come_and_go(memory: Memory) -> None:
         "s = S.open(sys.argv[1]); last = looks = 0\n"
         "print('ready', flush=True)\n"
         "while not s.header.failed:\n"
-        "    low = s.header.drain; now = s.total_ever(shm.Record.requests); high = s.header.delay\n"
+        "    low = s.header.drain; now = s.total_ever(layout.Record.requests); high = s.header.delay\n"
         "    assert last <= now and low <= now <= high, (last, low, now, high); last = now; looks += 1\n"
         "print(looks, last)",
         path(memory),
@@ -454,7 +456,7 @@ def put(cell: Cell, value: int) -> Callable[[memoryview], object]:
         (bytes(range(1, 256)) * 4, r"not the memory of gunicorn-grace"),
         (image()[:513], r"2 slots do not fit into 513 bytes"),
         (image()[:760], r"2 slots do not fit into 760 bytes"),
-        (image(put(Header.layout, 9)), r"layout 9, this command knows 2"),
+        (image(put(Header.layout, 9)), r"layout 9, but this command knows 2"),
         (image(put(Header.slot_count, -1)), r"damaged"),
         (image(put(Header.slot_count, 1 << 60)), r"damaged"),
         (image(put(Header.slot_count, 3)), r"3 slots do not fit into 768 bytes"),

@@ -71,10 +71,10 @@ def test_terminating_and_serving_overlap_in_lame_duck_and_draining() -> None:
     ("error", "also", "evidence", "message"),
     [
         (
-            errors.SettingError("grace_min_delay", "x", "is no number", "give one"),
+            errors.SettingError("grace_min_delay", "x", "is not a number", "give one"),
             ValueError,
             {"name": "grace_min_delay", "value": "x"},
-            "grace_min_delay = 'x' is no number: give one",
+            "grace_min_delay = 'x' is not a number: give one",
         ),
         (
             errors.UnknownSetting("grace_dely", "grace_delay"),
@@ -86,7 +86,7 @@ def test_terminating_and_serving_overlap_in_lame_duck_and_draining() -> None:
             errors.UnknownSetting("grace_dely", None),
             AttributeError,
             {"name": "grace_dely", "nearest": None},
-            "unknown setting grace_dely: see docs/settings.md for the names there are",
+            "unknown setting grace_dely: see docs/settings.md for the list of settings",
         ),
         (errors.ConfigurationError("a and b"), RuntimeError, {}, "a and b"),
         (errors.StateError("too short"), errors.GraceError, {}, "too short"),

@@ -21,8 +21,9 @@ from gunicorn.glogging import Logger
 from gunicorn.http.parser import RequestParser
 from gunicorn.instrument.statsd import Statsd
 
-from gunicorn_grace.shared import memory as shm
-from gunicorn_grace.shared.memory import Cell, Memory, Record
+from gunicorn_grace.shared import cells
+from gunicorn_grace.shared.cells import Cell, Record
+from gunicorn_grace.shared.memory import Memory
 from gunicorn_grace.shared.phase import Phase
 from gunicorn_grace.shared.settings import Settings
 from gunicorn_grace.worker import classes as worker_classes
@@ -93,7 +94,7 @@ def test_probes_and_ignored_paths_are_no_traffic(ours: WorkerProcess, path: byte
 
 def test_the_longest_request_is_kept_for_two_windows(ours: WorkerProcess) -> None:
     """A new window remembers the longest of the one before it."""
-    ours.record.longest, ours.record.window = 77, 1 - shm.LONGEST_WINDOW
+    ours.record.longest, ours.record.window = 77, 1 - cells.LONGEST_WINDOW
     one = request()
     ours.begin(one)
     ours.end(one)

@@ -1,0 +1,142 @@
+"""The cells of the shared memory by their names: a header, and a record for each worker.
+
+:mod:`gunicorn_grace.shared.memory` says how they lie and who writes them.
+"""
+
+from __future__ import annotations
+
+from typing import overload
+
+NS = 1_000_000_000
+
+HEADER_CELLS = 64
+RECORD_CELLS = 16
+
+ORIGIN_MASK = 0b111
+"""``trigger`` holds the time and, in its three lowest bits (8 ns), the origin, so one store
+publishes both."""
+
+LONGEST_WINDOW = 300 * NS
+
+LOWEST, HIGHEST = -(2**63), 2**63 - 1
+
+
+class Cell:
+    """One cell of a view. Reading returns its number. Storing clamps to 64 bits, because a number
+    computed from other processes' cells must not raise.
+
+    The hot path does not use a view: it uses ``view.begin + Record.in_flight.offset``.
+    """
+
+    __slots__ = ("offset",)
+
+    def __init__(self, offset: int) -> None:
+        self.offset = offset
+
+    @overload
+    def __get__(self, view: None, owner: type) -> Cell: ...
+    @overload
+    def __get__(self, view: View, owner: type) -> int: ...
+    def __get__(self, view: View | None, owner: type) -> Cell | int:
+        return self if view is None else view.cells[view.begin + self.offset]
+
+    def __set__(self, view: View, value: int) -> None:
+        view.cells[view.begin + self.offset] = min(max(value, LOWEST), HIGHEST)
+
+
+class View:
+    """Cells of the memory by name, for code that does not run for every request."""
+
+    __slots__ = ("begin", "cells")
+
+    def __init__(self, cells: memoryview[int], begin: int) -> None:
+        self.cells = cells
+        self.begin = begin
+
+
+class Header(View):
+    """The cells that exist once per instance."""
+
+    __slots__ = ()
+
+    magic = Cell(0)
+    layout = Cell(1)
+    slot_count = Cell(2)
+    arbiter = Cell(3)
+    """The arbiter's pid."""
+    phase = Cell(4)
+    t0 = Cell(5)
+    sigterm = Cell(6)
+    trigger = Cell(7)
+    """When a shutdown was triggered, and its origin: see ``ORIGIN_MASK``."""
+    consumed = Cell(8)
+    """Triggers up to this time are no longer in force: they were taken back or have expired."""
+    undrain = Cell(9)
+    drain = Cell(10)
+    drain_limit = Cell(11)
+    deadline = Cell(12)
+    upgraded = Cell(13)
+    """Whether another arbiter serves the same sockets (SIGUSR2)."""
+    http_shut = Cell(14)
+    """Whether ``?down=true`` is disabled until restart."""
+    rate = Cell(15)
+    """Requests in 1000 seconds."""
+    delay = Cell(16)
+    """The longest duration of LAME_DUCK unless late requests extend it, in nanoseconds."""
+    delay_over = Cell(17)
+    """The first moment at which a SIGTERM would start draining at once. ``prestop`` waits for
+    it."""
+    slots_used = Cell(18)
+    """One more than the highest record number ever used."""
+    gone_cut_off = Cell(19)
+    late = Cell(20)
+    failed = Cell(21)
+    """Whether the plugin has given up and gunicorn shuts down by itself."""
+    boards = Cell(22)
+    """The cell at which the boards begin; 0 without boards."""
+
+
+class Record(View):
+    """The cells that exist once per worker. ``requests`` and ``since_t0`` are sums over all workers
+    that have used this record, one after another."""
+
+    __slots__ = ("number",)
+
+    pid = Cell(0)
+    age = Cell(1)
+    booted = Cell(2)
+    in_flight = Cell(3)
+    requests = Cell(4)
+    since_t0 = Cell(5)
+    last_arrival = Cell(6)
+    holds = Cell(7)
+
+    claimed = Cell(8)
+    dismissed = Cell(9)
+    """When the arbiter dismissed the worker for the first time."""
+    term_seen = Cell(10)
+    """When the worker last handled a SIGTERM. It stores this before it checks whether it may
+    leave."""
+    cut_off = Cell(11)
+    longest = Cell(12)
+    """The longest request since ``window`` began, in nanoseconds."""
+    longest_before = Cell(13)
+    """The longest request of the window before."""
+    window = Cell(14)
+    empty_since = Cell(15)
+    """Since when this worker's own accept queues (``reuse_port``) have been empty."""
+
+    def __init__(self, cells: memoryview[int], begin: int, number: int) -> None:
+        super().__init__(cells, begin)
+        self.number = number
+
+    @classmethod
+    def private(cls) -> Record:
+        """Make a record outside the shared memory, for a worker without a slot. The hot path then
+        needs no branch."""
+        return cls(memoryview(bytearray(8 * RECORD_CELLS)).cast("q"), 0, -1)
+
+    def would_lose(self) -> int:
+        """How many requests would be lost if the worker ended now, or were lost when it was
+        interrupted."""
+        return max(self.in_flight, self.cut_off, 0)
