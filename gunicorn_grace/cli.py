@@ -48,7 +48,7 @@ def drain(pid: int | None) -> None:
 @cli.command()
 @click.option("--pid", type=int, help=PID_HELP)
 def undrain(pid: int | None) -> None:
-    """Take the instance back into rotation, whatever took it out. After a SIGTERM it is too late."""
+    """Take the instance back into rotation, whatever took it out; too late after a SIGTERM."""
     _drain.undrain(pid, _say)
 
 

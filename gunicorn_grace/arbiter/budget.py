@@ -27,22 +27,26 @@ def budget_line(s: Settings, *, graceful_timeout_given: bool) -> tuple[bool, str
         drain = s.graceful_timeout
         return (
             False,
-            f"lame duck {lame_duck:g} s, then up to {drain:g} s to drain; the platform's period is not known",
+            f"lame duck {lame_duck:g} s, then up to {drain:g} s to drain; "
+            "the platform's period is not known",
         )
     gone_by = max(0.0, s.termination_period - s.exit_margin)
     left = gone_by - lame_duck
     needed = lame_duck + s.graceful_timeout + s.exit_margin
     formula = (
         f"grace_shutdown_delay {lame_duck:g} + graceful_timeout {s.graceful_timeout:g} + "
-        f"grace_exit_margin {s.exit_margin:g} = {needed:g} s > grace_termination_period {s.termination_period:g} s"
+        f"grace_exit_margin {s.exit_margin:g} = {needed:g} s > "
+        f"grace_termination_period {s.termination_period:g} s"
     )
     if left < s.drain_reserve:
-        enough = math.ceil(max(needed, lame_duck + s.drain_reserve + s.exit_margin))
+        reserved = lame_duck + s.drain_reserve + s.exit_margin
+        enough = math.ceil(max(needed, reserved))
         return True, (
             f"grace_shutdown_delay {lame_duck:g} + grace_drain_reserve {s.drain_reserve:g} + "
-            f"grace_exit_margin {s.exit_margin:g} = {lame_duck + s.drain_reserve + s.exit_margin:g} s > "
-            f"grace_termination_period {s.termination_period:g} s: the delay will be cut to {longest_delay(s):g} s; "
-            f"lower it or raise terminationGracePeriodSeconds and grace_termination_period to {enough:g}"
+            f"grace_exit_margin {s.exit_margin:g} = {reserved:g} s > "
+            f"grace_termination_period {s.termination_period:g} s: "
+            f"the delay will be cut to {longest_delay(s):g} s; lower it or raise "
+            f"terminationGracePeriodSeconds and grace_termination_period to {enough:g}"
         )
     if graceful_timeout_given and s.graceful_timeout > left:
         return True, (
@@ -51,7 +55,8 @@ def budget_line(s: Settings, *, graceful_timeout_given: bool) -> tuple[bool, str
         )
     drain = min(s.graceful_timeout, left)
     return False, (
-        f"lame duck {lame_duck:g} s, then up to {drain:g} s to drain, gone by {lame_duck + drain:g} s "
+        f"lame duck {lame_duck:g} s, then up to {drain:g} s to drain, "
+        f"gone by {lame_duck + drain:g} s "
         f"of {s.termination_period:g} s"
     )
 

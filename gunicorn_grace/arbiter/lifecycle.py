@@ -136,8 +136,8 @@ def quiet_after(settings: Settings, rate: float, longest_silence: float) -> floa
     It assumes that the share's requests know nothing of each other, that their rate is still the
     one of the minute before T0, and that the share is no smaller than ``grace_quiet_share``. Real
     traffic has gaps that Poisson has not, so the silence must also be twice the longest one seen.
-    Without traffic there is no evidence: then the whole delay is waited out. ``python tests/long/benchmarks
-    quiet`` measures how often it is wrong.
+    Without traffic there is no evidence: then the whole delay is waited out. ``python
+    tests/long/benchmarks quiet`` measures how often it is wrong.
     """
     if settings.quiet_period != AUTO:
         return float(settings.quiet_period) or math.inf
@@ -151,8 +151,8 @@ def quiet_after(settings: Settings, rate: float, longest_silence: float) -> floa
 def decide(o: Observation, s: Settings) -> tuple[Phase, Reason | None]:
     """The phase to be in now, and why; ``(o.phase, None)`` when nothing changes.
 
-    Pure. Runs in the arbiter, once in each pass of its loop, and anywhere in tests. Every phase that it
-    returns is the present one or one that the transition table allows to follow.
+    Pure. Runs in the arbiter, once in each pass of its loop, and anywhere in tests. Every phase
+    that it returns is the present one or one that the transition table allows to follow.
     """
     if o.phase is Phase.STARTING:
         if o.booted:

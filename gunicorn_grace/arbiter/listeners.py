@@ -68,7 +68,8 @@ class Listeners:
                     listener.seal(sock)
                 except OSError as error:
                     log.warning(
-                        "gunicorn-grace: cannot seal %s (%s): closing it resets the connections in its accept queue, as in plain gunicorn",
+                        "gunicorn-grace: cannot seal %s (%s): closing it resets the connections "
+                        "in its accept queue, as in plain gunicorn",
                         sock,
                         error,
                     )

@@ -1,7 +1,8 @@
 """The methods of gunicorn's Arbiter that we override: the only file that knows its versions.
 
-:func:`attach` mixes :class:`GraceArbiter` over the class of the running arbiter, in ``on_starting``,
-which is before its signal handlers are installed. The methods are thin; their meaning is in
+:func:`attach` mixes :class:`GraceArbiter` over the class of the running arbiter, in
+``on_starting``, which is before its signal handlers are installed. The methods are thin; their
+meaning is in
 :class:`~gunicorn_grace.arbiter.shutdown.Shutdown`.
 
 When any of our code fails, the error is logged with its traceback, and the arbiter behaves as

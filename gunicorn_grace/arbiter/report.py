@@ -40,8 +40,9 @@ class Report:
         "the phase in which this was written: `DRAINING` if nothing could be written after it began"
     )
     ended: str | None = _key(
-        "why the instance ended: `drained`, `deadline`, `SIGINT`, `SIGQUIT`, `halted` (by gunicorn, with its reason), "
-        "`exited` (by a hook), `failed` (the plugin); `null` while it had not"
+        "why the instance ended: `drained`, `deadline`, `SIGINT`, `SIGQUIT`, "
+        "`halted` (by gunicorn, with its reason), `exited` (by a hook), "
+        "`failed` (the plugin); `null` while it had not"
     )
     lame_duck_seconds: float = _key("how long the delay really was")
     lame_duck_ended: str | None = _key(
@@ -61,8 +62,8 @@ class Report:
         "requests that got no complete response; in an unfinished report, with those in flight"
     )
     cut_off_by_worker: Sequence[dict[str, int]] = _key(
-        "`pid` and `requests` of each worker that they were in, the most first; left out from the end where the report "
-        "would be too long"
+        "`pid` and `requests` of each worker that they were in, the most first; "
+        "left out from the end where the report would be too long"
     )
     verdict: str = _key("what the last request says about the delay")
 
@@ -93,7 +94,8 @@ def verdict(last_after: float | None, delay: float) -> str:
     if last_after is None:
         return "no request came after T0"
     if delay and last_after > 0.8 * delay:
-        return f"requests still arrived at {100 * last_after / delay:.0f} % of the delay: make it longer"
+        share = 100 * last_after / delay
+        return f"requests still arrived at {share:.0f} % of the delay: make it longer"
     enough = max(1, round(2 * last_after))  # Twice the time that the routers took.
     if enough >= delay:
         return f"last request came {last_after:.1f} s after T0; the delay of {delay:g} s fits"

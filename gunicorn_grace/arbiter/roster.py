@@ -179,7 +179,8 @@ class Roster:
         return [{"pid": pid, "requests": count} for pid, count in most_first if count]
 
     def asked_to_leave(self, now: int, patience: int) -> list[int]:
-        """The pids of workers that got a SIGTERM that was not the arbiter's, and wait for an answer.
+        """The pids of workers that got a SIGTERM that was not the arbiter's, and wait for an
+        answer.
 
         :param now: the monotonic clock, in nanoseconds.
         :param patience: nanoseconds that they have waited.

@@ -15,11 +15,11 @@ from that store on every worker answers "not ready". gunicorn's loop wakes up an
 (:meth:`Shutdown.step`): it observes, :func:`~gunicorn_grace.arbiter.lifecycle.decide` says
 LAME_DUCK, and :meth:`Shutdown._enter_lame_duck` publishes T0 and the deadline and starts the timer.
 Each pass asks ``decide`` again, ten times a second, until it says DRAINING. Then
-:meth:`Shutdown._enter_draining` seals the listeners and wakes the workers, which begin to close idle
-connections. When nothing waits in the accept queues, the workers get SIGTERM and the listeners are
-closed (:meth:`Shutdown._dismiss_when_served`). When the last worker has gone, or the drain limit has
-come, :meth:`Shutdown._enter_stopped` ends gunicorn's loop; gunicorn's own ``stop()`` follows, and
-kills what is left. ``on_exit`` tells the summary.
+:meth:`Shutdown._enter_draining` seals the listeners and wakes the workers, which begin to close
+idle connections. When nothing waits in the accept queues, the workers get SIGTERM and the listeners
+are closed (:meth:`Shutdown._dismiss_when_served`). When the last worker has gone, or the drain
+limit has come, :meth:`Shutdown._enter_stopped` ends gunicorn's loop; gunicorn's own ``stop()``
+follows, and kills what is left. ``on_exit`` tells the summary.
 
 The drain runs inside gunicorn's loop too, and ``stop()`` comes only after it. So in every phase
 crashed workers are reaped, hung ones are noticed, and SIGINT ends it at once, on every version;
@@ -58,8 +58,8 @@ comes while they drain; otherwise a gthread worker, whose threads are joined at 
 up to graceful_timeout."""
 
 TERM_GRACE_NS = NS // 2
-"""A worker that got a SIGTERM not from us waits this long for the arbiter's own: the group gets them
-all at once."""
+"""A worker that got a SIGTERM not from us waits this long for the arbiter's own: the group gets
+them all at once."""
 
 
 class Shutdown:

@@ -1,4 +1,5 @@
-"""What the arbiter tells of the shutdown: the summary line, the report, the service manager, StatsD.
+"""What the arbiter tells of the shutdown: the summary line, the report, the service manager,
+StatsD.
 
 Everything here runs in the arbiter's main thread, and nothing in the shutdown depends on it: what
 cannot be told is logged once.
@@ -157,8 +158,8 @@ class Telling:
             return
         log = self._log.warning if told.cut_off else self._log.info
         log(
-            "gunicorn-grace: stopped: lame duck %.1f s (%s), draining %.1f s, %d requests since T0, "
-            "in flight %d at T0 and %d at the drain, %d cut off; %s",
+            "gunicorn-grace: stopped: lame duck %.1f s (%s), draining %.1f s, "
+            "%d requests since T0, in flight %d at T0 and %d at the drain, %d cut off; %s",
             told.lame_duck_seconds,
             told.lame_duck_ended or "cut short",
             told.draining_seconds,

@@ -5,9 +5,10 @@ to stop serving.
 
 Layout: signed 64-bit integers in the machine's byte order, each 8-byte aligned. Times are
 CLOCK_MONOTONIC nanoseconds (one clock for all processes of a machine, which no administrator can
-set); 0 means "never". A header of 64 cells comes first (:class:`~gunicorn_grace.shared.cells.Header`), then one record of 16
-cells for each worker (:class:`~gunicorn_grace.shared.cells.Record`). A record is 128 bytes, two cache lines, and the hot path
-writes only the first. With a probe port (``grace_probe_bind``) a board for each worker follows
+set); 0 means "never". A header of 64 cells comes first
+(:class:`~gunicorn_grace.shared.cells.Header`), then one record of 16 cells for each worker
+(:class:`~gunicorn_grace.shared.cells.Record`). A record is 128 bytes, two cache lines, and the hot
+path writes only the first. With a probe port (``grace_probe_bind``) a board for each worker follows
 (:mod:`gunicorn_grace.shared.board`). ``LAYOUT`` goes up when a cell's place or meaning changes;
 appending a cell does not change it.
 
