@@ -40,7 +40,7 @@ LAST_ANSWERS = 0.5
 """Seconds that the responder has at the end of the instance for its last answers."""
 
 _STARTS = (
-    "import sys; sys.modules.update(ssl=None, _hashlib=None); sys.path += sys.argv[1:]; "
+    "import sys; sys.modules.update(ssl=None, _hashlib=None); sys.path.append(sys.argv[1]); "
     "from gunicorn_grace.responder.process import main; main()"
 )
 """Isolated and without ``site`` (-I -S), so that no file in the working directory or in
@@ -218,15 +218,7 @@ class ProbePort:
                 actions.append((os.POSIX_SPAWN_DUP2, copy, number))
             pid = os.posix_spawn(
                 sys.executable,
-                [
-                    sys.executable,
-                    "-I",
-                    "-S",
-                    "-c",
-                    _STARTS,
-                    str(Path(__file__).parents[2]),
-                    *filter(None, sys.path),
-                ],
+                [sys.executable, "-I", "-S", "-c", _STARTS, str(Path(__file__).parents[2])],
                 os.environ,
                 file_actions=actions,
                 # SIGTERM may come to the whole group before the responder can ignore it.
