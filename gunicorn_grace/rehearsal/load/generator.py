@@ -77,11 +77,11 @@ class Generator(RunningLoad):
             self._table.follow(self._send)
             self._send(None)
             self._started.wait()
+            if self._problem is not None:
+                raise self._failed() from self._problem
         except BaseException:  # also Ctrl-C, because nothing else would end it
             self.stop(abandon=True)
             raise
-        if self._problem is not None:
-            raise self._failed() from self._problem
         return self
 
     def _launch(self) -> None:

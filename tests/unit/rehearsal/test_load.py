@@ -647,16 +647,18 @@ def test_a_generator_that_is_killed_is_no_idle_one(peer: Callable[..., Peer]) ->
 
 
 def test_a_generator_that_fails_says_why() -> None:
-    """What breaks in its process comes out here, with the way out."""
+    """What breaks in its process comes out here, with the way out, at the start or later; and its
+    process is gone."""
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     used = max(map(int, os.listdir("/proc/self/fd")))  # By whatever ran in this process before.
     with socket.create_server(("127.0.0.1", 0)) as silent:
         resource.setrlimit(resource.RLIMIT_NOFILE, (used + 50, before[1]))
         try:
-            load = Generator(table_of(silent.getsockname()), rate=500).start()
+            load = Generator(table_of(silent.getsockname()), rate=500)
             with pytest.raises(LoadFailed, match="ulimit -n"):
-                load.wait_completed(10_000, timeout=20)
+                load.start().wait_completed(10_000, timeout=20)
             load.stop(abandon=True)
+            assert not os.path.exists(f"/proc/{load.pid}")
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
