@@ -260,7 +260,7 @@ def attach(arbiter: Any, settings: Settings, adopt: Callable[[Any], None]) -> Sh
     made = Memory.create(boards=settings.probe_bind is not None)
     memory.attached = made
     shutdown = Shutdown(arbiter, made, settings)
-    atexit.register(shutdown.at_exit, os.getpid())
+    atexit.register(_end, shutdown, os.getpid())
     cls = type(arbiter)
     arbiter.grace_adopt = adopt
     arbiter.__class__ = type(cls.__name__, (GraceArbiter, cls), {"__module__": cls.__module__})
@@ -271,6 +271,20 @@ def attach(arbiter: Any, settings: Settings, adopt: Callable[[Any], None]) -> Sh
             "the gunicorn-grace commands need Linux' memfd"
         )
     return shutdown
+
+
+def _end(shutdown: Shutdown, arbiter_pid: int) -> None:
+    """Let no alarm come any more, and write the report if ``on_exit`` has not run. Runs at the exit
+    of the process; workers inherit this call and skip it.
+
+    A ``SystemExit``, from a user's hook for example, passes gunicorn's loop. At its end Python takes
+    signal handlers off (3.10 to 3.13), and an alarm of ours would then be the exit code.
+    """
+    if os.getpid() == arbiter_pid:
+        shutdown.timer.set(0)
+        if not shutdown.telling.has_finished:
+            shutdown.telling.is_exiting = True
+            shutdown.telling.report(last=True)
 
 
 def open_probe_port(arbiter: Any, settings: Settings) -> None:

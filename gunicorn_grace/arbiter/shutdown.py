@@ -28,7 +28,6 @@ gunicorn's own ``stop()`` would block (22.0 to 24.1 ignore SIGINT there).
 
 from __future__ import annotations
 
-import os
 import signal
 import time
 from collections.abc import Callable
@@ -301,17 +300,3 @@ class Shutdown:
             self._publish()
         self.telling.others()
         self.telling.report()
-
-    def at_exit(self, pid: int) -> None:
-        """Let no alarm come any more. Workers inherit this call and skip it.
-
-        A ``SystemExit``, from a user's hook for example, passes gunicorn's loop. At its end Python
-        takes signal handlers off (3.10 to 3.13), and an alarm of ours would then be the exit code.
-
-        :param pid: the arbiter's.
-        """
-        if os.getpid() == pid:
-            self.timer.set(0)
-            if not self.telling.has_finished:  # A SystemExit: no on_exit has run.
-                self.telling.is_exiting = True
-                self.telling.report(last=True)

@@ -227,7 +227,10 @@ def _row(default: Any, parse: Callable[[str, Any], Any], meaning: str) -> Any:
 
 @dataclass(frozen=True)
 class Settings:
-    """The checked settings of one instance. All durations are seconds."""
+    """The checked settings of one instance. All durations are seconds.
+
+    It has more attributes than a class should, because each is one setting: a row of the table.
+    """
 
     shutdown_delay: float = _row(
         10,

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 import pytest
 
@@ -173,6 +173,38 @@ def test_importing_the_package_imports_neither_gunicorn_nor_flask() -> None:
         "assert not {'gunicorn', 'flask', 'werkzeug', 'click'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, cwd=ROOT.parent)
+
+
+REASON = "It has more attributes than a class should, because"
+
+
+def attributes(of: ast.ClassDef) -> set[str]:
+    """The names that a class gives its instances."""
+    stores = [n for n in ast.walk(of) if isinstance(n, ast.Attribute)]
+    named = {n.target.id for n in of.body if isinstance(n, ast.AnnAssign) if is_name(n.target)}
+    return named | {
+        n.attr
+        for n in stores
+        if isinstance(n.ctx, ast.Store) and is_name(n.value) and n.value.id == "self"
+    }
+
+
+def is_name(node: ast.expr) -> TypeGuard[ast.Name]:
+    return isinstance(node, ast.Name)
+
+
+def test_files_and_classes_are_small() -> None:
+    """No file over 400 lines, no class over 250 lines, and none over 20 attributes without a reason
+    on top of it."""
+    for module, path in FILES.items():
+        source = path.read_text()
+        assert source.count("\n") <= 400, module
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.ClassDef):
+                assert node.end_lineno is not None
+                assert node.end_lineno - node.lineno < 250, (module, node.name)
+                explained = REASON in (ast.get_docstring(node) or "")
+                assert explained or len(attributes(node)) <= 20, (module, node.name)
 
 
 def loaded_by(code: str) -> set[str]:

@@ -98,9 +98,8 @@ class Load(RunningLoad):
         self.table = table
         self.think = think
         super().__init__(Tally(rate=rate), timeout)
-        self._routing = random.Random(
-            seed
-        )  # separate, because the service decides when connections are made
+        # Separate, because the service decides when connections are made.
+        self._routing = random.Random(seed)
         self._pools: list[deque[ClientConnection]] = [deque() for _ in range(clients + 1)]
         self._tasks: set[asyncio.Task[None]] = set()
         self._connections: set[ClientConnection] = set()
@@ -195,9 +194,8 @@ class Load(RunningLoad):
             self._tally.lags.append(late)
             if self._problem is not None:
                 raise self._problem
-            request = self.mix.choose(
-                number
-            )  # also if it is skipped, so that the seed decides the others
+            # Also if it is skipped, so that the seed decides the others.
+            request = self.mix.choose(number)
             if late > tolerance:
                 self._tally.skipped += 1
             else:
@@ -285,8 +283,7 @@ class Load(RunningLoad):
                 request.method,
             )
         )
-        if (
-            self.completed >= self._target
-        ):  # waking the waiter for every request would disturb the schedule
+        # Waking the waiter for every request would disturb the schedule.
+        if self.completed >= self._target:
             with self._progress:
                 self._progress.notify_all()
