@@ -147,9 +147,8 @@ def _listen_tcp(host: str, port: int) -> socket.socket:
     )[0]
     made = socket.socket(family, kind, protocol)
     try:
-        made.setsockopt(
-            socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
-        )  # As gunicorn: what is in TIME_WAIT is no one's.
+        # As gunicorn: what is in TIME_WAIT is no one's.
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         made.bind(address)
         made.listen(BACKLOG)
     except OSError:
@@ -170,6 +169,5 @@ def _is_at(sock: socket.socket, address: str | tuple[str, int]) -> bool:
     if isinstance(address, str) or isinstance(name, str):
         return bool(name == address)
     found = socket.getaddrinfo(*address, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    return name[:2] in [
-        (meant[4][0], meant[4][1] or name[1]) for meant in found
-    ]  # Port 0 took any.
+    # Port 0 took any.
+    return name[:2] in [(meant[4][0], meant[4][1] or name[1]) for meant in found]

@@ -343,9 +343,8 @@ class Root:
         finally:
             shutil.rmtree(made, ignore_errors=True)
             if not parent_was_there:
-                with contextlib.suppress(
-                    OSError
-                ):  # Something is in it, most likely the finished folder.
+                # Something is in it, most likely the finished folder.
+                with contextlib.suppress(OSError):
                     self.folder.parent.rmdir()
 
     @contextlib.contextmanager

@@ -289,9 +289,8 @@ def test_the_thread_that_looks_out_runs_what_is_due(
     assert ended.wait(PATIENCE)
     assert calls == ["before the boot", "while serving"]
     assert duties.callbacks._watching
-    assert (
-        threading.active_count() <= threads + 2
-    )  # The one that looks out, and a callback's that is just ending.
+    # The one that looks out, and a callback's that is just ending.
+    assert threading.active_count() <= threads + 2
     (record,) = [r for r in caplog.records if r.exc_info]
     assert "fails (" in record.getMessage()
     assert "failed" in record.getMessage()

@@ -348,9 +348,8 @@ def test_no_request_breaks_a_probe_or_triggers(
                 continue  # No server hands over an empty method, and werkzeug does not expect one.
             status, wire = ask(app, path, query, method, fields, **more)
             if name == "blueprint":
-                status = {308: 404, 301: 404, 400: 404}.get(
-                    status, status
-                )  # werkzeug's own answers
+                # werkzeug's own answers.
+                status = {308: 404, 301: 404, 400: 404}.get(status, status)
                 if status == 404:
                     wire = ""
             holds(ours, log, status, wire)

@@ -109,10 +109,11 @@ def test_the_manifests_hooks_work(name: str, serve: Serve) -> None:
         for part in hook["exec"]["command"]
     ]
     if command[0] == "gunicorn-grace":
+        # In a container there is one instance; here, others run beside.
         command += [
             "--pid",
             str(server.pid),
-        ]  # In a container there is one instance; here, others run beside.
+        ]
     path = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
     done = subprocess.run(
         command, env={**os.environ, "PATH": path}, capture_output=True, text=True, timeout=30

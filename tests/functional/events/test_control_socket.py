@@ -33,9 +33,8 @@ def test_the_control_socket_in_lame_duck(serve: Serve) -> None:
     answers, and changes the number of workers; a second shutdown drains."""
     server = serve(kind="gthread", settings=HOLD)
     server.wait_booted(2)
-    server.wait_line(
-        "Control socket listening"
-    )  # A thread of the arbiter's begins to, later than the workers.
+    # A thread of the arbiter's begins to, later than the workers.
+    server.wait_line("Control socket listening")
     gunicornc(server, "shutdown")
     server.wait_phase(Phase.LAME_DUCK)
     assert server.get("/readyz").status == 503

@@ -328,9 +328,8 @@ def test_a_rollout_replaces_every_instance_and_loses_nothing(
     assert all(life.ended is not None for life in old)
     assert all(life.ended is None and life.readiness[-1][1] for life in new)
     assert {gone.name for gone in result.gone} == {"instance 1", "instance 2"}
-    if (
-        rollout.in_order
-    ):  # one is gone before its successor starts, and that is ready before the next one goes
+    # One is gone before its successor starts, and that is ready before the next one goes.
+    if rollout.in_order:
         first, second = sorted(old, key=lambda life: life.deleted or 0.0)
         assert (new[0].started or 0.0) > (first.ended or 0.0)
         assert (second.deleted or 0.0) > new[0].readiness[0][0]

@@ -348,9 +348,8 @@ def test_a_hook_that_fails_does_not_hold_up_sigterm(
     deletion = Deletion(plain, routed(plain), lag=0, period=period, pre_stop=hook).start().join(20)
     assert problem in deletion.pre_stop_problem
     assert "Handling signal: term" in plain.output
-    assert (
-        procfs.marked(MARK, str(plain.runtime_dir)) == []
-    )  # the sleeping hook went with its container
+    # The sleeping hook went with its container.
+    assert procfs.marked(MARK, str(plain.runtime_dir)) == []
 
 
 @pytest.mark.long

@@ -36,9 +36,8 @@ def test_idle_and_silent_connections_are_gone_soon_after_the_drain_began(
     )
     memory = server.memory
     silent = [connect(server, timeout=40) for _ in range(3)]
-    idle = (
-        [connect(server, timeout=40) for _ in range(3)] if kind != "sync" else []
-    )  # sync keeps none alive.
+    # sync keeps none alive.
+    idle = [connect(server, timeout=40) for _ in range(3)] if kind != "sync" else []
     for client in idle:
         assert client.get("/").headers["connection"] == "keep-alive"
     closed: list[int] = []

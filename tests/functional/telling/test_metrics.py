@@ -291,9 +291,8 @@ def test_a_statsd_agent_that_hangs_does_not_hold_the_shutdown(serve: Serve, tmp_
         )
         server.wait_booted(4)
         hanging.settimeout(20)
-        while b"gunicorn.workers:4" not in hanging.recv(
-            4096
-        ):  # gunicorn's own, by a blocking sender.
+        # gunicorn's own, by a blocking sender.
+        while b"gunicorn.workers:4" not in hanging.recv(4096):
             pass
         filling.connect(path)
         filling.setblocking(False)

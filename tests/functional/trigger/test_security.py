@@ -55,9 +55,8 @@ def sent(address: Address, head: bytes) -> bytes:
     answer = b""
     with socket.create_connection(address, timeout=30) as sock:
         sock.sendall(head + b"\r\nConnection: close\r\n\r\n")
-        with contextlib.suppress(
-            ConnectionResetError
-        ):  # gunicorn closes with something of a body unread
+        # gunicorn closes with something of a body unread.
+        with contextlib.suppress(ConnectionResetError):
             while part := sock.recv(65536):
                 answer += part
     return answer
@@ -248,9 +247,8 @@ class Flood:
         due = time.monotonic()
         for _ in range(count):
             due = max(due + spacing, time.monotonic() - 0.1)
-            time.sleep(
-                max(0.0, due - time.monotonic())
-            )  # the pace of the flood, not a wait for something
+            # The pace of the flood, not a wait for something.
+            time.sleep(max(0.0, due - time.monotonic()))
             if sock is None:
                 sock = socket.create_connection(self._address, timeout=30)
             sock.sendall(self.request)

@@ -394,9 +394,8 @@ def test_a_websocket_is_in_flight_while_it_is_open(serve: Serve, connect: Connec
         sigterm(server)
         server.wait_phase(Phase.LAME_DUCK)
         server.signal(signal.SIGTERM)
-        assert (
-            silent.at_end()
-        )  # From here on, half a second with nothing to do would end a connection.
+        # From here on, half a second with nothing to do would end a connection.
+        assert silent.at_end()
         sock.settimeout(1)
         with pytest.raises(TimeoutError):
             sock.recv(1)

@@ -421,9 +421,8 @@ def probe_port(probes: int) -> None:
             cpu = cpu_ns([pid])
             found: dict[str, list[float]] = {name: [] for name in ports}
             for _ in range(probes):
-                time.sleep(
-                    0.01
-                )  # Fifty times what ten probers ask; one after the other would be a load of its own.
+                # Fifty times what ten probers ask; one after the other would be a load of its own.
+                time.sleep(0.01)
                 for name, port in ports.items():
                     found[name].append(asked(("127.0.0.1", port)))
             cpu = cpu_ns([pid]) - cpu

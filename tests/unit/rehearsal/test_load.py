@@ -337,9 +337,8 @@ def test_a_connection_said_to_close_is_closed_by_the_client(peer: Callable[..., 
     server = peer(handle)
     with Load(table_of(server.address), rate=50, keepalive_share=1.0, clients=1) as load:
         for _ in range(4):
-            assert closed.acquire(
-                timeout=5
-            )  # while the load goes on: its end would close everything
+            # While the load goes on: its end would close everything.
+            assert closed.acquire(timeout=5)
         tally = load.stop()
     assert tally.lost == 0
     assert not any(record.reused for record in tally.records)

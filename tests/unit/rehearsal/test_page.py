@@ -296,9 +296,8 @@ def linear(value: str) -> tuple[float, float, float]:
 
 
 def _linear(part: float) -> float:
-    return (
-        part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4
-    )  # WCAG 2.2, relative luminance
+    # WCAG 2.2, relative luminance.
+    return part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4
 
 
 def contrast(one: tuple[float, float, float], other: tuple[float, float, float]) -> float:
