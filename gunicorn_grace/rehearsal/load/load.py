@@ -30,7 +30,7 @@ from .running import RunningLoad
 from .tally import ConnectionKind, RequestOutcome, RequestRecord, Tally
 from .wire import show_address
 
-#: Errors of connecting for want of a resource on the client's side.
+#: Errors of connecting for lack of a resource on the client's side.
 _OURS = {errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM}
 #: On Linux, a RST in answer to a SYN is ECONNREFUSED (tcp_reset()). These two mean that the
 #: handshake was complete and the reset came before the client looked.
@@ -98,9 +98,8 @@ class Load(RunningLoad):
         self.table = table
         self.think = think
         super().__init__(Tally(rate=rate), timeout)
-        self._routing = random.Random(
-            seed
-        )  # separate, because the service decides when connections are made
+        # Separate, because the service decides when connections are made.
+        self._routing = random.Random(seed)
         self._pools: list[deque[ClientConnection]] = [deque() for _ in range(clients + 1)]
         self._tasks: set[asyncio.Task[None]] = set()
         self._connections: set[ClientConnection] = set()
@@ -195,9 +194,8 @@ class Load(RunningLoad):
             self._tally.lags.append(late)
             if self._problem is not None:
                 raise self._problem
-            request = self.mix.choose(
-                number
-            )  # also if it is skipped, so that the seed decides the others
+            # Also if it is skipped, so that the seed decides the others.
+            request = self.mix.choose(number)
             if late > tolerance:
                 self._tally.skipped += 1
             else:
@@ -212,7 +210,7 @@ class Load(RunningLoad):
     def _landed(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (problem := task.exception()) is not None:
-            # Otherwise the request would have no record, and nobody would notice.
+            # Otherwise the request would have no record, and its failure would go unnoticed.
             self._problem = self._problem or problem
 
     async def _request(self, request: PlannedRequest, kind: ConnectionKind, client: int) -> None:
@@ -248,7 +246,7 @@ class Load(RunningLoad):
         except (OSError, NoEndpoint) as problem:  # only connecting raises these
             if isinstance(problem, OSError) and problem.errno in _OURS:
                 raise RehearsalError(
-                    f"no more connections to be had ({problem}): "
+                    f"no more connections can be opened ({problem}): "
                     f"lower the rate of {self.rate:g} per s or raise `ulimit -n`"
                 ) from problem
             number = problem.errno if isinstance(problem, OSError) else None
@@ -285,8 +283,7 @@ class Load(RunningLoad):
                 request.method,
             )
         )
-        if (
-            self.completed >= self._target
-        ):  # waking the waiter for every request would disturb the schedule
+        # Waking the waiter for every request would disturb the schedule.
+        if self.completed >= self._target:
             with self._progress:
                 self._progress.notify_all()
