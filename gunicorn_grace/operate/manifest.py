@@ -143,7 +143,8 @@ def read(text: str, source: str) -> list[Workload]:
     :param text: the manifest.
     :param source: its name, for messages.
 
-    :raises ManifestError: it is not YAML, or a value does not have the type that Kubernetes expects.
+    :raises ManifestError: it is not YAML, or a value does not have the type that Kubernetes
+        expects.
     """
     return [
         _read_workload(document, source)
@@ -167,15 +168,13 @@ def choose(workloads: list[Workload], source: str, name: str | None = None) -> W
             )
         return named[0]
     if not workloads:
-        raise ManifestError(source, 0, f"there is no {' or '.join(KINDS)} in it")
+        raise ManifestError(source, 0, f"it contains no {' or '.join(KINDS)}")
     gunicorn = [w for w in workloads if any(container.runs_gunicorn for container in w.containers)]
     for some in (workloads, gunicorn):
         if len(some) == 1:
             return some[0]
     names = ", ".join(workload.name for workload in workloads)
-    raise ManifestError(
-        source, 0, f"there are {len(workloads)} workloads in it: say which one ({names})"
-    )
+    raise ManifestError(source, 0, f"it contains {len(workloads)} workloads: choose one ({names})")
 
 
 def _read_workload(document: Table, source: str) -> Workload:
@@ -252,7 +251,7 @@ def _read_container(table: Table, source: str) -> Container:
                 raise ManifestError(
                     source,
                     table.lines[key],
-                    f"{key} does nothing: it needs {', '.join(ACTIONS[:-1])}",
+                    f"{key} has no action: it needs one of {', '.join(ACTIONS[:-1])}",
                 )
             probes[name] = _read_probe(probe, action, table.lines[key], source)
     hook = get_value(get_value(table, "lifecycle", Table, source), "preStop", Table, source)

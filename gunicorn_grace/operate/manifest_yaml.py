@@ -12,7 +12,7 @@ from ..errors import GraceError
 
 
 class ManifestError(GraceError):
-    """A manifest cannot be read, or does not contain what was looked for.
+    """A manifest cannot be read, or does not contain the requested workload.
 
     :ivar source: name of the file.
     :ivar line: line number from 1, or 0 for the whole file.
@@ -45,7 +45,7 @@ def _construct(loader: Loader, node: yaml.MappingNode) -> Iterator[Table]:
         key = loader.construct_object(key_node, deep=True)
         if not isinstance(key, Hashable):
             raise yaml.constructor.ConstructorError(
-                None, None, "a key is not a word", key_node.start_mark
+                None, None, "a key is not a scalar", key_node.start_mark
             )
         found[key] = loader.construct_object(value_node, deep=True)
         found.lines[key] = key_node.start_mark.line + 1
@@ -83,7 +83,7 @@ def find_objects(documents: list[Any], source: str) -> Iterator[Table]:
             continue
         if not isinstance(document, Table):
             raise ManifestError(
-                source, 0, f"a document in it is {_type_name(document)}, not a Kubernetes object"
+                source, 0, f"it contains {_type_name(document)}, not a Kubernetes object"
             )
         if document.get("kind") == "List":
             yield from find_objects(get_value(document, "items", list, source, []), source)
@@ -95,7 +95,7 @@ _TYPE_NAMES = {
     Table: "a mapping",
     dict: "a mapping",
     list: "a list",
-    str: "a text",
+    str: "a string",
     int: "a number",
     bool: "true or false",
 }
@@ -145,7 +145,7 @@ def get_tables(table: Table, key: str, source: str) -> list[Table]:
 
 
 def get_words(table: Table, key: str, source: str) -> tuple[str, ...]:
-    """A list of texts."""
+    """A list of strings."""
     found = get_value(table, key, list, source, [])
     for item in found:
         if not isinstance(item, str):

@@ -4,7 +4,7 @@ A process cannot prove about itself that its clients saw every answer. So the re
 instances as Kubernetes does: by command line, signals and sockets. It imports only the root of the
 exceptions and the manifest reader from the rest of the package.
 
-``plan`` says what is played, ``run`` plays it and ``result`` holds what came of it. They use four
+``plan`` describes a rehearsal, ``run`` plays it and ``result`` holds its outcome. They use four
 folders: ``processes`` runs gunicorn and the balancers, ``kubernetes`` routes, probes and deletes,
 ``load`` sends and counts requests, and ``report`` presents the result. ``command`` is the command
 line. Most of it needs h11 (``gunicorn-grace[rehearse]``), but this file imports nothing, so the

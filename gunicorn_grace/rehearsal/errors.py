@@ -7,7 +7,7 @@ import re
 from ..errors import GraceError
 
 #: Matches the start of the line in which Python, gunicorn's checks, argparse, HAProxy, nginx or
-#: Envoy say what is wrong.
+#: Envoy name the error.
 _CAUSE = re.compile(
     r"[\w.]*(Error|Exception|Exit|Interrupt)\b:|\S*gunicorn\S*: error:|\[Errno"
     r"|Invalid value for|Failed to (find|parse)"
@@ -45,7 +45,7 @@ class LineMissing(RehearsalError, AssertionError):
 
 
 class LoadFailed(RehearsalError):
-    """The load generator could not send its requests, for example for want of file descriptors."""
+    """The load generator could not send its requests, for example for lack of file descriptors."""
 
 
 class PlanFailed(RehearsalError):

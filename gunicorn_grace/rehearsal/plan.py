@@ -1,4 +1,4 @@
-"""What a rehearsal plays: the plan, and the contenders that play it."""
+"""The plan of a rehearsal, and the contenders that play it."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ GRACE = Contender("gunicorn-grace", ("-c", "python:gunicorn_grace.conf"))
 
 @dataclass(frozen=True)
 class Plan:
-    """What is played. Times are seconds.
+    """The plan of a rehearsal. Times are seconds.
 
     It has more attributes than a class should, because each is one independent setting of a
     rehearsal, and pytest's fixture takes them by name.
@@ -123,16 +123,17 @@ class Plan:
             raise PlanFailed(
                 f"a roll-out replaces every instance: {self.instances} are too few"
                 if self.instances < 1
-                else f"a roll-out replaces every instance: it cannot scale to {self.to} as well; leave out --to"
+                else f"a roll-out replaces every instance: it cannot scale to {self.to} as well; "
+                "leave out --to"
             )
         if self.rollout is None and not 1 <= self.remaining < self.instances:
             raise PlanFailed(
-                f"{self.instances} instances cannot be scaled down to {self.remaining}: one must remain "
-                "at least and one must go; see --instances (2 or more) and --to"
+                f"{self.instances} instances cannot be scaled down to {self.remaining}: at least "
+                "one must remain and at least one must go; see --instances (2 or more) and --to"
             )
         for name, seconds in (("lag", self.lag), ("period", self.period)):
             if seconds < 0:
-                raise PlanFailed(f"{name} {seconds:g} s is negative: a time from 0 s on is needed")
+                raise PlanFailed(f"{name} {seconds:g} s is negative: use 0 s or more")
         if self.through is not None:
             if self.through not in PRODUCTS:
                 raise PlanFailed(f"through {self.through!r}: choose one of {', '.join(PRODUCTS)}")

@@ -25,7 +25,8 @@ from .result import Gone, Life, MemoryUse, Result
 
 #: The events in the plugin's log that a timeline shows.
 _EVENT = re.compile(
-    r"gunicorn-grace: (.*(?:shutdown_initiated|lame_duck_ended|sealed|drained|deadline_reached|stopped).*)"
+    r"gunicorn-grace: "
+    r"(.*(?:shutdown_initiated|lame_duck_ended|sealed|drained|deadline_reached|stopped).*)"
 )
 
 
@@ -51,7 +52,7 @@ def play(
     :param plan: the plan to play.
     :param contender: the contender that plays it.
     :param tell: called with a line for each step.
-    :param watch_load: called with the load once it runs, to show its progress.
+    :param watch_load: called with the load as soon as it runs, to show its progress.
 
     :raises Interrupted: Ctrl-C came after the deletions began; it has the result until then.
     :raises PlanFailed: the plan cannot be played, or a path does not answer 2xx before anything was
@@ -109,14 +110,14 @@ def play(
                 load.wait_completed(warm_up)
                 if lost := load.snapshot().lost_records:
                     raise PlanFailed(
-                        f"{len(lost)} of {load.completed} requests were lost before anything was deleted "
-                        f"(the first: {lost[0].outcome.value}, {lost[0].error}): lower --rate or add --workers"
+                        f"{len(lost)} of {load.completed} requests were lost before anything was "
+                        f"deleted (the first: {lost[0].outcome.value}, {lost[0].error}): "
+                        "lower --rate or add --workers"
                     )
                 origin = time.monotonic()
                 if plan.rollout is None:
-                    tell(
-                        f"{contender.name}: deleting {plan.instances - plan.remaining} of {plan.instances}"
-                    )
+                    leaving = plan.instances - plan.remaining
+                    tell(f"{contender.name}: deleting {leaving} of {plan.instances}")
                     replicas.scale_down()
                 else:
                     tell(f"{contender.name}: replacing {plan.instances}")
@@ -148,7 +149,8 @@ def _expect_success(plan: Plan, fleet: Fleet) -> None:
             )
         except TimeoutError as error:
             raise PlanFailed(
-                f"{what} has no complete answer within {plan.timeout:g} s, before anything was deleted: raise --timeout"
+                f"{what} has no complete answer within {plan.timeout:g} s, before anything was "
+                "deleted: raise --timeout"
             ) from error
         except (IncompleteResponse, OSError) as error:
             raise PlanFailed(

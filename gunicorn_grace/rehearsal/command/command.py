@@ -35,31 +35,33 @@ _COLOURS: dict[str, dict[str, Any]] = {
 @click.command(context_settings={"show_default": True})
 @click.argument("app")
 @click.argument("gunicorn_args", nargs=-1, type=click.UNPROCESSED)
-@click.option("--instances", default=3, help="How many there are before the scale-down.")
-@click.option("--to", type=int, help="How many remain.  [default: one fewer]")
-@click.option("--rate", default=100.0, help="Requests per second, to all instances together.")
+@click.option("--instances", default=3, help="Number of instances before the scale-down.")
+@click.option(
+    "--to", type=int, help="Number of instances after the scale-down.  [default: one fewer]"
+)
+@click.option("--rate", default=100.0, help="Requests per second to all instances together.")
 @click.option(
     "--lag",
     default="3",
-    help="Seconds for which a deleted instance is still routed to, or a range: 1..8.",
+    help="Seconds until the routing has forgotten a deleted instance, or a range: 1..8.",
 )
 @click.option("--period", default=30.0, help="terminationGracePeriodSeconds.")
 @click.option(
     "--prestop",
     metavar="CMD",
     default="",
-    help="preStop hook, with {host}, {port}, {pid}; or GET /path.",
+    help="preStop hook: a command with {host}, {port}, {pid}, or GET /path.",
 )
 @platform_options
-@click.option("--worker-class", metavar="CLASS", help="As for gunicorn.")
-@click.option("--workers", type=int, help="As for gunicorn.")
-@click.option("--threads", type=int, help="As for gunicorn.")
+@click.option("--worker-class", metavar="CLASS", help="Worker class, as for gunicorn.")
+@click.option("--workers", type=int, help="Workers of an instance, as for gunicorn.")
+@click.option("--threads", type=int, help="Threads of a worker, as for gunicorn.")
 @click.option(
     "--path",
     "paths",
     multiple=True,
     default=["/"],
-    help="Path to request, or a line as in --requests; may be repeated.",
+    help="Path to request, or a line as in a --requests file. May be repeated.",
 )
 @click.option("--host", help="Host header.  [default: the instance's address]")
 @click.option(
@@ -69,40 +71,39 @@ _COLOURS: dict[str, dict[str, Any]] = {
 @click.option(
     "--slow-share", type=float, help="Share of slow requests.  [default: 0.02 with --slow-path]"
 )
-@click.option("--timeout", default=10.0, help="Seconds that a request may take.")
+@click.option("--timeout", default=10.0, help="Time limit for a request, in seconds.")
 @click.option(
-    "--config", metavar="FILE", help="Your gunicorn configuration, with the plugin in it."
+    "--config", metavar="FILE", help="Your gunicorn configuration, which loads the plugin."
 )
-@click.option("--delay", type=float, help="grace_shutdown_delay, in place of what is configured.")
+@click.option("--delay", type=float, help="grace_shutdown_delay, instead of the configured value.")
 @click.option(
-    "--only", type=click.Choice(["plain", "sleep", "grace"]), help="Play with this one alone."
+    "--only", type=click.Choice(["plain", "sleep", "grace"]), help="Play this contender alone."
 )
 @click.option(
     "--beside",
     metavar="NAME",
     multiple=True,
-    help="Play with another one before; `sleep:15` is plain gunicorn with a preStop hook that sleeps. May be repeated.",
+    help="Play this contender too, before the last one. `sleep:15` is plain gunicorn with a "
+    "preStop hook that sleeps. May be repeated.",
 )
-@click.option("--max-lost", default=0, help="How many lost requests are still a success.")
+@click.option("--max-lost", default=0, help="Lost requests that still count as a success.")
 @click.option(
     "--through",
     type=click.Choice(["envoy", "haproxy", "nginx"]),
-    help="A real balancer in front of them.",
+    help="Put a real balancer in front of the instances.",
 )
-@click.option(
-    "--show-config", is_flag=True, help="Print the balancer's configuration, and do nothing else."
-)
+@click.option("--show-config", is_flag=True, help="Print the balancer's configuration and exit.")
 @click.option(
     "--json",
     "json_file",
     metavar="FILE",
-    help="Write the result as JSON too; `-`: only that, to stdout.",
+    help="Also write the result as JSON. `-` prints only the JSON, to stdout.",
 )
 @click.option(
     "--html",
     "html_file",
     metavar="FILE",
-    help="Write the result as a page too, with the timeline drawn.",
+    help="Also write the result as an HTML page with the timeline drawn.",
 )
 @click.pass_context
 def rehearse(
@@ -135,12 +136,12 @@ def rehearse(
 ) -> None:
     """Scale APP down under load, as Kubernetes would, and count the requests that it costs.
 
-    Boots real gunicorn on loopback, first plain, then with the plugin. Put further arguments for
-    gunicorn behind --.
+    Runs real gunicorn on loopback, first plain, then with the plugin. Further arguments for
+    gunicorn go after --.
 
-    Exit code: 0 if nothing was lost, or no more than --max-lost; 1 if something was, or an instance
-    had to be killed (the last contender counts: the plugin, if it took part); 2 if the rehearsal
-    could not be run; 130 after Ctrl-C, with a report on the part until then.
+    Exit code: 0 if at most --max-lost requests were lost; 1 if more were lost, or an instance had
+    to be killed; 2 if the rehearsal could not be run; 130 after Ctrl-C, with a report on the run
+    until then. Only the last contender decides between 0 and 1: by default the plugin.
     """
     try:
         from ..errors import PlanFailed, RehearsalError
@@ -164,7 +165,7 @@ def rehearse(
     try:
         if show_config:
             if through is None:
-                _fail(context, "--show-config: whose? Name a balancer with --through")
+                _fail(context, "--show-config needs a balancer: name one with --through")
             click.echo(balancers.show_config(through, instances), nl=False)
             return
         refuse_clashes(gunicorn_args)
@@ -188,7 +189,7 @@ def rehearse(
             **resolve(context.params, _explicit(context), lambda line: click.echo(line, err=True)),
         )
         if max_lost < 0:
-            raise PlanFailed(f"--max-lost {max_lost} is negative: 0 or more may be lost")
+            raise PlanFailed(f"--max-lost {max_lost} is negative: use 0 or more")
         *others, judged = [only] if only else ["plain", "grace"]
         contenders = [contender_named(name, config) for name in (*others, *beside, judged)]
         files = {"--json": json_file if json_file != "-" else None, "--html": html_file}
@@ -203,9 +204,8 @@ def rehearse(
                 with ProgressLine(sys.stderr) as progress:
                     for contender in contenders:
                         results.append(play(plan, contender, progress.tell, progress.watch))
-                        progress.done(
-                            f"{contender.name}: {results[-1].tally.lost} of {results[-1].tally.total} lost"
-                        )
+                        tally = results[-1].tally
+                        progress.done(f"{contender.name}: {tally.lost} of {tally.total} lost")
                 expect_plugin(results[-1], config)
             except Interrupted as error:
                 results.append(error.result)
@@ -213,7 +213,7 @@ def rehearse(
             except KeyboardInterrupt:
                 interrupted = True
             if interrupted:
-                click.echo("rehearse: interrupted; every instance has been ended", err=True)
+                click.echo("rehearse: interrupted; all instances have been stopped", err=True)
             if results:
                 document = schema.document(
                     results, made=made, max_lost=max_lost, interrupted=interrupted

@@ -23,9 +23,9 @@ SLEEP = 15.0
 """The default for a preStop hook that only sleeps, in seconds; most Helm charts have it."""
 
 _NEEDED: dict[str, str] = {
-    "bind": "each instance listens on a free port of its own",
-    "daemon": "daemon must be off, or an instance looks as if it had ended",
-    "pidfile": "each instance has a file of its own",
+    "bind": "each instance listens on its own free port",
+    "daemon": "daemon must be off, or an instance seems to have ended",
+    "pidfile": "each instance has its own file",
     "config": "use --config, which both contenders read",
     "print_config": "gunicorn would end at once",
     "check_config": "gunicorn would end at once",
@@ -74,7 +74,8 @@ def expect_plugin(result: Result, config: str | None = None) -> None:
     """
     if result.contender.name == GRACE.name and result.complete and not result.plugin_spoke:
         raise PlanFailed(
-            f"the plugin was not at work: does {config or 'gunicorn_grace.conf'} load it, and log at info?"
+            f"the plugin was not at work: does {config or 'gunicorn_grace.conf'} load it, "
+            "and log at info?"
         )
 
 
@@ -96,7 +97,7 @@ def refuse_clashes(args: Sequence[str]) -> None:
         except SystemExit as ended:
             if ended.code:
                 cause = said.getvalue().strip().rpartition("error: ")[2]
-                raise PlanFailed(f"gunicorn does not take {' '.join(args)}: {cause}") from None
+                raise PlanFailed(f"gunicorn does not accept {' '.join(args)}: {cause}") from None
             raise PlanFailed(
                 f"gunicorn would end at once with {' '.join(args)}: leave out --help or --version"
             ) from None

@@ -20,28 +20,34 @@ _OPTIONS = (
         "-f",
         "--manifest",
         metavar="FILE",
-        help="Deployment or StatefulSet to take all this from; - is stdin.",
+        help="Take the platform's values from a Deployment or StatefulSet; - is stdin.",
     ),
-    click.option("--workload", metavar="NAME", help="Which one, if the manifest has several."),
+    click.option(
+        "--workload", metavar="NAME", help="Name of the workload, if the manifest has several."
+    ),
     click.option(
         "--slow-node",
         metavar="SHARE:SECONDS",
-        help="One node with this share of the traffic learns later.",
+        help="Add a node that has this share of the traffic and this lag.",
     ),
     click.option(
         "--readiness",
         metavar="PROBE",
-        help="As in `/readyz period=5 timeout=1 failure=1 success=1 delay=0`.",
+        help="Readiness probe: `/readyz period=5 timeout=1 failure=1 success=1 delay=0`.",
     ),
     click.option(
-        "--liveness", metavar="PROBE", help="The same; a container that fails it is restarted."
-    ),
-    click.option("--startup", metavar="PROBE", help="The same; the others wait until it passes."),
-    click.option(
-        "--rollout", is_flag=True, help="Replace every instance, in place of a scale-down."
+        "--liveness",
+        metavar="PROBE",
+        help="Liveness probe, written the same way. A container that fails it is restarted.",
     ),
     click.option(
-        "--max-surge", metavar="N|N%", help="Instances above the number wanted.  [default: 25%]"
+        "--startup",
+        metavar="PROBE",
+        help="Start-up probe, written the same way. The other probes wait until it passes.",
+    ),
+    click.option("--rollout", is_flag=True, help="Replace every instance instead of scaling down."),
+    click.option(
+        "--max-surge", metavar="N|N%", help="Instances above the wanted number.  [default: 25%]"
     ),
     click.option(
         "--max-unavailable", metavar="N|N%", help="Instances that may be missing.  [default: 25%]"
@@ -51,13 +57,13 @@ _OPTIONS = (
         "--requests",
         "request_file",
         metavar="FILE",
-        help="Requests to send, one a line; see the docs.",
+        help="File with the requests to send, one per line; see the docs.",
     ),
     click.option(
         "--think", default=0.0, help="Seconds that a kept-alive connection rests between requests."
     ),
     click.option(
-        "--clients", default=10, help="Clients that share the load, each on a node of its own."
+        "--clients", default=10, help="Clients that share the load, each on its own node."
     ),
 )
 
@@ -142,7 +148,7 @@ def _resolve_fields(
         fields["rollout"] = rollout
     elif changed:
         name = next(iter(changed)).replace("_", "-")
-        raise PlanFailed(f"--{name} is of a roll-out: add --rollout")
+        raise PlanFailed(f"--{name} applies only to a roll-out: add --rollout")
     return fields
 
 

@@ -30,7 +30,8 @@ class Output:
         self._new = not os.path.lexists(path)
         self._written = False
         try:
-            self._file: TextIO = open(path, "a", encoding="utf-8")  # noqa: SIM115  open as long as the rehearsal runs
+            # It stays open as long as the rehearsal runs.
+            self._file: TextIO = open(path, "a", encoding="utf-8")  # noqa: SIM115
         except (OSError, ValueError) as error:  # ValueError: a null byte in the path
             raise self._failed(error) from error
 
@@ -52,16 +53,15 @@ class Output:
 
     def close(self) -> None:
         """Close it. A file that did not exist before and was not written is deleted."""
-        with suppress(OSError):  # what could not be flushed has been reported
+        with suppress(OSError):  # a failed flush has been reported
             self._file.close()
         if self._new and not self._written:
             with suppress(OSError):
                 os.unlink(self.path)
 
     def _empty(self) -> None:
-        if stat.S_ISREG(
-            os.fstat(self._file.fileno()).st_mode
-        ):  # a pipe or a terminal cannot be truncated
+        # A pipe or a terminal cannot be truncated.
+        if stat.S_ISREG(os.fstat(self._file.fileno()).st_mode):
             self._file.truncate(0)
 
     def _failed(self, error: Exception) -> OutputFailed:

@@ -80,9 +80,8 @@ def rehearse(request: pytest.FixtureRequest) -> Rehearse:
             expect_plugin(result, config)
         except RehearsalError as error:
             problem = error
-        if (
-            problem is not None
-        ):  # outside of the handler, or pytest shows the output of the instance twice
+        # Outside the handler, because pytest would otherwise show the instance's output twice.
+        if problem is not None:
             pytest.fail(f"the rehearsal could not be carried out: {problem}", pytrace=False)
         request.node.add_report_section("call", "rehearsal", report_text.render([result]))
         return result

@@ -215,7 +215,7 @@ class Deletion:
             else:
                 if 400 <= response.status < 500:
                     self.pre_stop_problem = (
-                        f"{shown} got {response.status}; the kubelet does not mind, but you may"
+                        f"{shown} got {response.status}; the kubelet ignores that, but you may not"
                     )
 
     def _run_command(self, hook: Exec, deadline: float, too_long: str) -> None:

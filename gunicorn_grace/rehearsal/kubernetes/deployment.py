@@ -64,8 +64,8 @@ def played(workload: Workload, *, rolled_out: bool) -> Played:
             port = _gunicorn_port(container)
             if port is not None and probe.action.port not in (None, port):
                 notes.append(
-                    f"{workload.source}:{probe.action.line}: {name} probe of port {probe.action.port} "
-                    f"is sent to gunicorn's own port, {port} in the manifest"
+                    f"{workload.source}:{probe.action.line}: {name} probe of port "
+                    f"{probe.action.port} is sent to gunicorn's own port, {port} in the manifest"
                 )
         elif name != "readiness":
             notes.append(
@@ -73,26 +73,29 @@ def played(workload: Workload, *, rolled_out: bool) -> Played:
             )
     if "readiness" not in container.probes:
         raise PlanFailed(
-            f"{where} has no readinessProbe, so that nothing takes it out of the routing when it is not ready; add to "
-            f"container {container.name}: readinessProbe: {{httpGet: {{path: /readyz, port: {_first_port_name(container)}}}, "
-            "periodSeconds: 5, failureThreshold: 1}"
+            f"{where} has no readinessProbe, so nothing takes it out of the routing when it is not "
+            f"ready; add to container {container.name}: readinessProbe: {{httpGet: "
+            f"{{path: /readyz, port: {_first_port_name(container)}}}, "
+            f"periodSeconds: 5, failureThreshold: 1}}"
         )
     if ProbeKind.READINESS not in probes:
-        kind = container.probes["readiness"].action.kind
+        readiness = container.probes["readiness"]
         raise PlanFailed(
-            f"{workload.source}:{container.probes['readiness'].line}: the readinessProbe of {workload.kind} "
-            f"{workload.name} is {kind}; only httpGet sees that an instance is not ready any more, and is played"
+            f"{workload.source}:{readiness.line}: the readinessProbe of {workload.kind} "
+            f"{workload.name} is {readiness.action.kind}; only httpGet is played, because only it "
+            "sees that an instance is no longer ready"
         )
     env = {name: value for name, value in container.env.items() if _ENVIRONMENT.fullmatch(name)}
     for name in _NOT_HERE:
         if env.pop(name, None) is not None:
             notes.append(
-                f"{workload.source}:{container.line}: {name} left out: the instances share this machine"
+                f"{workload.source}:{container.line}: {name} left out: "
+                "the instances share this machine"
             )
     if rolled_out and workload.strategy != "RollingUpdate":
         raise PlanFailed(
-            f"{workload.source}:{workload.line}: the strategy of {workload.kind} {workload.name} is "
-            f"{workload.strategy}, not RollingUpdate: there is no roll-out without a gap to be played"
+            f"{workload.source}:{workload.line}: the strategy of {workload.kind} {workload.name} "
+            f"is {workload.strategy}, not RollingUpdate: a roll-out with a gap is not played"
         )
     return Played(
         instances=workload.replicas,
@@ -138,7 +141,8 @@ def _translate_hook(
         ports = {*container.ports.values(), _gunicorn_port(container)}
         return Exec(tuple(here(action.command, ports)))
     notes.append(
-        f"{workload.source}:{action.line}: preStop {action.kind} left out: Kubernetes does not run it either"
+        f"{workload.source}:{action.line}: preStop {action.kind} left out: "
+        "Kubernetes does not run it either"
     )
     return ()
 

@@ -24,7 +24,7 @@ BACK_OFF, MAX_BACK_OFF = 10.0, 300.0
 
 
 class Pod:
-    """One pod, whose instance listens already.
+    """One pod whose instance already listens.
 
     It has more attributes than a class should, because readiness, deletion and restart change
     each other's state under one lock.
@@ -43,7 +43,7 @@ class Pod:
     :ivar readiness: ``(time.monotonic(), ready)`` of each change.
     :ivar restarts: ``(time.monotonic(), why)`` of each restart of the container.
     :ivar instances: its containers, one after the other.
-    :ivar deletion: the deletion once it has begun, None before.
+    :ivar deletion: the deletion, None before it has begun.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class Pod:
     def begin(self, lag: float | Sequence[float] = 0.0) -> None:
         """Begin to probe it. Without a readiness probe it is ready at once.
 
-        :param lag: seconds until a node learns of it; 0 for a pod that is there from the beginning.
+        :param lag: seconds until a node learns of it; 0 for a pod that exists from the beginning.
         """
         with self._lock:
             state = EndpointState.READY if self.observed else EndpointState.GONE
@@ -136,7 +136,8 @@ class Pod:
                         ProbeKind.STARTUP
                     )
                     raise RehearsalError(
-                        f"{self.name} was not ready within {timeout:g} s: {asked} did not pass\n{self.instance.output}"
+                        f"{self.name} was not ready within {timeout:g} s: {asked} did not pass\n"
+                        f"{self.instance.output}"
                     )
                 self._changed.wait(min(remaining, 0.25))
 
@@ -168,7 +169,7 @@ class Pod:
             return self.deletion
 
     def close(self) -> None:
-        """Cancel whatever is under way, and end every process of the pod."""
+        """Cancel everything under way, and end every process of the pod."""
         with self._lock:
             self._over.set()
         self._stop_asking()

@@ -91,7 +91,8 @@ class KubeletProbe:
             field = _OPTIONS.get(name)
             if field is None or not equals:
                 raise ValueError(
-                    f"probe {text!r}: {option!r} is none of {', '.join(f'{n}=' for n in _OPTIONS)}"
+                    f"probe {text!r}: {option!r} is not one of "
+                    + ", ".join(f"{name}=" for name in _OPTIONS)
                 )
             number: Callable[[str], float] = int if field.endswith("threshold") else float
             try:
@@ -102,7 +103,10 @@ class KubeletProbe:
         return probe
 
     def __str__(self) -> str:
-        return f"the probe GET {self.path} (every {self.period:g} s, answered within {self.timeout:g} s)"
+        return (
+            f"the probe GET {self.path} "
+            f"(every {self.period:g} s, answered within {self.timeout:g} s)"
+        )
 
 
 _OPTIONS = {
@@ -273,7 +277,8 @@ class _Container:
                         ready = verdict
                         self.tell(kind, ready)
                 elif verdict is False or (verdict and kind is ProbeKind.STARTUP):
-                    self.begun |= verdict  # A failed liveness probe ends itself, and not the one for readiness.
+                    # A failed liveness probe ends only itself, not the readiness probe.
+                    self.begun |= verdict
                     self.tell(kind, verdict)
                     return
             # A ticker: a slow answer does not delay the next probe, and a missed probe is not

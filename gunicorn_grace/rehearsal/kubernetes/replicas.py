@@ -90,9 +90,9 @@ class Replicas:
                 said = f"{kind.value} probe GET {probe.path} answers 404"
                 if PLAIN.args[-1] not in self.contender.args:
                     raise PlanFailed(
-                        f"{said}, so that no instance would ever pass it: name a path that is there"
+                        f"{said}, so no instance would ever pass it: name a path that exists"
                     )
-                tell(f"{self.contender.name}: {said}: left out")
+                tell(f"{self.contender.name}: {said}, so it is left out")
                 self._probes = {
                     other: asked for other, asked in self._probes.items() if other is not kind
                 }
@@ -163,7 +163,8 @@ class Replicas:
                 raise pod.problem
             if pod.deletion is None and not pod.restarting and pod.instance.exit_time is not None:
                 raise InstanceFailed(
-                    f"{pod.name} was to stay but ended with exit code {pod.instance.exit_code}",
+                    f"{pod.name} should have stayed but ended with exit code "
+                    f"{pod.instance.exit_code}",
                     pod.instance.output,
                 )
 

@@ -38,13 +38,14 @@ class Lag:
     def __post_init__(self) -> None:
         if not 0 <= self.low <= self.high < math.inf:
             raise ValueError(
-                f"lag {self.low:g}..{self.high:g} s: from 0 s on is needed, the smaller number first"
+                f"lag {self.low:g}..{self.high:g} s: use 0 s or more, the smaller number first"
             )
         if self.slow is not None and not 0 <= self.slow < math.inf:
-            raise ValueError(f"slow node's lag {self.slow:g} s: a time from 0 s on is needed")
+            raise ValueError(f"slow node's lag {self.slow:g} s is not 0 s or more")
         if self.slow is not None and not 0 < self.slow_share < 1:
             raise ValueError(
-                f"slow node's share {self.slow_share:g} is not between 0 and 1: 0.05 is one of twenty"
+                f"slow node's share {self.slow_share:g} is not between 0 and 1: "
+                "0.05 is one request in twenty"
             )
 
     @classmethod
@@ -101,7 +102,7 @@ class EndpointState(enum.Enum):
     """Passes its readiness probe and is not being deleted."""
     TERMINATING = "terminating"
     """Being deleted and still passing its readiness probe: "serving". It is never "ready" then,
-    whatever its probe says."""
+    even if its probe passes."""
     GONE = "gone"
     """Does not pass its readiness probe, or does not exist any more."""
 
@@ -128,12 +129,11 @@ class EndpointTable:
         self._changes: dict[
             Address, list[tuple[float, float | Sequence[float], EndpointState]]
         ] = {}
-        self._known: dict[
-            int, tuple[float, list[Address], list[Address]]
-        ] = {}  # node: until when, ready, others
+        # By node: until when this is known, the ready endpoints, the terminating ones.
+        self._known: dict[int, tuple[float, list[Address], list[Address]]] = {}
 
     def add(self, address: Address, lag: float | Sequence[float] = 0.0) -> None:
-        """Route to ``address`` in ``lag`` seconds, whatever its state was before."""
+        """Route to ``address`` in ``lag`` seconds. Its state before does not matter."""
         self.change(address, EndpointState.READY, lag, new=True)
 
     def remove(self, address: Address, lag: float | Sequence[float] = 0.0) -> None:
@@ -211,7 +211,7 @@ class EndpointTable:
             ready, terminating = self._look(node)
             endpoints = ready or terminating
             if not endpoints:
-                raise NoEndpoint("no endpoint is routed to")
+                raise NoEndpoint("the routing has no endpoint")
             return rng.choice(endpoints)
 
     def _look(self, node: int) -> tuple[list[Address], list[Address]]:

@@ -1,1 +1,1 @@
-"""The load of a rehearsal: requests, when they are sent, and what became of each."""
+"""The load of a rehearsal: the requests, their schedule and their outcomes."""

@@ -98,7 +98,7 @@ class ClientConnection(asyncio.Protocol):
         return await answer
 
     def abort(self) -> None:
-        """Close at once, whatever is under way."""
+        """Close at once, even during an exchange."""
         self._answer = None
         if self._transport is not None:
             self._transport.abort()

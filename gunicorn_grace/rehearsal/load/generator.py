@@ -29,8 +29,8 @@ from .load import Load
 from .running import RunningLoad
 from .tally import Tally
 
-#: The generator's nice value, if it is permitted. The measurement must not wait for what it
-#: measures.
+#: The generator's nice value, if it is permitted. The measurement must not wait for the
+#: processes that it measures.
 PRIORITY = -10
 #: Seconds from one report of the process to the next.
 EVERY = 0.1
@@ -91,7 +91,10 @@ class Generator(RunningLoad):
             descriptor = theirs.fileno()
             # The other process imports from the same places, so that a source tree need not be
             # installed.
-            code = f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import main; main({descriptor})"
+            code = (
+                f"import sys; sys.path[:] = {sys.path!r}; "
+                f"from {__name__} import main; main({descriptor})"
+            )
             try:
                 self._process = subprocess.Popen(
                     [sys.executable, "-c", code],
@@ -99,7 +102,7 @@ class Generator(RunningLoad):
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.PIPE,
                     pass_fds=[descriptor],
-                    start_new_session=True,  # Ctrl-C is for us to handle
+                    start_new_session=True,  # the parent handles Ctrl-C
                 )
             except OSError as error:
                 raise LoadFailed(f"the load generator could not be started: {error}") from error

@@ -30,7 +30,7 @@ from .running import RunningLoad
 from .tally import ConnectionKind, RequestOutcome, RequestRecord, Tally
 from .wire import show_address
 
-#: Errors of connecting for want of a resource on the client's side.
+#: Errors of connecting for lack of a resource on the client's side.
 _OURS = {errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM}
 #: On Linux, a RST in answer to a SYN is ECONNREFUSED (tcp_reset()). These two mean that the
 #: handshake was complete and the reset came before the client looked.
@@ -210,7 +210,7 @@ class Load(RunningLoad):
     def _landed(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (problem := task.exception()) is not None:
-            # Otherwise the request would have no record, and nobody would notice.
+            # Otherwise the request would have no record, and its failure would go unnoticed.
             self._problem = self._problem or problem
 
     async def _request(self, request: PlannedRequest, kind: ConnectionKind, client: int) -> None:
@@ -246,7 +246,7 @@ class Load(RunningLoad):
         except (OSError, NoEndpoint) as problem:  # only connecting raises these
             if isinstance(problem, OSError) and problem.errno in _OURS:
                 raise RehearsalError(
-                    f"no more connections to be had ({problem}): "
+                    f"no more connections can be opened ({problem}): "
                     f"lower the rate of {self.rate:g} per s or raise `ulimit -n`"
                 ) from problem
             number = problem.errno if isinstance(problem, OSError) else None

@@ -49,7 +49,8 @@ class RequestMix:
                 raise ValueError(f"{name} {share:g} is not between 0 and 1")
         if slow_share and slow_path is None:
             raise ValueError(
-                f"slow_share is {slow_share:g} but there is no slow_path: name the path of a slow request"
+                f"slow_share is {slow_share:g} but there is no slow_path: "
+                "name the path of a slow request"
             )
         if not requests or clients < 1:
             raise ValueError("at least one path and one client are needed")

@@ -183,7 +183,7 @@ def parse_lines(text: str, name: str, read: Callable[[str], bytes]) -> list[Plan
                 raise ValueError(f"{name}:{number}: {error}") from error
     if not found:
         raise ValueError(
-            f"{name}: there is no request in it: one a line, [METHOD] /path [body] [weight]"
+            f"{name}: it contains no request: write one per line, [METHOD] /path [body] [weight]"
         )
     return found
 

@@ -77,7 +77,8 @@ class RunningLoad(ABC):
         if not reached or self.completed < target:
             missing = target - self.completed
             raise RehearsalError(
-                f"{missing} of {count} requests had not ended after {limit:g} s: lower the rate of {self.rate:g} per s"
+                f"{missing} of {count} requests had not ended after {limit:g} s: "
+                f"lower the rate of {self.rate:g} per s"
             )
 
     def _failed(self) -> LoadFailed:

@@ -10,7 +10,7 @@ from typing import Any
 
 
 class RequestOutcome(str, Enum):
-    """How a request ended. The outcomes differ in what a client may do about them.
+    """How a request ended. A client may react differently to each outcome.
 
     After a refused connection, any method may be tried again. After a reset, the client cannot know
     whether the request was carried out, so only an idempotent method may be tried again (RFC 9110,
@@ -144,8 +144,9 @@ class Tally:
             late = percentile(lags, 99)
             if late > self.tolerance:
                 return (
-                    f"the load generator was {late * 1000:.0f} ms late or more with 1 of 100 requests{when}, "
-                    f"{self.tolerance * 1000:.0f} ms are allowed: this machine is too busy, lower --rate"
+                    f"the load generator started 1 of 100 requests{when} {late * 1000:.0f} ms late "
+                    f"or more, and {self.tolerance * 1000:.0f} ms are allowed: "
+                    "this machine is too busy, lower --rate"
                 )
         return ""
 

@@ -88,7 +88,7 @@ class Balancer(SupervisedProcess):
     #: How to install it.
     install: ClassVar[str]
     #: How it learns that an instance is not ready, for a line of progress.
-    learns: ClassVar[str] = "by active health checks, one a second"
+    learns: ClassVar[str] = "from active health checks, one per second"
     #: The main file of ``config``.
     main_file: ClassVar[str]
 
@@ -157,7 +157,8 @@ class Balancer(SupervisedProcess):
             self._write(self.endpoints)
             self._launch()
             if self._listener is not None:
-                self._listener.close()  # or connections to an ended balancer would wait for ever
+                # Otherwise connections to an ended balancer would wait for ever.
+                self._listener.close()
             while not (address := self._listens()):
                 self._pause(deadline, "listen", timeout)
             self.addresses = (address,)
@@ -226,7 +227,7 @@ class Balancer(SupervisedProcess):
         """While the block runs, tell the balancer the endpoints of ``table``, as a control plane
         does.
 
-        :raises InstanceFailed: it ended or could not be told in the meantime.
+        :raises InstanceFailed: it ended in the meantime, or could not be given its endpoints.
         """
         over = threading.Event()
         problems: list[BaseException] = []
@@ -253,11 +254,11 @@ class Balancer(SupervisedProcess):
             )
         if problems:
             raise InstanceFailed(
-                f"{self.name} could not be told its endpoints: {problems[0]}", self.output
+                f"{self.name} could not be given its endpoints: {problems[0]}", self.output
             )
 
     def stop(self) -> None:
-        """Ask it to end, then end every process of it."""
+        """Ask it to end, then end all its processes."""
         if self._listener is not None:
             self._listener.close()
         if self._process is not None and self.exit_time is None and not self._prefix:

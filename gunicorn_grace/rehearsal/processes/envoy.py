@@ -29,7 +29,8 @@ class Envoy(Balancer):
             if setup.forwarded
             else (
                 "          generate_request_id: false\n          route_config:\n"
-                "            request_headers_to_remove: [x-forwarded-proto, x-envoy-expected-rq-timeout-ms]\n"
+                "            request_headers_to_remove: "
+                "[x-forwarded-proto, x-envoy-expected-rq-timeout-ms]\n"
             )
         )
         retry = (
@@ -46,6 +47,7 @@ class Envoy(Balancer):
             if setup.retries
             else ""
         )
+        most, panic = setup.retries_at_once, f"{setup.panic:g}"
         text = f"""\
 admin:
   address: {{ pipe: {{ path: {folder}/admin.sock }} }}
@@ -82,10 +84,10 @@ static_resources:
           path: {folder}/endpoints.json
           watched_directory: {{ path: {folder} }}
     connect_timeout: {setup.connect_timeout:g}s
-    circuit_breakers: {{ thresholds: [ {{ max_retries: {setup.retries_at_once} }} ] }}    # 3 unless set
-    ignore_health_on_host_removal: true    # or what was removed is sent to for as long as it is ready
+    circuit_breakers: {{ thresholds: [ {{ max_retries: {most} }} ] }}    # 3 unless set
+    ignore_health_on_host_removal: true    # or a removed host that is ready still gets requests
     common_lb_config:
-      healthy_panic_threshold: {{ value: {setup.panic:g} }}    # 50 unless set: few ready, all are sent to
+      healthy_panic_threshold: {{ value: {panic} }}    # 50 unless set: with fewer, all get requests
     health_checks:
     - timeout: {setup.check_timeout:g}s
       interval: {setup.interval:g}s

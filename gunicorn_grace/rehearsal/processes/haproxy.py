@@ -39,7 +39,7 @@ defaults
     timeout client 60s
     timeout check {milliseconds(setup.check_timeout)}
     retries {setup.retries}
-    option redispatch 1    # a retry goes to another server, and not only the last one
+    option redispatch 1    # every retry goes to another server, not only the last one
     retry-on conn-failure    # nothing was sent: safe for every method
 {"    option forwardfor" + chr(10) if setup.forwarded else ""}\
 
@@ -118,7 +118,10 @@ backend instances
 
 def _server_options(setup: Setup) -> str:
     """Parameters of a server. ``pool-purge-delay`` is how long an unused connection is kept."""
-    return f"check inter {milliseconds(setup.interval)} fall 1 rise 1 pool-purge-delay {milliseconds(setup.idle)}"
+    return (
+        f"check inter {milliseconds(setup.interval)} fall 1 rise 1 "
+        f"pool-purge-delay {milliseconds(setup.idle)}"
+    )
 
 
 def _server_name(address: Address) -> str:

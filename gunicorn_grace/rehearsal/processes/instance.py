@@ -1,4 +1,4 @@
-"""A real gunicorn under test: arbiter, workers and whatever they start."""
+"""A real gunicorn under test: arbiter, workers and everything that they start."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from ..load.wire import Address, fetch, parse_address
 from . import procfs
 from .process import MARK, SupervisedProcess
 
-# gunicorn/arbiter.py, start(): one URL for each listener. There is none with reuse_port, where the
-# workers bind.
+# gunicorn/arbiter.py, start(): one URL for each listener. With reuse_port there is none, because
+# the workers bind.
 _LISTENING = re.compile(r"Listening at: (?P<listeners>.*?) \((?P<pid>\d+)\)$")
 _BOOTING = re.compile(r"Booting worker with pid: (\d+)")
 
 
 class Instance(SupervisedProcess):
-    """One gunicorn under test: arbiter, workers and whatever they start.
+    """One gunicorn under test: arbiter, workers and everything that they start.
 
     This project's own tests drive their servers with it. ``wait_workers``, ``wait`` and
     ``signal_group`` are for them.
@@ -85,7 +85,8 @@ class Instance(SupervisedProcess):
                     self._join_output()
                     hint = " (daemon must be off)" if self.exit_code == 0 else ""
                     raise InstanceFailed(
-                        f"{self.name} ended with exit code {self.exit_code}{hint} before it listened",
+                        f"{self.name} ended with exit code {self.exit_code}{hint} "
+                        "before it listened",
                         self.output,
                     )
                 if (remaining := deadline - time.monotonic()) <= 0:
@@ -156,9 +157,8 @@ class Instance(SupervisedProcess):
             try:
                 fetch(self.address, path, timeout=remaining)
                 return
-            except (
-                OSError
-            ) as error:  # a worker that fails to boot resets the connections in the accept queue
+            # A worker that fails to boot resets the connections in the accept queue.
+            except OSError as error:
                 problem = error
             with self._changed:
                 self._changed.wait_for(lambda: self.exit_time is not None, 0.05)
@@ -186,7 +186,7 @@ class Instance(SupervisedProcess):
         while len(pids := self.worker_pids()) != count:
             if (remaining := deadline - time.monotonic()) <= 0 or self.exit_time is not None:
                 raise InstanceFailed(
-                    f"{self.name} has workers {pids}, {count} were waited for", self.output
+                    f"{self.name} has workers {pids}, but {count} were expected", self.output
                 )
             with self._changed:
                 self._changed.wait(min(remaining, 0.05))  # a worker's end is not always logged
@@ -200,7 +200,7 @@ class Instance(SupervisedProcess):
         """
         if not self._own_session:
             raise RehearsalError(
-                f"{self.name} shares our process group: start it with start_new_session=True"
+                f"{self.name} shares this process's group: start it with start_new_session=True"
             )
         os.killpg(self.pid, number)
 
@@ -218,7 +218,7 @@ class Instance(SupervisedProcess):
         return ()
 
     def _addresses_open(self) -> tuple[Address, ...]:
-        """The arbiter's listeners, once two looks in a row agree; for a log that goes elsewhere."""
+        """The arbiter's listeners when two looks in a row agree; for a log that goes elsewhere."""
         if self.lines or self._prefix:
             return ()
         before, self._seen = (

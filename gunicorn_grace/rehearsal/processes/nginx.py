@@ -17,7 +17,7 @@ class Nginx(Balancer):
 
     product = "nginx"
     install = "apt-get install nginx-light, or your system's own package"
-    learns = "by requests that fail, as open-source nginx has no active health checks"
+    learns = "from requests that fail, because open-source nginx has no active health checks"
     main_file = "nginx.conf"
 
     @classmethod
@@ -33,8 +33,9 @@ class Nginx(Balancer):
             "            proxy_set_header X-Forwarded-Proto $scheme;\n"
         )
         # If root starts nginx, its workers run as another user, who cannot open a UNIX socket in
-        # our folder.
+        # this folder.
         user = "user root root;\n" if os.geteuid() == 0 else ""
+        retry = "error timeout" if setup.retries else "off"
         text = f"""\
 daemon off;
 {user}\
@@ -64,7 +65,7 @@ http {{
 {forwarded if setup.forwarded else ""}\
             proxy_connect_timeout {milliseconds(setup.connect_timeout)};    # 60s unless set
             proxy_read_timeout {milliseconds(setup.timeout)};
-            proxy_next_upstream {"error timeout" if setup.retries else "off"};    # a POST only if it was not sent
+            proxy_next_upstream {retry};    # a POST only if it was not sent
         }}
     }}
 }}

@@ -1,4 +1,4 @@
-"""A process under test, of which nothing outlives the test.
+"""A process under test that leaves no process behind.
 
 It is started as a container would start it, with a command line and an environment. Its output is
 read while it runs, so a test can wait for a line in the log and not for time to pass.
@@ -61,7 +61,7 @@ class SupervisedProcess(ABC):
     :ivar pass_fds: descriptors that it inherits, under the same numbers.
     :ivar runtime_dir: a folder of its own, deleted by ``stop``. It is the process's
         ``XDG_RUNTIME_DIR``, because gunicorn 25.1+ puts a control socket there: several instances
-        would take it from each other, and from a gunicorn that this machine runs in earnest.
+        would take it from each other, and from a gunicorn that really serves on this machine.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class SupervisedProcess(ABC):
         self.env = {
             **os.environ,
             "PYTHONUNBUFFERED": "1",
-            # Or setproctitle overwrites /proc/<pid>/environ, and the mark with it.
+            # Otherwise setproctitle overwrites /proc/<pid>/environ, and the mark with it.
             "SPT_NOENV": "1",
             "XDG_RUNTIME_DIR": self._folder.name,
             **(env or {}),
@@ -116,7 +116,7 @@ class SupervisedProcess(ABC):
         with self._life:
             if self._process is not None or self._stopped:
                 raise RehearsalError(
-                    f"{self.name} was started before: an instance runs once, make a new one"
+                    f"{self.name} was started before: an instance runs only once; make a new one"
                 )
             try:
                 self.started = time.monotonic()
@@ -141,7 +141,7 @@ class SupervisedProcess(ABC):
                 self._threads.append(thread)
 
     def stop(self) -> None:
-        """End every process of it with SIGKILL, and reap it. A second call does nothing."""
+        """End all its processes with SIGKILL, and reap it. A second call does nothing."""
         with self._life:
             self._stopped = True
             process = self._process
@@ -150,29 +150,25 @@ class SupervisedProcess(ABC):
                 for thread in self._threads:
                     thread.join(5.0)
                 process.wait()
-                if (
-                    process.stdout is not None and self._output_ended
-                ):  # or closing it would wait for the reading thread
+                # Before its end, closing it would wait for the reading thread.
+                if process.stdout is not None and self._output_ended:
                     process.stdout.close()
                 _running.discard(self)
             self._folder.cleanup()
 
     def kill(self) -> None:
-        """Send SIGKILL to every process of it, as the end of a container does, and wait."""
+        """Send SIGKILL to all its processes, as the end of a container does, and wait."""
         with self._life:
             process = self._process
-            if (
-                process is None or process.returncode is not None
-            ):  # reaped: the pid may belong to another process
+            # After it was reaped, the pid may belong to another process.
+            if process is None or process.returncode is not None:
                 return
-            os.kill(
-                process.pid, signal.SIGKILL
-            )  # the parent first, so that it cannot fork. Popen.kill() would reap it
+            # The parent first, so that it cannot fork. Popen.kill() would reap it.
+            os.kill(process.pid, signal.SIGKILL)
             procfs.end_marked(MARK, self._folder.name)
             if self._own_session and not Path("/proc/self").exists():
-                with suppress(
-                    ProcessLookupError, PermissionError
-                ):  # macOS: EPERM for a group of zombies
+                # macOS: EPERM for a group of zombies.
+                with suppress(ProcessLookupError, PermissionError):
                     os.killpg(process.pid, signal.SIGKILL)
 
     def __enter__(self: _Process) -> _Process:

@@ -124,7 +124,7 @@ def _row(percent: float, text: str, anchor: str, marks: Sequence[Mark]) -> int:
 
 
 def name_position(name: str, spans: Sequence[Span], axis: Axis) -> float:
-    """Where a lane's name begins, in percent: behind the lane, or on it if there is no room."""
+    """The position of a lane's name, in percent: behind the lane, or on it if there is no room."""
     start, end = (spans[0].start, spans[-1].end) if spans else (0.0, 0.0)
     room = 100 - axis.percent(end)
     return axis.percent(end if room > _width(name) + 2 else start)

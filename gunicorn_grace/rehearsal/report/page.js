@@ -1,5 +1,6 @@
 
-// Every shape brings what is known of it as its <title>. Moved into an attribute, it is shown at once, beside a finger too.
+// The <title> of each shape describes it. A browser shows a title late, and never for a finger.
+// So the script moves the text into an attribute and shows it at once, beside mouse or finger.
 const tip = document.getElementById("tip");
 for (const title of document.querySelectorAll("svg title")) {
   title.parentNode.dataset.tip = title.textContent;

@@ -60,8 +60,8 @@ def page(
     template = _template()
     style, script = (_source(f"page.{kind}") for kind in ("css", "js"))
     return template.render(
-        policy=f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; base-uri 'none'; "
-        "form-action 'none'",
+        policy=f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; "
+        "base-uri 'none'; form-action 'none'",
         style=Markup(style),
         script=Markup(script),
         results=results,

@@ -107,7 +107,7 @@ def picture_of(
     flight_end = flight_top + _FLIGHT
     lanes_top = flight_end + _GAP + 4
     order = sorted(result.gone, key=lambda gone: (gone.exited is None, gone.exited or 0.0))
-    # Of many, show the first and the last that were gone; the others lie between them.
+    # If there are too many, show those that were gone first and last.
     followed = (
         order
         if len(order) <= MOST_LANES
@@ -146,7 +146,8 @@ def picture_of(
         )
         title = (
             f"{series.at(index):.1f} to {series.at(index + 1):.1f} s\n{said}\n"
-            f"in flight: {series.in_flight[index]}, at deleted instances: {series.in_flight_deleted[index]}"
+            f"in flight: {series.in_flight[index]}, "
+            f"at deleted instances: {series.in_flight_deleted[index]}"
         )
         return Bar(round(series.at(index), 3), title, tuple(parts), series.lost(index))
 

@@ -92,9 +92,8 @@ def count(
     began = {outcome: [0] * size for outcome in RequestOutcome}
     for record in records:
         began[record.outcome][index(record.started)] += 1
-    sent = [
-        record for record in records if record.outcome is not RequestOutcome.REFUSED
-    ]  # a refused request never arrived
+    # A refused request never arrived.
+    sent = [record for record in records if record.outcome is not RequestOutcome.REFUSED]
     return Series(
         lowest * step,
         round(step, 3),
@@ -114,9 +113,8 @@ def _most_at_once(
     most, current, at = [0] * size, 0, 0
     for moment, change in changes:
         step = index(moment)
-        for passed in range(
-            at + 1, step + 1
-        ):  # requests in flight at the beginning of a step count in it
+        # Requests in flight at the beginning of a step count in it.
+        for passed in range(at + 1, step + 1):
             most[passed] = current
         at = step
         current += change

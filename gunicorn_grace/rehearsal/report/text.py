@@ -79,7 +79,7 @@ def render(
 
 
 def heading(plan: Plan) -> str:
-    """What was played."""
+    """The plan in words."""
     what = f"{plan.instances} instances scaled down to {plan.remaining}"
     if (rollout := plan.rollout) is not None:
         how = (
@@ -90,8 +90,8 @@ def heading(plan: Plan) -> str:
         what = f"{plan.instances} instances replaced ({how})"
     lines = (
         f"{plan.app}: {what} at {plan.rate:g} requests per second.",
-        f"Routing learns of it {_lag(plan)} later; the period is {plan.period:g} s.",
-        *([f"All of it through {plan.through}."] if plan.through else []),
+        f"The routing learns of it {_lag(plan)} later; the period is {plan.period:g} s.",
+        *([f"All requests go through {plan.through}."] if plan.through else []),
     )
     return "\n".join(textwrap.fill(line, WIDTH) for line in lines)
 
@@ -159,7 +159,8 @@ def timeline(result: Result, paint: Paint = unpainted) -> str:
     if count > _FOLLOWED:
         ends = [gone.exited for gone in result.gone if gone.exited is not None]
         lines.append(
-            f"            {count - 1} more alike, the last one gone at {max(ends, default=0.0):.1f} s"
+            f"            {count - 1} more like it, "
+            f"the last one gone at {max(ends, default=0.0):.1f} s"
         )
     return "\n".join(lines)
 
@@ -175,9 +176,9 @@ def moments(result: Result, followed: int) -> list[tuple[float, str]]:
     count = len(result.gone)
     found = []
     if plan.rollout is None:
-        found.append((0.0, f"{count} deleted, routed to for {_lag(plan)} more"))
+        found.append((0.0, f"{count} deleted, the routing knows it {_lag(plan)} later"))
         if (unrouted := max((life.unrouted or 0.0 for life in result.lives), default=0.0)) > 0:
-            found.append((unrouted, "routing has learned of it"))
+            found.append((unrouted, "the routing has learned of it"))
     for gone in result.gone if count <= followed else result.gone[:1]:
         who = "" if count == 1 else f"{gone.name} "
         if (life := lives.get(gone.name)) is not None:
@@ -189,7 +190,7 @@ def moments(result: Result, followed: int) -> list[tuple[float, str]]:
                 at for at, ready in life.readiness if not ready and at >= (life.deleted or 0.0)
             ]
             if turned and (gone.exited is None or turned[0] < gone.exited):
-                found.append((turned[0], f"{who}not ready, as its probe finds"))
+                found.append((turned[0], f"{who}found not ready by its probe"))
         if gone.pre_stop_done is not None:
             found.append((gone.pre_stop_done, f"{who}preStop hook done"))
         if gone.sigterm is not None:
@@ -218,9 +219,8 @@ def lost_at(record: RequestRecord, result: Result) -> float:
 
 def described(record: RequestRecord) -> str:
     """A lost request in a few words."""
-    return (
-        f"{label(record.outcome)}, {record.kind.value} connection to {record.endpoint or 'nobody'}"
-    )
+    to = record.endpoint or "no instance"
+    return f"{label(record.outcome)}, {record.kind.value} connection to {to}"
 
 
 def notes(results: Sequence[Result]) -> list[str]:
@@ -229,7 +229,7 @@ def notes(results: Sequence[Result]) -> list[str]:
     for result in results:
         name, tally = result.contender.name, result.tally
         if not result.complete:
-            found.append(f"{name}: interrupted; the numbers are those up to then.")
+            found.append(f"{name}: interrupted; the numbers cover the run until then.")
         if result.fell_behind:
             found.append(f"{name}: CANNOT BE TRUSTED: {result.fell_behind}.")
         if tally.lost:
@@ -237,11 +237,13 @@ def notes(results: Sequence[Result]) -> list[str]:
             found.append(f"{name}: {fresh} lost on fresh connections, {kept} on kept-alive ones.")
         if result.lost_elsewhere:
             found.append(
-                f"{name}: {result.lost_elsewhere} of them lost by instances that stayed: overloaded?"
+                f"{name}: {result.lost_elsewhere} of them lost at instances that stayed, "
+                "which may be overloaded."
             )
         if tally.skipped and not result.fell_behind:
             found.append(
-                f"{name}: {tally.skipped} requests were not sent: this machine was too busy; lower --rate."
+                f"{name}: {tally.skipped} requests were not sent, because this machine was too "
+                "busy; lower --rate."
             )
         found += sorted(
             {f"{name}: {gone.pre_stop_problem}" for gone in result.gone if gone.pre_stop_problem}
@@ -270,11 +272,15 @@ def verdict(results: Sequence[Result], max_lost: int = 0, interrupted: bool = Fa
     name, tally = result.contender.name, result.tally
     if interrupted:
         return "Interrupted. " + " ".join(
-            f"{each.contender.name} {'lost' if each.complete else 'had lost'} {each.tally.lost} of {each.tally.total}."
+            f"{each.contender.name} {'lost' if each.complete else 'had lost'} "
+            f"{each.tally.lost} of {each.tally.total}."
             for each in results
         )
     if result.killed:
-        return f"{name} LOST {tally.lost} of {tally.total} requests; {result.killed} instances had to be killed."
+        return (
+            f"{name} LOST {tally.lost} of {tally.total} requests; "
+            f"{result.killed} instances had to be killed."
+        )
     if tally.lost > max_lost:
         allowed = f" --max-lost allows {max_lost}." if max_lost else ""
         return f"{name} LOST {tally.lost} of {tally.total} requests.{allowed}"

@@ -191,7 +191,7 @@ def test_a_balancer_that_cannot_be_told_is_told(serve: Serve, balance: Balance) 
             table.add(("127.0.0.1", 1))
             server.wait_for(lambda: not followed(), "the end of the attempts")
 
-    with pytest.raises(InstanceFailed, match="could not be told its endpoints"):
+    with pytest.raises(InstanceFailed, match="could not be given its endpoints"):
         lose_its_folder()
 
 
@@ -244,7 +244,7 @@ def test_the_command_rehearses_through_it(product: type[Balancer], tmp_path: Pat
         tmp_path, "service:app", "--only", "grace", "--through", name, *args, "--json", "out.json"
     )
     assert run.returncode == 0, run.stdout + run.stderr
-    assert f"All of it through {name}." in run.stdout
+    assert f"All requests go through {name}." in run.stdout
     assert f"through {name}, which learns {product.learns}" in run.stderr
     (result,) = json.loads((tmp_path / "out.json").read_text())["results"]
     assert result["lost"] == 0
@@ -291,4 +291,4 @@ def test_show_config_needs_a_name(tmp_path: Path) -> None:
     """Of no balancer there is no configuration: exit code 2."""
     run = rehearse(tmp_path, "service:app", "--show-config")
     assert (run.returncode, run.stdout) == (2, "")
-    assert "--show-config: whose? Name a balancer with --through" in run.stderr
+    assert "--show-config needs a balancer: name one with --through" in run.stderr

@@ -427,7 +427,7 @@ def test_the_command_takes_its_platform_from_a_manifest(folder: Path) -> None:
             ["--readiness", "/nowhere", "--only", "grace"],
             "readiness probe GET /nowhere answers 404",
         ),
-        (["--max-surge", "1"], "--max-surge is of a roll-out: add --rollout"),
+        (["--max-surge", "1"], "--max-surge applies only to a roll-out: add --rollout"),
         (["--requests", "urls.txt"], "urls.txt:2: 'x' is not a path"),
         (["--", "--bind", "127.0.0.1:0"], "--bind cannot be given to the gunicorn of a rehearsal"),
     ],

@@ -423,7 +423,7 @@ def test_ctrl_c_leaves_a_report_on_what_was_played(folder: Path) -> None:
     assert "Traceback" not in err
     assert len(family) >= 4
     assert living(family) == []
-    assert "gunicorn-grace: interrupted; the numbers are those up to then." in out
+    assert "gunicorn-grace: interrupted; the numbers cover the run until then." in out
     assert "Interrupted. plain gunicorn lost" in out
     document = json.loads((folder / "out.json").read_text())
     jsonschema.Draft202012Validator(schema.schema()).validate(document)

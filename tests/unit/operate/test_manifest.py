@@ -145,9 +145,9 @@ def test_the_workload_is_named_or_the_only_one() -> None:
         ManifestError, match=r"two\.yaml: 0 workloads are called 'shop'; there are: web, store"
     ):
         choose(workloads, "two.yaml", "shop")
-    with pytest.raises(ManifestError, match="there are 2 workloads in it: say which one"):
+    with pytest.raises(ManifestError, match="it contains 2 workloads: choose one"):
         choose([workloads[1], workloads[1]], "two.yaml")
-    with pytest.raises(ManifestError, match="there is no Deployment or StatefulSet in it"):
+    with pytest.raises(ManifestError, match="it contains no Deployment or StatefulSet"):
         choose([], "two.yaml")
 
 
@@ -164,8 +164,8 @@ def deployment(container: str) -> str:
             2,
             "a Helm template has to be rendered first",
         ),
-        ("- 1\n", 0, "a document in it is a list, not a Kubernetes object"),
-        ("? [a]\n: b\n", 1, "a key is not a word"),
+        ("- 1\n", 0, "it contains a list, not a Kubernetes object"),
+        ("? [a]\n: b\n", 1, "a key is not a scalar"),
         ("day: 2024-99-99\n", 0, "not YAML: month must be in 1..12"),
         ("[" * 3000, 0, "nested too deeply"),
         ("kind: Deployment\nspec: 3\n", 2, "spec is a number (3), not a mapping"),
@@ -173,7 +173,7 @@ def deployment(container: str) -> str:
         (
             "kind: Deployment\nspec:\n  replicas: '3'\n  template: {spec: {containers: [{}]}}\n",
             3,
-            "replicas is a text",
+            "replicas is a string",
         ),
         (
             "kind: Deployment\nspec:\n  replicas: -1\n  template: {spec: {containers: [{}]}}\n",
@@ -187,14 +187,14 @@ def deployment(container: str) -> str:
             "maxSurge 'lots' is neither a number nor a percentage",
         ),
         (deployment("1"), 3, "containers holds a number, not a mapping"),
-        (deployment("{command: gunicorn}"), 3, "command is a text ('gunicorn'), not a list"),
+        (deployment("{command: gunicorn}"), 3, "command is a string ('gunicorn'), not a list"),
         (deployment("{args: [-w, 4]}"), 3, "args holds a number (4): put it in quotes"),
         (
             deployment("{ports: [{containerPort: 0}]}"),
             3,
             "containerPort 0 is not between 1 and 65535",
         ),
-        (deployment("{readinessProbe: {periodSeconds: 5}}"), 3, "readinessProbe does nothing"),
+        (deployment("{readinessProbe: {periodSeconds: 5}}"), 3, "readinessProbe has no action"),
         (
             deployment(
                 "{ports: [{name: web, containerPort: 80}], readinessProbe: {httpGet: {port: http}}}"

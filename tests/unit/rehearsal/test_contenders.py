@@ -45,7 +45,7 @@ def test_a_contender_that_does_not_exist_is_refused(name: str) -> None:
     [
         (
             ["-b", ":8000"],
-            "--bind cannot be given to the gunicorn of a rehearsal: each instance listens on a free port",
+            "--bind cannot be given to the gunicorn of a rehearsal: each instance listens on its own free port",
         ),
         (["--bin", ":8000"], "--bind cannot"),
         (["--pid", "x"], "--pid cannot"),
@@ -55,7 +55,7 @@ def test_a_contender_that_does_not_exist_is_refused(name: str) -> None:
         (["--version"], "would end at once with -w 2 --version"),
         (
             ["--workers"],
-            "gunicorn does not take -w 2 --workers: argument -w/--workers: expected one argument",
+            "gunicorn does not accept -w 2 --workers: argument -w/--workers: expected one argument",
         ),
     ],
 )

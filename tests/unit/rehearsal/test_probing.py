@@ -49,8 +49,8 @@ def test_a_probe_is_a_path_with_options(text: str, probe: KubeletProbe) -> None:
     ("text", "said"),
     [
         ("readyz", "does not begin with a slash"),
-        ("/r period", "'period' is none of period=, timeout=, failure=, success=, delay="),
-        ("/r every=5", "'every=5' is none of"),
+        ("/r period", "'period' is not one of period=, timeout=, failure=, success=, delay="),
+        ("/r every=5", "'every=5' is not one of"),
         ("/r period=x", "'x' is not a number"),
         ("/r failure=1.5", "'1.5' is not a number"),
         ("/r period=0", "period 0 s is not above 0"),

@@ -87,7 +87,7 @@ def test_a_wrong_line_is_told_with_its_number(line: str, said: str) -> None:
 
 def test_a_file_without_a_request_is_refused() -> None:
     """Comments only: there would be no load."""
-    with pytest.raises(ValueError, match=r"urls\.txt: there is no request in it"):
+    with pytest.raises(ValueError, match=r"urls\.txt: it contains no request"):
         parse_lines("# nothing\n\n", "urls.txt", no_file)
 
 

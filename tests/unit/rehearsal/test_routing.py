@@ -180,7 +180,7 @@ def test_a_lag_is_a_time_or_a_range_and_a_slow_node(
     ("lag", "slow", "said"),
     [
         ("soon", None, "lag 'soon' is neither seconds"),
-        ("8..1", None, "lag 8..1 s: from 0 s on is needed"),
+        ("8..1", None, "lag 8..1 s: use 0 s or more"),
         ("-1", None, "lag -1..-1 s"),
         ("nan", None, "lag nan..nan s"),
         ("1", "20", "slow node '20' is not SHARE:SECONDS"),

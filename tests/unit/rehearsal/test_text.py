@@ -155,7 +155,7 @@ def test_the_heading_says_what_was_played() -> None:
     assert "3 instances scaled down to 2 at 100 requests per second" in report_text.heading(
         Plan("a:b")
     )
-    assert "Routing learns of it 3 s later" in report_text.heading(Plan("a:b"))
+    assert "The routing learns of it 3 s later" in report_text.heading(Plan("a:b"))
     rollout = Plan("a:b", rollout=Rollout(), routing=Lag(1, 8, slow=20, slow_share=0.05))
     assert "3 instances replaced (surge 25%, unavailable 25%)" in report_text.heading(rollout)
     assert "1 to 8 s" in report_text.heading(rollout)
@@ -168,7 +168,7 @@ def test_the_timeline_follows_the_instance() -> None:
         "1 deleted",
         "SIGTERM",
         "shutdown_initiated",
-        "not ready, as its probe finds",
+        "found not ready by its probe",
         "routing has learned",
         "lame_duck_ended",
         "gone, exit code 0",
