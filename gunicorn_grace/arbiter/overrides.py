@@ -277,8 +277,8 @@ def _end(shutdown: Shutdown, arbiter_pid: int) -> None:
     """Let no alarm come any more, and write the report if ``on_exit`` has not run. Runs at the exit
     of the process; workers inherit this call and skip it.
 
-    A ``SystemExit``, from a user's hook for example, passes gunicorn's loop. At its end Python takes
-    signal handlers off (3.10 to 3.13), and an alarm of ours would then be the exit code.
+    A ``SystemExit``, from a user's hook for example, passes gunicorn's loop. At its end Python
+    takes signal handlers off (3.10 to 3.13), and an alarm of ours would then be the exit code.
     """
     if os.getpid() == arbiter_pid:
         shutdown.timer.set(0)

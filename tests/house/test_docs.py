@@ -57,7 +57,10 @@ NAMES = (
     "evidence.md",
 )
 
-HINT = "\n\nThe documentation parted from the code. Run python tests/house/test_docs.py, or paste this:\n\n"
+HINT = (
+    "\n\nThe documentation parted from the code. Run python tests/house/test_docs.py, or paste "
+    "this:\n\n"
+)
 
 
 # -- what is rendered ----
@@ -343,7 +346,8 @@ def document() -> str:
             for key, field in part["properties"].items()
         ]
         parts.append(
-            f"### {name.replace('_', ' ')}\n\n{part['description']}\n\n{table(('key', 'type', 'meaning'), body)}"
+            f"### {name.replace('_', ' ')}\n\n{part['description']}\n\n"
+            f"{table(('key', 'type', 'meaning'), body)}"
         )
     return "\n\n".join(parts)
 

@@ -169,7 +169,8 @@ def test_importing_the_package_imports_neither_gunicorn_nor_flask() -> None:
     """An application may ask ``is_terminating()`` where gunicorn is not even installed."""
     code = (
         "import sys, gunicorn_grace as g\n"
-        "assert g.phase() is g.Phase.SERVING and not g.is_terminating() and g.seconds_left() is None\n"
+        "assert g.phase() is g.Phase.SERVING and not g.is_terminating() and g.seconds_left() is "
+        "None\n"
         "assert not {'gunicorn', 'flask', 'werkzeug', 'click'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, cwd=ROOT.parent)
@@ -243,7 +244,8 @@ def test_the_parser_sees_deferred_and_hides_type_checking_imports() -> None:
         "from . import cli as st, __version__\n"
         "from .shared.memory import x\n"
         "if TYPE_CHECKING:\n    from . import asgi\nelse:\n    from . import errors\n"
-        "class C:\n    def f(self):\n        from ..elsewhere import conf\n        import gunicorn.config\n"
+        "class C:\n    def f(self):\n        from ..elsewhere import conf\n        import "
+        "gunicorn.config\n"
         "def g():\n    from gunicorn_grace import wsgi\n"
     )
     found = set(imports(f"{PACKAGE}.conf", ast.parse(source)))

@@ -328,14 +328,18 @@ def report(lanes: Sequence[Lane], seconds: float) -> int:
         slowest = max((record.latency for record in tally.records), default=0)
         print(
             f"{lane.kind:10}{lane.done:9}{tally.total:10}{tally.total - len(kept):8}{len(kept):8}"
-            f"{sum(r.reused for r in kept):8}{late:8}{tally.lost:8}{slowest:7.2f} s{tally.skipped:9}"
+            f"{sum(r.reused for r in kept):8}{late:8}{tally.lost:8}{slowest:7.2f} "
+            f"s{tally.skipped:9}"
         )
         for record in tally.lost_records:
             life = next((life for life in lane.lives if life.has(record)), None)
             lost_lines.append(
-                f"lost: {lane.kind} {record.kind.value} reused={record.reused} {record.path} {record.outcome.value} "
-                f"({record.error}) after {record.latency:.3f} s; {life.instance.name if life else record.endpoint}: "
-                f"sent {life.when(record.started) if life else '?'}; ended {life.when(record.ended) if life else '?'}"
+                f"lost: {lane.kind} {record.kind.value} reused={record.reused} {record.path} "
+                f"{record.outcome.value} "
+                f"({record.error}) after {record.latency:.3f} s; "
+                f"{life.instance.name if life else record.endpoint}: "
+                f"sent {life.when(record.started) if life else '?'}; ended "
+                f"{life.when(record.ended) if life else '?'}"
             )
     wrong += total.lost + sum(count for code, count in codes.items() if code != "exit code 0")
     classes = ", ".join(f"{outcome.value} {total.count(outcome)}" for outcome in RequestOutcome)
@@ -343,11 +347,13 @@ def report(lanes: Sequence[Lane], seconds: float) -> int:
         f"\nrequests: {classes}; {late_in_all} of them came to an instance that was being deleted"
     )
     print(
-        f"lost: {total.lost} of {total.total} in {sum(lane.done for lane in lanes)} deletions, {seconds:.0f} s"
+        f"lost: {total.lost} of {total.total} in {sum(lane.done for lane in lanes)} deletions, "
+        f"{seconds:.0f} s"
     )
     if exits:
         print(
-            f"from SIGTERM to the exit: median {statistics.median(exits):.2f} s, 99 % {percentile(exits, 99):.2f} s, "
+            f"from SIGTERM to the exit: median {statistics.median(exits):.2f} s, 99 % "
+            f"{percentile(exits, 99):.2f} s, "
             f"longest {max(exits):.2f} s; {', '.join(f'{code}: {n}' for code, n in codes.items())}"
         )
         print(
@@ -356,10 +362,12 @@ def report(lanes: Sequence[Lane], seconds: float) -> int:
             )
         )
         print(
-            f"lame duck ended: {', '.join(f'{reason} {count}' for reason, count in reasons.items()) or 'not told'}"
+            f"lame duck ended: "
+            f"{', '.join(f'{reason} {count}' for reason, count in reasons.items()) or 'not told'}"
         )
     print(
-        f"the generator was late by {1000 * percentile(total.lags, 99):.1f} ms at 99 %, {total.skipped} not started"
+        f"the generator was late by {1000 * percentile(total.lags, 99):.1f} ms at 99 %, "
+        f"{total.skipped} not started"
     )
     for line in lost_lines:
         print(line)
@@ -399,7 +407,8 @@ def main(
         for kind, share in zip(LANES, shares, strict=True)
     ]
     print(
-        f"soak: seed {seed}, {deletions} deletions, {requests} requests; logs of losses in {folder}",
+        f"soak: seed {seed}, {deletions} deletions, {requests} requests; logs of losses in "
+        f"{folder}",
         flush=True,
     )
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

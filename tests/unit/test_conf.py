@@ -168,7 +168,8 @@ def test_an_error_of_ours_stops_neither_gunicorn_nor_the_users_hook(
 
 
 def test_the_real_hooks_are_guarded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each of hooks.HOOKS survives a server or worker that is nothing like one, its log included."""
+    """Each of hooks.HOOKS survives a server or worker that is nothing like one, its log
+    included."""
     monkeypatch.setattr(guard, "_told", set())
     for name, hook in hooks.HOOKS.items():
         hook(*[object()] * ARITIES[name])

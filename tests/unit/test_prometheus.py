@@ -215,7 +215,8 @@ def test_without_prometheus_client_the_way_out_is_told() -> None:
         "import sys\n"
         "class Hide:\n"
         "    def find_spec(self, name, *more):\n"
-        "        if name == 'prometheus_client': raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
+        "        if name == 'prometheus_client': raise ModuleNotFoundError(f'No module named "
+        "{name!r}', name=name)\n"
         "sys.meta_path.insert(0, Hide())\n"
         "import gunicorn_grace.shared.metrics\n"
         "import gunicorn_grace.prometheus\n"
@@ -226,7 +227,8 @@ def test_without_prometheus_client_the_way_out_is_told() -> None:
     )
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].endswith(
-        "gunicorn_grace.prometheus needs prometheus_client: pip install 'gunicorn-grace[prometheus]'"
+        "gunicorn_grace.prometheus needs prometheus_client: pip install "
+        "'gunicorn-grace[prometheus]'"
     )
 
 

@@ -156,7 +156,10 @@ def test_a_callback_that_fails_is_logged_and_the_next_one_runs(kind: str, start:
             output
         )
     assert output.count("Traceback") == 3
-    overran = r"callback hangs \(\S*application_service\.py:\d+\) overran its timeout of 0\.2 s; the worker no longer waits for it"
+    overran = (
+        r"callback hangs \(\S*application_service\.py:\d+\) overran its timeout of 0\.2 s; "
+        r"the worker no longer waits for it"
+    )
     assert len(re.findall(overran, output)) == 1, output
     assert server.get("/").status == 200
     assert server.worker_pids() == [pid]
@@ -173,7 +176,8 @@ def test_a_callback_does_not_hold_the_exit_beyond_the_deadline(kind: str, start:
     server = start("drain:never:wait", kind=kind, settings=CUT)
     server.terminate()
     server.wait_line(
-        r"left 1 s before the end of the drain: 0 holds and 1 callbacks: on_drain callback never \(",
+        r"left 1 s before the end of the drain: 0 holds and 1 callbacks: on_drain callback never "
+        r"\(",
         PATIENCE,
     )
     server.assert_gone()
@@ -273,8 +277,8 @@ def test_ctrl_c_waits_for_nothing(number: signal.Signals, kind: str, start: Serv
     assert "last in" not in server.output
     assert "work is done" not in server.output
     assert (
-        "left when the worker was interrupted, and cut off: 1 holds and 0 callbacks: hold 'work' for"
-        in server.output
+        "left when the worker was interrupted, and cut off: 1 holds and 0 callbacks: hold 'work' "
+        "for" in server.output
     )
 
 

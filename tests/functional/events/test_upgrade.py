@@ -32,7 +32,8 @@ def test_a_successor_that_cannot_be_executed_changes_nothing(serve: Serve, tmp_p
     instance is ready as before, and a SIGTERM has a delay and an end."""
     config = tmp_path / "gunicorn.conf.py"
     config.write_text(
-        "from gunicorn_grace.conf import *\ndef pre_exec(server):\n    raise RuntimeError('no such thing')\n"
+        "from gunicorn_grace.conf import *\ndef pre_exec(server):\n    raise RuntimeError('no "
+        "such thing')\n"
     )
     server = serve(kind="gthread", config=("-c", str(config)), settings=SHORT)
     before = set(server.wait_booted(workers_of("gthread")))

@@ -62,8 +62,10 @@ def assert_shuts_down_as_ever(server: Server, client: Client) -> None:
 
 
 OUTPUT = {
-    "reader is gone": "end, pipe = os.pipe(); os.close(end); os.dup2(pipe, 1); os.dup2(pipe, 2); os.close(pipe)",
-    "full": "full = os.open('/dev/full', os.O_WRONLY); os.dup2(full, 1); os.dup2(full, 2); os.close(full)",
+    "reader is gone": "end, pipe = os.pipe(); os.close(end); os.dup2(pipe, 1); os.dup2(pipe, 2); "
+    "os.close(pipe)",
+    "full": "full = os.open('/dev/full', os.O_WRONLY); os.dup2(full, 1); os.dup2(full, 2); "
+    "os.close(full)",
     "closed": "os.close(1); os.close(2)",
 }
 
@@ -140,7 +142,8 @@ def mounting(path: Path, commands: str) -> str:
     shell = f'{commands} && exec "$0" "$@"'
     return interpreter(
         path,
-        f"os.execvp('unshare', ['unshare', '--mount', 'sh', '-c', {shell!r}, python, *sys.argv[1:]])",
+        f"os.execvp('unshare', ['unshare', '--mount', 'sh', '-c', {shell!r}, python, "
+        f"*sys.argv[1:]])",
     )
 
 

@@ -41,7 +41,10 @@ def test_a_storm_of_forged_triggers_harms_nothing(kind: str, serve: Serve) -> No
     problems: list[str] = []
     served = 0
     host, port = server.address
-    forgery = f"GET /readyz?down=true HTTP/1.1\r\nHost: {host}\r\nX-Forwarded-For: 127.0.0.1\r\nConnection: close\r\n\r\n"
+    forgery = (
+        f"GET /readyz?down=true HTTP/1.1\r\nHost: {host}\r\nX-Forwarded-For: 127.0.0.1\r\n"
+        f"Connection: close\r\n\r\n"
+    )
 
     def storm() -> None:
         due = time.monotonic()

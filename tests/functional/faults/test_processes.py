@@ -110,7 +110,8 @@ def test_a_worker_that_asked_before_a_failure_of_ours_is_answered(
     last one."""
     flag = tmp_path / "flag"
     (tmp_path / "conf.py").write_text(
-        "import os\nfrom gunicorn_grace.arbiter.roster import Roster\nasked = Roster.asked_to_leave\n"
+        "import os\nfrom gunicorn_grace.arbiter.roster import Roster\nasked = "
+        "Roster.asked_to_leave\n"
         "def broken(self, now, patience):\n"
         f"    if os.path.exists({str(flag)!r}):\n        raise RuntimeError('broken on purpose')\n"
         "    return asked(self, now, patience)\n"

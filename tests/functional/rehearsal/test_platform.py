@@ -174,7 +174,8 @@ def test_one_that_does_not_become_ready_is_told_with_its_probe(
     with pytest.raises(RehearsalError) as caught:
         pod.wait_ready(0.0)
     assert caught.value.line == (
-        "pod 0 was not ready within 0 s: the probe GET /ready (every 0.1 s, answered within 1 s) did not pass"
+        "pod 0 was not ready within 0 s: the probe GET /ready (every 0.1 s, answered within 1 s) "
+        "did not pass"
     )
     assert "Listening at" in str(caught.value)
 
@@ -434,7 +435,10 @@ def test_the_command_takes_its_platform_from_a_manifest(folder: Path) -> None:
 )
 def test_what_cannot_be_played_is_one_line(folder: Path, args: list[str], said: str) -> None:
     """Exit code 2, the last line says what is wrong, no traceback."""
-    container = "kind: Deployment\nmetadata: {name: a}\nspec: {%s template: {spec: {containers: [{name: c%s}]}}}\n"
+    container = (
+        "kind: Deployment\nmetadata: {name: a}\nspec: {%s template: {spec: {containers: "
+        "[{name: c%s}]}}}\n"
+    )
     (folder / "bare.yaml").write_text(container % ("", ""))
     (folder / "tcp.yaml").write_text(container % ("", ", readinessProbe: {tcpSocket: {port: 80}}"))
     ready = ", readinessProbe: {httpGet: {port: 80}}"

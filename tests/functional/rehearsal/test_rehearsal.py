@@ -140,7 +140,8 @@ def test_of_the_users_file_all_but_the_plugin_stays(folder: Path) -> None:
     is used."""
     file = folder / "gunicorn.conf.py"
     for lines in (
-        "import gunicorn_grace\nworkers = 3\nproc_name = 'mine'\ngunicorn_grace.install(globals())\n",
+        "import gunicorn_grace\nworkers = 3\nproc_name = 'mine'\n"
+        "gunicorn_grace.install(globals())\n",
         "from gunicorn_grace.conf import *\nworkers = 3\ngrace_shutdown_delay = 4\n",
         "from gunicorn_grace import install\nworkers = 3\ninstall(globals())\n",
     ):
@@ -210,7 +211,10 @@ def test_a_daemon_does_not_escape(folder: Path) -> None:
 def test_a_prefix_that_changes_the_session_does_not_escape(folder: Path) -> None:
     """Behind a command such as dumb-init, the arbiter is found by its log line and ended with the
     rest."""
-    init = "import os, signal, subprocess, sys; sys.exit(subprocess.call(sys.argv[1:], start_new_session=True))"
+    init = (
+        "import os, signal, subprocess, sys; sys.exit(subprocess.call(sys.argv[1:], "
+        "start_new_session=True))"
+    )
     with Instance(
         "app:app", cwd=folder, executable_prefix=[sys.executable, "-c", init]
     ) as instance:

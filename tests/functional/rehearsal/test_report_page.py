@@ -159,7 +159,8 @@ def examine(
     )
     (folder / "inner.html").write_text(inner, encoding="utf-8")
     outer = (
-        "<script>onmessage = event => { document.title = event.data; };</script><body style='margin:0'>"
+        "<script>onmessage = event => { document.title = event.data; };</script><body "
+        "style='margin:0'>"
         f"<iframe src='inner.html' style='width:{width}px;height:1500px;border:0'></iframe>"
     )
     (folder / "outer.html").write_text(outer, encoding="utf-8")

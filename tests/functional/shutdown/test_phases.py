@@ -384,7 +384,8 @@ def test_a_late_request_names_its_source_once(kind: str, serve: Serve, connect: 
     assert client.get("/look?secret=1", headers=headers).status == 200
     line = server.wait_line("late_request")
     assert re.search(
-        r"late_request \d+\.\d s after T0, past 80 % of grace_shutdown_delay 1 s: GET /look from 127\.0\.0\.1 port \d+ "
+        r"late_request \d+\.\d s after T0, past 80 % of grace_shutdown_delay 1 s: GET /look from "
+        r"127\.0\.0\.1 port \d+ "
         r"\(X-FORWARDED-FOR '192\.0\.2\.7', USER-AGENT 'slow-router/1'\)",
         line,
     ), line

@@ -216,8 +216,10 @@ def test_the_platform_does_not_wait(serve: Serve, connect: Connect, report: Path
 def test_a_failure_of_ours(serve: Serve, report: Path, tmp_path: Path) -> None:
     """The plugin's part in the loop has failed, and gunicorn goes on alone: the report says so."""
     (tmp_path / "conf.py").write_text(
-        "from gunicorn_grace.arbiter.listeners import Listeners\nimport gunicorn_grace\ngunicorn_grace.install(globals())\n"
-        "def broken(self, *args): raise RuntimeError('broken on purpose')\nListeners.seal = broken\n"
+        "from gunicorn_grace.arbiter.listeners import Listeners\nimport gunicorn_grace\n"
+        "gunicorn_grace.install(globals())\n"
+        "def broken(self, *args): raise RuntimeError('broken on purpose')\nListeners.seal = "
+        "broken\n"
     )
     server = serve(config=("-c", "conf.py"), args=("-w", "1"), settings={**SHORT, "report": report})
     server.terminate()

@@ -297,7 +297,8 @@ def test_an_asgi_application_that_is_not_wrapped(asgi: str, serve: Serve, connec
     server = serve(UNWRAPPED, args=("-k", asgi, "-w", "2"), settings=HOLD)
     before = wait_serving(server, 2)
     server.wait_line(
-        f"the worker class {asgi} runs ASGI applications, and this one is not wrapped: .*; wrap it: from"
+        f"the worker class {asgi} runs ASGI applications, and this one is not wrapped: .*; wrap "
+        f"it: from"
     )
     works = (
         "extension and quiet work, probes"
@@ -337,7 +338,8 @@ def test_an_application_of_tornados_own(serve: Serve, connect: Connect) -> None:
     server = serve("tornado_service:app", args=("-k", "tornado", "-w", "2"), settings=SHORT)
     server.wait_booted(2)
     server.wait_line(
-        "requests of an application of tornado's own cannot be counted: the delay, .* work; probes, .* do"
+        "requests of an application of tornado's own cannot be counted: the delay, .* work; "
+        "probes, .* do"
     )
     assert len(grace_warnings(server)) == 1
     assert server.get("/").body == b"hello\n"

@@ -114,8 +114,10 @@ def compare(
     plain_us, grace_us = (statistics.median(found[name]) for name in ("plain", "grace"))
     error = statistics.stdev(ratios) / boots**0.5
     print(
-        f"{what}: medians of {boots} boots plain {plain_us:.1f} us, grace {grace_us:.1f} us; ratio: median "
-        f"{statistics.median(ratios):.3f}, mean {statistics.mean(ratios):.3f} with a standard error of {error:.3f}",
+        f"{what}: medians of {boots} boots plain {plain_us:.1f} us, grace {grace_us:.1f} us; "
+        f"ratio: median "
+        f"{statistics.median(ratios):.3f}, mean {statistics.mean(ratios):.3f} with a standard "
+        f"error of {error:.3f}",
         flush=True,
     )
 
@@ -150,7 +152,8 @@ def instructions_a_request(few: int, many: int) -> None:
             found.append((counts[1] - counts[0]) / (many - few))
         plain, grace = found
         print(
-            f"instructions a request, {what}: plain {plain:.0f}, grace {grace:.0f}, ratio {grace / plain:.4f}",
+            f"instructions a request, {what}: plain {plain:.0f}, grace {grace:.0f}, ratio "
+            f"{grace / plain:.4f}",
             flush=True,
         )
 
@@ -221,7 +224,8 @@ def cpu_a_probe(calls: int, runs: int) -> None:
                 b"".join(overlay(dict(environ), lambda status, headers: None))
             found.append((time.process_time_ns() - began) / calls / 1000)
         print(
-            f"readiness by the overlay, 2 checks, {name}: median {statistics.median(found[1:]):.1f} us of CPU"
+            f"readiness by the overlay, 2 checks, {name}: median "
+            f"{statistics.median(found[1:]):.1f} us of CPU"
         )
     memory.close()
 
@@ -279,7 +283,8 @@ def flip(runs: int) -> None:
             for client in clients.values():
                 client.close()
     print(
-        f"readiness flip, last of 16 workers: median {statistics.median(found):.1f} ms, worst {max(found):.1f} ms"
+        f"readiness flip, last of 16 workers: median {statistics.median(found):.1f} ms, worst "
+        f"{max(found):.1f} ms"
     )
 
 
@@ -369,9 +374,12 @@ def load(rate: float, seconds: int) -> None:
             tally = generator.stop()
     found = tally.summary()
     print(
-        f"load of {rate:g} requests/s for {seconds} s: {found['rate_achieved']:.1f}/s achieved with {used:.0%} of a "
-        f"core, late by {1000 * found['lag_p99']:.1f} ms at 99 %, {1000 * found['lag_max']:.1f} ms at the most, "
-        f"{tally.skipped} not started, {tally.lost} lost; {tally.fell_behind() or 'the run can be trusted'}"
+        f"load of {rate:g} requests/s for {seconds} s: {found['rate_achieved']:.1f}/s achieved "
+        f"with {used:.0%} of a "
+        f"core, late by {1000 * found['lag_p99']:.1f} ms at 99 %, {1000 * found['lag_max']:.1f} "
+        f"ms at the most, "
+        f"{tally.skipped} not started, {tally.lost} lost; "
+        f"{tally.fell_behind() or 'the run can be trusted'}"
     )
 
 

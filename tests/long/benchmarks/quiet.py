@@ -2,9 +2,9 @@
 
 A miss: LAME_DUCK ends as "quiet", and a request of the share that is still routed would have come
 later. The judge is
-:func:`gunicorn_grace.arbiter.lifecycle.decide` itself, asked as the arbiter asks it, every 100 ms from a
-random moment on, with the rate and the longest silence as they would have been measured before T0.
-Only the traffic is made up.
+:func:`gunicorn_grace.arbiter.lifecycle.decide` itself, asked as the arbiter asks it, every 100 ms
+from a random moment on, with the rate and the longest silence as they would have been measured
+before T0. Only the traffic is made up.
 
 A million trials of thousands of arrivals each are too many for Python, and nearly all of them hold
 no silence worth asking about. So only the long silences are drawn, exactly. Time is cut into blocks
@@ -276,7 +276,8 @@ def show(trials: int, seed: int) -> bool:
         to be drawn.
     """
     print(
-        f"quiet test: share {SETTINGS.quiet_share:g}, delay {SETTINGS.shutdown_delay:g} s, seed {seed}; "
+        f"quiet test: share {SETTINGS.quiet_share:g}, delay {SETTINGS.shutdown_delay:g} s, seed "
+        f"{seed}; "
         "a request that is still to come is missed in\n\n"
         f"{'traffic':38}{'silence':>9}{'trials':>10}{'misses':>8}{'95 % bound':>12}{'by the rate alone':>19}"
     )
@@ -292,6 +293,7 @@ def show(trials: int, seed: int) -> bool:
             flush=True,
         )
     print(
-        f"\nthe modelled ones {'keep' if kept else 'DO NOT KEEP'} the limit of {LIMIT:g}, at 95 % confidence"
+        f"\nthe modelled ones {'keep' if kept else 'DO NOT KEEP'} the limit of {LIMIT:g}, at 95 % "
+        f"confidence"
     )
     return kept

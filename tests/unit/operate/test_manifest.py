@@ -130,7 +130,8 @@ def test_several_documents_and_kinds_are_read() -> None:
 def test_a_list_object_is_looked_into() -> None:
     """``kubectl get -o yaml`` puts objects into one."""
     items = "kind: List\nitems:\n" + textwrap.indent(
-        "- kind: Deployment\n  metadata: {name: a}\n  spec: {template: {spec: {containers: [{name: c}]}}}\n",
+        "- kind: Deployment\n  metadata: {name: a}\n  spec: {template: {spec: {containers: "
+        "[{name: c}]}}}\n",
         "  ",
     )
     assert [workload.name for workload in read(items, "list.yaml")] == ["a"]
@@ -152,7 +153,10 @@ def test_the_workload_is_named_or_the_only_one() -> None:
 
 
 def deployment(container: str) -> str:
-    return f"kind: Deployment\nmetadata: {{name: a}}\nspec: {{template: {{spec: {{containers: [{container}]}}}}}}\n"
+    return (
+        f"kind: Deployment\nmetadata: {{name: a}}\nspec: {{template: {{spec: {{containers: "
+        f"[{container}]}}}}}}\n"
+    )
 
 
 @pytest.mark.parametrize(

@@ -397,7 +397,8 @@ def test_whatever_is_asked_is_answered_and_nothing_of_it_comes_back(
     """No query, header or name raises; the status is one of three; the body holds words of ours
     alone."""
     said = (
-        "ok failed excluded reason withheld warn not by that name no such check given as exclude or the plugin's own "
+        "ok failed excluded reason withheld warn not by that name no such check given as exclude "
+        "or the plugin's own "
         "booted shutdown cache database"
     )
     for single in (None, check):

@@ -292,7 +292,8 @@ def test_a_fork_inherits_registrations_and_nothing_else() -> None:
         "with registry._of[Kind.READINESS][0]._lock, registry._of[Kind.READINESS][1]._lock:\n"
         "    child = os.fork()\n"
         "    if not child:\n"
-        "        try: passed = registry.run(Kind.READINESS) == [Outcome('kept', True), Outcome('held', True)]\n"
+        "        try: passed = registry.run(Kind.READINESS) == [Outcome('kept', True), "
+        "Outcome('held', True)]\n"
         "        finally: os._exit(0 if passed and ran == [parent, os.getpid()] else 1)\n"
         "assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0\n"
         "let_go.set()\n"
@@ -411,7 +412,8 @@ class AsyncCallable:
         ({"name": print}, 'is not a string: write @gunicorn_grace.check("database")'),
         (
             {"name": "shutdown"},
-            "'shutdown' is one of the plugin's own (booted, heartbeat, shutdown): choose another name",
+            "'shutdown' is one of the plugin's own (booted, heartbeat, shutdown): choose another "
+            "name",
         ),
         ({"name": "booted"}, "is one of the plugin's own"),
         ({"function": None}, "check c: None cannot be called: give a function without parameters"),
@@ -423,11 +425,13 @@ class AsyncCallable:
         ({"function": AsyncCallable()}, "is a coroutine function"),
         (
             {"kind": "ready"},
-            "check c: kind 'ready' is not one of 'liveness', 'readiness', 'startup': give one of them",
+            "check c: kind 'ready' is not one of 'liveness', 'readiness', 'startup': give one of "
+            "them",
         ),
         (
             {"timeout": 0},
-            "check c: timeout 0 s is not more than 0 s and at most 3600 s: give less than the probe's own timeout, 1 s by default",
+            "check c: timeout 0 s is not more than 0 s and at most 3600 s: give less than the "
+            "probe's own timeout, 1 s by default",
         ),
         ({"timeout": 3601}, "check c: timeout 3601 s is not more than 0 s and at most 3600 s"),
         ({"timeout": "1"}, "check c: timeout '1' is not a number: give seconds, such as 1.0"),

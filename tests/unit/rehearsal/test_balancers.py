@@ -151,12 +151,14 @@ def test_without_a_balancer_the_table_is_the_way() -> None:
     ("line", "more"),
     [
         (
-            "[ALERT]    (7) : config : parsing [/x/haproxy.cfg:7] : unexpected character '-' in 'timeout connect'",
+            "[ALERT]    (7) : config : parsing [/x/haproxy.cfg:7] : unexpected character '-' in "
+            "'timeout connect'",
             "[ALERT]    (7) : config : Fatal errors found in configuration.",
         ),
         ("2026/11/25 10:12:39 [warn] 7#7: x\nnginx: [emerg] invalid value in /x/nginx.conf:9", ""),
         (
-            "[2026-11-25 10:12:14.090][7][critical][main] [source/server/server.cc:429] error: no such field",
+            "[2026-11-25 10:12:14.090][7][critical][main] [source/server/server.cc:429] error: no "
+            "such field",
             "x",
         ),
     ],

@@ -45,7 +45,8 @@ def test_a_contender_that_does_not_exist_is_refused(name: str) -> None:
     [
         (
             ["-b", ":8000"],
-            "--bind cannot be given to the gunicorn of a rehearsal: each instance listens on its own free port",
+            "--bind cannot be given to the gunicorn of a rehearsal: each instance listens on its "
+            "own free port",
         ),
         (["--bin", ":8000"], "--bind cannot"),
         (["--pid", "x"], "--pid cannot"),

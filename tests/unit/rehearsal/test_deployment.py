@@ -30,10 +30,12 @@ def test_everything_is_taken_over() -> None:
     reads."""
     found = played(
         workload(
-            READY
-            + ", ports: [{containerPort: 80}], livenessProbe: {httpGet: {path: /l, port: 80, httpHeaders: "
-            "[{name: Host, value: me}]}, initialDelaySeconds: 3}, lifecycle: {preStop: {sleep: {seconds: 15}}}, env: "
-            "[{name: GRACE_SHUTDOWN_DELAY, value: '4'}, {name: WEB_CONCURRENCY, value: '2'}, {name: DB, value: x}]",
+            READY + ", ports: [{containerPort: 80}], livenessProbe: {httpGet: {path: /l, port: 80, "
+            "httpHeaders: "
+            "[{name: Host, value: me}]}, initialDelaySeconds: 3}, lifecycle: {preStop: {sleep: "
+            "{seconds: 15}}}, env: "
+            "[{name: GRACE_SHUTDOWN_DELAY, value: '4'}, {name: WEB_CONCURRENCY, value: '2'}, "
+            "{name: DB, value: x}]",
             "replicas: 4, minReadySeconds: 2, strategy: {rollingUpdate: {maxSurge: 2}}, ",
         ),
         rolled_out=True,
@@ -103,7 +105,8 @@ def test_what_cannot_be_shared_or_sent_is_said() -> None:
     with its line."""
     notes = played(
         workload(
-            "command: [gunicorn, '-b', '0.0.0.0:80'], readinessProbe: {httpGet: {port: 9000, scheme: HTTPS}}, "
+            "command: [gunicorn, '-b', '0.0.0.0:80'], readinessProbe: {httpGet: {port: 9000, "
+            "scheme: HTTPS}}, "
             "livenessProbe: {exec: {command: [a]}}, env: [{name: GRACE_PROBE_BIND, value: ':9000'}]"
         ),
         rolled_out=False,

@@ -194,7 +194,10 @@ def test_of_thousands_of_losses_the_first_are_listed() -> None:
     assert len(shown.html) < 2_000_000
 
 
-INJECTED = "</title></svg><script>alert(1)</script><img src=//evil.example onerror=alert(1)> \"' {{ 7 * 7 }}"
+INJECTED = (
+    "</title></svg><script>alert(1)</script><img src=//evil.example onerror=alert(1)> \"' "
+    "{{ 7 * 7 }}"
+)
 
 
 def test_nothing_that_others_wrote_becomes_markup() -> None:

@@ -231,7 +231,8 @@ def test_a_slot_given_anew_shows_nothing_of_the_former(shared: Memory) -> None:
 
 
 def test_a_board_has_room_for_so_many(shared: Memory) -> None:
-    """Beyond that, and for a name that is too long, ``add`` says no; without a probe port there is no board."""
+    """Beyond that, and for a name that is too long, ``add`` says no; without a probe port there is
+    no board."""
     shared.claim(1, 1)
     long = "n" * NAME_BYTES
     board = board_of(shared, 1)
@@ -450,7 +451,8 @@ def test_off_makes_the_trigger_a_probe(shared: Memory) -> None:
 def test_a_request_is_read() -> None:
     """Method, decoded path, query, and headers as WSGI names them; the same twice are one."""
     got = parse(
-        b"\r\nGET /re%61dyz?a=b&c HTTP/1.1\r\nHost: x\r\nX-Grace-Token: 1\r\nx-grace-token: 2\r\n\r\n"
+        b"\r\nGET /re%61dyz?a=b&c HTTP/1.1\r\nHost: x\r\nX-Grace-Token: 1\r\nx-grace-token: 2\r\n"
+        b"\r\n"
     )
     assert isinstance(got, ProbeRequest)
     assert got[:3] == ("GET", "/readyz", "a=b&c")

@@ -36,9 +36,12 @@ PATIENCE = 30
 
 
 def run(code: str, *args: object) -> subprocess.Popen[str]:
-    """A process that shares nothing with this one but what it opens: with ``layout``, ``shm``, ``S`` and its
-    arguments at hand."""
-    prelude = "import os, sys\nfrom gunicorn_grace.shared import cells as layout, memory as shm\nfrom gunicorn_grace.shared.memory import Memory as S\n"
+    """A process that shares nothing with this one but what it opens: with ``layout``, ``shm``,
+    ``S`` and its arguments at hand."""
+    prelude = (
+        "import os, sys\nfrom gunicorn_grace.shared import cells as layout, memory as shm\n"
+        "from gunicorn_grace.shared.memory import Memory as S\n"
+    )
     return subprocess.Popen(
         [sys.executable, "-W", "error", "-c", prelude + code, *map(str, args)],
         cwd=ROOT,
@@ -181,7 +184,8 @@ def test_no_read_is_torn(memory: Memory) -> None:
     memory.cells[cell] = min(patterns)
     seen: set[int] = set()
     with run(
-        "s = S.open(sys.argv[1]); a, b, cell, stop = map(int, sys.argv[2:]); c = s.cells; print('go', flush=True)\n"
+        "s = S.open(sys.argv[1]); a, b, cell, stop = map(int, sys.argv[2:]); c = s.cells; "
+        "print('go', flush=True)\n"
         "for _ in range(50_000_000):\n"
         "    c[cell] = a; c[cell] = b\n"
         "    if c[stop]: break\n",
@@ -321,8 +325,10 @@ def test_no_sum_goes_back_while_workers_come_and_go(memory: Memory) -> None:
         "s = S.open(sys.argv[1]); last = looks = 0\n"
         "print('ready', flush=True)\n"
         "while not s.header.failed:\n"
-        "    low = s.header.drain; now = s.total_ever(layout.Record.requests); high = s.header.delay\n"
-        "    assert last <= now and low <= now <= high, (last, low, now, high); last = now; looks += 1\n"
+        "    low = s.header.drain; now = s.total_ever(layout.Record.requests); high = "
+        "s.header.delay\n"
+        "    assert last <= now and low <= now <= high, (last, low, now, high); last = now; looks "
+        "+= 1\n"
         "print(looks, last)",
         path(memory),
     )

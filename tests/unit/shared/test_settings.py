@@ -461,7 +461,8 @@ def test_a_loaded_configuration_is_checked() -> None:
             (
                 True,
                 "grace_shutdown_delay 20 + graceful_timeout 30 + grace_exit_margin 2 = 52 s > "
-                "grace_termination_period 30 s: draining will be cut to 8 s; lower the delay or raise "
+                "grace_termination_period 30 s: draining will be cut to 8 s; lower the delay or "
+                "raise "
                 "terminationGracePeriodSeconds and grace_termination_period to 52",
             ),
         ),
@@ -491,7 +492,8 @@ def test_a_loaded_configuration_is_checked() -> None:
             (
                 True,
                 "grace_shutdown_delay 20.5 + graceful_timeout 30 + grace_exit_margin 2 = 52.5 s > "
-                "grace_termination_period 30 s: draining will be cut to 7.5 s; lower the delay or raise "
+                "grace_termination_period 30 s: draining will be cut to 7.5 s; lower the delay or "
+                "raise "
                 "terminationGracePeriodSeconds and grace_termination_period to 53",
             ),
         ),
