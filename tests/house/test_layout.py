@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from typing import NamedTuple, TypeGuard
 import pytest
 
 import gunicorn_grace
+from support.paths import DOCS
 
 pytestmark = pytest.mark.once
 
@@ -149,6 +151,13 @@ def test_nothing_imports_the_users_names() -> None:
     for module, found in OURS.items():
         if module not in USERS_NAMES:
             assert not found & USERS_NAMES, module
+
+
+def test_the_docs_name_every_room() -> None:
+    """A reader finds each folder, and the process in which its files run."""
+    page = (DOCS / "how-it-works.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| .+ \|$", page.partition("## Where the code is")[2], re.M)
+    assert set(rows) == {room(module) for module in FILES} - {""}
 
 
 def test_there_is_no_cycle() -> None:
