@@ -93,7 +93,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 @pytest.fixture(autouse=True)
 def _outside_gunicorn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """This process is no part of an instance, has no checks, and no setting comes from its
+    """This process is not part of an instance, has no checks, and no setting comes from its
     environment."""
     for name in [name for name in os.environ if name.startswith(("GRACE_", "GUNICORN_"))]:
         monkeypatch.delenv(name)

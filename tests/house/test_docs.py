@@ -144,14 +144,14 @@ TIMES = (
         "without a byte, a connection in the middle of a request counts as idle",
     ),
     (unfinished.DUMP_BEFORE, "before the drain limit, workers log what they are still doing"),
-    (asker.MAX_AGE, "and older, a process is no preStop hook"),
+    (asker.MAX_AGE, "and older, a process is not a preStop hook"),
     (trigger.LOOKUP_INTERVAL, "between two look-ups of a trigger, in one worker"),
     (trigger.REFUSAL_LOG_INTERVAL, "between two log lines about refused triggers, in one worker"),
 )
 
 
 def times() -> str:
-    """The times that are no settings."""
+    """The times that are not settings."""
     return table(("seconds", "what for"), ((f"{seconds:g}", what) for seconds, what in TIMES))
 
 
@@ -598,7 +598,7 @@ def test_every_cell_about_a_worker_class_names_a_test_that_exists() -> None:
         ).body
         if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
     }
-    # Those are about no cell: that nothing is said where all works, and what is no part of a
+    # Those are about no cell: that nothing is said where all works, and what is not part of a
     # shutdown.
     beside = {
         "test_nothing_is_said_where_all_works",

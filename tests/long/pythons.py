@@ -498,7 +498,7 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     options.python = list(dict.fromkeys(options.python or ["3.14", "3.15"]))
     for version in options.python:
         if not re.fullmatch(r"3\.\d+t?", version):
-            parser.error(f'--python: "{version}" is no version such as 3.15')
+            parser.error(f'--python: "{version}" is not a version such as 3.15')
     if options.limit <= 0:
         parser.error("--limit: must be more than 0")
     options.root = options.root.absolute()

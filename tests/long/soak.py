@@ -9,7 +9,7 @@ to for longer than it lasts; the others must not, and get requests until shortly
 that some are in flight, or in the accept queue, when draining begins. Before each deletion a new
 instance is up and routed to, as in a roll-out. The load is the rehearsal's: open loop, no retries.
 
-``--seed`` draws the same again. The machine's own timing is no part of that, so a loss that hangs
+``--seed`` draws the same again. The machine's own timing is not part of that, so a loss that hangs
 on it may need several runs.
 
 Exit code: 0 nothing was lost and every instance ended with 0 by itself; 1 otherwise; 2 it could not

@@ -1,5 +1,5 @@
-"""Callbacks, holds and streams that end, in a process that is no worker, or that holds the memory
-of one."""
+"""Callbacks, holds and streams that end, in a process that is not a worker, or that holds the
+memory of one."""
 
 from __future__ import annotations
 

@@ -164,7 +164,7 @@ def test_a_second_prestop_changes_nothing(start: Start, capsys: pytest.CaptureFi
 def test_prestop_before_the_first_worker_booted_does_not_wait(
     start: Start, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Nothing was ever ready, so nobody has to be told; it is no error."""
+    """Nothing was ever ready, so nobody has to be told; it is not an error."""
     instance = start(Phase.STARTING, delay_over=0)
     assert cli.main(["prestop"]) == 0
     assert capsys.readouterr().out == "nothing was ever ready: no delay\n"

@@ -204,8 +204,8 @@ def test_formats_and_checks(app: Flask, ours: WorkerProcess) -> None:
 
 
 def test_host_matching_does_not_hide_the_routes(add: Callable[[Flask], None]) -> None:
-    """kubelet asks by the pod's address, which is no host of the application's; other routes keep
-    their host."""
+    """kubelet asks by the pod's address, which is not a host of the application's; other routes
+    keep their host."""
     app = Flask("app", host_matching=True, static_host="example.com")
     app.add_url_rule("/mine", "mine", lambda: "theirs", host="example.com")
     add(app)

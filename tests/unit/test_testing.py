@@ -155,7 +155,7 @@ def test_a_hold_may_outlive_the_pretence() -> None:
 
 
 def test_callbacks_run_when_the_test_says_so(app: Flask) -> None:
-    """Those of the phase, in their order, once a shutdown, and where no application context is;
+    """Those of the phase, in their order, once per shutdown, and where no application context is;
     nothing runs by itself, and none while it serves."""
     calls: list[str] = []
     on_drain(lambda: calls.append(f"drain {has_app_context()}"))

@@ -138,7 +138,8 @@ def test_while_terminating_readiness_is_ours(ours: WorkerProcess, cell: int) -> 
 def test_while_terminating_the_other_probes_stay_theirs(
     ours: WorkerProcess, path: str, theirs: int
 ) -> None:
-    """Liveness says what it says: a shutdown is no reason to be killed, and none to be spared."""
+    """Liveness says what it says: a shutdown is not a reason to be killed, and none to be
+    spared."""
     begin_shutdown(ours)
     assert ask(overlay(App(f"{theirs} X"), ours), path)[0] == theirs
     assert ask(overlay(App("404 X"), ours), path)[:2] == (200, "ok\n")
@@ -286,7 +287,7 @@ def test_without_checks_the_overlay_adds_nothing_to_an_application_with_its_own(
     for path in ("/readyz?verbose", "/readyz?exclude=x", "/readyz/x", "/healthz/x"):
         assert ask(wrapped, path, headers={"Accept": "application/json"})[:2] == (200, "theirs")
     begin_shutdown(ours)
-    assert ask(wrapped, "/readyz/x")[:2] == (200, "theirs"), "a path that is no check of ours"
+    assert ask(wrapped, "/readyz/x")[:2] == (200, "theirs"), "a path that is not a check of ours"
     assert ask(wrapped, "/readyz?verbose")[0] == 503
 
 

@@ -343,7 +343,7 @@ def test_a_hold_keeps_its_worker_until_it_is_given_back(
 
 @pytest.mark.long(but="gthread")
 def test_a_hold_that_is_left_at_the_deadline_is_named(kind: str, start: Serve) -> None:
-    """The process is gone before it; the hold is no request that was cut off."""
+    """The process is gone before it; the hold is not a request that was cut off."""
     server = start(kind=kind, settings=CUT)
     server.wait_booted(workers_of(kind))
     assert server.get("/hold?name=work").status == 200
@@ -395,7 +395,7 @@ def test_a_reload_waits_for_a_hold_and_its_heart_beats(
     (switches / "work").touch()
     server.wait_for(lambda: pid not in server.worker_pids(), "the end of the old worker", PATIENCE)
     assert f"work is done in {pid}" in server.output
-    assert said(server, pid) == [], "a reload is no shutdown"
+    assert said(server, pid) == [], "a reload is not a shutdown"
     assert "WORKER TIMEOUT" not in server.output
 
 

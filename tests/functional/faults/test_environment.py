@@ -264,8 +264,8 @@ def test_a_damaged_memory_is_told_from_the_good_one_beside_it(content: str, serv
 @pytest.mark.long
 @pytest.mark.parametrize("content", DAMAGED)
 def test_a_damaged_memory_is_never_taken_for_the_only_one(content: str) -> None:
-    """Without --pid it is no instance: alone it gives one line and exit code 1, beside a good one
-    it is passed over."""
+    """Without --pid it is not an instance: alone it gives one line and exit code 1, beside a good
+    one it is passed over."""
     shell = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
     if (
         UNSHARE is None

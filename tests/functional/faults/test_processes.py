@@ -266,7 +266,7 @@ def test_a_killed_worker_is_replaced_and_costs_its_own_request_only(
     server.lead_to(Phase.LAME_DUCK)
     server.terminate()
     server.assert_gone()
-    # What is lost before T0 is none of the shutdown's.
+    # What is lost before T0 is not the shutdown's concern.
     assert f"{int(phase is Phase.LAME_DUCK)} cut off" in server.summary()
 
 

@@ -116,7 +116,7 @@ def test_a_worker_that_cannot_be_replaced_while_serving_halts_gunicorn_as_ever(
 
 @pytest.mark.long
 def test_workers_are_replaced_again_after_an_undrain(serve: Serve, tmp_path: Path) -> None:
-    """A fork that failed during an operator's drain is no reason to fork none once the instance
+    """A fork that failed during an operator's drain is not a reason to fork none once the instance
     serves again."""
     server, flag = start_irreplaceable("fork fails", serve, tmp_path)
     memory = server.memory

@@ -200,7 +200,7 @@ def test_not_ready_while_no_worker_is_left(serve: Serve, tmp_path: Path) -> None
 @pytest.mark.long
 def test_a_stale_heartbeat_is_not_ready(serve: Serve) -> None:
     """No worker has told gunicorn for longer than ``timeout`` that it lives: 503. That the arbiter
-    is stopped is none of a router's business as long as workers serve."""
+    is stopped does not concern a router as long as workers serve."""
     server = serve(args=("-k", "gthread", "-w", "1", "--timeout", "3"), settings=BIND)
     (worker,) = server.wait_booted(1)
     os.kill(server.arbiter_pid, signal.SIGSTOP)

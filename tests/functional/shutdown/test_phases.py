@@ -369,7 +369,7 @@ def test_the_phase_is_serving_again_after_an_undrain(serve: Serve) -> None:
 @pytest.mark.long(but="gthread")
 def test_a_late_request_names_its_source_once(kind: str, serve: Serve, connect: Connect) -> None:
     """Past 80 % of the delay a new request is logged with where it came from, without its query,
-    once an instance."""
+    once per instance."""
     server = serve(kind=kind, settings={"shutdown_delay": 1, "min_delay": 0})
     server.signal(signal.SIGTERM)
     server.wait_line("shutdown_initiated")

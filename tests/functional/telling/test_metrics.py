@@ -266,7 +266,7 @@ def test_statsd_gets_the_gauges(
 
 @pytest.mark.long
 def test_without_statsd_no_gauge_is_logged(serve: Serve) -> None:
-    """Not even at level debug: a gauge is no line of the log."""
+    """Not even at level debug: a gauge is not a line of the log."""
     server = serve(kind="sync", args=("--log-level", "debug"), settings=SHORT)
     server.terminate()
     server.assert_gone()
@@ -447,7 +447,7 @@ def test_systemd_is_told_nothing_final_of_a_trigger(manager: Manager, serve: Ser
 @pytest.mark.long
 @by_path
 def test_systemd_is_not_told_that_an_upgraded_server_stops(manager: Manager, serve: Serve) -> None:
-    """After SIGUSR2 the service goes on in the new arbiter: the old one's end is no end of the
+    """After SIGUSR2 the service goes on in the new arbiter: the old one's end is not an end of the
     service."""
     server = serve(kind="sync", env={"NOTIFY_SOCKET": manager.address}, settings=HOLD, script=True)
     count = int(WORKERS["sync"][-1])

@@ -100,7 +100,7 @@ def test_the_deadline_cuts(kind: str, serve: Serve, connect: Connect, report: Pa
 def test_a_worker_that_dies_in_the_delay_is_named(
     serve: Serve, connect: Connect, report: Path
 ) -> None:
-    """The one that was lost before T0 is not: it is none of the shutdown's."""
+    """The one that was lost before T0 is not: it is not the shutdown's concern."""
     server = serve(kind="sync", settings={**HOLD, "report": report})
     for phase in (Phase.SERVING, Phase.LAME_DUCK):
         server.wait_booted(4)

@@ -298,7 +298,7 @@ def test_decide(seen: Observation, settings: Settings, wanted: tuple[Phase, Reas
 def test_the_deadline_counts_from_where_the_platform_counts(
     origin: Origin, t0: float | None, sigterm: float | None, settings: Settings, wanted: float
 ) -> None:
-    """Kubernetes' period begins before preStop; an operator's drain is no part of it; a margin
+    """Kubernetes' period begins before preStop; an operator's drain is not part of it; a margin
     never reaches back."""
     assert deadline(origin, t0, sigterm, settings) == wanted
 

@@ -114,7 +114,7 @@ def test_a_report_replaces_the_one_before(before: str | None, after: str, tmp_pa
 
 
 def test_what_a_file_held_before_is_gone(tmp_path: Path) -> None:
-    """Also when it was no report of ours, and longer than one may be."""
+    """Also when it was not a report of ours, and longer than one may be."""
     path = tmp_path / "report.json"
     path.write_text("x" * 10_000)
     reporting.write(str(path), report(), last=True)

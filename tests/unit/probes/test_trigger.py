@@ -732,7 +732,7 @@ def test_a_proc_of_another_namespace_is_not_read() -> None:
 
 
 def verdict_of_nobody(environ: dict[str, Any], arbiter: int) -> Verdict:
-    """The verdict of a worker that gave up its privileges. It is no fork of the test, in which
+    """The verdict of a worker that gave up its privileges. It is not a fork of the test, in which
     threads of xdist run."""
     sock = environ["gunicorn.socket"]
     rest = {name: value for name, value in environ.items() if name != "gunicorn.socket"}

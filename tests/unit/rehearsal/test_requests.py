@@ -129,7 +129,7 @@ def test_too_great_weights_are_refused() -> None:
 
 
 def test_an_upload_goes_in_pieces() -> None:
-    """All of the body, in ten pieces at most; at once where it is no upload."""
+    """All of the body, in ten pieces at most; at once where it is not an upload."""
     slow = PlannedRequest("/", "PUT", bytes(range(95)), upload=1.0)
     assert len(list(slow.pieces())) == PIECES
     assert b"".join(slow.pieces()) == slow.body

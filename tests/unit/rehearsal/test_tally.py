@@ -120,8 +120,8 @@ def test_a_record_knows_when_it_ended() -> None:
 
 
 def test_a_generator_that_kept_its_schedule_is_trusted() -> None:
-    """One late request of a hundred is no reason; two are, and the sentence holds both numbers and
-    the way out."""
+    """One late request of a hundred is not a reason; two are, and the sentence holds both numbers
+    and the way out."""
     good = Tally(lags=[0.001] * 99 + [0.5], rate=100.0)
     assert good.fell_behind() == ""
     bad = Tally(lags=[0.001] * 98 + [0.5] * 2, rate=100.0)

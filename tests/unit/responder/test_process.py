@@ -397,7 +397,8 @@ def test_one_check_too_many_is_told_once(shared: Memory) -> None:
 
 
 def test_paths_and_methods(shared: Memory) -> None:
-    """404 for what is no probe, 405 with Allow for what does not read; nothing sent comes back."""
+    """404 for what is not a probe, 405 with Allow for what does not read; nothing sent comes
+    back."""
     asked = Asked(shared, readiness_path="/ok")
     boot(shared, 0)
     assert [asked(path).status for path in ("/", "/readyz", "/ok/", "//ok", "/OK", "*")] == [

@@ -282,7 +282,8 @@ def test_the_token_is_never_shown(config: Config) -> None:
 
 
 def test_the_token_can_come_from_a_file(config: Config, tmp_path: Path) -> None:
-    """Mounted secrets end with a newline, which is no part of them; an empty one is no token."""
+    """Mounted secrets end with a newline, which is not part of them; an empty one is not a
+    token."""
     file = tmp_path / "token"
     file.write_text("s3cret\n")
     config.set("grace_trigger_token", f"file:{file}")
@@ -320,7 +321,8 @@ def test_an_unknown_name_suggests_the_nearest(
 
 
 def test_names_that_are_not_ours_are_gunicorns_business(config: Config) -> None:
-    """A helper in somebody's file is skipped as ever, and asking with ``hasattr`` is no error."""
+    """A helper in somebody's file is skipped as ever, and asking with ``hasattr`` is not an
+    error."""
     assert "my_helper" not in config.settings
     assert "workers" in config.settings
     assert not hasattr(config, "grace_nothing")

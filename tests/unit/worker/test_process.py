@@ -158,7 +158,7 @@ def test_a_shed_request_is_still_what_it_was(ours: WorkerProcess) -> None:
 
 
 class Foreign(SimpleNamespace):
-    """A request that is none of gunicorn's own."""
+    """A request that gunicorn did not make."""
 
     __hash__ = object.__hash__
 
@@ -316,7 +316,7 @@ def test_an_access_of_the_users_own_is_not_called_for_probes_that_succeed(
     resp: Any, req: Any, environ: Any, quiet: bool
 ) -> None:
     """It may write anywhere. What it is given is what each worker class has; a path that the
-    application rewrote in the environ is none of ours."""
+    application rewrote in the environ is not ours."""
     seen = []
 
     class Mine:
