@@ -126,8 +126,9 @@ class Observer:
 
     def _clear_garbage(self) -> None:
         header = self._memory.header
-        if header.trigger <= self._progress.consumed or self.trigger()[1]:
-            return
+        found = header.trigger
+        if found <= self._progress.consumed or self.trigger()[1] or header.trigger != found:
+            return  # Nothing, or a trigger that has just come.
         header.trigger = 0
         if not self._told_of_garbage:
             self._told_of_garbage = True

@@ -9,16 +9,22 @@ instance out.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 import stat
 import sys
+import time
 from collections.abc import Iterator
 from typing import Any
 
 from ..shared.settings import address_of
 
 BACKLOG = 128
+
+BIND_FOR = 3.0
+"""Seconds in which an address that is taken is tried again. The responder of an arbiter that got
+SIGKILL keeps it for up to a second, until it sees that its arbiter is gone."""
 
 HANDED_OVER = "GUNICORN_GRACE_PROBE_FD"
 """In the environment of an arbiter that another one has executed (SIGUSR2): the descriptor of the
@@ -70,19 +76,25 @@ class ProbeListener:
         handed_over = self._handed_over(address)
         if handed_over is not None:
             return handed_over, True
-        try:
-            if address in self._arbiter.cfg.address and address[1] != 0:
-                raise OSError(0, "gunicorn itself binds it")
-            made = self._listen_unix(address) if isinstance(address, str) else _listen_tcp(*address)
-        except OSError as error:
-            why = error.strerror or str(error)
-            self._arbiter.log.error(
-                "gunicorn-grace: grace_probe_bind = %r cannot be bound: %s: give a free one",
-                self._bind,
-                why,
-            )
-            sys.exit(1)
-        return made, False
+        until = time.monotonic() + BIND_FOR
+        while True:
+            try:
+                if address in self._arbiter.cfg.address and address[1] != 0:
+                    raise OSError(0, "gunicorn itself binds it")
+                if isinstance(address, str):
+                    return self._listen_unix(address), False
+                return _listen_tcp(*address), False
+            except OSError as error:
+                if error.errno == errno.EADDRINUSE and time.monotonic() < until:
+                    time.sleep(0.1)
+                    continue
+                why = error.strerror or str(error)
+                self._arbiter.log.error(
+                    "gunicorn-grace: grace_probe_bind = %r cannot be bound: %s: give a free one",
+                    self._bind,
+                    why,
+                )
+                sys.exit(1)
 
     def _listen_unix(self, path: str) -> socket.socket:
         with contextlib.suppress(FileNotFoundError):
@@ -92,7 +104,7 @@ class ProbeListener:
                 other.settimeout(1)
                 # What an arbiter left behind that got SIGKILL refuses.
                 if other.connect_ex(path) == 0:
-                    raise OSError(0, "another process listens there")
+                    raise OSError(errno.EADDRINUSE, "another process listens there")
             os.unlink(path)
         cfg = self._arbiter.cfg
         made = socket.socket(socket.AF_UNIX)

@@ -71,7 +71,6 @@ class Progress:
 
 
 _SHOWN = (
-    "consumed",
     "t0",
     "sigterm",
     "deadline",
@@ -83,5 +82,6 @@ _SHOWN = (
     "failed",
     "rate",
     "delay",
+    "consumed",
     "phase",
 )

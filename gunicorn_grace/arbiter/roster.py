@@ -97,10 +97,14 @@ class Roster:
         """Show the totals of the workers that are gone."""
         header = self._memory.header
         header.slots_used = self._slots_used
-        header.gone_cut_off = self._gone_cut_off
+        # In gunicorn 22 and 23 a signal handler may count more in between, and publish it.
+        known = -1
+        while known != self._gone_cut_off:
+            known = header.gone_cut_off = self._gone_cut_off
 
     def mend(self) -> None:
         """Store again what another process has overwritten of the arbiter's own cells."""
+        self._memory.publish_layout()
         self.publish()
         for number in set(self._memory.claimed_numbers()) ^ set(self._workers):
             # In gunicorn 22 and 23 a record may be freed meanwhile: so this asks again.

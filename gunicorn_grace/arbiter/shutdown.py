@@ -182,8 +182,14 @@ class Shutdown:
         progress.consumed = self.observer.looked_at = time.monotonic_ns()
         progress.origin = Origin.NONE
         progress.t0 = progress.deadline = progress.delay_over = 0
-        self.memory.header.late = 0
+        header = self.memory.header
+        header.late = 0
+        # The phase first and `consumed` last: until then the old trigger keeps the instance in
+        # LAME_DUCK, so that no process takes the end of one shutdown for the beginning of another.
+        header.phase = Phase.SERVING
         self._publish()
+        # In gunicorn 22 and 23 a signal handler may have given up again meanwhile.
+        self.roster.gave_up_forking = ""
         if reason is Reason.EXPIRED:
             self._log.error(
                 "gunicorn-grace: trigger_expired: %s was not followed by SIGTERM within %.0f s; "
@@ -198,7 +204,8 @@ class Shutdown:
     def _enter_lame_duck(self, seen: Observation, reason: Reason) -> None:
         assert seen.t0 is not None
         progress = self.progress
-        progress.origin, progress.t0 = self.observer.began()
+        # As it was seen: the cell of the trigger may be another one by now.
+        progress.origin, progress.t0 = seen.origin, round(seen.t0 * NS)
         progress.stamps[Phase.LAME_DUCK] = progress.t0
         progress.phase = Phase.LAME_DUCK
         self._set_deadline(seen)
@@ -298,5 +305,6 @@ class Shutdown:
             progress.in_flight.setdefault(Phase.STOPPED, self.roster.in_flight())
             progress.phase = Phase.STOPPED
             self._publish()
+        self.roster.publish()
         self.telling.others()
         self.telling.report()

@@ -89,6 +89,7 @@ class Telling:
 
     def start_anew(self) -> None:
         """The instance serves again: what came until now was another shutdown's."""
+        self._told_of_forking = False
         self._since_before = self._memory.total_ever(Record.since_t0)
 
     def others(self) -> None:

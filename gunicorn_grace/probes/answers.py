@@ -90,7 +90,7 @@ class Situation:
         :param now: the monotonic clock, in nanoseconds.
         """
         t0 = memory.t0()
-        since_t0 = (now - t0) / NS if t0 else 0.0
+        since_t0 = max(0, now - t0) / NS if t0 else 0.0  # T0 may be younger than `now`.
         return cls(memory.phase(), since_t0, bool(memory.header.upgraded), memory.seconds_left())
 
 

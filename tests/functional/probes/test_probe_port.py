@@ -568,6 +568,30 @@ def test_a_socket_that_was_left_behind_is_taken(serve: Serve, tmp_path: Path) ->
     assert not path.exists()
 
 
+@pytest.mark.parametrize("kind", ["tcp", "unix"])
+def test_an_arbiter_that_follows_one_that_was_killed_waits_for_its_port(
+    kind: str, serve: Serve, tmp_path: Path
+) -> None:
+    """The responder of an arbiter that got SIGKILL has the port until it looks, up to a second
+    later: a supervisor's restart at once boots all the same."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    bind = f"unix:{tmp_path / 'probe.sock'}" if kind == "unix" else f"127.0.0.1:{port}"
+    settings = {**SHORT, "probe_bind": bind}
+    first = serve(args=("-w", "1"), settings=settings)
+    pid = responder(first)
+    os.kill(pid, signal.SIGSTOP)  # It cannot look yet.
+    first.signal(signal.SIGKILL)
+    second = serve(args=("-w", "1"), settings=settings, listens=False)
+    second.wait_line("gunicorn-grace: lame duck")  # Next it binds the port.
+    os.kill(pid, signal.SIGCONT)
+    second.wait_line("probe port at")
+    second.wait_booted(1)
+    assert probe(second, "/livez").status == 200
+    second.terminate()
+    second.assert_gone()
+
+
 @pytest.mark.long
 def test_sighup_brings_new_settings(serve: Serve, tmp_path: Path) -> None:
     """The file is read again: other paths are answered at the same port, and another port is said

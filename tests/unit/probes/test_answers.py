@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import time
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from gunicorn_grace.probes.answers import (
     Target,
 )
 from gunicorn_grace.probes.checks import Outcome
+from gunicorn_grace.shared.memory import Memory
 from gunicorn_grace.shared.phase import Kind, Phase
 from gunicorn_grace.shared.settings import Settings
 
@@ -412,3 +414,14 @@ def test_whatever_is_asked_is_answered_and_nothing_of_it_comes_back(
             for mark in ("[+]", "[-]", "[ ]", ":", ","):
                 told = Answer(told.status, told.body.replace(mark, " "))
             assert {word for word in told.body.split() if not word.isdigit()} <= set(said.split())
+
+
+def test_a_clock_that_was_read_before_t0_is_not_ready(memory: Memory) -> None:
+    """SIGTERM comes between a thread's look at the clock and its look at the memory: 503, as for
+    every other probe from then on."""
+    memory.header.phase = Phase.SERVING
+    before = time.monotonic_ns()
+    memory.header.sigterm = before + 1_000_000
+    situation = Situation.of(memory, before)
+    assert situation.since_t0 == 0
+    assert Answers(Settings()).answer(Kind.READINESS, situation).status == 503
