@@ -1,1 +1,1 @@
-"""What runs in the arbiter."""
+"""The part of the plugin that runs in the arbiter."""

@@ -1,4 +1,4 @@
-"""What the timeline comes to: how the delay and the drain fit into the platform's period."""
+"""The budget: how the delay and the drain fit into the platform's period. Arbiter."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def longest_delay(s: Settings) -> float:
 
 
 def budget_line(s: Settings, *, graceful_timeout_given: bool) -> tuple[bool, str]:
-    """What the timeline comes to, in one line, and whether that is a warning.
+    """The sum of the timeline in one line, and whether it is a warning.
 
     :param graceful_timeout_given: whether a person chose ``graceful_timeout``; a default that is
         cut is not worth a warning.

@@ -1,4 +1,4 @@
-"""What to do next: the shutdown as a pure function.
+"""The lifecycle: a pure function says the next phase of the shutdown.
 
 :func:`decide` gets what the arbiter sees and the settings, and says which phase it should be in and
 why. It knows no clock, no process and no socket, so that every interleaving of signals, arrivals
@@ -56,7 +56,7 @@ class Reason(str, enum.Enum):
 
 @dataclass(frozen=True)
 class Observation:
-    """What the arbiter sees at one moment.
+    """The arbiter's view at one moment.
 
     :param now: the moment.
     :param phase: the phase it is in.

@@ -1,4 +1,4 @@
-"""What happens to the listening sockets: sealed, emptied, closed.
+"""The arbiter's listening sockets: they are sealed, emptied and closed.
 
 :mod:`gunicorn_grace.shared.listener` knows how a socket is sealed; this module knows which of the
 arbiter's sockets are. Everything here runs in the arbiter's main thread.

@@ -1,4 +1,4 @@
-"""What the arbiter tells others while it runs: the service manager (systemd), and StatsD.
+"""The messages of a running arbiter to the service manager (systemd) and to StatsD.
 
 Without these messages ``TimeoutStopSec`` would end a delay that we still need, and ``systemctl
 status`` would show gunicorn's boot message for ever. The arbiter's loop sends them, so sending must

@@ -1,4 +1,4 @@
-"""What the arbiter sees of the instance: the input of each decision.
+"""The arbiter's observations of the instance: the input of each decision.
 
 Workers and commands write triggers, counts and times into the shared memory. Everything here treats
 them as input: it checks them, and uses them as numbers. Runs in the arbiter's main thread.
@@ -81,7 +81,7 @@ class Observer:
         return max(self._progress.consumed, t0) < asked <= time.monotonic_ns()
 
     def observe(self, now: int) -> Observation:
-        """What :func:`~gunicorn_grace.arbiter.lifecycle.decide` needs to know.
+        """The input of :func:`~gunicorn_grace.arbiter.lifecycle.decide`.
 
         :param now: the monotonic clock, in nanoseconds.
         """

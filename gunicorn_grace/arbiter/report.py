@@ -86,7 +86,7 @@ def _dumped(told: dict[str, Any]) -> bytes:
 
 
 def verdict(last_after: float | None, delay: float) -> str:
-    """What the last request says about the delay.
+    """The advice about the delay that follows from the last request.
 
     :param last_after: seconds after T0 at which it came; ``None`` when none came.
     :param delay: ``grace_shutdown_delay``, in seconds.

@@ -1,8 +1,7 @@
-"""What the arbiter tells of the shutdown: the summary line, the report, the service manager,
-StatsD.
+"""The messages about a shutdown: the summary line, the report, the service manager, StatsD.
 
-Everything here runs in the arbiter's main thread, and nothing in the shutdown depends on it: what
-cannot be told is logged once.
+Everything here runs in the arbiter's main thread, and nothing in the shutdown depends on it. A
+message that cannot be sent is logged once.
 """
 
 from __future__ import annotations
@@ -88,7 +87,7 @@ class Telling:
         self._told_of_forking = bool(why)
 
     def start_anew(self) -> None:
-        """The instance serves again: what came until now was another shutdown's."""
+        """The instance serves again: requests until now belong to a shutdown that is over."""
         self._told_of_forking = False
         self._since_before = self._memory.total_ever(Record.since_t0)
 
