@@ -26,6 +26,9 @@ LIVENESS_ALIAS = "/healthz"
 DOCKERFLOW_PATHS = {"/__lbheartbeat__": Kind.LIVENESS, "/__heartbeat__": Kind.READINESS}
 """The paths of Mozilla's Dockerflow for the two questions, used with ``grace_dockerflow``."""
 
+METHODS = frozenset({"GET", "HEAD"})
+"""The methods of a probe."""
+
 HEADERS: tuple[tuple[str, str], ...] = (
     ("Content-Type", "text/plain; charset=utf-8"),
     ("Cache-Control", "no-store"),

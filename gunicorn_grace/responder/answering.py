@@ -13,6 +13,7 @@ from http import HTTPStatus
 
 from ..probes.answers import (
     FORBIDDEN,
+    METHODS,
     NOT_ALLOWED,
     TRIGGERED,
     Answer,
@@ -69,7 +70,7 @@ class ResponderAnswers:
         target = self._answers.target(request.path)
         if target is None:
             return Answer(HTTPStatus.NOT_FOUND, "not found\n")
-        if request.method not in ("GET", "HEAD"):
+        if request.method not in METHODS:
             return NOT_ALLOWED
         kind, check = target
         if kind is Kind.READINESS and check is None and self._trigger.is_pulled(request.query):

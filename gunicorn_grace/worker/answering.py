@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..probes.answers import (
     FORBIDDEN,
+    METHODS,
     NOT_ALLOWED,
     TRIGGERED,
     Answer,
@@ -35,8 +36,6 @@ if TYPE_CHECKING:
 ANSWERED = "gunicorn_grace.answered"
 """A key of the environ. It is set when a layer of the plugin has answered, and tells an outer
 overlay so."""
-
-METHODS = frozenset({"GET", "HEAD"})
 
 
 @dataclass(frozen=True)

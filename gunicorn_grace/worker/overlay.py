@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from ..probes.answers import Target
+from ..probes.ownership import Ownership, request_of
 from ..shared.phase import Kind, is_terminating
 from .answering import ANSWERED, WorkerAnswers, send
 from .closing import Closing, closes_of
@@ -15,22 +16,15 @@ from .closing import Closing, closes_of
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
-NO_ANSWER = frozenset({"301", "302", "303", "307", "308", "400", "401", "403", "404", "405", "421"})
-"""Statuses that show that the application has no probe at a path: no such route (404, 405), an
-untrusted host (400, 421), a login required (401, 403, a redirect). Any other status is an answer to
-the probe, including 429 and 503."""
-
-LEARNED = 64
-"""How many pairs of path and host the overlay remembers as not belonging to the application."""
-
 
 class Overlay:
     """Answers the probes in front of an application that may have its own.
 
     Before the shutdown begins, the application is asked first, so an existing ``/readyz`` keeps its
     meaning. After that the plugin answers readiness. The plugin also answers if the application's
-    status shows that it has no probe there (:data:`NO_ANSWER`). The application's own answer and
-    the checks registered with the plugin both count: the probe passes only if both pass.
+    status shows that it has no probe there (:mod:`gunicorn_grace.probes.ownership`). The
+    application's own answer and the checks registered with the plugin both count: the probe passes
+    only if both pass.
 
     :param app: the application.
     :param answers: answers the probes of this process.
@@ -41,7 +35,7 @@ class Overlay:
     def __init__(self, app: WSGIApplication, answers: WorkerAnswers) -> None:
         self.app = app
         self.answers = answers
-        self._not_theirs: set[tuple[str, str]] = set()
+        self._ownership = Ownership()
         self.serve = self._as_function()
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -66,12 +60,13 @@ class Overlay:
     ) -> Iterable[bytes]:
         answers = self.answers
         ours = self._is_ours(target) or answers.is_trigger(target, environ)
-        # The host counts too, because an application may route by host.
-        where = (environ["PATH_INFO"], environ.get("HTTP_HOST", ""))
-        if not ours and where not in self._not_theirs:
+        # Only existing probes are remembered, because invented names would fill the memory.
+        request = request_of(environ) if not ours and answers.knows(target) else None
+        if not ours and not self._ownership.is_refused(request):
             asked = dict(environ)
             status, headers, body = _ask(self.app, asked)
-            if status[:3] not in NO_ANSWER:
+            path, host = environ["PATH_INFO"], environ.get("HTTP_HOST", "")
+            if self._ownership.learn(path, host, request, status[:3]):
                 theirs = status[0] == "2" and ANSWERED not in asked
                 failed = answers.has_failed(target, environ) if theirs else None
                 if failed is None:
@@ -80,9 +75,6 @@ class Overlay:
                 body.close()
                 return send(failed, environ, start_response)
             body.close()
-            # Remember existing probes only, because invented names would fill the memory.
-            if status[:3] == "404" and len(self._not_theirs) < LEARNED and answers.knows(target):
-                self._not_theirs.add(where)
         return send(answers.answer(target, environ), environ, start_response)
 
     def _is_ours(self, target: Target) -> bool:

@@ -88,7 +88,7 @@ falcon_own.add_route("/livez", FalconLivez())
 
 def bare_own(environ: Any, start_response: Any) -> list[bytes]:
     match environ["PATH_INFO"]:
-        case "/readyz":
+        case "/readyz" if environ["REQUEST_METHOD"] == "GET":
             status, body = own_readiness()
         case "/livez":
             status, body = 200, "theirs: alive"

@@ -13,13 +13,14 @@ from werkzeug.middleware.lint import LintMiddleware
 from werkzeug.test import EnvironBuilder
 
 import gunicorn_grace
+from gunicorn_grace.probes.ownership import LEARNED, LONGEST
 from gunicorn_grace.shared.memory import Memory
 from gunicorn_grace.shared.phase import Phase
 from gunicorn_grace.shared.settings import Settings
 from gunicorn_grace.worker import process
 from gunicorn_grace.worker.answering import WorkerAnswers
 from gunicorn_grace.worker.counting import CountedCall, Counting
-from gunicorn_grace.worker.overlay import LEARNED, Overlay
+from gunicorn_grace.worker.overlay import Overlay
 from gunicorn_grace.worker.process import WorkerProcess
 from gunicorn_grace.wsgi import Probes
 
@@ -158,32 +159,105 @@ def test_everything_else_goes_straight_through(ours: WorkerProcess, path: str) -
     assert overlay(app, ours)(environ, lambda *a: lambda b: None) is result
 
 
-def test_a_path_that_is_not_theirs_is_learned(ours: WorkerProcess) -> None:
-    """After one 404 the application is asked no more; what it answered otherwise, it is asked every
-    time."""
-    nothing, login = App("404 Not Found"), App("401 Unauthorized")
-    for app in (nothing, login):
-        wrapped = overlay(app, ours)
-        for _ in range(3):
-            assert ask(wrapped)[0] == 200
-    assert nothing.asked == ["/readyz"]
-    assert login.asked == ["/readyz"] * 3
-
-
-def test_what_is_learned_is_learned_for_one_host_and_bounded(ours: WorkerProcess) -> None:
-    """An application that looks at the host keeps its route at another one; made-up hosts take no
-    memory."""
-
-    def app(environ: Any, start_response: Start) -> list[bytes]:
-        status = "200 OK" if environ["HTTP_HOST"] == "mine" else "404 Not Found"
-        start_response(status, [PLAIN, ("Content-Length", "6")])
-        return [b"theirs"]
-
+@pytest.mark.parametrize("status", ["404", "405", "400", "401", "403", "421", "302"])
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_a_probe_that_the_application_refuses_is_not_asked_again(
+    ours: WorkerProcess, status: str, method: str
+) -> None:
+    """After the first refusal the plugin answers the same request by itself."""
+    app = App(f"{status} X")
     wrapped = overlay(app, ours)
-    for number in range(LEARNED + 10):
-        assert ask(wrapped, headers={"Host": f"h{number}"})[1] == "ok\n"
-    assert ask(wrapped, headers={"Host": "mine"})[1] == "theirs"
-    assert len(wrapped._not_theirs) == LEARNED
+    for _ in range(3):
+        assert ask(wrapped, method=method)[0] == 200
+    assert app.asked == ["/readyz"]
+
+
+class Own:
+    """An application that has its own ``/readyz``, for some requests alone."""
+
+    def __init__(self, has: Callable[[dict[str, Any]], bool], else_: str = "404 Not Found") -> None:
+        self.has, self.else_, self.asked = has, else_, 0
+
+    def __call__(self, environ: dict[str, Any], start_response: Start) -> Iterable[bytes]:
+        self.asked += 1
+        status = "503 No database" if self.has(environ) else self.else_
+        start_response(status, [PLAIN, ("Content-Length", "6")])
+        return [] if environ["REQUEST_METHOD"] == "HEAD" else [b"theirs"]
+
+
+KUBELET: dict[str, Any] = {
+    "headers": {"Host": "10.1.2.3", "X-Probe": "kubelet"},
+    "environ_overrides": {"REMOTE_ADDR": "10.1.0.1"},
+}
+
+
+@pytest.mark.parametrize("first", ["kubelet", "stranger"])
+@pytest.mark.parametrize("else_", ["404", "405", "400", "401", "302"])
+@pytest.mark.parametrize(
+    ("has", "stranger"),
+    [
+        (lambda e: e["REQUEST_METHOD"] == "GET", {"method": "POST"}),
+        (lambda e: e["REQUEST_METHOD"] == "GET", {"method": "HEAD"}),
+        (lambda e: "HTTP_X_PROBE" in e, {"headers": {"Host": "10.1.2.3"}}),
+        (lambda e: e["HTTP_HOST"] == "10.1.2.3", {"headers": {"Host": "shop"}}),
+        (lambda e: e.get("REMOTE_ADDR") == "10.1.0.1", {"environ_overrides": {}}),
+        (lambda e: not e["QUERY_STRING"], {"path": "/readyz?x"}),
+    ],
+    ids=["POST", "HEAD", "header", "host", "address", "query"],
+)
+def test_no_request_changes_what_another_ones_probe_gets(
+    ours: WorkerProcess, has: Any, stranger: dict[str, Any], else_: str, first: str
+) -> None:
+    """An application may have its readiness for some requests alone. Whatever a stranger asks
+    before or after the platform, the platform gets the application's own answer."""
+    wrapped = overlay(Own(has, f"{else_} X"), ours)
+    if first == "kubelet":
+        assert ask(wrapped, **KUBELET)[0] == 503
+    for _ in range(3):
+        assert ask(wrapped, **{**KUBELET, **stranger})[0] in (200, 405)
+        assert ask(wrapped, **KUBELET)[:2] == (503, "theirs")
+
+
+def test_a_path_that_the_application_once_answered_stays_its_own(ours: WorkerProcess) -> None:
+    """Its 404 of a moment is no lasting one, even when it came before its own answer."""
+    is_there = False
+    app = Own(lambda environ: is_there or "HTTP_EARLY" in environ)
+    wrapped = overlay(app, ours)
+    assert ask(wrapped)[0] == 200
+    assert ask(wrapped, headers={"Early": "1"})[0] == 503
+    for is_there in (True, False, True):
+        assert ask(wrapped)[0] == (503 if is_there else 200)
+
+
+def test_a_host_that_the_application_refuses_is_not_asked_again(ours: WorkerProcess) -> None:
+    """Django logs a traceback for a host that it does not trust. An own answer at another host
+    does not make it log one for each probe by the pod's address."""
+    app = Own(lambda environ: environ["HTTP_HOST"] == "shop", "400 Bad Request")
+    wrapped = overlay(app, ours)
+    for _ in range(3):
+        assert ask(wrapped, **KUBELET)[0] == 200
+        assert ask(wrapped, headers={"Host": "shop"})[0] == 503
+    assert app.asked == 3 + 2, "the host is asked again once, after the first answer of its own"
+
+
+def test_what_is_learned_is_bounded(ours: WorkerProcess) -> None:
+    """Made-up headers and hosts take no memory, and do not keep a probe from being learned. Nothing
+    is learned from a request that is longer than any probe."""
+    app = App("404 Not Found")
+    wrapped = overlay(app, ours)
+    learned = wrapped._ownership
+    for number in range(2 * LEARNED + 10):
+        assert ask(wrapped, headers={"X": f"h{number}"})[1] == "ok\n"
+        assert len(learned._refused) <= LEARNED
+    app.asked.clear()
+    for _ in range(3):
+        ask(wrapped, headers={"X": "x" * LONGEST})
+        ask(wrapped)
+    assert len(app.asked) == 3 + 1
+    app.status = "200 OK"
+    for number in range(2 * LEARNED):
+        ask(wrapped, headers={"Host": f"h{number}"})
+    assert len(learned._theirs) <= LEARNED + 1
 
 
 # -- checks ----
@@ -297,7 +371,8 @@ def test_names_that_are_made_up_are_not_learned(ours: WorkerProcess) -> None:
     wrapped = overlay(app, ours)
     for number in range(LEARNED + 5):
         assert ask(wrapped, f"/readyz/x{number}")[0] == 404
-    assert wrapped._not_theirs == set()
+    assert not wrapped._ownership._refused
+    assert not wrapped._ownership._theirs
 
 
 def test_dockerflow_paths(ours: WorkerProcess) -> None:

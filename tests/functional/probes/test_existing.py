@@ -31,8 +31,8 @@ def server(serve: Serve, not_ready: Path, kind: str) -> Server:
     )
 
 
-def ask(server: Server, name: str, path: str) -> Response:
-    return server.get(path, headers=(("Host", HOSTS[name]),), timeout=40.0)
+def ask(server: Server, name: str, path: str, method: str = "GET") -> Response:
+    return server.get(path, method=method, headers=(("Host", HOSTS[name]),), timeout=40.0)
 
 
 def test_existing_probes_keep_their_meaning_and_gain_the_flip(
@@ -71,6 +71,29 @@ def test_existing_probes_keep_their_meaning_and_gain_the_flip(
             b"theirs: alive",
             "1",
         ), name
+
+
+@pytest.mark.long(but="gthread")
+def test_a_stranger_does_not_change_what_the_platform_gets(server: Server, not_ready: Path) -> None:
+    """Methods that the application does not know, and made-up headers, come before each probe. The
+    probe gets the application's own "not ready" all the same."""
+    not_ready.touch()
+    for name in OWN:
+        for method in ("POST", "DELETE", "HEAD", "OPTIONS"):
+            ask(server, name, "/readyz", method=method)
+            for _ in range(4):
+                assert ask(server, name, "/readyz").body == b"theirs: no database", (name, method)
+
+
+@pytest.mark.long(but="gthread")
+def test_django_logs_no_traceback_for_each_probe(server: Server) -> None:
+    """Django refuses a probe by the pod's address, and logs an error with its traceback. Each
+    worker asks it once for each probe."""
+    for _ in range(20):
+        for path in ("/livez", "/startupz"):
+            assert ask(server, "ALLOWED_HOSTS", path).status == 200
+    workers = len(list(server.memory.records()))
+    assert 1 <= server.output.count("Invalid HTTP_HOST header") <= 2 * workers
 
 
 @pytest.mark.long(but="gthread")
