@@ -137,7 +137,7 @@ def _stand_in_front(worker: Any, ours: process.WorkerProcess) -> None:
     """Put the parts that answer probes, count requests and filter the log in front of the
     application and the log."""
     if ours.tracking == classes.WSGI and classes.is_tornado_app(worker.wsgi):
-        ours.tracking, ours.draining.sees_all = None, False
+        ours.tracking, ours.draining.sees_all, ours.record.uncounted = None, False, 1
         if worker.age == 1:
             worker.log.warning(_UNTRACKED, "an application of tornado's own")
     if ours.tracking in (classes.HOOKS, classes.WSGI):

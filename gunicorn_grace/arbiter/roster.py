@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from ..shared.agreed import POKE
 from ..shared.cells import LONGEST_WINDOW, Record
 from ..shared.memory import SLOTS, Memory
 
@@ -133,6 +134,11 @@ class Roster:
         """Requests in flight in all workers."""
         return sum(max(0, record.in_flight) for record in self._records())
 
+    def waiting(self) -> int:
+        """Requests that workers have accepted and not begun. It is right while the shutdown is
+        under way, at worst 0.2 s old."""
+        return sum(max(0, record.waiting) for record in self._records())
+
     def last_arrival(self) -> int:
         """When the last request came, probes excluded, in nanoseconds; 0 when none ever did."""
         return max([*map(self._arrival, self._records()), self._gone_last_arrival])
@@ -156,9 +162,14 @@ class Roster:
         return longest
 
     def begin_counting(self) -> None:
-        """A shutdown begins: count what is cut off from here on."""
+        """A shutdown begins: count what is cut off from here on, and have the workers count what
+        waits in them."""
         self._cut_off_before = self._gone_cut_off
         self.lost.clear()
+        # In a sync worker nothing waits, and the signal would interrupt the system call that its
+        # request is in.
+        if not any(cls.__name__ == "SyncWorker" for cls in self._arbiter.cfg.worker_class.__mro__):
+            self._arbiter.kill_workers(POKE)
 
     def cut_off(self) -> int:
         """Requests that this shutdown cut off, with those that a worker would lose if it ended

@@ -10,7 +10,7 @@ from typing import overload
 NS = 1_000_000_000
 
 HEADER_CELLS = 64
-RECORD_CELLS = 16
+RECORD_CELLS = 24
 
 ORIGIN_MASK = 0b111
 """``trigger`` holds the time and, in its three lowest bits (8 ns), the origin, so one store
@@ -125,6 +125,16 @@ class Record(View):
     window = Cell(14)
     empty_since = Cell(15)
     """Since when this worker's own accept queues (``reuse_port``) have been empty."""
+
+    waiting = Cell(16)
+    """Connections that the worker has accepted, with a request that no thread or greenlet has
+    begun. It is right while the shutdown is under way, at worst 0.2 s old, and 0 otherwise."""
+    half_read = Cell(17)
+    """Requests of which the worker has read a part, and not yet enough to serve them."""
+    pipelined = Cell(18)
+    """Requests that wait behind one in flight, on the same connection."""
+    uncounted = Cell(19)
+    """Whether the worker's requests cannot be counted. Its numbers then say nothing."""
 
     def __init__(self, cells: memoryview[int], begin: int, number: int) -> None:
         super().__init__(cells, begin)

@@ -6,11 +6,11 @@ to stop serving.
 Layout: signed 64-bit integers in the machine's byte order, each 8-byte aligned. Times are
 CLOCK_MONOTONIC nanoseconds (one clock for all processes of a machine, which no administrator can
 set); 0 means "never". A header of 64 cells comes first
-(:class:`~gunicorn_grace.shared.cells.Header`), then one record of 16 cells for each worker
-(:class:`~gunicorn_grace.shared.cells.Record`). A record is 128 bytes, two cache lines, and the hot
-path writes only the first. With a probe port (``grace_probe_bind``) a board for each worker follows
-(:mod:`gunicorn_grace.shared.board`). ``LAYOUT`` goes up when a cell's place or meaning changes;
-appending a cell does not change it.
+(:class:`~gunicorn_grace.shared.cells.Header`), then one record of 24 cells for each worker
+(:class:`~gunicorn_grace.shared.cells.Record`). A record is 192 bytes, three cache lines, and the
+hot path writes only the first. With a probe port (``grace_probe_bind``) a board for each worker
+follows (:mod:`gunicorn_grace.shared.board`). ``LAYOUT`` goes up when a cell's place or meaning
+changes; appending a cell does not change it.
 
 Atomicity: an item of a ``memoryview`` cast to ``"q"`` is loaded and stored by one ``memcpy`` of a
 constant 8 bytes (CPython, ``Objects/memoryobject.c``, ``unpack_single`` and ``pack_single``), which
@@ -35,7 +35,8 @@ cells                                  writer
 ``consumed`` and the rest of a header  arbiter, in its main loop
 ``pid`` .. ``holds`` of a record       arbiter when it claims the record, the worker while it lives
 ``claimed``, ``dismissed``             arbiter
-``term_seen`` .. of a record           the worker
+``term_seen`` .. ``empty_since``       the worker
+``waiting`` .. ``uncounted``           the worker: see :mod:`gunicorn_grace.worker.waiting`
 ``entries`` of a board                 arbiter when it claims the record, the worker while it lives
 other cells of a board                 the worker
 =====================================  =============================================================
@@ -73,9 +74,9 @@ LINK = f"/memfd:{NAME}"
 (memfd_create(2))."""
 
 MAGIC_NUMBER = int.from_bytes(b"ggrace\0\1", sys.byteorder)
-LAYOUT = 2
+LAYOUT = 3
 SLOTS = 1024
-"""How many workers can be counted at the same time. This takes 128 KiB in all, and 3 MiB more with
+"""How many workers can be counted at the same time. This takes 192 KiB in all, and 3 MiB more with
 boards; only the part in use occupies memory."""
 
 

@@ -73,6 +73,11 @@ def is_threaded(worker_class: type) -> bool:
     return not {cls.__name__ for cls in worker_class.__mro__} & {"SyncWorker", "AsyncWorker"}
 
 
+def is_sync(worker_class: type) -> bool:
+    """Whether a worker serves each connection as soon as it has accepted it."""
+    return any(cls.__name__ == "SyncWorker" for cls in worker_class.__mro__)
+
+
 def adapt(
     worker: Any,
     may_leave: Callable[[], bool],

@@ -15,11 +15,13 @@ import socket
 import stat
 import struct
 import termios
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 
-def accepted_at(addresses: frozenset[Any]) -> Iterator[tuple[_socket.socket, tuple[int, int]]]:
+def accepted_at(
+    addresses: frozenset[Any], only: Callable[[int], bool] | None = None
+) -> Iterator[tuple[_socket.socket, tuple[int, int]]]:
     """Yield each connection that was accepted at one of these addresses, as a duplicate, with the
     identity of its socket.
 
@@ -27,10 +29,13 @@ def accepted_at(addresses: frozenset[Any]) -> Iterator[tuple[_socket.socket, tup
     may belong to another connection an instant later.
 
     :param addresses: the listeners' addresses, as :func:`bare` returns them.
+    :param only: chooses among the descriptors before one is duplicated.
     """
     with contextlib.suppress(OSError):
         for name in os.listdir("/proc/self/fd"):
             with contextlib.suppress(OSError):
+                if only is not None and not only(int(name)):
+                    continue
                 if not stat.S_ISSOCK(os.stat(int(name)).st_mode):
                     continue
                 conn = _duplicate(int(name))

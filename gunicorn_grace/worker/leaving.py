@@ -18,6 +18,7 @@ from .classes import adapt
 from .draining import TICK, Draining
 from .duties import Duties
 from .unfinished import Unfinished
+from .waiting import Waiting
 
 
 class Leaving:
@@ -31,6 +32,7 @@ class Leaving:
     :param draining: the worker's connections.
     :param duties: its holds and callbacks.
     :param unfinished: logs what is in flight.
+    :param waiting: counts the requests that it has accepted and not begun.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class Leaving:
         draining: Draining,
         duties: Duties,
         unfinished: Unfinished,
+        waiting: Waiting,
     ) -> None:
         self._memory = memory
         self._record = record
@@ -48,6 +51,7 @@ class Leaving:
         self._draining = draining
         self._duties = duties
         self._unfinished = unfinished
+        self._waiting = waiting
         self._told_to_leave = 0
         self.is_hurried = False
 
@@ -84,6 +88,7 @@ class Leaving:
                 worker.alive = False  # In case the loading code catches SystemExit.
                 sys.exit(0)
             self._limit_drain(worker.cfg)
+            self._waiting.watch()
             self._draining.watch()
         except Exception:
             worker.log.exception(
@@ -155,6 +160,7 @@ class Leaving:
         def handle_winch(worker: Any, sig: int, frame: Any) -> None:
             """Handle the arbiter's poke, or the resizing of a terminal."""
             try:
+                self._waiting.watch()
                 self._draining.watch()
             except Exception:
                 worker.log.exception("gunicorn-grace: failed to watch the drain; gunicorn goes on")

@@ -20,13 +20,22 @@ from ..shared.cells import Record
 from ..shared.memory import Memory
 from ..shared.settings import Settings
 from . import duties as duties_module
-from .classes import HOOKS, WSGI, adapt_booted, is_threaded, owner_of_requests, tracking
+from .classes import (
+    HOOKS,
+    WSGI,
+    adapt_booted,
+    is_sync,
+    is_threaded,
+    owner_of_requests,
+    tracking,
+)
 from .counting import Counter
 from .draining import Draining
 from .duties import CallbackRunner, Duties, Holds
 from .leaving import Leaving
 from .shedding import Shedding
 from .unfinished import Unfinished
+from .waiting import Waiting
 
 
 class WorkerProcess:
@@ -78,8 +87,15 @@ class WorkerProcess:
         self.duties = Duties(Holds(record), CallbackRunner(memory, log), log)
         self.unfinished = Unfinished(self.counter, self.duties, log)
         self.draining = Draining(memory, record, self.counter, self.unfinished, log)
+        self.waiting = Waiting(memory, record, self.counter, log)
         self.leaving = Leaving(
-            memory, record, number is not None, self.draining, self.duties, self.unfinished
+            memory,
+            record,
+            number is not None,
+            self.draining,
+            self.duties,
+            self.unfinished,
+            self.waiting,
         )
 
     def situation(self) -> Situation:
@@ -95,6 +111,7 @@ class WorkerProcess:
         self.record.booted = 1  # First, because the worker is ready even if a later step fails.
         self.counter.note_probe_paths()
         self.draining.booted(worker)
+        self.waiting.booted(worker)
         self.duties.callbacks.booted()
         self.shedding.teach_the_parser()
         adapt_booted(worker, self.memory.is_terminating)
@@ -130,6 +147,8 @@ def join(worker: Any, memory: Memory, number: int | None, settings: Settings) ->
     duties_module.this_workers = process.duties
     registry.log = worker.log
     process.draining.sees_all = how in (HOOKS, WSGI)
+    process.waiting.looks_early = not is_sync(cls)
+    process.record.uncounted = int(how is None)
     process.record.pid = os.getpid()
     leaving = process.leaving
     leaving.answer_signals(worker)

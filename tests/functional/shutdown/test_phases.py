@@ -22,6 +22,7 @@ from support.servers import (
     Server,
     all_answered,
     booted_in,
+    hold_a_request,
     look,
     look_at_each,
     stopped,
@@ -91,6 +92,29 @@ def test_a_request_in_flight_completes(kind: str, serve: Serve, connect: Connect
     client.close()
     assert server.wait(20) == 0, server.output
     assert "0 cut off" in server.summary()
+
+
+def test_requests_that_no_thread_has_begun_are_seen_to_wait(serve: Serve, connect: Connect) -> None:
+    """The only thread is busy: what the worker has accepted beside it shows in its record while the
+    shutdown is under way, on new and on kept-alive connections, and no longer when it is served."""
+    server = serve(
+        args=("-k", "gthread", "-w", "1", "--threads", "1", "--keep-alive", "60"), settings=HOLD
+    )
+    (worker,) = server.memory.records()
+    kept, silent = connect(server), connect(server)
+    kept.get("/")
+    release = hold_a_request(server, connect(server))
+    clients = [connect(server) for _ in range(5)]
+    for client in (kept, *clients):
+        client.send("/")
+    assert worker.waiting == 0
+    sigterm(server)
+    server.wait_for(lambda: worker.waiting == 6, "6 requests that wait")
+    assert worker.in_flight == 1
+    release()
+    all_answered(kept, *clients)
+    server.wait_for(lambda: worker.waiting == 0, "the end of the waiting")
+    silent.close()
 
 
 @pytest.mark.long(but="gevent")

@@ -27,7 +27,7 @@ def arbiter() -> Any:
         reexec_pid=0,
         master_pid=0,
         systemd=False,
-        cfg=SimpleNamespace(reuse_port=False, address=[], graceful_timeout=30),
+        cfg=SimpleNamespace(reuse_port=False, address=[], graceful_timeout=30, worker_class=object),
         log=logging.getLogger("gunicorn.error"),
         grace_wake=None,
         kill_worker=lambda pid, sig: None,

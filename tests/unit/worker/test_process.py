@@ -471,6 +471,36 @@ def test_never_sent_is_true_until_the_first_byte(pair: Pair) -> None:
 
 
 @linux
+def test_a_request_waits_from_its_first_byte_until_it_is_read(
+    ours: WorkerProcess, pair: Pair
+) -> None:
+    """A silent connection waits for nothing; nor does one whose request has been begun, or one that
+    this side has shut because it has answered."""
+    ours.waiting.addresses = frozenset({pair.address})
+
+    def waiting() -> int:
+        ours.waiting.look()
+        return own(ours, Record.waiting)
+
+    assert waiting() == 0
+    pair.client.sendall(b"GET / HTTP/1.1\r\n")
+    assert pair.accepted.recv(1, socket.MSG_PEEK) == b"G"
+    assert waiting() == 1
+    one = Foreign(path="/", unreader=SimpleNamespace(sock=pair.accepted))
+    ours.begin(one)
+    assert waiting() == 0
+    ours.end(one)
+    assert waiting() == 1
+    elsewhere = Foreign(path="/")  # It does not say on which connection.
+    ours.begin(elsewhere)
+    assert waiting() == 0
+    ours.end(elsewhere)
+    if pair.accepted.family != socket.AF_UNIX:
+        pair.accepted.shutdown(socket.SHUT_WR)
+        assert waiting() == 0
+
+
+@linux
 @pytest.mark.parametrize("state", ["idle", "busy", "unread"])
 def test_idle_connections_read_an_end_of_file(ours: WorkerProcess, pair: Pair, state: str) -> None:
     """Idle for six looks in a row, or two where nothing was ever sent; one with a request in it is
