@@ -16,7 +16,7 @@ import pytest
 import gunicorn_grace
 from gunicorn_grace.probes import checks
 from gunicorn_grace.shared import memory as shm
-from gunicorn_grace.shared import settings
+from gunicorn_grace.shared import platforms, settings
 from gunicorn_grace.shared.memory import Memory
 from gunicorn_grace.shared.phase import Kind
 from gunicorn_grace.worker import duties, process
@@ -93,10 +93,13 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 @pytest.fixture(autouse=True)
 def _outside_gunicorn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """This process is not part of an instance, has no checks, and no setting comes from its
-    environment."""
-    for name in [name for name in os.environ if name.startswith(("GRACE_", "GUNICORN_"))]:
-        monkeypatch.delenv(name)
+    """This process is not part of an instance, has no checks, and neither a setting nor a platform
+    comes from its environment."""
+    signs = {platform.sign for platform in platforms.PLATFORMS}
+    for name in list(os.environ):
+        if name.startswith(("GRACE_", "GUNICORN_")) or name in signs:
+            monkeypatch.delenv(name)
+    platforms.here.cache_clear()
     monkeypatch.setattr(settings, "adopted", None)
     monkeypatch.setattr(shm, "attached", None)
     monkeypatch.setattr(process, "this_worker", None)

@@ -56,11 +56,13 @@ def setting_classes() -> tuple[type, ...]:
             given = os.environ.get(name.upper())
             if given is not None:
                 self.value = parse(name.upper(), given)
+            self.given = True
 
         def initialise(self: Any) -> None:
             # Setting.__init__ leaves a default of None alone (22.0 to 27.0); the environment must
             # count there too.
             self.set(field.metadata["default"])
+            self.given = name.upper() in os.environ
 
         meta: Any = type(Setting)
         cls: type = meta(

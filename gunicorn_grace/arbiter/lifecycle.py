@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from ..shared.phase import Origin, Phase
 from ..shared.settings import AUTO, Settings
+from .budget import budget, drain_reserve
 
 LATE_WINDOW = 2.0
 """Seconds. A request that came this recently is "still arriving" when the delay is over; and so
@@ -106,7 +107,7 @@ def deadline(origin: Origin, t0: float | None, sigterm: float | None, settings: 
     began = sigterm if t0 is None or origin is Origin.DRAIN else t0
     if began is None:
         return math.inf
-    return began + max(0.0, settings.termination_period - settings.exit_margin)
+    return began + budget(settings)
 
 
 def drain_limit(drain_started: float, gone_by: float, settings: Settings) -> float:
@@ -210,14 +211,14 @@ def _lame_duck(o: Observation, s: Settings) -> tuple[Phase, Reason | None]:
             return Phase.DRAINING, Reason.EXTENDED if extended else Reason.DELAY_ELAPSED
         # Only an extension makes room for the longest request: were the delay itself cut for it,
         # one slow request would cost every quick one that still arrives.
-        latest = gone_by - max(s.drain_reserve, o.longest_request)
+        latest = gone_by - max(drain_reserve(s), o.longest_request)
         if not s.termination_period:
             # With no period there is no budget that could end an extension; without an end, a
             # client that never looks at readiness could keep the process for ever.
             began = (o.sigterm if o.origin is Origin.DRAIN else None) or o.t0
             latest = began + 2 * s.shutdown_delay
     else:
-        latest = gone_by - s.drain_reserve
+        latest = gone_by - drain_reserve(s)
     if o.now >= latest:
         return Phase.DRAINING, Reason.BUDGET
     if elapsed >= s.min_delay:

@@ -17,6 +17,7 @@ from ..shared.settings import Settings
 from ..shared.version import __version__
 from . import notify
 from . import report as reporting
+from .budget import exit_margin
 from .progress import Progress
 from .report import Report, verdict
 from .roster import Roster
@@ -102,7 +103,7 @@ class Telling:
         progress, now = self._progress, time.monotonic_ns()
         needed = 0.0
         if progress.deadline:
-            needed = (progress.deadline - now) / NS + self.settings.exit_margin
+            needed = (progress.deadline - now) / NS + exit_margin(self.settings)
         elif progress.phase is Phase.STOPPED:
             # gunicorn's stop() is next, and none of our code runs in it.
             needed = self._arbiter.cfg.graceful_timeout + notify.STRETCH

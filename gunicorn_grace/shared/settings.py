@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigurationError, SettingError
+from . import platforms
 
 if TYPE_CHECKING:
     from gunicorn.config import Config
@@ -251,8 +252,9 @@ class Settings:
     drain_reserve: float = _row(
         5,
         _seconds,
-        "Seconds of the budget that are kept for draining. An extension of the delay also keeps "
-        "at least the duration of the longest request of the last five minutes.",
+        "Seconds of the budget that are kept for draining. What counts is never more than half of "
+        "the period. An extension of the delay also keeps at least the duration of the longest "
+        "request of the last five minutes.",
     )
     quiet_period: float | str = _row(
         0,
@@ -267,10 +269,16 @@ class Settings:
         "send here.",
     )
     termination_period: float = _row(
-        30, _seconds, "The platform's terminationGracePeriodSeconds; 0 if it is not known."
+        AUTO,
+        _seconds_or_auto,
+        "Seconds from SIGTERM, or the preStop hook before it, to the platform's SIGKILL; 0 if they "
+        'are not known. "auto" is the default of the platform that the environment shows, or 30.',
     )
     exit_margin: float = _row(
-        2, _seconds, "Exit this many seconds before the platform's period is over."
+        2,
+        _seconds,
+        "Exit this many seconds before the platform's period is over. What counts is never more "
+        "than a fifth of the period.",
     )
     readiness_delay: float = _row(
         0,
@@ -326,6 +334,15 @@ class Settings:
     # gunicorn's own setting, with its own meaning. It is here because the lifecycle needs it
     # together with these.
     graceful_timeout: float = 30
+
+    period_is_assumed: bool = False
+    """Whether the period was ``"auto"``. It is a number in every object of this class."""
+
+    def __post_init__(self) -> None:
+        period: float | str = self.termination_period
+        if period == AUTO:
+            object.__setattr__(self, "termination_period", platforms.here().period)
+            object.__setattr__(self, "period_is_assumed", True)
 
     @classmethod
     def of(cls, cfg: Config) -> Settings:

@@ -30,11 +30,12 @@ from gunicorn_grace.probes import asker, trigger
 from gunicorn_grace.probes.answers import Answers, Query, Situation
 from gunicorn_grace.probes.checks import Outcome
 from gunicorn_grace.rehearsal.report import schema
-from gunicorn_grace.shared import agreed, metrics
+from gunicorn_grace.shared import agreed, metrics, platforms
 from gunicorn_grace.shared import memory as shm
 from gunicorn_grace.shared.board import Board
 from gunicorn_grace.shared.cells import Header, Record
 from gunicorn_grace.shared.phase import TRANSITIONS, Kind, Origin, Phase
+from gunicorn_grace.shared.platforms import PLATFORMS, UNKNOWN
 from gunicorn_grace.shared.settings import TERMINATION_LOG, Settings, rows
 from gunicorn_grace.worker import connections, unfinished
 from support.paths import DOCS, TESTS
@@ -99,7 +100,8 @@ def default(row: Any) -> str:
 
 
 SUMS: tuple[tuple[str, dict[str, Any]], ...] = (
-    ("The defaults", {}),
+    ("The defaults, in Kubernetes", {"platform": "Kubernetes"}),
+    ("The defaults, under supervisord", {"platform": "supervisord"}),
     (
         "`grace_termination_period = 90`, `grace_shutdown_delay = 15`",
         {"termination_period": 90, "shutdown_delay": 15},
@@ -113,13 +115,43 @@ SUMS: tuple[tuple[str, dict[str, Any]], ...] = (
 )
 
 
+def sum_of(platform: str | None = None, **given: Any) -> tuple[bool, str]:
+    """The line for some settings; without a platform, its period is set."""
+    if platform is None:
+        given = {"termination_period": 30, **given}
+    with pytest.MonkeyPatch.context() as patch:
+        found = next((each for each in PLATFORMS if each.name == platform), UNKNOWN)
+        patch.setattr(platforms, "here", lambda: found)
+        return budget_line(
+            Settings(**given),
+            graceful_timeout_given="graceful_timeout" in given,
+            all_defaults=platform is not None,
+            platform=found,
+        )
+
+
+def platform_rows() -> str:
+    """The table of the platforms."""
+    return table(
+        ("platform", "known by", "period", "where it is set", "sources"),
+        (
+            (
+                each.name,
+                f"`{each.sign}`",
+                f"{each.period:g} s",
+                f"`{each.knob}`" if each.knob else "nowhere",
+                ", ".join(f"[{n}]({url})" for n, url in enumerate(each.sources, 1)),
+            )
+            for each in PLATFORMS
+        ),
+    )
+
+
 def sums() -> str:
     """What the sum at boot says, for some settings."""
     parts = []
     for label, given in SUMS:
-        warns, line = budget_line(
-            Settings(**given), graceful_timeout_given="graceful_timeout" in given
-        )
+        warns, line = sum_of(**given)
         assert warns == label.startswith("Warning"), label
         shown = textwrap.fill(line, 110, break_on_hyphens=False)
         parts.append(f"{label}:\n\n```text\n{shown}\n```")
@@ -369,6 +401,7 @@ def kind(field: dict[str, Any]) -> str:
 RENDERED: dict[str, tuple[str, Callable[[], str]]] = {
     "settings": ("settings.md", settings),
     "sums": ("settings.md", sums),
+    "platforms": ("settings.md", platform_rows),
     "times": ("how-it-works.md", times),
     "metrics": ("metrics.md", measured),
     "gauges": ("metrics.md", gauges),
@@ -487,7 +520,8 @@ def test_log_lines_in_the_docs_are_those_of_the_code() -> None:
     defaults."""
     patterns = list(logged())
     sum_of_the_defaults = (
-        "gunicorn-grace: " + budget_line(Settings(), graceful_timeout_given=False)[1]
+        "gunicorn-grace: "
+        + budget_line(Settings(termination_period=30), graceful_timeout_given=False)[1]
     )
     assert len(shown()) > 8
     strange = [
@@ -643,7 +677,7 @@ def anchors(text: str) -> set[str]:
 @pytest.mark.parametrize("page", NAMES)
 def test_links_lead_somewhere(page: str) -> None:
     """Every relative link names a file that is there, and a heading of it."""
-    for target in re.findall(r"\]\(([^)]+)\)", read(page)):
+    for target in re.findall(r"\]\((?!https://)([^)]+)\)", read(page)):
         path, _, anchor = target.partition("#")
         file = DOCS / path if path else DOCS / page
         assert file.is_file(), target

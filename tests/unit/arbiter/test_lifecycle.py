@@ -292,14 +292,14 @@ def test_decide(seen: Observation, settings: Settings, wanted: tuple[Phase, Reas
         (Origin.NONE, None, 900.0, Settings(), 928),
         (Origin.NONE, None, None, Settings(), INF),
         (Origin.SIGTERM, 100.0, 100.0, Settings(termination_period=0), INF),
-        (Origin.SIGTERM, 100.0, 100.0, Settings(exit_margin=40), 100),
+        (Origin.SIGTERM, 100.0, 100.0, Settings(exit_margin=40), 124),
     ],
 )
 def test_the_deadline_counts_from_where_the_platform_counts(
     origin: Origin, t0: float | None, sigterm: float | None, settings: Settings, wanted: float
 ) -> None:
     """Kubernetes' period begins before preStop; an operator's drain is not part of it; a margin
-    never reaches back."""
+    takes a fifth of the period at most."""
     assert deadline(origin, t0, sigterm, settings) == wanted
 
 
@@ -456,9 +456,8 @@ class World:
         if not s.termination_period:
             return INF
         counted_from = [t for t, origin in self.began if origin is not Origin.DRAIN] or self.terms
-        return (
-            counted_from[0] + max(0, s.termination_period - s.exit_margin) if counted_from else INF
-        )
+        margin = min(s.exit_margin, s.termination_period / 5)
+        return counted_from[0] + s.termination_period - margin if counted_from else INF
 
     def check_invariants(self) -> None:
         if not self.terms:
@@ -514,7 +513,8 @@ class World:
             waited = s.extend_delay and last + 2 > max(t0 + s.shutdown_delay, self.terms[0])
             found.add(Reason.EXTENDED if waited else Reason.DELAY_ELAPSED)
         if s.termination_period:
-            reserve = max(s.drain_reserve, self.longest_request) if over else s.drain_reserve
+            reserve = min(s.drain_reserve, s.termination_period / 2)
+            reserve = max(reserve, self.longest_request) if over else reserve
             if now >= self.gone_by() - reserve:
                 found.add(Reason.BUDGET)
         elif over:

@@ -14,10 +14,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gunicorn_grace.arbiter.adoption import adopt
-from gunicorn_grace.arbiter.budget import budget_line, longest_delay
+from gunicorn_grace.arbiter.budget import (
+    budget,
+    budget_line,
+    drain_reserve,
+    exit_margin,
+    longest_delay,
+)
 from gunicorn_grace.conf import install
 from gunicorn_grace.errors import ConfigurationError, SettingError, UnknownSetting
+from gunicorn_grace.shared import platforms
 from gunicorn_grace.shared import settings as module
+from gunicorn_grace.shared.platforms import PLATFORMS, UNKNOWN, Platform
 from gunicorn_grace.shared.settings import NAMES, Secret, Settings, check, rows
 
 SECONDS = [(3, 3), ("7.5", 7.5), ("8", 8), (0, 0)]
@@ -46,7 +54,7 @@ TABLE: dict[str, tuple[list[tuple[Any, Any]], list[Any]]] = {
         [(0.5, 0.5), ("0.01", 0.01), (1, 1.0)],
         [0, 1.1, -1, "x", True, None, math.nan],
     ),
-    "grace_termination_period": (SECONDS, NO_SECONDS),
+    "grace_termination_period": ([*SECONDS, ("auto", "auto")], [*NO_SECONDS, "Auto"]),
     "grace_exit_margin": (SECONDS, NO_SECONDS),
     "grace_readiness_delay": (SECONDS, NO_SECONDS),
     "grace_readiness_path": (PATHS, NO_PATHS),
@@ -140,7 +148,8 @@ def test_a_file_sets_it(config: Config, name: str, given: Any, meant: Any) -> No
     config.set(name, given)
     assert value(config, name) == meant
     assert type(value(config, name)) in (type(meant), Secret)
-    assert getattr(Settings.of(config), name.removeprefix("grace_")) == meant
+    read = getattr(Settings.of(config), name.removeprefix("grace_"))
+    assert read == (30 if (name, meant) == ("grace_termination_period", "auto") else meant)
 
 
 @pytest.mark.parametrize(
@@ -240,7 +249,7 @@ def test_defaults_are_those_of_the_design() -> None:
         drain_reserve=5,
         quiet_period=0,
         quiet_share=0.01,
-        termination_period=30,
+        termination_period="auto",  # type: ignore[arg-type]
         exit_margin=2,
         readiness_delay=0,
         readiness_path="/readyz",
@@ -438,12 +447,12 @@ def test_a_loaded_configuration_is_checked() -> None:
     ("settings", "by_hand", "wanted"),
     [
         (
-            Settings(),
+            Settings(termination_period=30),
             False,
             (False, "lame duck 10 s, then up to 18 s to drain, gone by 28 s of 30 s"),
         ),
         (
-            Settings(graceful_timeout=8),
+            Settings(termination_period=30, graceful_timeout=8),
             True,
             (False, "lame duck 10 s, then up to 8 s to drain, gone by 18 s of 30 s"),
         ),
@@ -453,12 +462,12 @@ def test_a_loaded_configuration_is_checked() -> None:
             (False, "lame duck 10 s, then up to 30 s to drain; the platform's period is not known"),
         ),
         (
-            Settings(shutdown_delay=23),
+            Settings(termination_period=30, shutdown_delay=23),
             False,
             (False, "lame duck 23 s, then up to 5 s to drain, gone by 28 s of 30 s"),
         ),
         (
-            Settings(shutdown_delay=20),
+            Settings(termination_period=30, shutdown_delay=20),
             True,
             (
                 True,
@@ -469,7 +478,7 @@ def test_a_loaded_configuration_is_checked() -> None:
             ),
         ),
         (
-            Settings(shutdown_delay=25),
+            Settings(termination_period=30, shutdown_delay=25),
             False,
             (
                 True,
@@ -479,7 +488,7 @@ def test_a_loaded_configuration_is_checked() -> None:
             ),
         ),
         (
-            Settings(graceful_timeout=3, shutdown_delay=25),
+            Settings(termination_period=30, graceful_timeout=3, shutdown_delay=25),
             True,
             (
                 True,
@@ -489,7 +498,7 @@ def test_a_loaded_configuration_is_checked() -> None:
             ),
         ),
         (
-            Settings(shutdown_delay=20.5),
+            Settings(termination_period=30, shutdown_delay=20.5),
             True,
             (
                 True,
@@ -546,9 +555,87 @@ def test_the_way_out_is_one(settings: Settings, by_hand: bool) -> None:
         assert not budget_line(raised, graceful_timeout_given=by_hand)[0]
     if "the delay will be cut" in line:
         assert f"cut to {longest_delay(settings):g} s;" in line
-        assert longest_delay(settings) <= settings.shutdown_delay
+        assert longest_delay(settings) < settings.shutdown_delay
     elif settings.termination_period:
         assert longest_delay(settings) == settings.shutdown_delay
+
+
+@given(
+    period=st.floats(0.1, 120),
+    margin=st.integers(0, 200),
+    reserve=st.integers(0, 200),
+    delay=st.integers(0, 200),
+)
+def test_something_is_left_of_every_period(
+    period: float, margin: int, reserve: int, delay: int
+) -> None:
+    """Whatever margin and reserve are set to, the margin takes a fifth of the period at most, the
+    reserve half of it, and where the delay is wanted and cut it still has three tenths."""
+    settings = Settings(
+        termination_period=period, exit_margin=margin, drain_reserve=reserve, shutdown_delay=delay
+    )
+    assert exit_margin(settings) == pytest.approx(min(margin, period / 5))
+    assert budget(settings) >= period * 0.8 * (1 - 1e-9)
+    assert drain_reserve(settings) == pytest.approx(min(reserve, period / 2))
+    assert longest_delay(settings) >= min(delay, period * 0.3 * (1 - 1e-9))
+    assert longest_delay(settings) + drain_reserve(settings) <= budget(settings) * (
+        1 + 1e-9
+    ) or not longest_delay(settings)
+
+
+@pytest.mark.parametrize("platform", [*PLATFORMS, UNKNOWN], ids=lambda each: each.name or "none")
+def test_the_defaults_fit_together_on_every_platform(
+    platform: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With nothing set, the line is no warning, the sum is within the period, and the line says
+    whose period it is, by what it is known, and what to set."""
+    if platform.sign:
+        monkeypatch.setenv(platform.sign, "1")
+    settings = Settings()
+    assert (settings.termination_period, settings.period_is_assumed) == (platform.period, True)
+    warns, line = budget_line(
+        settings, graceful_timeout_given=False, all_defaults=True, platform=platforms.here()
+    )
+    assert not warns
+    assert longest_delay(settings) > 0
+    assert drain_reserve(settings) > 0
+    for words in (platform.name, platform.sign, platform.knob if platform.name else "assumed"):
+        assert words in line
+    assert "set grace_termination_period" in line or not platform.knob
+
+
+@pytest.mark.parametrize(
+    ("environ", "name"),
+    [
+        ({"SUPERVISOR_ENABLED": "1", "KUBERNETES_SERVICE_HOST": "10.0.0.1"}, "supervisord"),
+        ({"SUPERVISOR_ENABLED": "1", "INVOCATION_ID": "ab"}, "supervisord"),
+        ({"SUPERVISOR_ENABLED": "1", "FLY_APP_NAME": "app"}, "Fly"),
+        ({"NOMAD_ALLOC_ID": "ab", "INVOCATION_ID": "cd"}, "Nomad"),
+        ({"KUBERNETES_SERVICE_HOST": "10.0.0.1", "INVOCATION_ID": "cd"}, "Kubernetes"),
+        ({"KUBERNETES_SERVICE_HOST": "10.0.0.1", "K_SERVICE": "knative"}, "Kubernetes"),
+        ({"INVOCATION_ID": "cd", "SYSTEMD_EXEC_PID": "20"}, "systemd"),
+        ({"INVOCATION_ID": "cd", "SYSTEMD_EXEC_PID": "10"}, "systemd"),
+        ({"INVOCATION_ID": "cd", "SYSTEMD_EXEC_PID": "3"}, ""),
+        ({}, ""),
+    ],
+)
+def test_the_shortest_clock_counts(environ: dict[str, str], name: str) -> None:
+    """Where one platform runs in another, each ends the process by its own clock. Knative is in
+    Kubernetes, and a terminal that inherits systemd's variables is no service."""
+    assert platforms.find(environ, (20, 10)).name == name
+
+
+def test_a_delay_that_a_person_chose_is_not_cut_silently(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The warning names what to raise on this platform; where nothing can be raised it says so by
+    naming nothing."""
+    monkeypatch.setenv("SUPERVISOR_ENABLED", "1")
+    options = {"graceful_timeout_given": False, "platform": platforms.here()}
+    warns, line = budget_line(Settings(shutdown_delay=20), **options)
+    assert warns
+    assert "cut to 3 s; lower it or raise stopwaitsecs and grace_termination_period to 52" in line
+    cloud_run = next(each for each in PLATFORMS if not each.knob)
+    line = budget_line(Settings(shutdown_delay=20), **{**options, "platform": cloud_run})[1]
+    assert "cut to 3 s; lower it; 10 s is the period of" in line
 
 
 @pytest.mark.parametrize(
