@@ -52,6 +52,14 @@ def undrain(pid: int | None) -> None:
     _drain.undrain(pid, _say)
 
 
+@cli.command("end-delay")
+@click.option("--pid", type=int, help=PID_HELP)
+def end_delay(pid: int | None) -> None:
+    """End the delay of an instance that is shutting down. It drains at once: it takes no new
+    connection, and finishes what is in flight. A SIGTERM that is repeated does not do that."""
+    _drain.end_delay(pid, _say)
+
+
 def _say(line: str) -> None:
     """Print what was done. Where that fails (a full disk) it is done all the same, and a preStop
     hook has to wait."""

@@ -44,7 +44,7 @@ class Reason(str, enum.Enum):
     DELAY_ELAPSED = "delay elapsed"
     QUIET = "quiet"
     EXTENDED = "extended until quiet"
-    SECOND_SIGNAL = "second signal"
+    ENDED = "ended by command"
     BUDGET = "budget"
     EXPIRED = "trigger expired"
     UNDRAINED = "undrained"
@@ -53,6 +53,10 @@ class Reason(str, enum.Enum):
 
     def __str__(self) -> str:
         return self.value
+
+
+CUT_SHORT = frozenset({Reason.ENDED, Reason.BUDGET})
+"""Reasons for which the delay ends although requests may still come."""
 
 
 @dataclass(frozen=True)
@@ -64,9 +68,12 @@ class Observation:
     :param booted: whether any worker has booted.
     :param origin: who began the shutdown, ``NONE`` while it has not begun.
     :param t0: when it began; ``None`` while it did not.
+    :param clock: when the platform's period began: with its trigger or the SIGTERM, whichever
+        came first; ``None`` while neither did.
     :param sigterm: when the first SIGTERM came; ``None`` while none did. A trigger alone never
-        drains.
-    :param terms: how many SIGTERMs came.
+        drains, and a SIGTERM that is repeated changes nothing: process managers repeat it.
+    :param held: whether an operator's drain is in force, which waits for ``undrain``.
+    :param ended: whether a command ended the delay.
     :param undrain: whether an operator took the drain back.
     :param upgraded: whether another arbiter serves the same sockets (SIGUSR2).
     :param last_arrival: when the last request came, probes excluded; ``None`` when none ever did.
@@ -82,8 +89,10 @@ class Observation:
     booted: bool = True
     origin: Origin = Origin.NONE
     t0: float | None = None
+    clock: float | None = None
     sigterm: float | None = None
-    terms: int = 0
+    held: bool = False
+    ended: bool = False
     undrain: bool = False
     upgraded: bool = False
     last_arrival: float | None = None
@@ -94,20 +103,17 @@ class Observation:
     workers: int = 1
 
 
-def deadline(origin: Origin, t0: float | None, sigterm: float | None, settings: Settings) -> float:
-    """When the process has to be gone; infinity where the platform's period is not known, or
-    nothing has begun.
+def deadline(clock: float | None, settings: Settings) -> float:
+    """When the process has to be gone; infinity where the platform's period is not known, or has
+    not begun.
 
     Kubernetes counts the preStop hook in (pod lifecycle, "Termination of Pods", step 2: the grace
-    period countdown begins before preStop is executed), so the clock runs from T0. Only an
-    operator's drain is not part of a termination: then the period begins with the SIGTERM.
+    period countdown begins before preStop is executed), so the clock runs from its trigger. An
+    operator's drain is not part of a termination, and starts no clock.
     """
-    if not settings.termination_period:
+    if clock is None or not settings.termination_period:
         return math.inf
-    began = sigterm if t0 is None or origin is Origin.DRAIN else t0
-    if began is None:
-        return math.inf
-    return began + budget(settings)
+    return clock + budget(settings)
 
 
 def drain_limit(drain_started: float, gone_by: float, settings: Settings) -> float:
@@ -116,9 +122,12 @@ def drain_limit(drain_started: float, gone_by: float, settings: Settings) -> flo
     return min(drain_started + settings.graceful_timeout, gone_by)
 
 
-def expiry(t0: float, settings: Settings) -> float:
-    """When a trigger that no SIGTERM followed gives up. Never before the delay itself is over."""
-    return t0 + max(settings.termination_period or UNKNOWN_PERIOD_EXPIRY, settings.shutdown_delay)
+def has_expired(o: Observation, s: Settings) -> bool:
+    """Whether a platform's trigger gives up, because no SIGTERM followed it. It never does before
+    the delay itself is over."""
+    if o.sigterm is not None or o.clock is None:
+        return False
+    return o.now >= o.clock + max(s.termination_period or UNKNOWN_PERIOD_EXPIRY, s.shutdown_delay)
 
 
 def quiet_after(settings: Settings, rate: float, longest_silence: float) -> float:
@@ -158,10 +167,10 @@ def decide(o: Observation, s: Settings) -> tuple[Phase, Reason | None]:
     if o.phase is Phase.STARTING:
         if o.booted:
             return Phase.SERVING, Reason.BOOTED
-        if o.terms:
+        if o.sigterm is not None:
             return Phase.STOPPED, Reason.NEVER_READY
     elif o.phase is Phase.SERVING:
-        if o.upgraded and o.terms:
+        if o.upgraded and o.sigterm is not None:
             return Phase.DRAINING, Reason.UPGRADED
         if o.t0 is not None:
             return Phase.LAME_DUCK, Reason.SIGNAL if o.origin is Origin.SIGTERM else Reason.TRIGGER
@@ -171,7 +180,7 @@ def decide(o: Observation, s: Settings) -> tuple[Phase, Reason | None]:
         if not o.workers:
             return Phase.STOPPED, Reason.DRAINED
         assert o.drain_started is not None
-        if o.now >= drain_limit(o.drain_started, deadline(o.origin, o.t0, o.sigterm, s), s):
+        if o.now >= drain_limit(o.drain_started, deadline(o.clock, s), s):
             return Phase.STOPPED, Reason.DEADLINE
     return o.phase, None
 
@@ -181,42 +190,42 @@ def is_delay_over(o: Observation, s: Settings) -> bool:
     if o.phase is not Phase.LAME_DUCK:
         return o.phase > Phase.LAME_DUCK
     signalled = dataclasses.replace(
-        o, terms=max(1, o.terms), sigterm=o.now if o.sigterm is None else o.sigterm
+        o,
+        clock=o.now if o.clock is None else o.clock,
+        sigterm=o.now if o.sigterm is None else o.sigterm,
     )
     return decide(signalled, s)[0] is Phase.DRAINING
 
 
 def _lame_duck(o: Observation, s: Settings) -> tuple[Phase, Reason | None]:
     assert o.t0 is not None
-    if not o.terms:
+    if o.sigterm is None:
         if o.undrain:
             return Phase.SERVING, Reason.UNDRAINED
-        if o.origin is not Origin.DRAIN and o.now >= expiry(o.t0, s):
+        if not o.held and has_expired(o, s):
             return Phase.SERVING, Reason.EXPIRED
         return o.phase, None
 
     if o.upgraded:
         return Phase.DRAINING, Reason.UPGRADED
-    if o.terms > 1:
-        return Phase.DRAINING, Reason.SECOND_SIGNAL
+    if o.ended:
+        return Phase.DRAINING, Reason.ENDED
 
+    assert o.clock is not None
     elapsed = o.now - o.t0
-    gone_by = deadline(o.origin, o.t0, o.sigterm, s)
+    gone_by = deadline(o.clock, s)
     if elapsed >= s.shutdown_delay:
         late_until = -math.inf if o.last_arrival is None else o.last_arrival + LATE_WINDOW
         if not s.extend_delay or o.now >= late_until:
             # With a hook that waits, the SIGTERM may come when the delay is long over.
-            asked = max(o.t0 + s.shutdown_delay, o.sigterm or o.t0)
+            asked = max(o.t0 + s.shutdown_delay, o.sigterm)
             extended = s.extend_delay and late_until > asked
             return Phase.DRAINING, Reason.EXTENDED if extended else Reason.DELAY_ELAPSED
-        # Only an extension makes room for the longest request: were the delay itself cut for it,
-        # one slow request would cost every quick one that still arrives.
-        latest = gone_by - max(drain_reserve(s), o.longest_request)
+        latest = gone_by - _reserve(o, s, gone_by)
         if not s.termination_period:
             # With no period there is no budget that could end an extension; without an end, a
             # client that never looks at readiness could keep the process for ever.
-            began = (o.sigterm if o.origin is Origin.DRAIN else None) or o.t0
-            latest = began + 2 * s.shutdown_delay
+            latest = o.clock + 2 * s.shutdown_delay
     else:
         latest = gone_by - drain_reserve(s)
     if o.now >= latest:
@@ -226,3 +235,18 @@ def _lame_duck(o: Observation, s: Settings) -> tuple[Phase, Reason | None]:
         if silence >= quiet_after(s, o.rate, o.longest_silence):
             return Phase.DRAINING, Reason.QUIET
     return o.phase, None
+
+
+def _reserve(o: Observation, s: Settings, gone_by: float) -> float:
+    """What an extension leaves of the budget: the drain reserve, or the longest request if it takes
+    longer and the budget could still save one that begins when the delay is over.
+
+    Only an extension makes room for the longest request: were the delay itself cut for it, one slow
+    request would cost every quick one that still arrives. And a request for which the budget is too
+    short in any case, such as an event stream of many minutes, may not cost them the extension.
+    """
+    assert o.t0 is not None
+    assert o.clock is not None
+    begins = max(o.t0 + s.shutdown_delay, o.clock)
+    savable = o.longest_request if o.longest_request <= gone_by - begins else 0.0
+    return max(drain_reserve(s), savable)

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..shared.cells import NS, ORIGIN_MASK, Record
 from ..shared.memory import Memory
-from ..shared.phase import TRIGGERS, Origin, Phase
+from ..shared.phase import PLATFORM, TRIGGERS, Origin, Phase
 from .lifecycle import Observation
 from .progress import Progress
 from .roster import Roster
@@ -76,9 +76,23 @@ class Observer:
         t0, origin = min(began, default=(0, Origin.NONE))
         return origin, t0
 
-    def _is_taken_back(self, t0: int) -> bool:
-        asked = self._memory.header.undrain
+    def _has_come_since(self, t0: int, asked: int) -> bool:
+        """Whether a command's wish came in this shutdown: it does not count for another one."""
         return max(self._progress.consumed, t0) < asked <= time.monotonic_ns()
+
+    def _take_up_the_wishes(self, origin: Origin, t0: int) -> None:
+        """Note who wants this shutdown, besides the one who began it."""
+        progress, header, now = self._progress, self._memory.header, time.monotonic_ns()
+        progress.held |= origin is Origin.DRAIN or progress.consumed < header.operator <= now
+        if progress.platform:
+            return  # The first one has started the clock.
+        if origin in PLATFORM and progress.platform_over < t0:
+            progress.platform, progress.platform_origin = t0, origin
+            return
+        value = header.platform
+        when, hook = value & ~ORIGIN_MASK, value & ORIGIN_MASK
+        if hook in PLATFORM and max(progress.consumed, progress.platform_over) < value <= now:
+            progress.platform, progress.platform_origin = max(when, t0), Origin(hook)
 
     def observe(self, now: int) -> Observation:
         """The input of :func:`~gunicorn_grace.arbiter.lifecycle.decide`.
@@ -87,10 +101,13 @@ class Observer:
         """
         progress = self._progress
         origin, t0 = self.began()
+        if t0 and progress.phase <= Phase.LAME_DUCK:
+            self._take_up_the_wishes(origin, t0)
         sigterm = progress.sigterm
         if progress.terms and not sigterm:
             # Upgraded: the handler stored nothing, so that readiness stays as it is.
             sigterm = progress.drain or now
+        clock = min(filter(None, (progress.platform, sigterm)), default=0)
         last = self._roster.last_arrival()
         return Observation(
             now=now / NS,
@@ -98,9 +115,11 @@ class Observer:
             booted=self._roster.has_booted(),
             origin=origin,
             t0=t0 / NS if t0 else None,
+            clock=clock / NS if clock else None,
             sigterm=sigterm / NS if sigterm else None,
-            terms=progress.terms,
-            undrain=self._is_taken_back(t0),
+            held=progress.held,
+            ended=self._has_come_since(t0, self._memory.header.end_delay),
+            undrain=self._has_come_since(t0, self._memory.header.undrain),
             upgraded=self.is_upgraded(),
             last_arrival=last / NS if last else None,
             rate=progress.rate / 1000,

@@ -18,9 +18,16 @@ from .lifecycle import Reason
 class Progress:
     """The arbiter's own record of the shutdown. Times are nanoseconds, 0 is "never".
 
+    It has more attributes than a class should, because it is one record: what the other processes
+    are shown of the shutdown, and where the arbiter itself looks it up.
+
     :param phase: the phase it is in.
     :param origin: who began the shutdown, ``NONE`` while it has not begun.
     :param t0: when it began.
+    :param platform: when the platform's period began by a trigger; 0 while it has not.
+    :param platform_origin: which trigger that was.
+    :param platform_over: triggers of the platform up to this time are over.
+    :param held: whether an operator's drain is in force, which waits for ``undrain``.
     :param sigterm: when the first SIGTERM came. Written in the signal handler.
     :param terms: how many SIGTERMs came. Written in the signal handler.
     :param consumed: triggers up to this time are over.
@@ -41,6 +48,10 @@ class Progress:
     phase: Phase = Phase.STARTING
     origin: Origin = Origin.NONE
     t0: int = 0
+    platform: int = 0
+    platform_origin: Origin = Origin.NONE
+    platform_over: int = 0
+    held: bool = False
     sigterm: int = 0
     terms: int = 0
     consumed: int = 0
@@ -75,6 +86,7 @@ _SHOWN = (
     "sigterm",
     "deadline",
     "delay_over",
+    "held",
     "upgraded",
     "drain_limit",
     "drain",

@@ -85,12 +85,16 @@ def _dumped(told: dict[str, Any]) -> bytes:
     return json.dumps(told).encode() + b"\n"
 
 
-def verdict(last_after: float | None, delay: float) -> str:
+def verdict(last_after: float | None, delay: float, cut_short: str = "") -> str:
     """The advice about the delay that follows from the last request.
 
     :param last_after: seconds after T0 at which it came; ``None`` when none came.
     :param delay: ``grace_shutdown_delay``, in seconds.
+    :param cut_short: what ended the delay before its time, for a reason that has nothing to do with
+        the requests. Nobody knows then when the last one would have come.
     """
+    if cut_short:
+        return f"the delay was cut short ({cut_short}): nothing is known about its length"
     if last_after is None:
         return "no request came after T0"
     if delay and last_after > 0.8 * delay:

@@ -38,8 +38,17 @@ from ..shared.cells import HIGHEST, NS
 from ..shared.memory import Memory
 from ..shared.phase import Origin, Phase, check_transition
 from ..shared.settings import Settings
+from . import events
 from .budget import longest_delay
-from .lifecycle import Observation, Reason, deadline, decide, drain_limit, is_delay_over
+from .lifecycle import (
+    Observation,
+    Reason,
+    deadline,
+    decide,
+    drain_limit,
+    has_expired,
+    is_delay_over,
+)
 from .listeners import Listeners
 from .observer import Observer
 from .progress import Progress
@@ -158,7 +167,9 @@ class Shutdown:
             progress.in_flight[phase] = self.roster.in_flight()
             self._enter[phase](seen, reason)
         if seen.phase is Phase.LAME_DUCK:
-            self._set_deadline(seen)  # An operator's drain has none before its SIGTERM.
+            if seen.held and has_expired(seen, self.settings):
+                seen = self._expire_under_a_drain(seen)
+            self._set_deadline(seen)  # An operator's drain has none by itself.
             if not progress.delay_over and is_delay_over(seen, self.settings):
                 progress.delay_over = now
         elif seen.phase is Phase.DRAINING and not self.roster.are_dismissed:
@@ -176,12 +187,12 @@ class Shutdown:
         self.timer.set(0)
         self.roster.gave_up_forking = ""
         self.telling.start_anew()
-        by_http = seen.origin is Origin.HTTP
-        if reason is Reason.EXPIRED and by_http:
-            progress.http_shut = True
+        expired = progress.platform_origin if reason is Reason.EXPIRED else Origin.NONE
+        progress.http_shut |= expired is Origin.HTTP
         progress.consumed = self.observer.looked_at = time.monotonic_ns()
-        progress.origin = Origin.NONE
-        progress.t0 = progress.deadline = progress.delay_over = 0
+        progress.origin = progress.platform_origin = Origin.NONE
+        progress.t0 = progress.deadline = progress.delay_over = progress.platform = 0
+        progress.held = False
         header = self.memory.header
         header.late = 0
         # The phase first and `consumed` last: until then the old trigger keeps the instance in
@@ -190,16 +201,19 @@ class Shutdown:
         self._publish()
         # In gunicorn 22 and 23 a signal handler may have given up again meanwhile.
         self.roster.gave_up_forking = ""
-        if reason is Reason.EXPIRED:
-            self._log.error(
-                "gunicorn-grace: trigger_expired: %s was not followed by SIGTERM within %.0f s; "
-                "serving again%s",
-                seen.origin.name.lower(),
-                seen.now - (seen.t0 or seen.now),
-                ", and ?down=true is disabled until restart" if by_http else "",
-            )
+        if expired:
+            events.trigger_expired(self._log, expired, seen, "serving again")
         else:
             self._log.info("gunicorn-grace: undrained: serving again")
+
+    def _expire_under_a_drain(self, seen: Observation) -> Observation:
+        """The platform's trigger is over, and its clock with it. The operator's drain goes on."""
+        progress = self.progress
+        expired, progress.platform_origin = progress.platform_origin, Origin.NONE
+        progress.http_shut |= expired is Origin.HTTP
+        progress.platform, progress.platform_over = 0, time.monotonic_ns()
+        events.trigger_expired(self._log, expired, seen, "the operator's drain goes on")
+        return self.observer.observe(progress.platform_over)
 
     def _enter_lame_duck(self, seen: Observation, reason: Reason) -> None:
         assert seen.t0 is not None
@@ -212,34 +226,23 @@ class Shutdown:
         self._publish()
         self.roster.begin_counting()
         self.timer.set(LAME_DUCK_TICK)
-        by_signal = reason is Reason.SIGNAL
-        self._log.info(
-            "gunicorn-grace: shutdown_initiated by %s: not ready for %g s, %d in flight, "
-            "%.1f requests/s before",
-            "SIGTERM" if by_signal else f"trigger ({seen.origin.name.lower()})",
-            progress.delay / NS,
-            progress.in_flight[Phase.LAME_DUCK],
-            seen.rate,
-        )
+        in_flight = progress.in_flight[Phase.LAME_DUCK]
+        events.shutdown_initiated(self._log, progress, seen, in_flight)
 
     def _set_deadline(self, seen: Observation) -> None:
-        gone_by = deadline(seen.origin, seen.t0, seen.sigterm, self.settings)
+        gone_by = deadline(seen.clock, self.settings)
         self.progress.deadline = 0 if gone_by == float("inf") else round(gone_by * NS)
 
     def _enter_draining(self, seen: Observation, reason: Reason) -> None:
         progress = self.progress
         now = progress.stamps[Phase.DRAINING]
         self._set_deadline(seen)
-        gone_by = deadline(seen.origin, seen.t0, seen.sigterm, self.settings)
+        gone_by = deadline(seen.clock, self.settings)
         progress.upgraded = seen.upgraded
         progress.drain_limit = round(drain_limit(now / NS, gone_by, self.settings) * NS)
         progress.drain = now
         if not seen.upgraded:
-            self._log.info(
-                "gunicorn-grace: lame_duck_ended after %.1f s: %s",
-                seen.now - (seen.t0 or seen.now),
-                reason,
-            )
+            events.lame_duck_ended(self._log, seen, reason)
             self.listeners.seal()
         progress.phase = Phase.DRAINING
         self._publish()
@@ -265,20 +268,10 @@ class Shutdown:
         self.arbiter.kill_workers(signal.SIGTERM)
 
     def _enter_stopped(self, seen: Observation, reason: Reason) -> None:
-        drained_for = seen.now - (seen.drain_started or seen.now)
-        if reason is Reason.DRAINED:
-            self._log.info("gunicorn-grace: drained in %.1f s", drained_for)
-        elif reason is Reason.DEADLINE:
-            self._log.error(
-                "gunicorn-grace: deadline_reached after %.1f s of draining: requests cut off: %d, "
-                "workers left: %d",
-                drained_for,
-                self.progress.in_flight[Phase.STOPPED],
-                seen.workers,
-            )
+        events.draining_ended(self._log, seen, reason, self.progress.in_flight[Phase.STOPPED])
         # stop() would wait for all of graceful_timeout: for a worker that hangs while it boots; and
         # once more, after a drain, for the dirty arbiter (25.1 to 27.0).
-        gone_by = deadline(seen.origin, seen.t0, seen.sigterm, self.settings)
+        gone_by = deadline(seen.clock, self.settings)
         ends = self.progress.drain_limit / NS or gone_by
         allowed = self.arbiter.cfg.settings["graceful_timeout"]
         allowed.value = max(0, min(allowed.value, ends - time.monotonic()))

@@ -12,12 +12,13 @@ from typing import Any
 
 from ..shared.cells import NS, Record
 from ..shared.memory import Memory, unix_time
-from ..shared.phase import Origin, Phase
+from ..shared.phase import Phase
 from ..shared.settings import Settings
 from ..shared.version import __version__
 from . import notify
 from . import report as reporting
 from .budget import exit_margin
+from .lifecycle import CUT_SHORT
 from .progress import Progress
 from .report import Report, verdict
 from .roster import Roster
@@ -199,10 +200,21 @@ class Telling:
             cut_off_by_worker=self._roster.cut_off_by_worker(),
             verdict=(
                 "the delay was an operator's drain"
-                if progress.origin is Origin.DRAIN
-                else verdict(last_after, self.settings.shutdown_delay)
+                if progress.held
+                else verdict(
+                    last_after, self.settings.shutdown_delay, self._cut_short(drain or end)
+                )
             ),
         )
+
+    def _cut_short(self, ended: int) -> str:
+        """What ended the delay before its time, other than its requests; empty when nothing did."""
+        progress = self._progress
+        reason = progress.reasons.get(Phase.DRAINING)
+        if reason in CUT_SHORT:
+            return str(reason)
+        is_short = ended - progress.t0 < self.settings.shutdown_delay * NS
+        return (self._ended() or "not over") if reason is None and is_short else ""
 
     def _ended(self) -> str | None:
         progress = self._progress

@@ -1,4 +1,4 @@
-"""``gunicorn-grace drain`` and ``undrain``: out of rotation, and back."""
+"""``gunicorn-grace drain``, ``undrain`` and ``end-delay``: out of rotation, back, and on."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ from ..errors import StateError
 from ..shared.phase import Origin, Phase
 from .instance import LOOK, find, lives
 
+PATIENCE = 10.0
+"""Seconds until a command gives up on an arbiter that does not look. One that serves looks once a
+second, and one that shuts down ten times as often."""
+
 
 def drain(pid: int | None, say: Callable[[str], object]) -> None:
     """Take an instance out of rotation: not ready, and served as ever.
@@ -17,8 +21,21 @@ def drain(pid: int | None, say: Callable[[str], object]) -> None:
     :param say: takes a line for the one who asked.
     :raises StateError: there is no such instance, or more than one.
     """
-    began = find(pid).trigger(Origin.DRAIN)
-    say("not ready until undrain" if began else "the shutdown had begun before: nothing to do")
+    memory = find(pid)
+    header = memory.header
+    if memory.trigger(Origin.DRAIN):
+        say("not ready until undrain")
+        return
+    # The platform's trigger expires, perhaps in this moment. So this waits for the arbiter's word.
+    look = _Look(header.arbiter)
+    while not header.held:
+        if header.sigterm or header.phase > Phase.LAME_DUCK:
+            say("a SIGTERM has come: it is shutting down, and nothing holds that")
+            return
+        if not memory.is_terminating():
+            memory.trigger(Origin.DRAIN)
+        look.again()
+    say("it was not ready before; now it stays so until undrain")
 
 
 def undrain(pid: int | None, say: Callable[[str], object]) -> None:
@@ -36,10 +53,58 @@ def undrain(pid: int | None, say: Callable[[str], object]) -> None:
     if header.sigterm or header.phase > Phase.LAME_DUCK:
         raise StateError("a SIGTERM has come: the shutdown cannot be taken back")
     header.undrain = time.monotonic_ns()
+    look = _Look(header.arbiter)
     while memory.is_terminating() and not header.sigterm:
-        if not lives(header.arbiter):
-            raise StateError(f"arbiter {header.arbiter} is gone")
-        time.sleep(LOOK)
+        look.again()
     if memory.is_terminating():
         raise StateError("a SIGTERM has come: the shutdown cannot be taken back")
     say("serving")
+
+
+def end_delay(pid: int | None, say: Callable[[str], object]) -> None:
+    """End the delay of an instance that is shutting down: it drains at once, or as soon as its
+    SIGTERM comes.
+
+    :param pid: the arbiter, where there is more than one instance.
+    :param say: takes a line for the one who asked.
+    :raises StateError: there is no such instance, or more than one; or it is not shutting down.
+    """
+    memory = find(pid)
+    header = memory.header
+    if not memory.is_terminating():
+        raise StateError("it is serving, and has no delay to end: SIGTERM begins a shutdown")
+    if header.phase > Phase.LAME_DUCK:
+        say("the delay was over before: nothing to do")
+        return
+    header.end_delay = time.monotonic_ns()
+    look = _Look(header.arbiter)
+    while header.phase <= Phase.LAME_DUCK and (header.sigterm or not header.delay_over):
+        if not memory.is_terminating():
+            raise StateError("it serves again: the shutdown was taken back, or its trigger expired")
+        look.again()
+    is_draining = header.phase > Phase.LAME_DUCK
+    say("draining" if is_draining else "the delay is over: a SIGTERM drains at once")
+
+
+class _Look:
+    """A wait for the arbiter to take up a wish.
+
+    :param arbiter: its pid.
+    """
+
+    def __init__(self, arbiter: int) -> None:
+        self._arbiter = arbiter
+        self._until = time.monotonic() + PATIENCE
+
+    def again(self) -> None:
+        """Wait until the next look.
+
+        :raises StateError: the arbiter is gone, or does not look.
+        """
+        if not lives(self._arbiter):
+            raise StateError(f"arbiter {self._arbiter} is gone")
+        if time.monotonic() > self._until:
+            raise StateError(
+                f"arbiter {self._arbiter} has not taken it up within {PATIENCE:g} s: is it stopped?"
+            )
+        time.sleep(LOOK)

@@ -94,6 +94,15 @@ class Header(View):
     """Whether the plugin has given up and gunicorn shuts down by itself."""
     boards = Cell(22)
     """The cell at which the boards begin; 0 without boards."""
+    platform = Cell(23)
+    """When the platform last gave a trigger (``prestop`` or ``?down=true``), and its origin, also
+    if the shutdown had begun before: see ``ORIGIN_MASK``."""
+    operator = Cell(24)
+    """When ``drain`` was last called, also if the shutdown had begun before."""
+    end_delay = Cell(25)
+    """When ``end-delay`` was last called."""
+    held = Cell(26)
+    """Whether an operator's drain is in force, which waits for ``undrain``."""
 
 
 class Record(View):

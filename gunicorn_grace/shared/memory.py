@@ -294,17 +294,25 @@ class Memory:
         """Begin the shutdown. Runs in a worker or in a command.
 
         The first trigger wins. Two that race may both store; both then mean "now", and the arbiter
-        acts on one of them.
+        acts on one of them. A trigger also says who wants the shutdown, and this counts even if
+        another one had begun it: a trigger of the platform starts the platform's clock, and an
+        operator's drain does not expire. So each kind stores into a cell of its own as well.
 
         :param origin: who begins the shutdown.
         :param now: the time of the trigger in monotonic nanoseconds; the current time by default.
         :returns: whether this call began the shutdown; ``False`` if it had begun before.
         """
-        if self.is_terminating():
-            return False
+        begins = not self.is_terminating()
         now = time.monotonic_ns() if now is None else now
-        self.header.trigger = (now & ~ORIGIN_MASK) | origin
-        return True
+        value = (now & ~ORIGIN_MASK) | origin
+        # `trigger` first: without it, the other cells have no effect.
+        if begins:
+            self.header.trigger = value
+        if origin is Origin.DRAIN:
+            self.header.operator = now
+        else:
+            self.header.platform = value
+        return begins
 
     def claim(self, number: int, age: int) -> None:
         """Assign a record to a worker that is about to be forked. Runs in the arbiter.

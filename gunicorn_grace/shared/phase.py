@@ -79,7 +79,10 @@ class Origin(enum.IntEnum):
     """``gunicorn-grace drain``: an operator, who takes it back by hand. It never expires."""
 
 
-TRIGGERS = frozenset({Origin.HTTP, Origin.PRESTOP, Origin.DRAIN})
+PLATFORM = frozenset({Origin.HTTP, Origin.PRESTOP})
+"""The origins that are a platform's hook. Its period has begun when one of them comes."""
+
+TRIGGERS = PLATFORM | {Origin.DRAIN}
 """The origins that a process other than the arbiter may store."""
 
 

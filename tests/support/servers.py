@@ -10,6 +10,8 @@ import shutil
 import signal
 import socket
 import ssl
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
@@ -43,7 +45,7 @@ SHORT = {"shutdown_delay": 0.3, "min_delay": 0, "extend_delay": "false"}
 """A delay that is soon over."""
 
 HOLD = {"shutdown_delay": 60, "min_delay": 0, "termination_period": 90}
-"""A lame duck phase that stays open until a second SIGTERM ends it."""
+"""A lame duck phase that stays open until :meth:`Server.end_delay`."""
 
 QUICK = {
     "shutdown_delay": 0.5,
@@ -152,21 +154,31 @@ class Server(Instance):
         return fetch(self.address, path, **options)
 
     def terminate(self) -> None:
-        """Send SIGTERM."""
+        """Let it shut down: send SIGTERM, or end the delay if it has got one from here."""
         if self.sent is None:
             self.sent = time.monotonic()
-        self.signal(signal.SIGTERM)
+            self.signal(signal.SIGTERM)
+        else:
+            self.end_delay()
 
     def lead_to(self, phase: Phase) -> None:
-        """Bring it into a phase by as many SIGTERMs as it takes; DRAINING: until its workers have
-        been dismissed."""
-        memory = self.memory
-        for step in (Phase.LAME_DUCK, Phase.DRAINING):
-            if memory.header.phase < step <= phase:
-                self.terminate()
-                self.wait_phase(step)
+        """Bring it into a phase by a SIGTERM; DRAINING: until its workers have been dismissed."""
+        if self.memory.header.phase < Phase.LAME_DUCK <= phase:
+            self.terminate()
+            self.wait_phase(Phase.LAME_DUCK)
         if phase is Phase.DRAINING:
+            self.end_delay()
+            self.wait_phase(Phase.DRAINING)
             self.wait_dismissed()
+
+    def operate(self, *command: str) -> subprocess.CompletedProcess[str]:
+        """Run a command on this instance, as an operator or a hook does."""
+        run = [sys.executable, "-m", "gunicorn_grace.cli", *command, "--pid", str(self.arbiter_pid)]
+        return subprocess.run(run, capture_output=True, text=True, timeout=60, check=False)
+
+    def end_delay(self) -> None:
+        """Do what ``gunicorn-grace end-delay`` does."""
+        self.memory.header.end_delay = time.monotonic_ns()
 
     def wait_dismissed(self) -> None:
         """Wait until the workers have been told to go."""

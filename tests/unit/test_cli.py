@@ -211,12 +211,49 @@ def test_drain_takes_an_instance_out_once(start: Start, capsys: pytest.CaptureFi
     assert cli.main(["drain"]) == 0
     began = instance.memory.header.trigger
     assert began & layout.ORIGIN_MASK == Origin.DRAIN
+    instance.memory.header.held = 1  # The arbiter has taken it up.
     assert cli.main(["drain"]) == 0
     assert instance.memory.header.trigger == began
     assert capsys.readouterr().out.splitlines() == [
         "not ready until undrain",
-        "the shutdown had begun before: nothing to do",
+        "it was not ready before; now it stays so until undrain",
     ]
+
+
+def test_an_arbiter_that_does_not_look_is_an_error(
+    start: Start, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A drain over a trigger waits for the arbiter's word, because the trigger may just expire; a
+    stopped arbiter gives none."""
+    monkeypatch.setattr("gunicorn_grace.operate.drain.PATIENCE", 0.2)
+    instance = start()
+    assert instance.memory.trigger(Origin.PRESTOP)
+    assert cli.main(["drain"]) == 1
+    assert "has not taken it up within 0.2 s: is it stopped?" in error(capsys)
+
+
+@pytest.mark.parametrize("cell", ["sigterm", "phase"])
+def test_a_drain_after_a_sigterm_says_that_it_holds_nothing(
+    start: Start, capsys: pytest.CaptureFixture[str], cell: str
+) -> None:
+    """The instance is out of rotation, as was wished, and will end."""
+    start(**{cell: int(Phase.DRAINING)})
+    assert cli.main(["drain"]) == 0
+    said = capsys.readouterr().out
+    assert said == "a SIGTERM has come: it is shutting down, and nothing holds that\n"
+
+
+def test_a_delay_that_does_not_run_has_no_end(
+    start: Start, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An instance that serves is an error, one that drains is not."""
+    instance = start()
+    assert cli.main(["end-delay"]) == 1
+    assert "it is serving, and has no delay to end" in error(capsys)
+    instance.memory.header.phase = Phase.DRAINING
+    assert cli.main(["end-delay"]) == 0
+    assert capsys.readouterr().out == "the delay was over before: nothing to do\n"
+    assert not instance.memory.header.end_delay
 
 
 def test_undrain_of_an_instance_that_serves_is_nothing(

@@ -249,7 +249,7 @@ def test_ones_that_were_registered_before_the_fork_run_in_the_workers(
 
 
 @pytest.mark.long(but="gthread")
-def test_a_second_sigterm_skips_no_callback(kind: str, start: Serve) -> None:
+def test_a_delay_that_is_ended_skips_no_callback(kind: str, start: Serve) -> None:
     """Draining at once: on_lame_duck still comes first, and on_drain after it."""
     server = start("lame_duck:first:say", "drain:last:say", kind=kind, settings=HOLD)
     pids = server.wait_booted(workers_of(kind))

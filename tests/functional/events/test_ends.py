@@ -1,4 +1,4 @@
-"""Ends: a further SIGTERM, SIGINT, SIGQUIT."""
+"""Ends: SIGTERM again, ``end-delay``, SIGINT, SIGQUIT."""
 
 from __future__ import annotations
 
@@ -11,15 +11,22 @@ from support.servers import HOLD, LONG_DRAIN, Connect, Serve, begin_a_request, h
 
 
 @pytest.mark.long(but="gthread")
-def test_a_third_sigterm_changes_nothing(kind: str, serve: Serve, connect: Connect) -> None:
-    """The second SIGTERM drains; a third one cuts off nothing of what is in flight."""
+def test_sigterm_again_changes_nothing(kind: str, serve: Serve, connect: Connect) -> None:
+    """However soon or late it is repeated: the delay goes on, and the drain cuts off nothing of
+    what is in flight."""
     server = serve(kind=kind, settings=HOLD)
     client = connect(server)
     release = hold_a_request(server, client)
-    server.lead_to(Phase.DRAINING)
-    seen = server.mark()
-    server.signal(signal.SIGTERM)
-    server.wait_line("Handling signal: term", after=seen)
+    deadlines = set()
+    for phase in (Phase.LAME_DUCK, Phase.DRAINING):
+        server.lead_to(phase)
+        deadlines.add(server.memory.header.deadline)
+        for _ in range(3):
+            seen = server.mark()
+            server.signal(signal.SIGTERM)
+            server.wait_line("Handling signal: term", after=seen)
+        assert server.memory.header.phase == phase
+    assert len(deadlines) == 1, "the clock goes on"
     release()
     assert client.receive().status == 200
     client.close()

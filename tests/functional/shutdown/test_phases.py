@@ -153,19 +153,22 @@ def test_a_request_longer_than_the_budget_is_cut_off_and_counted(
     server.wait_line("deadline_reached")
 
 
-def test_a_second_sigterm_ends_the_delay(kind: str, serve: Serve, connect: Connect) -> None:
-    """The second SIGTERM goes straight to draining, which still waits for what is in flight."""
+def test_a_command_ends_the_delay(kind: str, serve: Serve, connect: Connect) -> None:
+    """``end-delay`` goes straight to draining, which still waits for what is in flight. The summary
+    does not judge a delay that was cut short."""
     server = serve(kind=kind, settings=HOLD)
     client = connect(server)
     client.send("/slow?s=1")
     server.wait_line("slow request begins")
     sigterm(server)
     server.wait_line("shutdown_initiated")
-    server.signal(signal.SIGTERM)
+    ended = server.operate("end-delay")
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "draining\n", "")
     assert client.receive().status == 200
     client.close()
     assert server.wait(20) == 0, server.output
-    server.wait_line("lame_duck_ended .*: second signal")
+    server.wait_line("lame_duck_ended .*: ended by command")
+    assert "cut short (ended by command): nothing is known" in server.summary()
 
 
 @pytest.mark.long(but="SIGINT")
@@ -189,7 +192,7 @@ def test_ctrl_c_ends_it_at_once_in_every_phase(
         sigterm(server)
         server.wait_phase(Phase.LAME_DUCK)
     if phase >= Phase.DRAINING:
-        server.signal(signal.SIGTERM)
+        server.end_delay()
         server.wait_phase(Phase.DRAINING)
     server.signal(number)
     assert server.wait_exit(10), server.output

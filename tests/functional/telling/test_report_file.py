@@ -68,7 +68,7 @@ def test_a_shutdown_that_cuts_nothing_off(
         "origin": "sigterm",
         "phase": "STOPPED",
         "ended": "drained",
-        "lame_duck_ended": "second signal",
+        "lame_duck_ended": "ended by command",
         "requests_since_t0": 1,
         "in_flight_at_t0": 1,
         "in_flight_at_stop": 0,

@@ -18,7 +18,7 @@ import pytest
 
 from gunicorn_grace.shared import cells
 from gunicorn_grace.shared.phase import Phase
-from support.servers import HOLD, Serve, Server, look, looks, needs_curl
+from support.servers import HOLD, Serve, Server, load_on, look, looks, needs_curl
 
 pytestmark = [pytest.mark.ends, needs_curl]
 
@@ -199,6 +199,71 @@ def test_sigterm_after_the_trigger_does_not_restart_the_clock(serve: Serve) -> N
     assert header.drain - header.sigterm < 2 * cells.NS, "no second delay"
     server.wait_line("lame_duck_ended after .* s: delay elapsed")
     assert server.wait(20) == 0
+
+
+def test_a_hook_over_an_operators_drain_starts_the_platforms_clock(serve: Serve) -> None:
+    """The pod of a drained instance is deleted while requests still come: the hook returns when the
+    budget is spent, which began with it, and the process is gone within the period."""
+    server = serve(
+        kind="gthread",
+        settings={
+            "shutdown_delay": 1,
+            "min_delay": 0,
+            "termination_period": 7,
+            "exit_margin": 1,
+            "drain_reserve": 3,
+        },
+    )
+    assert server.operate("drain").stdout == "not ready until undrain\n"
+    server.wait_phase(Phase.LAME_DUCK)
+    assert not server.memory.header.deadline
+    with load_on(server, paths=("/",), rate=20.0) as load:
+        began = time.monotonic()
+        hook = server.operate("prestop")
+        returned = time.monotonic()
+        server.terminate()
+        server.wait_phase(Phase.DRAINING)
+        load.stop()
+    assert hook.returncode == 0, hook.stderr
+    header = server.memory.header
+    assert began < header.deadline / cells.NS - 6 < returned, "it counts from the hook"
+    server.wait_line("lame_duck_ended after .*: budget")
+    server.assert_gone()
+    assert server.exit_time is not None
+    assert server.exit_time - began < 7
+
+
+def test_a_drain_over_a_trigger_does_not_expire(serve: Serve) -> None:
+    """An operator holds what the platform began: when the platform's period is over without a
+    SIGTERM, the drain goes on, until ``undrain``."""
+    server = serve(
+        kind="gthread", settings={"shutdown_delay": 1, "min_delay": 0, "termination_period": 3}
+    )
+    assert server.operate("prestop").returncode == 0
+    held = server.operate("drain")
+    assert held.stdout == "it was not ready before; now it stays so until undrain\n"
+    server.wait_line("trigger_expired: prestop .* the operator's drain goes on")
+    assert server.get("/readyz").status == 503
+    assert not server.memory.header.deadline, "the platform's clock has stopped"
+    assert server.operate("undrain").stdout == "serving\n"
+    assert server.get("/readyz").status == 200
+    # What was wished in that shutdown does not count for the next one.
+    assert server.operate("prestop").returncode == 0
+    server.wait_line("trigger_expired: prestop .* serving again")
+
+
+def test_a_delay_that_is_ended_before_its_sigterm(serve: Serve) -> None:
+    """``end-delay`` after a hook: the hook returns, and the SIGTERM that follows drains at once."""
+    server = serve(kind="gthread", settings=HOLD)
+    run = [*GRACE_COMMAND, "prestop", "--pid", str(server.arbiter_pid)]
+    with subprocess.Popen(run, stdout=subprocess.PIPE, text=True) as hook:
+        server.wait_phase(Phase.LAME_DUCK)
+        ended = server.operate("end-delay")
+        assert hook.wait(20) == 0
+    assert ended.stdout == "the delay is over: a SIGTERM drains at once\n"
+    server.terminate()
+    server.assert_gone()
+    assert "ended by command" in server.summary()
 
 
 GRACE_COMMAND = (sys.executable, "-m", "gunicorn_grace.cli")

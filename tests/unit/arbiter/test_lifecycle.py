@@ -19,7 +19,7 @@ from gunicorn_grace.arbiter.lifecycle import (
     deadline,
     decide,
     drain_limit,
-    expiry,
+    has_expired,
     is_delay_over,
     quiet_after,
 )
@@ -38,12 +38,13 @@ TERM = Observation(
     phase=LAME_DUCK,
     origin=Origin.SIGTERM,
     t0=100,
+    clock=100,
     sigterm=100,
-    terms=1,
     last_arrival=50,
     rate=10,
 )
-TRIGGERED = replace(TERM, origin=Origin.PRESTOP, sigterm=None, terms=0)
+TRIGGERED = replace(TERM, origin=Origin.PRESTOP, sigterm=None)
+HELD = replace(TRIGGERED, origin=Origin.DRAIN, clock=None, held=True)
 DRAIN = replace(TERM, phase=DRAINING, drain_started=110)
 QUIET = Settings(quiet_period=3)
 # At 400 requests per second ln((1 + 0.01 * 400 * 30) * 10^6) / (0.01 * 400) = 4.65 s
@@ -75,7 +76,7 @@ def stays(seen: Observation) -> tuple[Phase, None]:
         case("first worker", Observation(0, STARTING), (SERVING, Reason.BOOTED)),
         case(
             "SIGTERM, never ready",
-            Observation(0, STARTING, booted=False, terms=1),
+            Observation(0, STARTING, booted=False, sigterm=0),
             (STOPPED, Reason.NEVER_READY),
         ),
         case(
@@ -120,6 +121,21 @@ def stays(seen: Observation) -> tuple[Phase, None]:
             at(118, last_arrival=118, longest_request=10),
             (DRAINING, Reason.BUDGET),
         ),
+        case(
+            "a request that the budget cannot save",
+            at(122.9, last_arrival=122.9, longest_request=18.1),
+            (LAME_DUCK, None),
+        ),
+        case(
+            "it leaves the reserve",
+            at(123, last_arrival=123, longest_request=18.1),
+            (DRAINING, Reason.BUDGET),
+        ),
+        case(
+            "a request that it could just save",
+            at(110, last_arrival=110, longest_request=18),
+            (DRAINING, Reason.BUDGET),
+        ),
         case("but not yet", at(117.9, last_arrival=117.9, longest_request=10), (LAME_DUCK, None)),
         # -- 2: budget nearly spent ----
         case(
@@ -159,21 +175,17 @@ def stays(seen: Observation) -> tuple[Phase, None]:
             Settings(termination_period=0),
         ),
         # -- 8: signals ----
-        case("second SIGTERM", at(100.1, terms=2), (DRAINING, Reason.SECOND_SIGNAL)),
-        case(
-            "second SIGTERM seen with the first",
-            at(100, phase=SERVING, terms=2),
-            (LAME_DUCK, Reason.SIGNAL),
-        ),
+        case("ended by command", at(100.1, ended=True), (DRAINING, Reason.ENDED)),
+        case("ended before its SIGTERM", at(100.1, TRIGGERED, ended=True), (LAME_DUCK, None)),
         case(
             "upgraded",
-            at(100, phase=SERVING, t0=None, origin=Origin.NONE, upgraded=True),
+            at(100, phase=SERVING, t0=None, clock=None, origin=Origin.NONE, upgraded=True),
             (DRAINING, Reason.UPGRADED),
         ),
         case("upgraded, no SIGTERM", Observation(100, upgraded=True), (SERVING, None)),
         case(
             "upgraded while triggered",
-            at(101, TRIGGERED, terms=1, upgraded=True),
+            at(101, TRIGGERED, sigterm=101, upgraded=True),
             (DRAINING, Reason.UPGRADED),
         ),
         # -- 7: quiet ----
@@ -220,33 +232,42 @@ def stays(seen: Observation) -> tuple[Phase, None]:
             (SERVING, Reason.EXPIRED),
             Settings(termination_period=0),
         ),
+        case("an operator's drain waits", at(1e6, HELD), (LAME_DUCK, None)),
+        case("a trigger that an operator holds", at(1e6, TRIGGERED, held=True), (LAME_DUCK, None)),
         case(
-            "an operator's drain waits", at(1e6, TRIGGERED, origin=Origin.DRAIN), (LAME_DUCK, None)
+            "a hook over a drain",
+            at(1e6, HELD, clock=1e6 - 23, sigterm=1e6 - 1, last_arrival=1e6),
+            (DRAINING, Reason.BUDGET),
+        ),
+        case(
+            "a hook over a drain, with time left",
+            at(1e6, HELD, clock=1e6 - 22.9, sigterm=1e6 - 1, last_arrival=1e6),
+            (LAME_DUCK, None),
         ),
         case(
             "undrained",
-            at(101, TRIGGERED, origin=Origin.DRAIN, undrain=True),
+            at(101, HELD, undrain=True),
             (SERVING, Reason.UNDRAINED),
         ),
         case("undrain comes too late", at(101, undrain=True), (LAME_DUCK, None)),
         case(
             "SIGTERM long after an operator's drain",
-            at(1000, origin=Origin.DRAIN, sigterm=1000),
+            at(1000, HELD, clock=1000, sigterm=1000),
             (DRAINING, Reason.DELAY_ELAPSED),
         ),
         case(
             "its budget begins with the SIGTERM",
-            at(1001, origin=Origin.DRAIN, sigterm=1000, last_arrival=1000.5),
+            at(1001, HELD, clock=1000, sigterm=1000, last_arrival=1000.5),
             (LAME_DUCK, None),
         ),
         case(
             "what arrived before the SIGTERM extended nothing",
-            at(1000, origin=Origin.DRAIN, sigterm=1000, last_arrival=113),
+            at(1000, HELD, clock=1000, sigterm=1000, last_arrival=113),
             (DRAINING, Reason.DELAY_ELAPSED),
         ),
         case(
             "period 0: its extension begins with the SIGTERM",
-            at(1001, origin=Origin.DRAIN, sigterm=1000, last_arrival=1000.5),
+            at(1001, HELD, clock=1000, sigterm=1000, last_arrival=1000.5),
             (LAME_DUCK, None),
             Settings(termination_period=0),
         ),
@@ -273,7 +294,7 @@ def stays(seen: Observation) -> tuple[Phase, None]:
             (STOPPED, Reason.DEADLINE),
             Settings(termination_period=0),
         ),
-        case("nothing follows the end", at(999, phase=STOPPED, terms=5), (STOPPED, None)),
+        case("nothing follows the end", at(999, phase=STOPPED), (STOPPED, None)),
     ],
 )
 def test_decide(seen: Observation, settings: Settings, wanted: tuple[Phase, Reason | None]) -> None:
@@ -282,25 +303,20 @@ def test_decide(seen: Observation, settings: Settings, wanted: tuple[Phase, Reas
 
 
 @pytest.mark.parametrize(
-    ("origin", "t0", "sigterm", "settings", "wanted"),
+    ("clock", "settings", "wanted"),
     [
-        (Origin.SIGTERM, 100.0, 100.0, Settings(), 128),
-        (Origin.PRESTOP, 100.0, 109.0, Settings(), 128),
-        (Origin.HTTP, 100.0, None, Settings(), 128),
-        (Origin.DRAIN, 100.0, None, Settings(), INF),
-        (Origin.DRAIN, 100.0, 900.0, Settings(), 928),
-        (Origin.NONE, None, 900.0, Settings(), 928),
-        (Origin.NONE, None, None, Settings(), INF),
-        (Origin.SIGTERM, 100.0, 100.0, Settings(termination_period=0), INF),
-        (Origin.SIGTERM, 100.0, 100.0, Settings(exit_margin=40), 124),
+        (100.0, Settings(), 128),
+        (None, Settings(), INF),
+        (100.0, Settings(termination_period=0), INF),
+        (100.0, Settings(exit_margin=40), 124),
     ],
 )
 def test_the_deadline_counts_from_where_the_platform_counts(
-    origin: Origin, t0: float | None, sigterm: float | None, settings: Settings, wanted: float
+    clock: float | None, settings: Settings, wanted: float
 ) -> None:
-    """Kubernetes' period begins before preStop; an operator's drain is not part of it; a margin
-    takes a fifth of the period at most."""
-    assert deadline(origin, t0, sigterm, settings) == wanted
+    """There is none while the period has not begun or is not known; a margin takes a fifth of the
+    period at most."""
+    assert deadline(clock, settings) == wanted
 
 
 def test_the_drain_limit_is_the_smaller_of_the_two() -> None:
@@ -311,9 +327,15 @@ def test_the_drain_limit_is_the_smaller_of_the_two() -> None:
 
 def test_a_trigger_expires_after_the_period_but_never_within_the_delay() -> None:
     """30 s where the period is not known."""
-    assert expiry(100, Settings(termination_period=20)) == 120
-    assert expiry(100, Settings(termination_period=0)) == 130
-    assert expiry(100, Settings(termination_period=20, shutdown_delay=50)) == 150
+    for settings, then in (
+        (Settings(termination_period=20), 120),
+        (Settings(termination_period=0), 130),
+        (Settings(termination_period=20, shutdown_delay=50), 150),
+    ):
+        assert not has_expired(at(then - 0.1, TRIGGERED), settings)
+        assert has_expired(at(then, TRIGGERED), settings)
+        assert not has_expired(at(then, HELD), settings)
+        assert not has_expired(at(then), settings), "a SIGTERM has come"
 
 
 @given(
@@ -371,6 +393,9 @@ class World:
     phase: Phase = STARTING
     terms: list[float] = field(default_factory=list)
     trigger: tuple[float, Origin] | None = None
+    hook: float | None = None
+    held: bool = False
+    ended: bool = False
     undrained: bool = False
     upgraded: bool = False
     arrivals: list[float] = field(default_factory=list)
@@ -382,6 +407,12 @@ class World:
         signal = [(self.terms[0], Origin.SIGTERM)] if self.terms and not self.upgraded else []
         return sorted([*signal, *([self.trigger] if self.trigger else [])])
 
+    @property
+    def clock(self) -> float | None:
+        """When the platform's period began: by its hook, or by the first SIGTERM."""
+        known = [*self.terms[:1], *([] if self.hook is None else [self.hook])]
+        return min(known, default=None)
+
     def observe(self) -> Observation:
         t0, origin = self.began[0] if self.began else (None, Origin.NONE)
         return Observation(
@@ -390,8 +421,10 @@ class World:
             booted=self.booted,
             origin=origin,
             t0=t0,
+            clock=self.clock,
             sigterm=self.terms[0] if self.terms else None,
-            terms=len(self.terms),
+            held=self.held,
+            ended=self.ended,
             undrain=self.undrained,
             upgraded=self.upgraded,
             last_arrival=self.arrivals[-1] if self.arrivals else None,
@@ -419,9 +452,22 @@ class World:
                 self.workers = 0
         elif event == "undrain":
             self.undrained = self.trigger is not None
-        elif not self.began and not self.terms:
-            self.trigger = (self.now, Origin[event.upper()])
+        elif event == "end_delay":
+            self.ended = bool(self.began)
+        else:
+            self.pull(Origin[event.upper()])
         self.loop()
+
+    def pull(self, origin: Origin) -> None:
+        """A trigger comes: the first one counts, and each one says who wants the shutdown."""
+        if not self.began and not self.terms:
+            self.trigger = (self.now, origin)
+        if not self.began or (self.phase is SERVING and not self.trigger):
+            return
+        if origin is Origin.DRAIN:
+            self.held = True
+        elif self.hook is None:
+            self.hook = self.now
 
     def loop(self) -> None:
         """One pass of the arbiter: as many steps as there are, each one allowed and each one for
@@ -438,7 +484,8 @@ class World:
             if phase is DRAINING:
                 self.drain = self.now
             if phase is SERVING:
-                self.trigger, self.undrained = None, False
+                self.trigger, self.hook = None, None
+                self.held = self.undrained = self.ended = False
             self.phase = phase
         assert decide(self.observe(), self.settings) == (self.phase, None), "no fixpoint"
         self.check_invariants()
@@ -455,9 +502,8 @@ class World:
         s = self.settings
         if not s.termination_period:
             return INF
-        counted_from = [t for t, origin in self.began if origin is not Origin.DRAIN] or self.terms
         margin = min(s.exit_margin, s.termination_period / 5)
-        return counted_from[0] + s.termination_period - margin if counted_from else INF
+        return INF if self.clock is None else self.clock + s.termination_period - margin
 
     def check_invariants(self) -> None:
         if not self.terms:
@@ -493,16 +539,18 @@ class World:
                 return set()
             if self.undrained:
                 return {Reason.UNDRAINED}
-            expired = now >= t0 + max(s.termination_period or 30, s.shutdown_delay)
-            return {Reason.EXPIRED} if expired and origin is not Origin.DRAIN else set()
-        return self.reasons_to_drain(t0, origin)
+            hook = INF if self.hook is None or self.held else self.hook
+            expired = now >= hook + max(s.termination_period or 30, s.shutdown_delay)
+            return {Reason.EXPIRED} if expired else set()
+        return self.reasons_to_drain(t0)
 
-    def reasons_to_drain(self, t0: float, origin: Origin) -> set[Reason]:
+    def reasons_to_drain(self, t0: float) -> set[Reason]:
         s, now = self.settings, self.now
         if not self.terms:
             return set()
-        if len(self.terms) > 1:
-            return {Reason.SECOND_SIGNAL}
+        if self.ended:
+            return {Reason.ENDED}
+        assert self.clock is not None
         found = set()
         over = now >= t0 + s.shutdown_delay
         last = self.arrivals[-1] if self.arrivals else -INF
@@ -514,13 +562,13 @@ class World:
             found.add(Reason.EXTENDED if waited else Reason.DELAY_ELAPSED)
         if s.termination_period:
             reserve = min(s.drain_reserve, s.termination_period / 2)
-            reserve = max(reserve, self.longest_request) if over else reserve
+            begins = max(t0 + s.shutdown_delay, self.clock)
+            if over and begins + self.longest_request <= self.gone_by():
+                reserve = max(reserve, self.longest_request)
             if now >= self.gone_by() - reserve:
                 found.add(Reason.BUDGET)
-        elif over:
-            begin = self.terms[0] if origin is Origin.DRAIN else t0
-            if now >= begin + 2 * s.shutdown_delay:
-                found.add(Reason.BUDGET)
+        elif over and now >= self.clock + 2 * s.shutdown_delay:
+            found.add(Reason.BUDGET)
         if now >= t0 + s.min_delay:
             silence = now - max(t0, last)
             enough = s.quiet_period
@@ -560,7 +608,18 @@ worlds = st.builds(
     longest_request=st.sampled_from([0, 0.1, 8, 60]),
 )
 events = st.sampled_from(
-    ["boot", "term", "http", "prestop", "drain", "undrain", "upgrade", *["arrival"] * 4, "finished"]
+    [
+        "boot",
+        "term",
+        "http",
+        "prestop",
+        "drain",
+        "undrain",
+        "end_delay",
+        "upgrade",
+        *["arrival"] * 4,
+        "finished",
+    ]
 )
 waits = st.sampled_from([0, 0.1, TICK, 1, 1.9, 2, 5, 12, 31])
 
@@ -627,7 +686,7 @@ def test_without_sigterm_the_instance_comes_back(
     for event, seconds in [("boot", 0.0), *history]:
         world.happen(event)
         world.wait(seconds)
-    if world.trigger and world.trigger[1] is Origin.DRAIN:
+    if world.held:
         world.wait(200)
         assert world.phase is LAME_DUCK
         world.happen("undrain")

@@ -1,0 +1,69 @@
+"""The log lines of a shutdown's events, in the past tense: the words that other programs look for.
+
+Runs in the arbiter's main thread. The summary line is in
+:mod:`gunicorn_grace.arbiter.telling`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..shared.cells import NS
+from ..shared.phase import Origin
+from .lifecycle import Observation, Reason
+from .progress import Progress
+
+
+def shutdown_initiated(log: Any, progress: Progress, seen: Observation, in_flight: int) -> None:
+    """LAME_DUCK begins.
+
+    :param in_flight: the requests in flight at this moment.
+    """
+    by_signal = seen.origin is Origin.SIGTERM
+    log.info(
+        "gunicorn-grace: shutdown_initiated by %s: not ready for %g s, %d in flight, "
+        "%.1f requests/s before",
+        "SIGTERM" if by_signal else f"trigger ({seen.origin.name.lower()})",
+        progress.delay / NS,
+        in_flight,
+        seen.rate,
+    )
+
+
+def trigger_expired(log: Any, trigger: Origin, seen: Observation, then: str) -> None:
+    """A platform's trigger was not followed by SIGTERM.
+
+    :param then: what the instance does now.
+    """
+    log.error(
+        "gunicorn-grace: trigger_expired: %s was not followed by SIGTERM within %.0f s; %s%s",
+        trigger.name.lower(),
+        seen.now - (seen.clock or seen.now),
+        then,
+        ", and ?down=true is disabled until restart" if trigger is Origin.HTTP else "",
+    )
+
+
+def lame_duck_ended(log: Any, seen: Observation, reason: Reason) -> None:
+    """DRAINING begins."""
+    log.info(
+        "gunicorn-grace: lame_duck_ended after %.1f s: %s", seen.now - (seen.t0 or seen.now), reason
+    )
+
+
+def draining_ended(log: Any, seen: Observation, reason: Reason, in_flight: int) -> None:
+    """STOPPED begins.
+
+    :param in_flight: the requests in flight at this moment.
+    """
+    drained_for = seen.now - (seen.drain_started or seen.now)
+    if reason is Reason.DRAINED:
+        log.info("gunicorn-grace: drained in %.1f s", drained_for)
+    elif reason is Reason.DEADLINE:
+        log.error(
+            "gunicorn-grace: deadline_reached after %.1f s of draining: requests cut off: %d, "
+            "workers left: %d",
+            drained_for,
+            in_flight,
+            seen.workers,
+        )
