@@ -67,6 +67,10 @@ def _end_by_sigterm_as_pid_1() -> None:
 
 def _end(sig: int, frame: FrameType | None) -> None:
     # Exit without cleanup, as the default action does. The instance was never ready.
+    if os.getpid() != 1:
+        # A child that the application has forked: whoever waits for it sees the signal.
+        signal.signal(sig, signal.SIG_DFL)
+        os.kill(os.getpid(), sig)
     os._exit(128 + sig)
 
 

@@ -83,6 +83,11 @@ class GraceArbiter(_Base):
 
     def grace_wake(self, sig: int, frame: Any) -> None:
         """SIGALRM of our timer."""
+        if os.getpid() != self.pid:
+            # A child that the application has forked. Its alarm acts as without us.
+            signal.signal(sig, signal.SIG_DFL)
+            os.kill(os.getpid(), sig)
+            return
         # An error would come up in the loop, and gunicorn would cut off what is served.
         with contextlib.suppress(Exception):
             self.grace.timer.tick()

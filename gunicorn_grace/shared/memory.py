@@ -109,6 +109,8 @@ class Memory:
     :ivar boards: the cell at which the boards begin, fixed in the same way; 0 without boards.
     :ivar is_booted_worker: whether this process is a worker that has booted. A worker without a
         slot cannot say so in the shared memory.
+    :ivar is_inherited: whether this process is a child that the application has forked in a worker.
+        It reads the memory, and writes nothing into it.
     :ivar is_terminating: returns whether the shutdown has begun. Every process sees it at once,
         even before the arbiter's loop does.
 
@@ -126,6 +128,7 @@ class Memory:
         self.slot_count = slots
         self.boards = boards
         self.is_booted_worker = False
+        self.is_inherited = False
         self.is_terminating = _terminating(self.cells)
 
     @classmethod
@@ -302,6 +305,8 @@ class Memory:
         :param now: the time of the trigger in monotonic nanoseconds; the current time by default.
         :returns: whether this call began the shutdown; ``False`` if it had begun before.
         """
+        if self.is_inherited:
+            return False
         begins = not self.is_terminating()
         now = time.monotonic_ns() if now is None else now
         value = (now & ~ORIGIN_MASK) | origin

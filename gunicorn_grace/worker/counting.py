@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +45,7 @@ class Counter:
     :ivar uncounted: the paths that are not counted: those of the probes and ``grace_ignore_paths``.
     :ivar begin: counts a request in; called by ``pre_request``.
     :ivar end: counts a request out; called by ``post_request``.
+    :ivar detach: makes both do nothing, in a child that the application has forked.
 
     :param memory: the shared memory.
     :param record: the worker's record.
@@ -83,7 +84,9 @@ class Counter:
         self.note_probe_paths()
         self.in_flight: dict[Any, Entry] = {}
         self._window_ends = 0
-        self.begin, self.end = _hot_path(self, memory, record, shedding, owner, threaded)
+        self.begin, self.end, self.detach = _hot_path(
+            self, memory, record, shedding, owner, threaded
+        )
 
     def note_probe_paths(self) -> None:
         """Learn the paths of the checks. Their names are known once the application is loaded."""
@@ -153,9 +156,9 @@ def _hot_path(
     shedding: Shedding,
     owner: Callable[[], Any],
     threaded: bool,
-) -> tuple[Callable[[Any], None], Callable[[Any], None]]:
+) -> tuple[Callable[[Any], None], Callable[[Any], None], Callable[[], None]]:
     """Return the two functions that run for every request, in the thread or greenlet that serves
-    it.
+    it, and one that makes them do nothing.
 
     ``begin`` counts a request in (``pre_request``), and ``end`` counts it out (``post_request``).
     ``end`` ignores a request that was never counted in.
@@ -166,7 +169,8 @@ def _hot_path(
     safe where signal handlers raise, but they raise in the main thread, and threaded workers serve
     no requests there.
     """
-    uncounted, shed, in_flight = counter.uncounted, shedding.known, counter.in_flight
+    uncounted: Container[str] = counter.uncounted
+    shed, in_flight = shedding.known, counter.in_flight
     now_ns, is_terminating, cells = time.monotonic_ns, memory.is_terminating, record.cells
     in_flight_cell, requests_cell, arrival_cell, since_t0_cell = (
         record.begin + cell.offset
@@ -219,7 +223,20 @@ def _hot_path(
         finally:
             release()
 
-    return begin, end
+    def detach() -> None:
+        # The lock stays free: another thread may have held it at the fork.
+        nonlocal uncounted
+        uncounted = _Everything()
+        in_flight.clear()
+
+    return begin, end, detach
+
+
+class _Everything:
+    """Contains whatever it is asked for."""
+
+    def __contains__(self, path: object) -> bool:
+        return True
 
 
 @dataclass(eq=False)  # Two requests for the same path are different requests.

@@ -89,7 +89,7 @@ class Draining:
         header = self._memory.header
         try:
             self._seal_own()
-            while True:
+            while not self._memory.is_inherited:  # A greenlet goes on in a child (gevent).
                 now = time.monotonic_ns()
                 self._watch_own(now)
                 if now < header.drain + LINGER * NS:

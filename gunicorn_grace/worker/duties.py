@@ -194,7 +194,8 @@ class CallbackRunner:
 
     def _watch(self) -> None:
         try:
-            while self._watching:
+            # A greenlet goes on in a child that the application forks (gevent).
+            while self._watching and not self._memory.is_inherited:
                 for callback in self.due()[:1]:
                     self._run_and_tell(callback)
                 if not self.due():

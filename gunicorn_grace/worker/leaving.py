@@ -52,6 +52,7 @@ class Leaving:
         self._duties = duties
         self._unfinished = unfinished
         self._waiting = waiting
+        self._pid = os.getpid()
         self._told_to_leave = 0
         self.is_hurried = False
 
@@ -72,12 +73,15 @@ class Leaving:
         self._record.cut_off = self._record.in_flight
 
     def may_leave(self, worker: Any) -> bool:
-        """Whether a SIGTERM is meant for this worker. With ``dumb-init`` or ``tini -g`` the whole
-        process group gets it, and then it is not an order from the arbiter.
+        """Whether gunicorn is to act on a SIGTERM. With ``dumb-init`` or ``tini -g`` the whole
+        process group gets it, and then it is not an order from the arbiter. A child that the
+        application has forked gets it for itself, and acts on it as under plain gunicorn.
 
         :param worker: gunicorn's worker.
         :raises SystemExit: the worker may leave and has not booted, so it exits at once.
         """
+        if self._is_a_child():
+            return True
         try:
             self.note_sigterm()
             is_orphan = os.getppid() != worker.ppid
@@ -97,6 +101,11 @@ class Leaving:
             )
         return True
 
+    def _is_a_child(self) -> bool:
+        """Whether this process is a child that the application has forked from the worker. A signal
+        handler asks, which may run before the child has been told so."""
+        return os.getpid() != self._pid
+
     def _limit_drain(self, cfg: Any) -> None:
         """Give gunicorn's worker the drain limit of the whole instance as its
         ``graceful_timeout``."""
@@ -115,6 +124,8 @@ class Leaving:
 
         :param worker: gunicorn's worker.
         """
+        if self._is_a_child():
+            return
         self._duties.callbacks.leave()
         if self.is_hurried or not self._duties.left():
             return
@@ -127,7 +138,7 @@ class Leaving:
         self._draining.hang_up_all_but_the_busy()
         told = self._told_to_leave or time.monotonic_ns()
         own_limit = told + round(worker.cfg.graceful_timeout * NS)
-        while self._duties.left() and not self.is_hurried:
+        while self._duties.left() and not self.is_hurried and not self._is_a_child():
             now, drain_limit = time.monotonic_ns(), self._memory.header.drain_limit
             limit = drain_limit or own_limit
             what = "the end of the drain" if drain_limit else "graceful_timeout"
@@ -152,6 +163,11 @@ class Leaving:
         leave, serve = cls.handle_exit, cls.run
 
         def handle_exit(worker: Any, sig: int, frame: Any) -> None:
+            if self._is_a_child():
+                # What gunicorn does in the child too. Its gthread also writes into a pipe, which
+                # the worker reads (24.1 to 27.0).
+                worker.alive = False
+                return
             # uvicorn-worker also calls this for SIGQUIT.
             if sig != signal.SIGTERM or self.may_leave(worker):
                 self.is_hurried |= sig != signal.SIGTERM
@@ -159,6 +175,8 @@ class Leaving:
 
         def handle_winch(worker: Any, sig: int, frame: Any) -> None:
             """Handle the arbiter's poke, or the resizing of a terminal."""
+            if self._is_a_child():
+                return
             try:
                 self._waiting.watch()
                 self._draining.watch()

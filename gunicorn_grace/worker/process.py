@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -102,6 +103,14 @@ class WorkerProcess:
         """Return the current state of the instance."""
         return Situation.of(self.memory, time.monotonic_ns())
 
+    def detach(self) -> None:
+        """Keep this process out of the instance, because it is a child that the application has
+        forked. It may read the shared memory, but all that it inherits writes elsewhere."""
+        self.memory.is_inherited = True
+        self.counter.detach()
+        private = Record.private()
+        self.record.cells, self.record.begin = private.cells, private.begin
+
     def booted(self, worker: Any) -> None:
         """Note that the application is loaded and the worker is about to serve.
 
@@ -119,6 +128,25 @@ class WorkerProcess:
 
 this_worker: WorkerProcess | None = None
 """The parts of the plugin in this worker; ``None`` in any other process."""
+
+
+def _leave_the_child() -> None:
+    """Let the parts of a worker do nothing in a process that the application forks from it.
+
+    Runs in that process, before any of its own code. Its signals, requests, threads and greenlets
+    (gevent goes on with all of them in a child) are not those of the worker.
+    """
+    global this_worker
+    ours, this_worker, duties_module.this_workers = this_worker, None, None
+    if ours is not None:
+        ours.detach()
+        # A signal of the child would wake the worker through its pipe. asyncio would even take it
+        # for the worker's own (3.10 and 3.11; later ones do the same as this line).
+        with contextlib.suppress(ValueError):
+            signal.set_wakeup_fd(-1)
+
+
+os.register_at_fork(after_in_child=_leave_the_child)
 
 
 def join(worker: Any, memory: Memory, number: int | None, settings: Settings) -> WorkerProcess:

@@ -108,9 +108,10 @@ class Publisher:
         self._memory.cells[place.cell] = time.monotonic_ns() & ~1 | outcome.passed
 
     def run(self) -> None:
-        """Call :meth:`step` for ever. An error is logged once, and the step is tried again."""
+        """Call :meth:`step` for the life of the worker. An error is logged once, and the step is
+        tried again."""
         failed = False
-        while True:
+        while not self._memory.is_inherited:  # A greenlet goes on in a child (gevent).
             pause = RUN_EVERY
             try:
                 pause = self.step()
@@ -155,7 +156,8 @@ def publish(worker: Any, memory: Memory, number: int | None, settings: Settings)
 
     def notify() -> None:
         tell_gunicorn()
-        cells[cell] = time.monotonic_ns()
+        if not memory.is_inherited:
+            cells[cell] = time.monotonic_ns()
 
     cells[cell] = time.monotonic_ns()
     worker.tmp.notify = notify

@@ -353,7 +353,7 @@ def test_the_dump_shows_where_a_coroutine_waits(
         await innermost()
 
     async def look() -> None:
-        ours.begin, ours.end = _hot_path(
+        ours.begin, ours.end, _ = _hot_path(
             ours.counter, ours.memory, ours.record, ours.shedding, asyncio.current_task, True
         )
         task = asyncio.ensure_future(Probes(app)(http("/report"), None, None))  # type: ignore[arg-type]

@@ -398,7 +398,7 @@ def test_threads_of_a_worker_count_exactly(memory: Memory, number: int | None) -
     ours = WorkerProcess(memory, number, Settings(), log=None)
     record = ours.record
     record.cells = Preempted(record.cells)  # type: ignore[assignment]
-    begin, end = _hot_path(
+    begin, end, _ = _hot_path(
         ours.counter, memory, record, ours.shedding, threading.get_ident, threaded=True
     )
     memory.header.sigterm = time.monotonic_ns()
