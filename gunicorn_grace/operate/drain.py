@@ -27,7 +27,7 @@ def drain(pid: int | None, say: Callable[[str], object]) -> None:
         say("not ready until undrain")
         return
     # The platform's trigger expires, perhaps in this moment. So this waits for the arbiter's word.
-    look = _Look(header.arbiter)
+    look = _Look(memory.holder)
     while not header.held:
         if header.sigterm or header.phase > Phase.LAME_DUCK:
             say("a SIGTERM has come: it is shutting down, and nothing holds that")
@@ -53,7 +53,7 @@ def undrain(pid: int | None, say: Callable[[str], object]) -> None:
     if header.sigterm or header.phase > Phase.LAME_DUCK:
         raise StateError("a SIGTERM has come: the shutdown cannot be taken back")
     header.undrain = time.monotonic_ns()
-    look = _Look(header.arbiter)
+    look = _Look(memory.holder)
     while memory.is_terminating() and not header.sigterm:
         look.again()
     if memory.is_terminating():
@@ -77,7 +77,7 @@ def end_delay(pid: int | None, say: Callable[[str], object]) -> None:
         say("the delay was over before: nothing to do")
         return
     header.end_delay = time.monotonic_ns()
-    look = _Look(header.arbiter)
+    look = _Look(memory.holder)
     while header.phase <= Phase.LAME_DUCK and (header.sigterm or not header.delay_over):
         if not memory.is_terminating():
             raise StateError("it serves again: the shutdown was taken back, or its trigger expired")

@@ -1,65 +1,74 @@
-"""The instance that a command acts on: found by its shared memory, without configuration.
+"""The instance that a command acts on.
 
-A command runs in the container of the instance. It needs no HTTP and no free worker.
+A command runs in the container of the instance. It needs no configuration, no HTTP and no free
+worker.
 """
 
 from __future__ import annotations
 
+import os
 import sys
+import time
 
 from ..errors import StateError
-from ..shared.memory import Memory, instances
+from ..shared.instances import Search, lives, search
+from ..shared.memory import Memory
+
+__all__ = ["LOOK", "MENDING", "find", "lives"]
 
 LOOK = 0.05
 """Seconds between two looks into the shared memory."""
 
+MENDING = 1.5
+"""Seconds for which a damaged memory is looked at again. An arbiter stores its own cells again in
+each pass of its loop, once a second while it serves."""
+
 
 def find(pid: int | None) -> Memory:
-    """The memory of one instance.
+    """Return the memory of one instance. Its :attr:`~gunicorn_grace.shared.memory.Memory.holder` is
+    the arbiter.
 
     :param pid: its arbiter; ``None`` for the only instance there is.
-    :raises StateError: there is none, or more than one, or it is not readable.
+    :raises StateError: there is none, or more than one, or it cannot be read.
     """
     if not sys.platform.startswith("linux"):
         raise StateError(
             f"this command needs Linux (memfd), and this is {sys.platform}: "
             "use ?down=true or SIGTERM"
         )
-    found: dict[int, Memory] = {}
-    broken: list[str] = []
-    for path in instances():
-        try:
-            memory = Memory.open(path)
-        except (StateError, OSError) as error:
-            broken.append(str(error))
-        else:
-            found[memory.header.arbiter] = memory
+    until = time.monotonic() + MENDING
+    while _is_unsettled(found := search(pid)) and time.monotonic() < until:
+        found.close()
+        time.sleep(LOOK)
+    if len(found.instances) == 1:
+        arbiter, memory, problem = found.instances[0]
+        if memory is None:
+            raise StateError(f"the memory of arbiter {arbiter} cannot be used: {problem}")
+        memory.holder = arbiter
+        return memory
+    found.close()
+    raise StateError(_refusal(found, pid))
+
+
+def _is_unsettled(found: Search) -> bool:
+    is_damaged = any(instance.problem for instance in found.instances)
+    return is_damaged or (not found.instances and found.unnamed > 0)
+
+
+def _refusal(found: Search, pid: int | None) -> str:
     if pid is not None:
-        chosen = found.pop(pid, None)
-        for other in found.values():
-            other.close()
-        if chosen is None:
-            known = ", ".join(map(str, sorted(found))) or "none"
-            raise StateError(
-                f"no instance with arbiter {pid} that this user may open; found: {known}"
-            )
-        return chosen
-    if len(found) > 1:
-        arbiters = ", ".join(map(str, sorted(found)))
-        raise StateError(f"{len(found)} instances, arbiters {arbiters}: choose with --pid")
-    if not found:
-        why = f" ({broken[0]})" if broken else ""
-        raise StateError(
-            f"no gunicorn with gunicorn-grace that this user may open{why}: "
-            "run it as the arbiter's user"
+        others = search()
+        others.close()
+        return (
+            f"no instance with arbiter {pid} of root or of this user; found: "
+            f"{_pids(others) or 'none'}"
         )
-    return next(iter(found.values()))
+    if found.instances:
+        return f"{len(found.instances)} instances, arbiters {_pids(found)}: choose with --pid"
+    whose = "root" if os.geteuid() == 0 else "root or this user"
+    how = ", or as root with --pid" if os.geteuid() else ", or name the arbiter with --pid"
+    return f"no gunicorn with gunicorn-grace of {whose}: run it as the arbiter's user{how}"
 
 
-def lives(pid: int) -> bool:
-    """Whether a process runs, and is not a zombie."""
-    try:
-        with open(f"/proc/{pid}/stat", encoding="latin-1") as stream:
-            return stream.read().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False
+def _pids(found: Search) -> str:
+    return ", ".join(str(instance.pid) for instance in found.instances)

@@ -28,6 +28,6 @@ def prestop(pid: int | None, say: Callable[[str], object]) -> None:
     while memory.is_terminating() and not header.delay_over and header.phase <= Phase.LAME_DUCK:
         # An arbiter that hangs takes nothing up: then the delay alone counts.
         hangs = not header.t0 and time.monotonic_ns() > memory.t0() + header.delay
-        if hangs or not lives(header.arbiter) or memory.seconds_left() == 0:
+        if hangs or not lives(memory.holder) or memory.seconds_left() == 0:
             return
         time.sleep(LOOK)

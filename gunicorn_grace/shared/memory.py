@@ -107,6 +107,9 @@ class Memory:
     :ivar slot_count: the number of records. It is fixed when the memory is mapped, so that a cell
         overwritten later cannot mislead a reader.
     :ivar boards: the cell at which the boards begin, fixed in the same way; 0 without boards.
+    :ivar holder: the arbiter, as this process's /proc numbers it; 0 unless a command has found the
+        memory by it. The number in the memory is the arbiter's own, and any worker may overwrite
+        it.
     :ivar is_booted_worker: whether this process is a worker that has booted. A worker without a
         slot cannot say so in the shared memory.
     :ivar is_inherited: whether this process is a child that the application has forked in a worker.
@@ -127,6 +130,7 @@ class Memory:
         self.header = Header(self.cells, 0)
         self.slot_count = slots
         self.boards = boards
+        self.holder = 0
         self.is_booted_worker = False
         self.is_inherited = False
         self.is_terminating = _terminating(self.cells)
@@ -362,18 +366,3 @@ def unix_time(moment: int) -> float:
 
 attached: Memory | None = None
 """The memory of the instance that this process belongs to; ``None`` outside gunicorn."""
-
-
-def instances(proc: str = "/proc") -> list[str]:
-    """Return the memories of all instances that this user may open, as one ``/proc/<pid>/fd/<n>``
-    path each. Linux only."""
-    found: dict[tuple[int, int], str] = {}
-    for pid in filter(str.isdigit, os.listdir(proc)):
-        with contextlib.suppress(OSError):
-            for fd in os.listdir(f"{proc}/{pid}/fd"):
-                path = f"{proc}/{pid}/fd/{fd}"
-                with contextlib.suppress(OSError):
-                    if os.readlink(path).startswith(LINK):
-                        stat = os.stat(path)
-                        found.setdefault((stat.st_dev, stat.st_ino), path)
-    return list(found.values())

@@ -15,6 +15,7 @@ import pytest
 from gunicorn_grace import __version__, cli
 from gunicorn_grace.operate import instance as instance_module
 from gunicorn_grace.shared import cells as layout
+from gunicorn_grace.shared import instances
 from gunicorn_grace.shared import memory as shm
 from gunicorn_grace.shared.memory import Memory
 from gunicorn_grace.shared.phase import Origin, Phase
@@ -23,25 +24,19 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the command nee
 
 ROOT = Path(shm.__file__).parents[1]
 PATIENCE = 20
-everybody = shm.instances
+everybody = instances.search
 
 # An arbiter without workers: its memory, in the phase and with the cells that it is told, until its
 # stdin ends.
 ARBITER = """
 import sys
+from gunicorn_grace.shared import instances
 from gunicorn_grace.shared import memory as shm
 memory = shm.Memory.create(slots=1)
 for cell, value in eval(sys.argv[1]).items(): setattr(memory.header, cell, value)
 print(memory.fd, flush=True)
 sys.stdin.read()
 """
-
-
-def inode(path: str) -> int | None:
-    try:
-        return os.stat(path).st_ino
-    except OSError:  # Somebody else's instance, that has just ended.
-        return None
 
 
 class Instance:
@@ -81,12 +76,14 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
         )
         return started[-1]
 
-    def ours() -> list[str]:
-        # Whoever else has a memory open is a link to it as well, and may be gone a moment later.
-        found = {inode(path) for path in everybody()}
-        return [instance.path for instance in started if inode(instance.path) in found]
+    def ours(pid: int | None = None) -> instances.Search:
+        found = everybody(pid)
+        wanted = {instance.pid for instance in started}
+        theirs = instances.Search([one for one in found.instances if one.pid not in wanted], 0)
+        theirs.close()
+        return instances.Search([one for one in found.instances if one.pid in wanted], 0)
 
-    monkeypatch.setattr(instance_module, "instances", ours)
+    monkeypatch.setattr(instance_module, "search", ours)
     yield make
     for instance in started:
         instance.close()
@@ -107,7 +104,9 @@ def test_prestop_without_an_instance_is_one_line(
     """Exit code 1, and what to do: as whom to run it."""
     assert cli.main(["prestop"]) == 1
     assert error(capsys).startswith(
-        "Error: no gunicorn with gunicorn-grace that this user may open: run it as"
+        "Error: no gunicorn with gunicorn-grace of root: run it as the arbiter's user"
+        if os.geteuid() == 0
+        else "Error: no gunicorn with gunicorn-grace of root or this user: run it as"
     )
 
 
@@ -128,13 +127,13 @@ def test_prestop_with_a_wrong_pid_names_those_there_are(
     """``none`` where there are none."""
     assert cli.main(["prestop", "--pid", "1"]) == 1
     assert (
-        error(capsys) == "Error: no instance with arbiter 1 that this user may open; found: none\n"
+        error(capsys) == "Error: no instance with arbiter 1 of root or of this user; found: none\n"
     )
     instance = start()
     assert cli.main(["prestop", "--pid", "1"]) == 1
     assert (
         error(capsys)
-        == f"Error: no instance with arbiter 1 that this user may open; found: {instance.pid}\n"
+        == f"Error: no instance with arbiter 1 of root or of this user; found: {instance.pid}\n"
     )
     assert not instance.memory.is_terminating()
 
@@ -324,7 +323,7 @@ def test_a_memory_that_cannot_be_read_is_one_line(
     for name, value in cells.items():
         setattr(instance.memory.header, name, value)
     assert cli.main(["prestop"]) == 1
-    assert re.search(r"\(/proc/\d+/fd/\d+: .*(layout 99|damaged)", error(capsys))
+    assert re.search(r"cannot be used: /proc/\d+/fd/\d+: .*(layout 99|damaged)", error(capsys))
 
 
 def test_it_is_found_without_configuration(start: Start) -> None:

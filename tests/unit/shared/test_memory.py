@@ -22,6 +22,7 @@ from gunicorn_grace.shared import cells as layout
 from gunicorn_grace.shared import memory as shm
 from gunicorn_grace.shared import metrics
 from gunicorn_grace.shared.cells import Cell, Header, Record, View
+from gunicorn_grace.shared.instances import search
 from gunicorn_grace.shared.memory import Memory
 from gunicorn_grace.shared.phase import Origin, Phase
 from gunicorn_grace.shared.settings import Settings
@@ -153,11 +154,10 @@ def test_another_process_opens_it_by_its_link(memory: Memory) -> None:
     one stored."""
     memory.header.phase = Phase.SERVING
     with run(
-        "mine = [p for p in shm.instances() if p.startswith(sys.argv[1])]\n"
-        "(path,) = [p for p in mine if os.stat(p).st_ino == int(sys.argv[2])]\n"
-        "s = S.open(path); print(s.phase(), s.header.arbiter); s.trigger(3); s.close()",
-        f"/proc/{os.getpid()}/",
-        os.fstat(memory.fd).st_ino,
+        "from gunicorn_grace.shared.instances import search\n"
+        "s = search(int(sys.argv[1])).instances[0].memory\n"
+        "print(s.phase(), s.header.arbiter); s.trigger(3); s.close()",
+        os.getpid(),
     ) as process:
         out, _ = process.communicate(timeout=PATIENCE)
     assert out.split() == ["SERVING", str(os.getpid())]
@@ -168,10 +168,10 @@ def test_another_process_opens_it_by_its_link(memory: Memory) -> None:
 def test_a_mapping_is_found_once_however_many_hold_it(memory: Memory) -> None:
     """Arbiter, workers and duplicates link to one memory, which is one instance."""
     twin = os.dup(memory.fd)
-    inode = os.fstat(memory.fd).st_ino
     try:
-        mine = [p for p in shm.instances() if p.startswith(f"/proc/{os.getpid()}/")]
-        assert [os.stat(p).st_ino for p in mine].count(inode) == 1
+        found = search(os.getpid())
+        found.close()
+        assert [instance.pid for instance in found.instances] == [os.getpid()]
     finally:
         os.close(twin)
 

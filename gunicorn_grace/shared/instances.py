@@ -1,0 +1,162 @@
+"""The instances on this machine, found by their shared memory, without configuration.
+
+Any user can make a memory of this name and write any number into it. A preStop hook that believed
+it would act on a decoy: it would fail, report a success that never was, or wait for ever. So an
+instance counts only if the process that it names as its arbiter holds that very memory, and both
+belong to root or to the user who asks. Processes of other users are not looked into at all, so they
+cannot cost time either. Workers that have outlived their arbiter still hold its memory, but they
+are no instance, because nothing in it is acted on any more.
+
+The number that a memory names is the arbiter's own, in its own PID namespace. Here a process is
+known by the number that this process's /proc gives it, so two arbiters that are both PID 1 of their
+containers are told apart. Linux only; runs in any process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import sys
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from ..errors import StateError
+from .cells import Header
+from .memory import LINK, Memory
+
+LINKS = (LINK, f"{LINK} (deleted)")
+"""What a descriptor of the memory links to. A memfd has no name in any folder, so the kernel calls
+it deleted."""
+
+
+class Instance(NamedTuple):
+    """An instance whose arbiter lives.
+
+    :ivar pid: the arbiter, as this process's /proc numbers it.
+    :ivar memory: its shared memory, opened here; ``None`` if it cannot be used.
+    :ivar problem: why it cannot be used; ``None`` if it can.
+    """
+
+    pid: int
+    memory: Memory | None
+    problem: str | None
+
+
+class Search(NamedTuple):
+    """What was found.
+
+    :ivar instances: the instances, by the arbiter's pid.
+    :ivar unnamed: memories whose arbiter was not found: it is dead, or its number is overwritten.
+    """
+
+    instances: list[Instance]
+    unnamed: int
+
+    def close(self) -> None:
+        """Unmap the memories."""
+        for instance in self.instances:
+            if instance.memory is not None:
+                instance.memory.close()
+
+
+class _Process(NamedTuple):
+    pid: int
+    parent: int
+    inner: int
+    uids: frozenset[int]
+
+
+def search(pid: int | None = None, proc: str = "/proc") -> Search:
+    """Find the instances of root and of the user who asks.
+
+    :param pid: look into this process alone. Root may then name the arbiter of any user.
+    :param proc: the mount point of the proc file system.
+    :returns: the instances, with their memories opened. The caller closes them.
+    """
+    processes = list(_processes(proc))
+    us = frozenset({0, os.geteuid()})
+    if pid is not None and os.geteuid() == 0:
+        us = us.union(*(process.uids for process in processes if process.pid == pid))
+    holders: dict[tuple[int, int], list[tuple[_Process, str]]] = {}
+    for process in processes:
+        if process.uids <= us and pid in (None, process.pid):
+            for memory, path in _memories(process.pid, us, proc):
+                holders.setdefault(memory, []).append((process, path))
+    instances, unnamed = [], 0
+    for held in holders.values():
+        try:
+            fd = os.open(held[0][1], os.O_RDWR | os.O_CLOEXEC)
+        except OSError:
+            continue  # The process has ended.
+        arbiter = _arbiter(fd, [process for process, _ in held], processes, us)
+        if arbiter is None:
+            unnamed += 1
+            os.close(fd)
+            continue
+        try:
+            instances.append(Instance(arbiter, Memory.mapped(fd, held[0][1]), None))
+        except StateError as error:
+            instances.append(Instance(arbiter, None, str(error)))
+    instances.sort(key=lambda instance: instance.pid)
+    return Search(instances, unnamed)
+
+
+def _arbiter(
+    fd: int, holders: list[_Process], processes: list[_Process], us: frozenset[int]
+) -> int | None:
+    """Return the holder that is the arbiter.
+
+    A worker may overwrite the number. The arbiter stores it again within a second. Until then it is
+    the parent of workers of another user: of those that may not act for us.
+    """
+    cell = os.pread(fd, 8, 8 * Header.arbiter.offset)
+    named = int.from_bytes(cell, sys.byteorder, signed=True)
+    for process in holders:
+        if process.inner == named:
+            return process.pid
+    parents = {process.parent for process in processes if not process.uids <= us}
+    found = {process.pid for process in holders if process.pid in parents}
+    return found.pop() if len(found) == 1 else None
+
+
+def _processes(proc: str) -> Iterator[_Process]:
+    for pid in [int(name) for name in os.listdir(proc) if name.isdigit()]:
+        try:
+            with open(f"{proc}/{pid}/status", encoding="utf-8", errors="replace") as lines:
+                status = dict(line.partition(":")[::2] for line in lines)
+            # The real and the effective user: of a set-uid program the first is whoever started it.
+            uids = frozenset(map(int, status["Uid"].split()[:2]))
+            inner = int(status.get("NSpid", str(pid)).split()[-1])
+            yield _Process(pid, int(status["PPid"]), inner, uids)
+        except (OSError, KeyError, ValueError):
+            continue  # It has ended meanwhile.
+
+
+def _memories(pid: int, us: frozenset[int], proc: str) -> Iterator[tuple[tuple[int, int], str]]:
+    """Yield the memories of gunicorn-grace that a process holds: what they are, and the path.
+
+    Another user can pass a descriptor to a process of ours, so the memory itself must be ours too.
+    """
+    folder = f"{proc}/{pid}/fd"
+    found = set()
+    with contextlib.suppress(OSError):
+        for fd in os.listdir(folder):
+            path = f"{folder}/{fd}"
+            with contextlib.suppress(OSError):
+                if os.readlink(path) not in LINKS:
+                    continue
+                there = os.stat(path)
+                key = there.st_dev, there.st_ino
+                if stat.S_ISREG(there.st_mode) and there.st_uid in us and key not in found:
+                    found.add(key)
+                    yield key, path
+
+
+def lives(pid: int, proc: str = "/proc") -> bool:
+    """Whether a process runs, and is not a zombie."""
+    try:
+        with open(f"{proc}/{pid}/stat", encoding="latin-1") as stream:
+            return stream.read().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
