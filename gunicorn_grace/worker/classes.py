@@ -83,6 +83,7 @@ def adapt(
     may_leave: Callable[[], bool],
     is_dismissed: Callable[[], bool],
     is_terminating: Callable[[], bool],
+    close: Callable[..., None],
 ) -> None:
     """Correct the faults of the worker's class. Runs in the worker, after the fork.
 
@@ -90,9 +91,13 @@ def adapt(
     :param may_leave: called at SIGTERM; returns whether this worker may leave now.
     :param is_dismissed: returns whether the arbiter has dismissed the worker.
     :param is_terminating: returns whether the shutdown of the instance has begun.
+    :param close: closes a connection after its last response
+        (:meth:`gunicorn_grace.worker.lingering.Lingering.close`).
     """
     cls = type(worker)
     how = tracking(cls)
+    if how == HOOKS:
+        _close_by(close)
     names = {base.__name__ for base in cls.__mro__}
     if how in (ASGI_HOOKS, ASGI):
         _take_signals_from_the_loop(cls)
@@ -117,6 +122,30 @@ def adapt(
         # The module uses the clock only for graceful_timeout (22.0 to 27.0). If the wall clock were
         # set forward meanwhile, requests in flight would be cut off.
         ggevent.time = SimpleNamespace(time=time.monotonic)
+
+
+def _close_by(close: Callable[..., None]) -> None:
+    """Let sync, gthread, gevent and eventlet workers (22.0 to 27.0) close their connections in this
+    way. gunicorn's own functions reset connections with unread bytes, or wait for the client."""
+    util: Any = sys.modules["gunicorn.util"]
+
+    def close_in_handler(sock: Any, *args: Any, **kwargs: Any) -> None:
+        # Only the local variables of handle() know the parser.
+        close(sock, sys._getframe(1).f_locals.get("parser"), waits=False)
+
+    def close_gracefully(sock: Any, *args: Any, **kwargs: Any) -> None:
+        close(sock, sys._getframe(1).f_locals.get("parser"), waits=True)
+
+    util.close = close_in_handler
+    if hasattr(util, "close_graceful"):
+        util.close_graceful = close_gracefully
+    gthread: Any = sys.modules.get("gunicorn.workers.gthread")
+    if gthread is not None:
+
+        def close_connection(self: Any, graceful: bool = False) -> None:
+            close(self.sock, self.parser, waits=graceful)
+
+        gthread.TConn.close = close_connection
 
 
 def adapt_booted(worker: Any, is_terminating: Callable[[], bool]) -> None:

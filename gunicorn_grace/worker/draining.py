@@ -18,6 +18,7 @@ from ..shared.cells import NS, Record
 from ..shared.memory import Memory
 from .connections import accepted_at, bare, is_sending, never_sent, unread
 from .counting import Counter
+from .lingering import Lingering
 from .unfinished import Unfinished
 
 TICK = 0.05
@@ -33,21 +34,30 @@ class Draining:
         connection may have a request that is being served, so it is not closed.
     :ivar owns_listeners: whether this worker bound its listeners itself (``reuse_port``, gunicorn
         24.1 and later).
+    :ivar lingering: its connections that are closed for writing, but are still read from.
 
     :param memory: the shared memory.
     :param record: the worker's record.
     :param counter: the worker's counter.
     :param unfinished: logs what is in flight.
+    :param lingering: closes the worker's connections.
     :param log: gunicorn's logger.
     """
 
     def __init__(
-        self, memory: Memory, record: Record, counter: Counter, unfinished: Unfinished, log: Any
+        self,
+        memory: Memory,
+        record: Record,
+        counter: Counter,
+        unfinished: Unfinished,
+        lingering: Lingering,
+        log: Any,
     ) -> None:
         self._memory = memory
         self._record = record
         self._counter = counter
         self._unfinished = unfinished
+        self.lingering = lingering
         self._log = log
         self.sees_all = True
         self.owns_listeners = False
@@ -164,9 +174,9 @@ class Draining:
         return seen
 
     def busy_inodes(self) -> tuple[set[int], bool]:
-        """Return the inodes of the connections with a request in flight, and whether the list is
-        complete."""
-        inodes, all_known = set(), self.sees_all
+        """Return the inodes of the connections with a request in flight or with the rest of one,
+        and whether the list is complete."""
+        inodes, all_known = self.lingering.inodes(), self.sees_all
         for request in list(self._counter.in_flight):
             try:
                 inodes.add(os.fstat(request.unreader.sock.fileno()).st_ino)

@@ -17,6 +17,7 @@ from ..shared.memory import Memory
 from .classes import adapt
 from .draining import TICK, Draining
 from .duties import Duties
+from .lingering import PATIENCE
 from .unfinished import Unfinished
 from .waiting import Waiting
 
@@ -116,7 +117,8 @@ class Leaving:
             cfg.settings["graceful_timeout"].value = max(0.0, (limit - now) / NS)
 
     def stay(self, worker: Any) -> None:
-        """Keep a worker that has served its last request while it has duties, up to its limit.
+        """Keep a worker that has served its last request while it has duties, up to its limit, or
+        while a client is still sending a body that was not read.
 
         This does not run in ``worker_exit``, because by then gunicorn has closed the file of the
         worker's heartbeat (22.0 to 27.0). Outside a shutdown it would abort the worker after
@@ -127,7 +129,7 @@ class Leaving:
         if self._is_a_child():
             return
         self._duties.callbacks.leave()
-        if self.is_hurried or not self._duties.left():
+        if self.is_hurried or not self._is_kept():
             return
         # The worker no longer serves. Sockets that another process shares stay open there. Those of
         # this worker only would hang: its own listeners (reuse_port), and the connections that
@@ -138,8 +140,10 @@ class Leaving:
         self._draining.hang_up_all_but_the_busy()
         told = self._told_to_leave or time.monotonic_ns()
         own_limit = told + round(worker.cfg.graceful_timeout * NS)
-        while self._duties.left() and not self.is_hurried and not self._is_a_child():
+        while self._is_kept() and not self.is_hurried and not self._is_a_child():
             now, drain_limit = time.monotonic_ns(), self._memory.header.drain_limit
+            if not self._duties.left() and not drain_limit and now >= told + PATIENCE * NS:
+                return  # The replacement of a worker that recycles itself waits for its end.
             limit = drain_limit or own_limit
             what = "the end of the drain" if drain_limit else "graceful_timeout"
             self._unfinished.tell_before(what, limit, now)
@@ -147,6 +151,9 @@ class Leaving:
                 return
             worker.notify()
             time.sleep(TICK)
+
+    def _is_kept(self) -> bool:
+        return bool(self._duties.left() or self._draining.lingering.expected())
 
     def answer_signals(self, worker: Any) -> None:
         """Install the plugin's handlers in front of the worker's own. They decide who may dismiss
@@ -199,6 +206,7 @@ class Leaving:
                 lambda: self.may_leave(worker),
                 self.is_dismissed,
                 self._memory.is_terminating,
+                self._draining.lingering.close,
             )
         except Exception:
             worker.log.exception(

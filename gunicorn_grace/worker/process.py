@@ -34,6 +34,7 @@ from .counting import Counter
 from .draining import Draining
 from .duties import CallbackRunner, Duties, Holds
 from .leaving import Leaving
+from .lingering import Lingering
 from .shedding import Shedding
 from .unfinished import Unfinished
 from .waiting import Waiting
@@ -87,7 +88,8 @@ class WorkerProcess:
         self.begin, self.end = self.counter.begin, self.counter.end
         self.duties = Duties(Holds(record), CallbackRunner(memory, log), log)
         self.unfinished = Unfinished(self.counter, self.duties, log)
-        self.draining = Draining(memory, record, self.counter, self.unfinished, log)
+        lingering = Lingering(log)
+        self.draining = Draining(memory, record, self.counter, self.unfinished, lingering, log)
         self.waiting = Waiting(memory, record, self.counter, log)
         self.leaving = Leaving(
             memory,

@@ -4,46 +4,12 @@ from __future__ import annotations
 
 import signal
 import ssl
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from gunicorn_grace.shared.phase import Phase
 from support.servers import HOLD, Client, Serve, hold_a_request
-
-
-@pytest.fixture(scope="session")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A self-signed certificate for localhost and its key, in one file."""
-    path = tmp_path_factory.mktemp("tls") / "both.pem"
-    command = [
-        "openssl",
-        "req",
-        "-x509",
-        "-newkey",
-        "rsa:2048",
-        "-nodes",
-        "-days",
-        "2",
-        "-subj",
-        "/CN=localhost",
-    ]
-    extension = [
-        "-addext",
-        "subjectAltName=DNS:localhost",
-        "-keyout",
-        str(path),
-        "-out",
-        f"{path}.crt",
-    ]
-    try:
-        subprocess.run([*command, *extension], check=True, capture_output=True, timeout=30)
-    except FileNotFoundError:
-        pytest.skip("there is no openssl(1) here")
-    with path.open("a") as both:
-        both.write(Path(f"{path}.crt").read_text())
-    return path
 
 
 @pytest.mark.long(but="gthread")
