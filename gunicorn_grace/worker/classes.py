@@ -330,7 +330,7 @@ def _serve_what_was_accepted(worker: Any, linger: float) -> None:
         with worker._lock:
             if not any(key.fd != pipe for key in poller.get_map().values()):
                 return
-        worker.notify()
+        worker.tmp.notify()  # A class's own notify() may end the process.
         for key, _ in poller.select(0.05):
             key.data(key.fileobj)
 

@@ -120,6 +120,9 @@ class Leaving:
         """Keep a worker that has served its last request while it has duties, up to its limit, or
         while a client is still sending a body that was not read.
 
+        Only the file of the heartbeat is touched here, because the worker's own ``notify`` may do
+        more: the one of pulpcore's classes ends the process if the database is gone.
+
         This does not run in ``worker_exit``, because by then gunicorn has closed the file of the
         worker's heartbeat (22.0 to 27.0). Outside a shutdown it would abort the worker after
         ``timeout``.
@@ -149,7 +152,7 @@ class Leaving:
             self._unfinished.tell_before(what, limit, now)
             if now >= limit:
                 return
-            worker.notify()
+            worker.tmp.notify()
             time.sleep(TICK)
 
     def _is_kept(self) -> bool:

@@ -341,6 +341,22 @@ def test_a_hold_keeps_its_worker_until_it_is_given_back(
     assert "0 cut off" in server.summary()
 
 
+def test_a_hold_does_not_run_the_notify_of_a_workers_class(start: Serve, switches: Path) -> None:
+    """A class of its own may end the process in ``notify`` once its loop has ended. A worker that
+    is held touches the file of its heartbeat only."""
+    args = ("-k", "strict_workers.StrictWorker", "-w", "1", *PATIENT)
+    server = start(args=args, settings=LONG)
+    pid = int(server.get("/hold?name=work").body)
+    server.terminate()
+    server.wait_dismissed()
+    at_first = server.wait_for(lambda: heartbeat(pid), "its file")
+    server.wait_for(lambda: heartbeat(pid) > at_first, "a heartbeat")
+    (switches / "work").touch()
+    server.assert_gone()
+    assert f"work is done in {pid}" in server.output
+    assert "own notify() ends the process" not in server.output
+
+
 @pytest.mark.long(but="gthread")
 def test_a_hold_that_is_left_at_the_deadline_is_named(kind: str, start: Serve) -> None:
     """The process is gone before it; the hold is not a request that was cut off."""
