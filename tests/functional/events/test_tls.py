@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import ssl
 from pathlib import Path
 
@@ -32,7 +31,7 @@ def test_tls(kind: str, serve: Serve, certificate: Path, request: pytest.Fixture
     busy = connected()
     release = hold_a_request(server, busy)
     waiting = [connected() for _ in range(3)]
-    server.signal(signal.SIGTERM)
+    server.end_delay()
     server.wait_phase(Phase.DRAINING)
     # The only thread of a sync worker is busy: there they are answered after it, elsewhere
     # meanwhile.
