@@ -21,6 +21,7 @@ from .errors import (
     UsageError,
 )
 from .shared import memory as _memory
+from .shared.imports import when_imported as _when_imported
 from .shared.phase import Phase
 from .shared.version import __version__ as __version__
 
@@ -114,3 +115,18 @@ def seconds_left() -> float | None:
     """Return the seconds until the deadline, when this process must be gone; ``None`` before a
     shutdown and without a known deadline. Runs in any process."""
     return _memory.attached.seconds_left() if _memory.attached else None
+
+
+def _adopt(cfg: Any) -> None:
+    from .hooks import adopt
+
+    adopt(cfg)
+
+
+def _watch() -> None:
+    from .arbiter.embedding import watch
+
+    watch(_adopt)
+
+
+_when_imported("gunicorn.app.base", _watch)

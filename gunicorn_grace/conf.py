@@ -10,6 +10,9 @@ settings to the gunicorn ``Config`` that is being loaded, and its hooks in front
   no names to the file.
 - ``gunicorn_grace.install(globals())`` in a configuration file.
 
+A program that starts gunicorn in Python reads no configuration file. It imports this module before
+it makes its application, or calls ``gunicorn_grace.install(self.cfg)`` in ``load_config``.
+
 gunicorn turns every global of a configuration module that has the name of a setting into that
 setting. So this module must not have such a global by accident, and a test checks this. Runs in the
 arbiter.
@@ -21,11 +24,12 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
 from . import hooks as _hooks
+from .arbiter import embedding as _embedding
+from .arbiter import stack as _stack
 from .errors import ConfigurationError, GraceError
 
 __all__: list[str] = []
@@ -36,14 +40,28 @@ def install(namespace: Any = None) -> None:
 
     Call it from a configuration file, ``gunicorn_grace.install(globals())``, or with the ``Config``
     of an embedded gunicorn (``BaseApplication.load_config``: ``gunicorn_grace.install(self.cfg)``).
-    A second call changes nothing. Runs in the arbiter.
+    In the hook ``on_starting`` it works as well. Later it changes nothing, and a line in the log
+    says so. A second call changes nothing. Runs in the arbiter.
 
     :param namespace: the file's ``globals()``, or a gunicorn ``Config``.
     :raises ConfigurationError: gunicorn is not loading a configuration, and ``namespace`` is not a
         ``Config``.
     """
-    cfg = namespace if hasattr(namespace, "settings") else _loading_config()
-    if cfg is None:
+    found = _stack.loading_application()
+    arbiter = _stack.running_arbiter() if found is None else None
+    if arbiter is not None:
+        if hasattr(arbiter, "grace"):
+            return
+        if _stack.has_started(arbiter):
+            _embedding.tell_too_late(arbiter)
+            return
+    if hasattr(namespace, "settings"):
+        cfg = namespace
+    elif found is not None:
+        cfg = found[0].cfg
+    elif arbiter is not None:
+        cfg = arbiter.cfg
+    else:
         raise ConfigurationError(
             "gunicorn_grace.install() found no gunicorn that is loading its configuration: "
             "call it from a configuration file, or give it the Config"
@@ -74,36 +92,13 @@ def _end(sig: int, frame: FrameType | None) -> None:
     os._exit(128 + sig)
 
 
-def _frames() -> Iterator[FrameType]:
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        yield frame
-        frame = frame.f_back
-
-
-def _loading_application() -> tuple[Any, FrameType] | None:
-    """Find the gunicorn application that is loading a configuration further up the stack, and the
-    frame that does it."""
-    for frame in _frames():
-        if frame.f_globals.get("__name__") == "gunicorn.app.base":
-            app = frame.f_locals.get("self")
-            if getattr(app, "cfg", None) is not None:
-                return app, frame
-    return None
-
-
-def _loading_config() -> Any:
-    found = _loading_application()
-    return found[0].cfg if found else None
-
-
 # -- being executed by gunicorn ----
 
 
 def _load() -> None:
-    found = _loading_application()
+    found = _embedding.on_import(install)
     if found is None:
-        return  # Not imported by gunicorn, but by a test, a type checker or the CLI.
+        return  # Not imported by gunicorn, but by a program.
     app, frame = found
     try:
         install(app.cfg)

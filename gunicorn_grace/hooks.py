@@ -22,7 +22,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from .arbiter import adoption, budget, overrides
+from .arbiter import adoption, budget, embedding, overrides
 from .errors import ConfigurationError
 from .shared import settings
 from .shared.guard import guarded, tell_once
@@ -77,6 +77,9 @@ def on_starting(server: Any) -> None:
 
 def on_reload(server: Any) -> None:
     """Runs in the arbiter, after SIGHUP."""
+    if not hasattr(server, "grace"):
+        embedding.tell_too_late(server)
+        return
     loaded = settings.Settings.of(server.cfg)
     try:
         settings.check(loaded)

@@ -15,9 +15,13 @@ from typing import TYPE_CHECKING, Any
 from ..errors import UnknownSetting
 from ..shared import settings as table
 from ..shared.settings import NAMES, PREFIX, SECTION, Settings, check, rows
+from . import stack
 
 if TYPE_CHECKING:
     from gunicorn.config import Config
+
+
+Hook = Callable[..., None]
 
 
 class AdoptedSettings(dict[str, Any]):
@@ -25,7 +29,12 @@ class AdoptedSettings(dict[str, Any]):
 
     gunicorn asks ``name in cfg.settings`` for each name of a configuration file, and silently skips
     names that are not there.
+
+    :ivar hooks: our hooks by gunicorn's names for them; ``None`` while the plugin is not switched
+        on for this ``Config``.
     """
+
+    hooks: Mapping[str, Hook] | None = None
 
     def __contains__(self, name: object) -> bool:
         if super().__contains__(name):
@@ -52,17 +61,19 @@ def setting_classes() -> tuple[type, ...]:
         def set_value(self: Any, value: Any) -> None:
             # The file's value is checked even where the environment wins: a typo must not wait for
             # another Deployment.
-            self.value = parse(name, value)
+            self.value = self.chosen = parse(name, value)
             given = os.environ.get(name.upper())
             if given is not None:
                 self.value = parse(name.upper(), given)
             self.given = True
+            self.by_hand = stack.loading_application() is None
 
         def initialise(self: Any) -> None:
             # Setting.__init__ leaves a default of None alone (22.0 to 27.0); the environment must
             # count there too.
             self.set(field.metadata["default"])
             self.given = name.upper() in os.environ
+            self.by_hand = False
 
         meta: Any = type(Setting)
         cls: type = meta(
@@ -84,7 +95,25 @@ def setting_classes() -> tuple[type, ...]:
     return tuple(build(field) for field in rows())
 
 
-Hook = Callable[..., None]
+def know(cfg: Config) -> AdoptedSettings:
+    """Make ``cfg`` know our settings, without switching the plugin on. Doing it twice changes
+    nothing.
+
+    :raises SettingError: an environment variable has a value that its setting cannot have.
+    """
+    if isinstance(cfg.settings, AdoptedSettings):
+        return cfg.settings
+    settings = AdoptedSettings(cfg.settings)
+    for cls in setting_classes():
+        setting = cls()
+        settings.setdefault(setting.name, setting)
+    cfg.settings = settings
+    return settings
+
+
+def hooks_of(cfg: Any) -> Mapping[str, Hook] | None:
+    """Return our hooks, if the plugin is switched on for this ``Config``."""
+    return cfg.settings.hooks if isinstance(cfg.settings, AdoptedSettings) else None
 
 
 def adopt(cfg: Config, hooks: Mapping[str, Hook]) -> None:
@@ -98,19 +127,28 @@ def adopt(cfg: Config, hooks: Mapping[str, Hook]) -> None:
     :param hooks: our hooks by gunicorn's names for them.
     :raises SettingError: an environment variable has a value that its setting cannot have.
     """
+    settings = know(cfg)
     table.adopted = cfg
-    classes = setting_classes()
-    if isinstance(cfg.settings, AdoptedSettings):
+    if settings.hooks is not None:
         return
-    settings = AdoptedSettings(cfg.settings)
-    for cls in classes:
-        setting = cls()
-        settings.setdefault(setting.name, setting)
+    settings.hooks = hooks
     for name, hook in hooks.items():
         _chain(settings[name], hook)
     _note_when_set(settings["graceful_timeout"])
-    cfg.settings = settings
     _check_after_loading(cfg)
+
+
+def carry_over(old: Config, new: Config) -> None:
+    """Keep what a program has set after its configuration was loaded: SIGHUP loads that anew, and
+    the program is not asked again. Runs in the arbiter, after SIGHUP.
+
+    A value that the new configuration sets itself wins.
+    """
+    for name in NAMES:
+        before: Any = old.settings[name]
+        after: Any = new.settings[name]
+        if before.by_hand and not after.given:
+            after.set(before.chosen)
 
 
 def _check_after_loading(cfg: Config) -> None:

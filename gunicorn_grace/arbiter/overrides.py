@@ -25,6 +25,7 @@ from ..errors import GraceError
 from ..shared import memory
 from ..shared.memory import Memory
 from ..shared.settings import Settings
+from .adoption import carry_over
 from .probe_port import ProbePort
 from .shutdown import Shutdown
 
@@ -133,6 +134,7 @@ class GraceArbiter(_Base):
         # A configuration module that gunicorn has cached (python:my.conf) does not run again on
         # SIGHUP.
         self._guarded(self.grace_adopt, app.cfg)
+        self._guarded(carry_over, self.cfg, app.cfg)
         super().setup(app)
 
     def reload(self) -> None:

@@ -85,6 +85,7 @@ class Server(Instance):
     ) -> None:
         settings = options.pop("settings", {})
         self._script = options.pop("script", False)
+        self._program = options.pop("program", ())
         args = (
             *options.pop("config", GRACE),
             *(WORKERS[kind] if kind else ()),
@@ -106,10 +107,14 @@ class Server(Instance):
 
     @property
     def command(self) -> list[str]:
-        """With ``script`` the console script: SIGUSR2 executes ``sys.argv`` anew, and the path of a
+        """With ``program`` one of the programs that start gunicorn in Python; it gets the address
+        as its last argument. With ``script`` the console script: SIGUSR2 executes ``sys.argv`` anew, and the path of a
         ``__main__.py`` in it would put gunicorn's own folder, which holds an ``http``, in front of
         the standard library."""
         command = super().command
+        if self._program:
+            name, *words = self._program
+            return [self.python, str(APPS / name), *words, self.bind]
         if self._script:
             at = command.index("-m")
             command[at - 1 : at + 2] = [str(Path(self.python).with_name("gunicorn"))]

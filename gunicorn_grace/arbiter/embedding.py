@@ -1,0 +1,159 @@
+"""Programs that start gunicorn in Python: an application derived from ``BaseApplication``.
+
+Such a program reads no configuration file, so ``-c python:gunicorn_grace.conf`` has no effect in
+it, and neither has ``"config"`` among its options or in ``GUNICORN_CMD_ARGS``. It used to lose
+requests without a word. As soon as this package and gunicorn are both imported, :func:`watch` puts
+itself behind three of gunicorn's methods:
+
+- ``BaseApplication.load_default_config``: a new ``Config`` knows our settings from the beginning,
+  so that a program can set them before it calls ``install``, and a wrong name is refused.
+- ``Arbiter.setup``: the program's own words for the plugin are taken up.
+- ``Arbiter.init_signals``, which comes right after ``on_starting`` (22.0 to 27.0): the last moment
+  at which the plugin can be switched on, or its absence can be told.
+
+Everything here runs in the arbiter's process, before the first fork, and after SIGHUP.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from ..errors import GraceError
+from . import stack
+from .adoption import hooks_of, know
+
+PACKAGE = __package__.partition(".")[0]
+CONF_MODULE = f"{PACKAGE}.conf"
+
+INSTEAD = (
+    "write gunicorn_grace.install(self.cfg) into load_config(), or start gunicorn with "
+    "-c python:gunicorn_grace.conf"
+)
+
+NOT_SWITCHED_ON = (
+    "gunicorn-grace: it is imported and not switched on, so a shutdown loses requests: " + INSTEAD
+)
+
+TOO_LATE = (
+    "gunicorn-grace: it was to be switched on when gunicorn had already started, so it is not: "
+    + INSTEAD
+)
+
+Adopt = Callable[[Any], None]
+
+_everywhere: Adopt | None = None
+"""Adopts the configuration of every application of this process, once it is asked for."""
+
+
+def enable(adopt: Adopt) -> None:
+    """Switch the plugin on for every gunicorn that this process starts.
+
+    :param adopt: makes a ``Config`` know our settings and hooks.
+    """
+    global _everywhere
+    _everywhere = adopt
+
+
+def tell_too_late(arbiter: Any) -> None:
+    """Log that the plugin cannot be switched on any more. Runs in the arbiter or in a worker."""
+    arbiter.log.warning(TOO_LATE)
+
+
+def watch(adopt: Adopt) -> None:
+    """Put our part behind gunicorn's methods. Doing it twice changes nothing.
+
+    :param adopt: makes a ``Config`` know our settings and hooks.
+    """
+    from gunicorn.app.base import BaseApplication
+    from gunicorn.arbiter import Arbiter
+
+    def load_default_config(original: Callable[..., Any], app: Any) -> None:
+        original(app)
+        # gunicorn imports python:gunicorn_grace.conf, and that has to load the user's file too.
+        sys.modules.pop(CONF_MODULE, None)
+        know(app.cfg)
+        if _everywhere is not None:
+            _everywhere(app.cfg)
+
+    def setup(original: Callable[..., Any], arbiter: Any, app: Any) -> None:
+        named_by = "" if hooks_of(app.cfg) else _named_by(app.cfg)
+        if not hooks_of(app.cfg) and (_everywhere or named_by):
+            (_everywhere or adopt)(app.cfg)
+        original(arbiter, app)
+        if named_by:
+            arbiter.log.info(
+                "gunicorn-grace: switched on, because %s names it; this program reads no "
+                "configuration file, so no gunicorn.conf.py counts",
+                named_by,
+            )
+
+    def init_signals(original: Callable[..., Any], arbiter: Any) -> None:
+        _start(arbiter)
+        original(arbiter)
+
+    for cls, method in (
+        (BaseApplication, load_default_config),
+        (Arbiter, setup),
+        (Arbiter, init_signals),
+    ):
+        _put_behind(cls, method)
+
+
+def _put_behind(cls: type, ours: Callable[..., Any]) -> None:
+    theirs = getattr(cls, ours.__name__)
+    if hasattr(theirs, "gunicorn_grace"):
+        return
+
+    @functools.wraps(theirs)
+    def method(self: Any, *args: Any) -> Any:
+        return ours(theirs, self, *args)
+
+    method.gunicorn_grace = True  # type: ignore[attr-defined]
+    setattr(cls, ours.__name__, method)
+
+
+def _named_by(cfg: Any) -> str:
+    """Where somebody asked for the plugin in words that gunicorn does not read here."""
+    if PACKAGE in str(cfg.settings["config"].get()):
+        return "the option config"
+    if PACKAGE in os.environ.get("GUNICORN_CMD_ARGS", ""):
+        return "GUNICORN_CMD_ARGS"
+    return ""
+
+
+def _start(arbiter: Any) -> None:
+    """Start the plugin where gunicorn had already taken the hook that would have; take up settings
+    that a hook has set since; or tell that it is not switched on."""
+    hooks = hooks_of(arbiter.cfg)
+    try:
+        if hooks is None:
+            arbiter.log.warning(NOT_SWITCHED_ON)
+        elif not hasattr(arbiter, "grace"):
+            hooks["on_starting"](arbiter)
+        elif arbiter.grace.settings != arbiter.grace.settings.of(arbiter.cfg):
+            hooks["on_reload"](arbiter)
+    except GraceError as error:
+        arbiter.log.error("gunicorn-grace: %s", error)
+        sys.exit(1)
+    except Exception:
+        arbiter.log.exception("gunicorn-grace: cannot be switched on; gunicorn goes on")
+
+
+def on_import(install: Callable[[Any], None]) -> Any:
+    """Act on ``import gunicorn_grace.conf``, and return gunicorn's innermost frame and the
+    application, if a configuration is being loaded.
+
+    :param install: switches the plugin on for a ``Config``.
+    """
+    found = stack.loading_application()
+    if found is None:
+        arbiter = stack.running_arbiter()
+        if arbiter is None or not stack.has_started(arbiter):
+            enable(install)
+        elif not hasattr(arbiter, "grace"):
+            tell_too_late(arbiter)
+    return found
