@@ -85,6 +85,14 @@ class Listeners:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
 
+    def have_waiting(self) -> bool:
+        """Whether a connection waits in an accept queue of the arbiter's. Where each worker has its
+        own listeners, it looks there."""
+        # A socket may just be replaced by a reload.
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            return listener.are_waiting(self._arbiter.LISTENERS)
+        return False
+
     def are_served(self, now: int) -> bool:
         """Whether nothing has waited in any accept queue for :data:`EMPTY_FOR` seconds.
 

@@ -13,9 +13,14 @@ from ..shared.cells import NS, ORIGIN_MASK, Record
 from ..shared.memory import Memory
 from ..shared.phase import PLATFORM, TRIGGERS, Origin, Phase
 from .lifecycle import Observation
+from .listeners import Listeners
 from .progress import Progress
 from .roster import Roster
 from .traffic import Traffic
+
+BLIND_AFTER = 1.0
+"""Seconds between two looks in LAME_DUCK after which the arbiter cannot say that nothing came: the
+machine was frozen, or a hook took long. It looks ten times a second."""
 
 
 class Observer:
@@ -27,13 +32,23 @@ class Observer:
     :param memory: the shared memory.
     :param progress: how far the shutdown is.
     :param roster: the workers.
+    :param listeners: the listening sockets.
     """
 
-    def __init__(self, arbiter: Any, memory: Memory, progress: Progress, roster: Roster) -> None:
+    def __init__(
+        self,
+        arbiter: Any,
+        memory: Memory,
+        progress: Progress,
+        roster: Roster,
+        listeners: Listeners,
+    ) -> None:
         self._arbiter = arbiter
         self._memory = memory
         self._progress = progress
         self._roster = roster
+        self._listeners = listeners
+        self._observed_at = self._blind_until = 0
         self._traffic = Traffic()
         self._told_of_garbage = False
         self.looked_at = time.monotonic_ns()
@@ -108,7 +123,10 @@ class Observer:
             # Upgraded: the handler stored nothing, so that readiness stays as it is.
             sigterm = progress.drain or now
         clock = min(filter(None, (progress.platform, sigterm)), default=0)
-        last = self._roster.last_arrival()
+        if progress.phase is Phase.LAME_DUCK:
+            self._look_at_what_waits(now)
+        self._observed_at = now
+        last = max(self._roster.last_arrival(), progress.waited_until, self._blind_until)
         return Observation(
             now=now / NS,
             phase=progress.phase,
@@ -130,6 +148,14 @@ class Observer:
             # moment, not the end.
             workers=len(self._arbiter.WORKERS) or int(not self._roster.are_dismissed),
         )
+
+    def _look_at_what_waits(self, now: int) -> None:
+        """Note that requests still come, although no worker has begun one: they wait for a busy
+        worker, in the accept queue or in gthread's. A probe that waits there is taken for one."""
+        if self._observed_at and now - self._observed_at > BLIND_AFTER * NS:
+            self._blind_until = now
+        if self._listeners.have_waiting() or self._roster.waiting():
+            self._progress.waited_until = now
 
     def before_a_shutdown(self, now: int) -> None:
         """Sample the traffic, and clear what cannot be a trigger.

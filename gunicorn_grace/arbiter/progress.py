@@ -32,6 +32,7 @@ class Progress:
     :param terms: how many SIGTERMs came. Written in the signal handler.
     :param consumed: triggers up to this time are over.
     :param deadline: when the process has to be gone; 0 while no deadline is known.
+    :param waited_until: when a request last waited in LAME_DUCK for a worker that would begin it.
     :param delay_over: when a SIGTERM would first have drained at once.
     :param drain: when draining began.
     :param drain_limit: when draining ends at the latest.
@@ -56,6 +57,7 @@ class Progress:
     terms: int = 0
     consumed: int = 0
     deadline: int = 0
+    waited_until: int = 0
     delay_over: int = 0
     drain: int = 0
     drain_limit: int = 0

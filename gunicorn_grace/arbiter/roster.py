@@ -166,9 +166,11 @@ class Roster:
         waits in them."""
         self._cut_off_before = self._gone_cut_off
         self.lost.clear()
-        # In a sync worker nothing waits, and the signal would interrupt the system call that its
-        # request is in.
-        if not any(cls.__name__ == "SyncWorker" for cls in self._arbiter.cfg.worker_class.__mro__):
+        # In a sync worker nothing waits unless it has an accept queue of its own, and the signal
+        # would interrupt the system call that its request is in.
+        cfg = self._arbiter.cfg
+        is_sync = any(cls.__name__ == "SyncWorker" for cls in cfg.worker_class.__mro__)
+        if cfg.reuse_port or not is_sync:
             self._arbiter.kill_workers(POKE)
 
     def cut_off(self) -> int:

@@ -84,7 +84,7 @@ class Shutdown:
         self.progress = Progress()
         self.roster = Roster(arbiter, memory)
         self.listeners = Listeners(arbiter, self.roster)
-        self.observer = Observer(arbiter, memory, self.progress, self.roster)
+        self.observer = Observer(arbiter, memory, self.progress, self.roster, self.listeners)
         self.timer = Timer(arbiter, self.roster)
         self.telling = Telling(arbiter, memory, self.progress, self.roster, settings)
         self._enter: dict[Phase, Callable[[Observation, Reason], None]] = {

@@ -180,7 +180,7 @@ class Telling:
         if not t0 or self._is_upgraded():
             return None
         end = time.monotonic_ns()
-        last = self._roster.last_arrival()
+        last = max(self._roster.last_arrival(), progress.waited_until)
         last_after = (last - t0) / NS if last > t0 else None
         return Report(
             version=__version__,

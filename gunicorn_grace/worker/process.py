@@ -122,7 +122,7 @@ class WorkerProcess:
         self.record.booted = 1  # First, because the worker is ready even if a later step fails.
         self.counter.note_probe_paths()
         self.draining.booted(worker)
-        self.waiting.booted(worker)
+        self.waiting.booted(worker, owns_listeners=self.draining.owns_listeners)
         self.duties.callbacks.booted()
         self.shedding.teach_the_parser()
         adapt_booted(worker, self.memory.is_terminating)

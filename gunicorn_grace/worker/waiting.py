@@ -12,6 +12,7 @@ a greenlet). It does not look before, so that serving costs nothing.
 from __future__ import annotations
 
 import _thread
+import contextlib
 import fcntl
 import os
 import socket
@@ -20,6 +21,7 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
+from ..shared import listener
 from ..shared.cells import Record
 from ..shared.memory import Memory
 from .connections import accepted_at, bare
@@ -57,13 +59,19 @@ class Waiting:
         self._is_watching = False
         self.looks_early = True
         self.addresses: frozenset[Any] = frozenset()
+        self._own_listeners: list[Any] = []
 
-    def booted(self, worker: Any) -> None:
+    def booted(self, worker: Any, *, owns_listeners: bool) -> None:
         """Note the worker's listeners. Called just before it serves.
 
         :param worker: gunicorn's worker.
+        :param owns_listeners: whether no other process has them (``reuse_port``). The arbiter then
+            cannot see what waits in their accept queues, so the worker looks there too.
         """
         self.addresses = frozenset(bare(sock.getsockname()) for sock in worker.sockets)
+        if owns_listeners:
+            self.looks_early = True
+            self._own_listeners = list(worker.sockets)
         self.watch()
 
     def watch(self) -> None:
@@ -104,7 +112,13 @@ class Waiting:
             key[1] not in busy and _expects_an_answer(conn)
             for conn, key in accepted_at(self.addresses, only=_has_unread)
         )
-        self._record.waiting = max(0, unread - elsewhere)
+        self._record.waiting = max(0, unread - elsewhere) + self._are_in_own_queues()
+
+    def _are_in_own_queues(self) -> bool:
+        # A listener may just be closing.
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            return listener.are_waiting(self._own_listeners)
+        return False
 
 
 def connections_of(requests: Iterable[Any]) -> tuple[set[int], int]:

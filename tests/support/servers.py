@@ -72,6 +72,12 @@ def memory_of(pid: int) -> shm.Memory:
     raise LookupError(f"process {pid} has no memory of ours")
 
 
+def end_delay_of(pid: int) -> None:
+    """Do what ``gunicorn-grace end-delay`` does, to the instance that this process belongs to."""
+    with contextlib.closing(memory_of(pid)) as memory:
+        memory.header.end_delay = time.monotonic_ns()
+
+
 def booted_in(memory: shm.Memory) -> list[int]:
     """The pids of the workers that have loaded the application."""
     return [record.pid for record in memory.records() if record.booted]
@@ -183,7 +189,7 @@ class Server(Instance):
 
     def end_delay(self) -> None:
         """Do what ``gunicorn-grace end-delay`` does."""
-        self.memory.header.end_delay = time.monotonic_ns()
+        end_delay_of(self.arbiter_pid)
 
     def wait_dismissed(self) -> None:
         """Wait until the workers have been told to go."""

@@ -42,7 +42,7 @@ def test_the_example_runs_both_ways(config: tuple[str, ...], serve: Serve) -> No
     assert server.get("/stream").body == b"tick 0\n", (
         "the stream ends itself once the shutdown has begun"
     )
-    server.signal(signal.SIGTERM)
+    server.end_delay()
     assert server.wait(20) == 0, server.output
 
 

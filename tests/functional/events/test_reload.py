@@ -84,6 +84,6 @@ def test_sigterm_in_the_middle_of_a_reload(serve: Serve, connect: Connect) -> No
     release()
     assert client.receive().status == 200
     client.close()
-    server.signal(signal.SIGTERM)
+    server.end_delay()
     assert server.wait(20) == 0, server.output
     assert "0 cut off" in server.summary()

@@ -19,6 +19,7 @@ from support.servers import (
     SHORT,
     Serve,
     booted_in,
+    end_delay_of,
     load_on,
     memory_of,
     nothing_lost,
@@ -83,7 +84,7 @@ def test_a_binary_upgrade_under_load_loses_nothing(kind: str, serve: Serve, tmp_
     os.kill(new, signal.SIGTERM)
     server.wait_line("shutdown_initiated")
     assert fetch(server.address, "/readyz").status == 503
-    os.kill(new, signal.SIGTERM)
+    end_delay_of(new)
     server.wait_line("sealed")
     server.wait_for(lambda: not server.processes(), "the end of the new one")
     server.wait_line("gunicorn-grace: stopped")
@@ -134,7 +135,7 @@ def test_sigterm_to_the_new_one_as_soon_as_the_old_one_is_gone(serve: Serve) -> 
         server.wait_for(
             lambda: memory.header.phase == Phase.LAME_DUCK, "the lame duck phase of the new one"
         )
-    os.kill(new, signal.SIGTERM)
+    end_delay_of(new)
     server.wait_for(lambda: not server.processes(), "the end of the new one")
 
 

@@ -21,6 +21,7 @@ from support.servers import (
     Serve,
     begin_a_request,
     booted_in,
+    end_delay_of,
     looks,
     memory_of,
     plan,
@@ -53,7 +54,7 @@ def test_a_daemon_drains_as_ever(serve: Serve, tmp_path: Path) -> None:
     assert server.get("/readyz").status == 503
     assert client.receive().status == 200
     client.close()
-    os.kill(pid, signal.SIGTERM)
+    end_delay_of(pid)
     server.wait_for(lambda: not server.processes(), "the end of every process")
     assert "0 cut off" in said("gunicorn-grace: stopped")
     assert not pidfile.exists()
@@ -95,7 +96,7 @@ def test_it_works_however_it_is_run(
     server.lead_to(Phase.LAME_DUCK)
     assert {server.get("/readyz").status for _ in range(8)} == {503}
     assert {answer["phase"] for answer in looks(server)} == {"LAME_DUCK"}
-    server.signal(signal.SIGTERM)
+    server.end_delay()
     assert client.receive().status == 200
     client.close()
     assert server.wait(20) == 0, server.output

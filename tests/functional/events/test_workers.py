@@ -3,6 +3,7 @@ phase."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from pathlib import Path
@@ -55,7 +56,9 @@ def test_log_files_are_reopened_in_lame_duck(serve: Serve, tmp_path: Path) -> No
     t0 = server.memory.header.t0
     log.rename(tmp_path / "access.log.1")
     server.signal(signal.SIGUSR1)
-    server.wait_for(log.exists, "the new log file")
+    server.wait_for(
+        lambda: all(str(log) in open_files(pid) for pid in before), "the new file in each worker"
+    )
     for number, _ in enumerate(look_at_each(server, before), 1):
         server.wait_for(
             lambda n=number: log.read_text().count("GET /look") == n, "its line in the new log file"
@@ -63,3 +66,12 @@ def test_log_files_are_reopened_in_lame_duck(serve: Serve, tmp_path: Path) -> No
     assert sorted(server.wait_booted(2)) == before
     assert server.get("/readyz").status == 503
     assert (server.memory.header.phase, server.memory.header.t0) == (Phase.LAME_DUCK, t0)
+
+
+def open_files(pid: int) -> set[str]:
+    """The names of the files that a process has open."""
+    names = set()
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):
+            names.add(str(link.readlink()))
+    return names

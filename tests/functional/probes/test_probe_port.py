@@ -28,6 +28,7 @@ from support.servers import (
     Serve,
     Server,
     booted_in,
+    end_delay_of,
     memory_of,
     needs_curl,
 )
@@ -645,7 +646,7 @@ def test_an_upgrade_passes_the_port_on(kind: str, serve: Serve, tmp_path: Path) 
         os.kill(new, signal.SIGTERM)
         server.wait_line("shutdown_initiated")
         assert fetch(address, "/readyz").status == 503
-        os.kill(new, signal.SIGTERM)
+        end_delay_of(new)
         server.wait_for(lambda: not server.processes(), "the end of the new one")
     assert is_refused(address)
 

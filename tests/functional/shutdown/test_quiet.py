@@ -4,6 +4,7 @@ stopped."""
 from __future__ import annotations
 
 import signal
+import socket
 import time
 
 import pytest
@@ -14,7 +15,7 @@ from gunicorn_grace.rehearsal.load.load import Load
 from gunicorn_grace.shared import cells
 from gunicorn_grace.shared.phase import Phase
 from gunicorn_grace.shared.settings import AUTO, Settings
-from support.servers import Serve, Server
+from support.servers import Connect, Serve, Server, hold_a_request, stopped
 
 pytestmark = pytest.mark.once
 
@@ -105,3 +106,51 @@ def test_a_trickle_at_the_smallest_share_keeps_the_delay_running(serve: Serve) -
         memory.header.drain / cells.NS >= max(record.started for record in tally.records) + enough
     )
     assert tally.lost == 0, tally.lost_records
+
+
+BUSY = {
+    "sync": ("-k", "sync", "-w", "1"),
+    "gthread": ("-k", "gthread", "-w", "1", "--threads", "1"),
+    "reuse_port": ("-k", "sync", "-w", "1", "--reuse-port"),
+}
+
+
+@pytest.mark.parametrize("kind", sorted(BUSY))
+def test_requests_that_wait_for_a_busy_worker_still_arrive(
+    kind: str, serve: Serve, connect: Connect
+) -> None:
+    """Every worker is busy, and a request waits in the accept queue or in gthread's. No worker can
+    tell of it, and yet it is not silence: the delay goes on until it is served."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        bind = f"127.0.0.1:{free.getsockname()[1]}"
+    server = serve(
+        args=BUSY[kind], bind=bind, settings={**SETTINGS, "min_delay": 0, "quiet_period": 0.6}
+    )
+    release = hold_a_request(server, connect(server))
+    waiting = connect(server)
+    waiting.send("/")
+    server.terminate()
+    server.wait_phase(Phase.LAME_DUCK)
+    # The silence that would end the delay is what is waited for, so here time itself is.
+    time.sleep(1.5)
+    assert server.memory.header.phase == Phase.LAME_DUCK, server.output
+    release()
+    assert waiting.receive().status == 200
+    waiting.close()
+    server.wait_line("lame_duck_ended after .*: quiet")
+    assert server.wait(20) == 0, server.output
+
+
+def test_time_in_which_the_arbiter_could_not_look_is_not_silence(serve: Serve) -> None:
+    """A machine that was frozen wakes up long after the last request: the silence is counted from
+    there, because nobody knows what came meanwhile."""
+    server = serve(kind="sync", settings={**SETTINGS, "min_delay": 0, "quiet_period": 1.3})
+    server.terminate()
+    server.wait_phase(Phase.LAME_DUCK)
+    with stopped() as stop:
+        stop(server.arbiter_pid)
+        time.sleep(1.5)
+        woken = time.monotonic()
+    server.wait_phase(Phase.DRAINING)
+    assert server.memory.header.drain / cells.NS - woken >= 1.3

@@ -20,7 +20,17 @@ from prometheus_client.parser import text_string_to_metric_families
 from gunicorn_grace.rehearsal.load.wire import Response
 from gunicorn_grace.shared.phase import Origin, Phase
 from support.paths import DOCS
-from support.servers import HOLD, SHORT, WORKERS, Connect, Serve, Server, booted_in, memory_of
+from support.servers import (
+    HOLD,
+    SHORT,
+    WORKERS,
+    Connect,
+    Serve,
+    Server,
+    booted_in,
+    end_delay_of,
+    memory_of,
+)
 
 pytestmark = pytest.mark.ends
 
@@ -467,7 +477,7 @@ def test_systemd_is_not_told_that_an_upgraded_server_stops(manager: Manager, ser
         os.kill(new, signal.SIGTERM)
         server.wait_for(lambda: manager.count("STOPPING=1") == 1, "STOPPING=1")
         assert [pid for pid, message in manager.heard if "STOPPING=1" in message] == [new]
-        os.kill(new, signal.SIGTERM)
+        end_delay_of(new)
     server.wait_for(lambda: not server.processes(), "the end of the new one")
 
 

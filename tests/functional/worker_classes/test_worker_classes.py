@@ -129,7 +129,7 @@ def test_sigterm_to_the_whole_group_dismisses_no_worker(other: str, serve: Serve
     assert {answer["phase"] for answer in answers} == {"LAME_DUCK"}
     assert {answer["pid"] for answer in answers} <= before
     assert set(server.worker_pids()) == before
-    server.signal(signal.SIGTERM)
+    server.end_delay()
     assert server.wait(20) == 0, server.output
     assert "0 cut off" in server.summary()
 
@@ -321,7 +321,7 @@ def test_an_asgi_application_that_is_not_wrapped(asgi: str, serve: Serve, connec
     server.wait_phase(Phase.LAME_DUCK)
     assert look(server.get("/look"))["phase"] == "LAME_DUCK"
     assert set(server.worker_pids()) == before
-    server.signal(signal.SIGTERM)
+    server.end_delay()
     # It ends later than connections that are known to be idle are closed: it must not be taken for
     # one.
     assert client.receive().body == b"slept 4 s\n"
@@ -395,7 +395,7 @@ def test_a_websocket_is_in_flight_while_it_is_open(serve: Serve, connect: Connec
         assert requests(server, Record.in_flight) == 1
         sigterm(server)
         server.wait_phase(Phase.LAME_DUCK)
-        server.signal(signal.SIGTERM)
+        server.end_delay()
         # From here on, half a second with nothing to do would end a connection.
         assert silent.at_end()
         sock.settimeout(1)
