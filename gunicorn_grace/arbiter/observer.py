@@ -50,7 +50,6 @@ class Observer:
         self._listeners = listeners
         self._observed_at = self._blind_until = 0
         self._traffic = Traffic()
-        self._told_of_garbage = False
         self.looked_at = time.monotonic_ns()
 
     def has_begun(self) -> bool:
@@ -175,9 +174,6 @@ class Observer:
         if found <= self._progress.consumed or self.trigger()[1] or header.trigger != found:
             return  # Nothing, or a trigger that has just come.
         header.trigger = 0
-        if not self._told_of_garbage:
-            self._told_of_garbage = True
-            self._arbiter.log.error(
-                "gunicorn-grace: a process has overwritten the shared memory: "
-                "the value in the trigger's place is not a trigger, and is ignored"
-            )
+        self._roster.tell_of_garbage(
+            "the value in the trigger's place is not a trigger, and is ignored"
+        )

@@ -189,6 +189,8 @@ class ProbePort:
             "timeout": cfg.timeout,
             "uid": cfg.uid,
             "gid": cfg.gid,
+            "slots": self.memory.slot_count,
+            "boards": self.memory.boards,
         }
         return json.dumps(orders).encode()
 

@@ -35,6 +35,7 @@ class Roster:
         self._slots_used = 0
         self._gone_cut_off = self._gone_last_arrival = 0
         self._cut_off_before = 0
+        self._told_of_garbage = False
         self.lost: list[tuple[int, int]] = []
         self.are_dismissed = False
         self.gave_up_forking = ""
@@ -105,7 +106,9 @@ class Roster:
 
     def mend(self) -> None:
         """Store again what another process has overwritten of the arbiter's own cells."""
-        self._memory.publish_layout()
+        if not self._memory.has_its_layout():
+            self._memory.publish_layout()
+            self.tell_of_garbage("its layout is stored again")
         self.publish()
         for number in set(self._memory.claimed_numbers()) ^ set(self._workers):
             # In gunicorn 22 and 23 a record may be freed meanwhile: so this asks again.
@@ -114,6 +117,17 @@ class Roster:
             record, known = self._memory.record(number), self._dismissed.get(number, 0)
             if record.dismissed != known:
                 record.dismissed = known
+
+    def tell_of_garbage(self, what: str) -> None:
+        """Log once that another process has overwritten the shared memory.
+
+        :param what: what becomes of it.
+        """
+        if not self._told_of_garbage:
+            self._told_of_garbage = True
+            self._arbiter.log.error(
+                "gunicorn-grace: a process has overwritten the shared memory: %s", what
+            )
 
     # -- looking ----
 

@@ -52,7 +52,7 @@ def find(pid: int | None) -> Memory:
 
 def _is_unsettled(found: Search) -> bool:
     is_damaged = any(instance.problem for instance in found.instances)
-    return is_damaged or (not found.instances and found.unnamed > 0)
+    return is_damaged or (not found.instances and bool(found.passed_over))
 
 
 def _refusal(found: Search, pid: int | None) -> str:
@@ -60,14 +60,16 @@ def _refusal(found: Search, pid: int | None) -> str:
         others = search()
         others.close()
         return (
-            f"no instance with arbiter {pid} of root or of this user; found: "
+            f"no instance with arbiter {pid} that this user may open; found: "
             f"{_pids(others) or 'none'}"
         )
     if found.instances:
         return f"{len(found.instances)} instances, arbiters {_pids(found)}: choose with --pid"
-    whose = "root" if os.geteuid() == 0 else "root or this user"
-    how = ", or as root with --pid" if os.geteuid() else ", or name the arbiter with --pid"
-    return f"no gunicorn with gunicorn-grace of {whose}: run it as the arbiter's user{how}"
+    why = f" ({found.passed_over[0]})" if found.passed_over else ""
+    way_out = "run it as the arbiter's user"
+    if os.geteuid() == 0:
+        way_out += ", or name the arbiter with --pid"
+    return f"no gunicorn with gunicorn-grace that this user may open{why}: {way_out}"
 
 
 def _pids(found: Search) -> str:

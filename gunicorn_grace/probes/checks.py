@@ -48,6 +48,11 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 Function = Callable[[], object]
 
 
+def is_name(name: str) -> bool:
+    """Whether a check may have this name."""
+    return _NAME.fullmatch(name) is not None
+
+
 @dataclass(frozen=True)
 class Outcome:
     """The result of a check.
@@ -293,7 +298,7 @@ def _name(name: object) -> str:
         raise CheckError(
             f'check name {name!r} is not a string: write @gunicorn_grace.check("database")'
         )
-    if not _NAME.fullmatch(name):
+    if not is_name(name):
         raise CheckError(
             f"check name {name!r} is not 1 to 63 letters, digits, dots, underscores and hyphens, "
             "with a letter or digit first: it becomes a part of a path, /readyz/<name>"

@@ -21,7 +21,7 @@ from ..probes.answers import (
     Query,
     Situation,
 )
-from ..probes.checks import Outcome
+from ..probes.checks import Outcome, is_name
 from ..probes.trigger import Trigger
 from ..shared.agreed import KINDS
 from ..shared.board import Board, Entry
@@ -55,6 +55,7 @@ class ResponderAnswers:
         self._answers = Answers(settings, {"booted": self._is_booted, "heartbeat": self._is_alive})
         self._workers: list[Record] = []
         self._said: set[str] = set()
+        self._told_of_garbage = False
         self._timeout = round(timeout * NS)
         self._say = say
         self._clock = clock
@@ -117,6 +118,9 @@ class ResponderAnswers:
         """
         newest: dict[str, Entry] = {}
         for entry in [entry for board in self._boards() for entry in board.entries()]:
+            if not is_name(entry.name):
+                self._tell_of_garbage()
+                continue
             is_asked = 0 <= entry.kind < len(KINDS) and KINDS[entry.kind] is kind
             if is_asked and (entry.name not in newest or entry.known > newest[entry.name].known):
                 newest[entry.name] = entry
@@ -137,6 +141,14 @@ class ResponderAnswers:
             elif kind is Kind.LIVENESS:
                 outcomes.append(Outcome(name, True))
         return outcomes, list(newest)
+
+    def _tell_of_garbage(self) -> None:
+        if not self._told_of_garbage:
+            self._told_of_garbage = True
+            self._say(
+                "a process has overwritten the shared memory: the name in the place of a check is "
+                "none, and is ignored"
+            )
 
     def _tell(self, what: str, is_bad: bool, why: str) -> None:
         """Log each change once."""

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import mmap
 import os
 import signal
 import socket
@@ -49,7 +50,9 @@ def main() -> None:
     settings = Settings(
         **orders["settings"], trigger_token=None if token is None else Secret(token)
     )
-    memory = Memory.mapped(MEMORY, "the shared memory")
+    # The layout is the arbiter's word. What is in the memory may be overwritten.
+    mapping = mmap.mmap(MEMORY, os.fstat(MEMORY).st_size)
+    memory = Memory(MEMORY, mapping, orders["slots"], orders["boards"])
     answers = ResponderAnswers(memory, settings, orders["timeout"], say)
     server = Server(socket.socket(fileno=LISTENER), answers.answer, say, is_orphan)
     signal.signal(RETIRE, server.retire)

@@ -47,11 +47,12 @@ class Search(NamedTuple):
     """What was found.
 
     :ivar instances: the instances, by the arbiter's pid.
-    :ivar unnamed: memories whose arbiter was not found: it is dead, or its number is overwritten.
+    :ivar passed_over: for each memory that is no instance, its path and why: its arbiter is dead,
+        or the number is overwritten.
     """
 
     instances: list[Instance]
-    unnamed: int
+    passed_over: list[str]
 
     def close(self) -> None:
         """Unmap the memories."""
@@ -83,15 +84,20 @@ def search(pid: int | None = None, proc: str = "/proc") -> Search:
         if process.uids <= us and pid in (None, process.pid):
             for memory, path in _memories(process.pid, us, proc):
                 holders.setdefault(memory, []).append((process, path))
-    instances, unnamed = [], 0
+    instances: list[Instance] = []
+    passed_over: list[str] = []
     for held in holders.values():
         try:
             fd = os.open(held[0][1], os.O_RDWR | os.O_CLOEXEC)
         except OSError:
             continue  # The process has ended.
-        arbiter = _arbiter(fd, [process for process, _ in held], processes, us)
+        cell = os.pread(fd, 8, 8 * Header.arbiter.offset)
+        named = int.from_bytes(cell, sys.byteorder, signed=True)
+        arbiter = _arbiter(named, [process for process, _ in held], processes, us)
         if arbiter is None:
-            unnamed += 1
+            passed_over.append(
+                f"{held[0][1]}: its arbiter, {named}, does not hold it: dead, or damaged"
+            )
             os.close(fd)
             continue
         try:
@@ -99,19 +105,17 @@ def search(pid: int | None = None, proc: str = "/proc") -> Search:
         except StateError as error:
             instances.append(Instance(arbiter, None, str(error)))
     instances.sort(key=lambda instance: instance.pid)
-    return Search(instances, unnamed)
+    return Search(instances, passed_over)
 
 
 def _arbiter(
-    fd: int, holders: list[_Process], processes: list[_Process], us: frozenset[int]
+    named: int, holders: list[_Process], processes: list[_Process], us: frozenset[int]
 ) -> int | None:
     """Return the holder that is the arbiter.
 
     A worker may overwrite the number. The arbiter stores it again within a second. Until then it is
     the parent of workers of another user: of those that may not act for us.
     """
-    cell = os.pread(fd, 8, 8 * Header.arbiter.offset)
-    named = int.from_bytes(cell, sys.byteorder, signed=True)
     for process in holders:
         if process.inner == named:
             return process.pid

@@ -190,6 +190,13 @@ class Memory:
         memory.slot_count, memory.boards = slots, boards
         return memory
 
+    def has_its_layout(self) -> bool:
+        """Whether the cells by which other processes recognize this memory are as the arbiter has
+        stored them. Runs in the arbiter."""
+        header = self.header
+        stored = header.magic, header.layout, header.slot_count, header.arbiter, header.boards
+        return stored == (MAGIC_NUMBER, LAYOUT, self.slot_count, os.getpid(), self.boards)
+
     def publish_layout(self) -> None:
         """Store the cells by which other processes recognize this memory. Runs in the arbiter."""
         header = self.header

@@ -14,9 +14,17 @@ import time
 from routes import Routes
 from speech import say
 
+import gunicorn_grace
 from gunicorn_grace.shared import memory
+from gunicorn_grace.shared.board import BOARD_CELLS
+from gunicorn_grace.shared.cells import HEADER_CELLS
 
 app = Routes()
+
+
+@gunicorn_grace.check("database")
+def database() -> bool:
+    return True
 
 
 @app.get("/")
@@ -26,8 +34,8 @@ def index(query: dict[str, str]) -> str:
 
 @app.get("/scribble")
 def scribble(query: dict[str, str]) -> str:
-    """Begin. ``cells`` is how many cells from the beginning are written; ``pause`` the seconds
-    between two rounds."""
+    """Begin. ``cells`` is how many cells from the beginning are written, and of the boards as well
+    if that is more than the header; ``pause`` the seconds between two rounds."""
     size, pause = int(query["cells"]), float(query["pause"])
     threading.Thread(target=write, args=(size, pause, int(query["seed"])), daemon=True).start()
     return "scribbling\n"
@@ -37,9 +45,10 @@ def write(size: int, pause: float, seed: int) -> None:
     attached = memory.attached
     assert attached is not None
     cells, dice = attached.cells, random.Random(seed)
+    boards = range(attached.boards, attached.boards + 2 * BOARD_CELLS if size > HEADER_CELLS else 0)
     say(f"scribbling in {os.getpid()}")
     while True:
-        for cell in dice.sample(range(size), size // 2):
+        for cell in dice.sample([*range(size), *boards], size // 2):
             now = time.monotonic_ns()
             cells[cell] = dice.choice(
                 (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
@@ -79,9 +78,9 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
     def ours(pid: int | None = None) -> instances.Search:
         found = everybody(pid)
         wanted = {instance.pid for instance in started}
-        theirs = instances.Search([one for one in found.instances if one.pid not in wanted], 0)
+        theirs = instances.Search([one for one in found.instances if one.pid not in wanted], [])
         theirs.close()
-        return instances.Search([one for one in found.instances if one.pid in wanted], 0)
+        return instances.Search([one for one in found.instances if one.pid in wanted], [])
 
     monkeypatch.setattr(instance_module, "search", ours)
     yield make
@@ -104,9 +103,7 @@ def test_prestop_without_an_instance_is_one_line(
     """Exit code 1, and what to do: as whom to run it."""
     assert cli.main(["prestop"]) == 1
     assert error(capsys).startswith(
-        "Error: no gunicorn with gunicorn-grace of root: run it as the arbiter's user"
-        if os.geteuid() == 0
-        else "Error: no gunicorn with gunicorn-grace of root or this user: run it as"
+        "Error: no gunicorn with gunicorn-grace that this user may open: run it as"
     )
 
 
@@ -127,13 +124,13 @@ def test_prestop_with_a_wrong_pid_names_those_there_are(
     """``none`` where there are none."""
     assert cli.main(["prestop", "--pid", "1"]) == 1
     assert (
-        error(capsys) == "Error: no instance with arbiter 1 of root or of this user; found: none\n"
+        error(capsys) == "Error: no instance with arbiter 1 that this user may open; found: none\n"
     )
     instance = start()
     assert cli.main(["prestop", "--pid", "1"]) == 1
     assert (
         error(capsys)
-        == f"Error: no instance with arbiter 1 of root or of this user; found: {instance.pid}\n"
+        == f"Error: no instance with arbiter 1 that this user may open; found: {instance.pid}\n"
     )
     assert not instance.memory.is_terminating()
 

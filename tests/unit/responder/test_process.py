@@ -219,6 +219,22 @@ def test_what_is_not_known(
     assert asked(path).status == failed
 
 
+@pytest.mark.parametrize("name", ["\0", "a b", "a\nb", "\x1b[31m", "é", "a\0\0\1"])
+def test_a_name_that_no_check_has_is_ignored(name: str, shared: Memory) -> None:
+    """A process has written it over the board. It reaches neither the answer nor the log, which
+    has one line about it, and a check beside it still counts."""
+    asked = Asked(shared)
+    boot(shared, 0)
+    show(shared, 0, name, NOW, False)
+    show(shared, 0, "db", NOW, True)
+    for _ in range(2):
+        assert asked("/readyz").body == "ok\n"
+        assert asked("/readyz?verbose").body.count("db") == 1
+    (said,) = asked.said
+    assert said.startswith("a process has overwritten the shared memory")
+    assert said.isprintable()
+
+
 def test_a_slot_given_anew_shows_nothing_of_the_former(shared: Memory) -> None:
     """The board of a worker that is gone is wiped before its slot counts again."""
     boot(shared, 0)

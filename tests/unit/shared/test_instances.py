@@ -118,7 +118,9 @@ def test_a_worker_that_has_outlived_its_arbiter_is_no_instance(start: Start) -> 
         assert not {arbiter.pid, orphan} & (pids(search()) - {arbiter.pid})
         arbiter.process.kill()
         arbiter.process.wait(PATIENCE)
-        assert search(orphan) == ([], 1)
+        found = search(orphan)
+        assert found.instances == []
+        assert f"its arbiter, {arbiter.pid}, does not hold it" in found.passed_over[0]
         assert not {arbiter.pid, orphan} & pids(search())
         assert not lives(arbiter.pid)
     finally:
