@@ -20,7 +20,8 @@ from typing import Any
 from .probes.answers import Answer, Target
 from .worker import process
 from .worker.answering import WorkerAnswers
-from .worker.classes import ASGI_HOOKS
+from .worker.asgi_lingering import Rest, has_body
+from .worker.classes import ASGI, ASGI_HOOKS
 from .worker.counting import CountedCall
 
 Scope = MutableMapping[str, Any]
@@ -64,7 +65,11 @@ class Probes:
             return
         is_http = scope["type"] == "http"
         if is_http and ours is not None and scope.get("http_version", "1.1").startswith("1"):
-            send = _shedding(send, ours.memory.is_terminating)
+            rest = None
+            if ours.tracking == ASGI and has_body(scope):
+                rest = Rest(receive, lambda: bool(ours.memory.header.drain))
+                receive = rest.receive
+            send = _shedding(send, ours.memory.is_terminating, rest)
         target = answers.answers.target(_path(scope)) if is_http else None
         if target is not None:
             answer = await _answer(answers, target, _environ(scope))
@@ -97,16 +102,28 @@ async def _answer(answers: WorkerAnswers, target: Target, environ: dict[str, Any
     return question.answer(answers.situation)
 
 
-def _shedding(send: Send, is_terminating: Callable[[], bool]) -> Send:
+def _shedding(send: Send, is_terminating: Callable[[], bool], rest: Rest | None = None) -> Send:
     """Wrap ``send`` so that a response that begins after T0 says ``Connection: close``. A response
     that began earlier is not changed.
 
     gunicorn's ASGI worker then closes the connection itself from 27 on, and uvicorn's always does.
     Otherwise the client does (RFC 9112, section 9.6).
+
+    :param rest: what is to be read of the body before the server closes the connection.
     """
+    closes = False
 
     async def shedding(message: Message) -> None:
-        if message["type"] == "http.response.start" and is_terminating():
+        nonlocal closes
+        kind = message["type"]
+        if kind == "http.response.body" and closes and not message.get("more_body", False):
+            if rest is not None and not rest.is_complete:
+                # uvicorn closes after the last part of a response, so that part is sent later.
+                await send({**message, "more_body": True})
+                await rest.read()
+                message = {"type": kind, "body": b""}
+        elif kind == "http.response.start" and is_terminating():
+            closes = True
             kept = [
                 (name, value)
                 for name, value in message.get("headers", ())

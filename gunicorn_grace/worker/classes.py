@@ -21,6 +21,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from ..shared.agreed import LINGER, POKE
+from .asgi_lingering import let_linger
 from .connections import unread
 
 SHORT_LINGER = 0.3
@@ -107,6 +108,8 @@ def adapt(
         and "_conn_lost_handled" not in protocol.ASGIProtocol.__init__.__code__.co_names
     ):
         _count_closed_connections(protocol.ASGIProtocol)
+    if protocol is not None:
+        let_linger(protocol.ASGIProtocol)
     if "uvicorn.server" in sys.modules and how == ASGI:
         _ask_before_uvicorn_leaves(sys.modules["uvicorn.server"], may_leave)
     if "TornadoWorker" in names:

@@ -129,7 +129,8 @@ class Lingering:
     def _run(self) -> None:
         idle_ticks = 0
         try:
-            while True:
+            # gevent gives a forked child of the application a copy of this greenlet.
+            while os.getpid() == self._pid:
                 with self._lock:
                     connections = list(self._lingering)
                     idle_ticks = 0 if connections else idle_ticks + 1

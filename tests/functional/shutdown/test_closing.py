@@ -4,6 +4,7 @@ nobody waits for a client that keeps its end open."""
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import socket
 import ssl
 import time
@@ -15,61 +16,7 @@ import pytest
 from gunicorn_grace.shared.phase import Phase
 from gunicorn_grace.worker.lingering import PATIENCE
 from support.servers import HOLD, SHORT, Client, Connect, Serve, Server
-
-SIZE = 600_000
-"""More than gunicorn 26 and 27 read on their own (64 kB), and more than fits into the buffers of
-one read."""
-
-PIECES = 20
-
-STYLES = {
-    "length": f"Content-Length: {SIZE}",
-    "chunked": "Transfer-Encoding: chunked",
-    "expect": f"Content-Length: {SIZE}\r\nExpect: 100-continue",
-}
-
-
-def body(style: str) -> list[bytes]:
-    """The body, in pieces."""
-    piece = b"x" * (SIZE // PIECES)
-    if style != "chunked":
-        return [piece] * PIECES
-    return [*[f"{len(piece):x}\r\n".encode() + piece + b"\r\n"] * PIECES, b"0\r\n\r\n"]
-
-
-class Upload:
-    """A request with a body that the application does not read; it is sent bit by bit."""
-
-    def __init__(self, sock: socket.socket, style: str = "length") -> None:
-        self.sock = sock
-        self.pieces = body(style)
-        self.sock.sendall(f"POST / HTTP/1.1\r\nHost: test\r\n{STYLES[style]}\r\n\r\n".encode())
-        self.received = b""
-
-    def begin(self) -> None:
-        """Send a part of the body, and wait until the response is there."""
-        self.sock.sendall(self.pieces.pop(0))
-        while b"hello\n" not in self.received:
-            self.receive()
-
-    def receive(self) -> bytes:
-        data = self.sock.recv(65536)
-        assert data, "the end came before the response"
-        self.received += data
-        return data
-
-    def end(self, pause: float = 0.0) -> None:
-        """Send the rest, as a client does that looks at the response only then."""
-        for piece in self.pieces:
-            self.sock.sendall(piece)
-            time.sleep(pause)
-        with contextlib.suppress(ssl.SSLEOFError):  # Only the response of HTTP/1.0 needs an end.
-            while data := self.sock.recv(65536):
-                self.received += data
-        head, _, content = self.received.rpartition(b"\r\n\r\n")
-        assert b"HTTP/1.1 200 OK" in head
-        assert b"Connection: close" in head
-        assert content == b"hello\n"
+from support.uploads import STYLES, Upload, body
 
 
 @contextlib.contextmanager
@@ -158,9 +105,7 @@ def test_a_body_that_is_not_read_before_a_shutdown(kind: str, serve: Serve) -> N
     with connected(server) as sock:
         upload = Upload(sock)
         upload.begin()
-        for piece in upload.pieces:
-            sock.sendall(piece)
-            time.sleep(0.01)
+        upload.send(pause=0.01)
         sock.shutdown(socket.SHUT_WR)
         while sock.recv(65536):
             pass
@@ -197,3 +142,23 @@ def test_lazy_clients_do_not_hold_the_exit(kind: str, serve: Serve, connect: Con
     for client in lazy:
         assert client.get("/").status == 200
     server.assert_gone()
+
+
+CLOSES_ITSELF = importlib.metadata.version("gunicorn") >= "27"
+"""Whether gunicorn's ASGI worker closes a connection itself."""
+
+
+@pytest.mark.ends
+def test_gunicorns_asgi_worker_before_a_shutdown(serve: Serve) -> None:
+    """gunicorn 27.0 resets the connection of an ASGI application, too, that does not read a body.
+    With the plugin it does not."""
+    if not CLOSES_ITSELF:
+        pytest.skip("there it reads on")
+    server = serve("asgi_wrapped:app", args=("-k", "asgi"))
+    with connected(server) as sock:
+        upload = Upload(sock)
+        upload.begin()
+        upload.send(pause=0.01)
+        sock.shutdown(socket.SHUT_WR)
+        while sock.recv(65536):
+            pass

@@ -28,6 +28,7 @@ from support.servers import (
     look_at_each,
     looks,
 )
+from support.uploads import STYLES, Upload
 
 UVICORN = "uvicorn_worker.UvicornWorker"
 WSGI, ASGI = ("gevent_pywsgi", "tornado"), ("asgi", UVICORN)
@@ -409,3 +410,27 @@ def test_a_websocket_is_in_flight_while_it_is_open(serve: Serve, connect: Connec
 def masked_text(payload: bytes) -> bytes:
     """A client's frame, RFC 6455 section 5.2, masked with zeros."""
     return bytes([0x81, 0x80 | len(payload)]) + bytes(4) + payload
+
+
+# -- bodies ----
+
+
+@pytest.mark.ends
+@pytest.mark.long(but="length")
+@pytest.mark.parametrize("style", STYLES)
+def test_a_body_that_is_not_read_costs_no_response(
+    other: str, style: str, serve: Serve, connect: Connect
+) -> None:
+    """In the delay, a client that is still sending when it is answered may finish: its connection
+    is not reset. tornado reads the whole body before it calls the application."""
+    if other == "asgi" and not CLOSES_ITSELF:
+        pytest.skip("there the client closes")
+    server = start(serve, other, **HOLD)
+    server.lead_to(Phase.LAME_DUCK)
+    upload = Upload(connect(server).sock, style)
+    if other == "tornado":
+        upload.send(pause=0.01)
+        upload.wait_for_the_response()
+    else:
+        upload.begin()
+        upload.end(pause=0.01)
