@@ -81,7 +81,6 @@ def is_sync(worker_class: type) -> bool:
 
 def adapt(
     worker: Any,
-    may_leave: Callable[[], bool],
     is_dismissed: Callable[[], bool],
     is_terminating: Callable[[], bool],
     close: Callable[..., None],
@@ -89,7 +88,6 @@ def adapt(
     """Correct the faults of the worker's class. Runs in the worker, after the fork.
 
     :param worker: gunicorn's worker.
-    :param may_leave: called at SIGTERM; returns whether this worker may leave now.
     :param is_dismissed: returns whether the arbiter has dismissed the worker.
     :param is_terminating: returns whether the shutdown of the instance has begun.
     :param close: closes a connection after its last response
@@ -110,8 +108,6 @@ def adapt(
         _count_closed_connections(protocol.ASGIProtocol)
     if protocol is not None:
         let_linger(protocol.ASGIProtocol)
-    if "uvicorn.server" in sys.modules and how == ASGI:
-        _ask_before_uvicorn_leaves(sys.modules["uvicorn.server"], may_leave)
     if "TornadoWorker" in names:
         _let_tornado_finish(cls, is_dismissed)
     if "ThreadWorker" in names:
@@ -256,17 +252,6 @@ def _count_closed_connections(cls: Any) -> None:
         lost(self, exc)
 
     cls.connection_lost = connection_lost
-
-
-def _ask_before_uvicorn_leaves(module: Any, may_leave: Callable[[], bool]) -> None:
-    """Guard the SIGTERM handler that uvicorn's server installs while it runs (0.20 to 0.54)."""
-    leave = module.Server.handle_exit
-
-    def handle_exit(self: Any, sig: int, frame: Any) -> None:
-        if sig != signal.SIGTERM or may_leave():
-            leave(self, sig, frame)
-
-    module.Server.handle_exit = handle_exit
 
 
 def _let_gthread_finish(cls: Any, linger: Callable[[], float]) -> None:

@@ -94,14 +94,19 @@ class Callback:
 
     def __str__(self) -> str:
         """The callback as the log names it: phase, function, file and line."""
-        inner: Any = self.function
-        while isinstance(inner, functools.partial):
-            inner = inner.func
-        name = getattr(inner, "__qualname__", type(inner).__qualname__)
-        code = getattr(inner, "__code__", None)
-        of_a_class = f"of {inner.__class__.__module__}"
-        where = f"{code.co_filename}:{code.co_firstlineno}" if code else of_a_class
-        return f"{DECORATORS[self.phase]} callback {name} ({where})"
+        return f"{DECORATORS[self.phase]} callback {describe(self.function)}"
+
+
+def describe(function: Any) -> str:
+    """Return a function as the log names it: its name, file and line."""
+    inner = function
+    while isinstance(inner, functools.partial):
+        inner = inner.func
+    name = getattr(inner, "__qualname__", type(inner).__qualname__)
+    code = getattr(inner, "__code__", None)
+    of_a_class = f"of {inner.__class__.__module__}"
+    where = f"{code.co_filename}:{code.co_firstlineno}" if code else of_a_class
+    return f"{name} ({where})"
 
 
 DECORATORS = {Phase.LAME_DUCK: "on_lame_duck", Phase.DRAINING: "on_drain"}

@@ -18,6 +18,7 @@ from .classes import adapt
 from .draining import TICK, Draining
 from .duties import Duties
 from .lingering import PATIENCE
+from .sigterm import Sigterm, ours
 from .unfinished import Unfinished
 from .waiting import Waiting
 
@@ -34,6 +35,7 @@ class Leaving:
     :param duties: its holds and callbacks.
     :param unfinished: logs what is in flight.
     :param waiting: counts the requests that it has accepted and not begun.
+    :param sigterm: keeps the handlers of the application's in the second place.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class Leaving:
         duties: Duties,
         unfinished: Unfinished,
         waiting: Waiting,
+        sigterm: Sigterm,
     ) -> None:
         self._memory = memory
         self._record = record
@@ -55,6 +58,7 @@ class Leaving:
         self._waiting = waiting
         self._pid = os.getpid()
         self._told_to_leave = 0
+        self._sigterm = sigterm
         self.is_hurried = False
 
     def is_dismissed(self) -> bool:
@@ -170,8 +174,9 @@ class Leaving:
         :param worker: gunicorn's worker.
         """
         cls: Any = type(worker)
-        leave, serve = cls.handle_exit, cls.run
+        leave, serve, sigterm = cls.handle_exit, cls.run, self._sigterm
 
+        @ours
         def handle_exit(worker: Any, sig: int, frame: Any) -> None:
             if self._is_a_child():
                 # What gunicorn does in the child too. Its gthread also writes into a pipe, which
@@ -182,6 +187,8 @@ class Leaving:
             if sig != signal.SIGTERM or self.may_leave(worker):
                 self.is_hurried |= sig != signal.SIGTERM
                 leave(worker, sig, frame)
+                if sig == signal.SIGTERM:
+                    sigterm.call_theirs(sig, frame)
 
         def handle_winch(worker: Any, sig: int, frame: Any) -> None:
             """Handle the arbiter's poke, or the resizing of a terminal."""
@@ -194,6 +201,12 @@ class Leaving:
                 worker.log.exception("gunicorn-grace: failed to watch the drain; gunicorn goes on")
 
         def run(worker: Any) -> None:
+            try:
+                sigterm.take_back(worker, lambda: self.may_leave(worker))
+            except Exception:
+                worker.log.exception(
+                    "gunicorn-grace: failed to take SIGTERM back; gunicorn goes on"
+                )
             serve(worker)
             try:
                 self.stay(worker)
@@ -204,9 +217,9 @@ class Leaving:
 
         cls.handle_exit, cls.handle_winch, cls.run = handle_exit, handle_winch, run
         try:
+            sigterm.keep(worker)
             adapt(
                 worker,
-                lambda: self.may_leave(worker),
                 self.is_dismissed,
                 self._memory.is_terminating,
                 self._draining.lingering.close,

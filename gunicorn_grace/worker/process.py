@@ -36,6 +36,7 @@ from .duties import CallbackRunner, Duties, Holds
 from .leaving import Leaving
 from .lingering import Lingering
 from .shedding import Shedding
+from .sigterm import Sigterm
 from .unfinished import Unfinished
 from .waiting import Waiting
 
@@ -99,6 +100,7 @@ class WorkerProcess:
             self.duties,
             self.unfinished,
             self.waiting,
+            Sigterm(log),
         )
 
     def situation(self) -> Situation:
