@@ -178,9 +178,11 @@ def post_request(worker: Any, req: Any, environ: Any, resp: Any) -> None:
 
 
 def worker_int(worker: Any) -> None:
-    """Runs in the worker, in its signal handler."""
+    """Runs in the worker, in its signal handler; with ``reload`` in the reloader's thread."""
     ours = process.this_worker
-    if ours is not None:
+    # The reloader (gunicorn 22.0 to 27.0) ends its own thread alone. The worker finishes what it
+    # serves.
+    if ours is not None and not process.is_in_reloader(worker):
         ours.leaving.note_cut_off()
         ours.unfinished.tell("when the worker was interrupted, and cut off")
 

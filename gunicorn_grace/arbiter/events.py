@@ -51,10 +51,10 @@ def lame_duck_ended(log: Any, seen: Observation, reason: Reason) -> None:
     )
 
 
-def draining_ended(log: Any, seen: Observation, reason: Reason, in_flight: int) -> None:
+def draining_ended(log: Any, seen: Observation, reason: Reason, cut_off: int) -> None:
     """STOPPED begins.
 
-    :param in_flight: the requests in flight at this moment.
+    :param cut_off: the requests that are lost now.
     """
     drained_for = seen.now - (seen.drain_started or seen.now)
     if reason is Reason.DRAINED:
@@ -64,6 +64,6 @@ def draining_ended(log: Any, seen: Observation, reason: Reason, in_flight: int) 
             "gunicorn-grace: deadline_reached after %.1f s of draining: requests cut off: %d, "
             "workers left: %d",
             drained_for,
-            in_flight,
+            cut_off,
             seen.workers,
         )

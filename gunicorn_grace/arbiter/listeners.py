@@ -116,9 +116,15 @@ class Listeners:
             found += self._roster.own_queues_empty_since()
         return found
 
-    def close_what_was_sealed(self) -> None:
+    def close_what_was_sealed(self, *, has_begun: bool = False) -> None:
         """Close the listeners if the drain that sealed them did not come so far. gunicorn would
-        unlink the path of a UNIX socket again, and fail."""
+        unlink the path of a UNIX socket again, and fail.
+
+        :param has_begun: whether a shutdown has begun. If it is cut short, the listeners are sealed
+            now, so that what is lost in the accept queues can be counted.
+        """
+        if has_begun and not self._waiting:
+            self.seal()
         if self._waiting and self._arbiter.LISTENERS:
             self.close()
 
@@ -134,6 +140,7 @@ class Listeners:
             and not arbiter.systemd
             and not arbiter.cfg.reuse_port
         )
+        self._roster.queues.keep(self._waiting)
         listeners, arbiter.LISTENERS = arbiter.LISTENERS, []
         sock.close_sockets([s for s in listeners if id(s) in keep_path], False)
         sock.close_sockets([s for s in listeners if id(s) not in keep_path], unlink)

@@ -251,10 +251,12 @@ class GraceArbiter(_Base):
         with contextlib.suppress(StopIteration):
             self._guarded(self.grace.before_stop, graceful)
         with contextlib.suppress(Exception):
-            self.grace.listeners.close_what_was_sealed()
+            self.grace.listeners.close_what_was_sealed(has_begun=self._is_ours())
         super().stop(graceful)
         with contextlib.suppress(Exception):
             self.grace.timer.set(0)
+        with contextlib.suppress(Exception):
+            self.grace.roster.bury()
 
 
 def attach(arbiter: Any, settings: Settings, adopt: Callable[[Any], None]) -> Shutdown:

@@ -12,9 +12,11 @@ import errno
 import json
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from ..shared.cells import Lost
 
 LIMIT = 4096
 """Bytes of a termination message that the kubelet reads (``terminationMessagePath``,
@@ -49,19 +51,28 @@ class Report:
         "why it ended, in the words of the log; `null` when it was cut short"
     )
     draining_seconds: float = _key("how long draining was")
-    requests_since_t0: int = _key("requests that came after T0")
+    requests_since_t0: int | None = _key(
+        "requests that came after T0; `null` here and below where the worker class does not let "
+        "them be counted"
+    )
     last_request_after_t0_seconds: float | None = _key(
         "when the last of them came; `null` when none did"
     )
-    in_flight_at_t0: int = _key("requests in flight when the shutdown began")
-    in_flight_at_drain: int = _key("the same when draining began")
+    in_flight_at_t0: int | None = _key("requests in flight when the shutdown began")
+    in_flight_at_drain: int | None = _key("the same when draining began")
     in_flight_at_stop: int | None = _key(
         "the same when draining, or all, was over; `null` while it was not"
     )
-    cut_off: int = _key(
-        "requests that got no complete response; in an unfinished report, with those in flight"
+    cut_off: int | None = _key(
+        "requests that got no complete response; in an unfinished report, with those that would "
+        "be lost if it ended there"
     )
-    cut_off_by_worker: Sequence[dict[str, int]] = _key(
+    cut_off_by_kind: Mapping[str, int | None] = _key(
+        "the same by how far they had come: `in_flight` (in the application), `pipelined` (behind "
+        "one in flight, on the same connection), `half_read` (a part of it was read), `not_begun` "
+        "(the connection was accepted, and nothing more), `accept_queue` (no worker had it)"
+    )
+    cut_off_by_worker: Sequence[dict[str, int]] | None = _key(
         "`pid` and `requests` of each worker that they were in, the most first; "
         "left out from the end where the report would be too long"
     )
@@ -71,6 +82,8 @@ class Report:
         """The report as one line of JSON: ASCII, and never more than :data:`LIMIT` bytes."""
         told = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         told["ended"] = self.ended and self.ended[:LONGEST_REASON]
+        if self.cut_off_by_worker is None:
+            return _dumped(told)
         told["cut_off_by_worker"] = kept = []
         room = LIMIT - len(_dumped(told))
         for worker in self.cut_off_by_worker:
@@ -83,6 +96,50 @@ class Report:
 
 def _dumped(told: dict[str, Any]) -> bytes:
     return json.dumps(told).encode() + b"\n"
+
+
+NOT_COUNTED = "requests are not counted with this worker class: nothing is known about the delay"
+"""The verdict where :func:`verdict` has nothing to go by."""
+
+KINDS = {
+    "in_flight": "in flight",
+    "pipelined": "behind another",
+    "half_read": "read in part",
+    "not_begun": "not begun",
+    "accept_queue": "in the accept queue",
+}
+"""How the summary names each kind of lost requests."""
+
+
+def told_lost(lost: Lost, *, counted: bool = True) -> str:
+    """Say what was lost, and how far it had come where that is not what one expects.
+
+    :param lost: the lost requests.
+    :param counted: whether those in the workers could be counted.
+    """
+    if not counted:
+        queued = f", {lost.accept_queue} lost in the accept queue" if lost.accept_queue else ""
+        return f"what was cut off is not counted{queued}"
+    kinds = [f"{count} {KINDS[kind]}" for kind, count in lost._asdict().items() if count]
+    others = lost.total() > lost.in_flight
+    return f"{lost.total()} cut off" + (f" ({', '.join(kinds)})" if others else "")
+
+
+def uncounted(report: Report) -> Report:
+    """Take out of a report what nobody could count. A zero there would say that all is well."""
+    known = report.cut_off_by_kind["accept_queue"]
+    return dataclasses.replace(
+        report,
+        requests_since_t0=None,
+        last_request_after_t0_seconds=None,
+        in_flight_at_t0=None,
+        in_flight_at_drain=None,
+        in_flight_at_stop=None,
+        cut_off=None,
+        cut_off_by_kind={**dict.fromkeys(KINDS), "accept_queue": known},
+        cut_off_by_worker=None,
+        verdict=NOT_COUNTED,
+    )
 
 
 def verdict(last_after: float | None, delay: float, cut_short: str = "") -> str:

@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..shared.agreed import POKE
-from ..shared.cells import LONGEST_WINDOW, Record
+from ..shared.cells import LONGEST_WINDOW, Lost, Record
 from ..shared.memory import SLOTS, Memory
+from .queues import AcceptQueues
 
 
 class Roster:
@@ -21,6 +22,7 @@ class Roster:
 
     :ivar are_dismissed: whether all workers were told to go: from then on none is replaced.
     :ivar gave_up_forking: why workers that die are no longer replaced; empty while they are.
+    :ivar queues: the accept queues, for what is lost in them.
     :ivar lost: workers that ended with requests in flight since T0: pid, how many.
 
     :param arbiter: gunicorn's arbiter.
@@ -33,9 +35,11 @@ class Roster:
         self._workers: dict[int, Any] = {}
         self._dismissed: dict[int, int] = {}
         self._slots_used = 0
-        self._gone_cut_off = self._gone_last_arrival = 0
-        self._cut_off_before = 0
+        self._gone_last_arrival = 0
+        self._gone = self._gone_before = Lost()
+        self._are_counted = True
         self._told_of_garbage = False
+        self.queues = AcceptQueues(arbiter)
         self.lost: list[tuple[int, int]] = []
         self.are_dismissed = False
         self.gave_up_forking = ""
@@ -81,12 +85,22 @@ class Roster:
     def _free(self, number: int) -> None:
         record = self._memory.record(number)
         self._gone_last_arrival = max(self._gone_last_arrival, self._arrival(record))
-        if lost := record.would_lose():
-            self._gone_cut_off += lost
-            self.lost.append((self._workers[number].pid, lost))
+        self._are_counted = self._are_counted and not record.uncounted
+        lost = record.would_lose()
+        if lost.total():
+            self._gone = self._gone.plus(lost)
+            self.lost.append((self._workers[number].pid, lost.total()))
         record.claimed = 0
         self.publish()
         self._workers.pop(number, None)
+
+    def bury(self) -> None:
+        """Count what is lost at the very end: gunicorn has killed the workers that were left, and
+        reaps them no more."""
+        for number in list(self._workers):
+            self._free(number)
+        self.queues.end()
+        self.publish()
 
     def dismiss(self, worker: Any) -> None:
         """Mark a worker as told to go, before its SIGTERM."""
@@ -101,8 +115,8 @@ class Roster:
         header.slots_used = self._slots_used
         # In gunicorn 22 and 23 a signal handler may count more in between, and publish it.
         known = -1
-        while known != self._gone_cut_off:
-            known = header.gone_cut_off = self._gone_cut_off
+        while known != (total := self._gone.total() + self.queues.lost):
+            known = header.gone_cut_off = total
 
     def mend(self) -> None:
         """Store again what another process has overwritten of the arbiter's own cells."""
@@ -151,7 +165,7 @@ class Roster:
     def waiting(self) -> int:
         """Requests that workers have accepted and not begun. It is right while the shutdown is
         under way, at worst 0.2 s old."""
-        return sum(max(0, record.waiting) for record in self._records())
+        return sum(max(0, record.waiting) + max(0, record.queued) for record in self._records())
 
     def last_arrival(self) -> int:
         """When the last request came, probes excluded, in nanoseconds; 0 when none ever did."""
@@ -178,7 +192,7 @@ class Roster:
     def begin_counting(self) -> None:
         """A shutdown begins: count what is cut off from here on, and have the workers count what
         waits in them."""
-        self._cut_off_before = self._gone_cut_off
+        self._gone_before = self._gone
         self.lost.clear()
         # In a sync worker nothing waits unless it has an accept queue of its own, and the signal
         # would interrupt the system call that its request is in.
@@ -187,22 +201,27 @@ class Roster:
         if cfg.reuse_port or not is_sync:
             self._arbiter.kill_workers(POKE)
 
-    def cut_off(self) -> int:
-        """Requests that this shutdown cut off, with those that a worker would lose if it ended
+    def are_counted(self) -> bool:
+        """Whether the requests can be counted, in every worker until now."""
+        return self._are_counted and not any(record.uncounted for record in self._records())
+
+    def cut_off(self) -> Lost:
+        """Requests that this shutdown cut off, with those that would be lost if the workers ended
         now."""
         # In gunicorn 22 and 23 a signal handler frees records: what it moves meanwhile would be
         # counted twice.
         while True:
-            gone = self._gone_cut_off
-            alive = sum(record.would_lose() for record in self._records())
-            if self._gone_cut_off == gone:
-                return gone + alive - self._cut_off_before
+            gone, alive = self._gone, Lost(accept_queue=self.queues.length())
+            for record in self._records():
+                alive = alive.plus(record.would_lose())
+            if self._gone is gone:
+                return gone.plus(alive).minus(self._gone_before)
 
     def cut_off_by_worker(self) -> list[dict[str, int]]:
         """The same by worker, the most first."""
         # The living first: a worker that is freed in between is in both, and counts once.
         found = {
-            worker.pid: self._memory.record(number).would_lose()
+            worker.pid: self._memory.record(number).would_lose().total()
             for number, worker in list(self._workers.items())
         }
         found.update(self.lost)

@@ -268,7 +268,7 @@ class Shutdown:
         self.arbiter.kill_workers(signal.SIGTERM)
 
     def _enter_stopped(self, seen: Observation, reason: Reason) -> None:
-        events.draining_ended(self._log, seen, reason, self.progress.in_flight[Phase.STOPPED])
+        events.draining_ended(self._log, seen, reason, self.roster.cut_off().total())
         # stop() would wait for all of graceful_timeout: for a worker that hangs while it boots; and
         # once more, after a drain, for the dirty arbiter (25.1 to 27.0).
         gone_by = deadline(seen.clock, self.settings)

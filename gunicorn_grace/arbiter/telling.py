@@ -20,7 +20,7 @@ from . import report as reporting
 from .budget import exit_margin
 from .lifecycle import CUT_SHORT
 from .progress import Progress
-from .report import Report, verdict
+from .report import Report, told_lost, verdict
 from .roster import Roster
 
 
@@ -158,17 +158,22 @@ class Telling:
         self.has_finished = True
         if told is None:
             return
-        log = self._log.warning if told.cut_off else self._log.info
+        lost = self._roster.cut_off()
+        log = self._log.warning if lost.total() else self._log.info
+        if told.cut_off is None:
+            counted = "requests since T0 are not counted"
+        else:
+            counted = (
+                f"{told.requests_since_t0} requests since T0, in flight {told.in_flight_at_t0} "
+                f"at T0 and {told.in_flight_at_drain} at the drain"
+            )
         log(
-            "gunicorn-grace: stopped: lame duck %.1f s (%s), draining %.1f s, "
-            "%d requests since T0, in flight %d at T0 and %d at the drain, %d cut off; %s",
+            "gunicorn-grace: stopped: lame duck %.1f s (%s), draining %.1f s, %s, %s; %s",
             told.lame_duck_seconds,
             told.lame_duck_ended or "cut short",
             told.draining_seconds,
-            told.requests_since_t0,
-            told.in_flight_at_t0,
-            told.in_flight_at_drain,
-            told.cut_off,
+            counted,
+            told_lost(lost, counted=told.cut_off is not None),
             told.verdict,
         )
         self.report(last=True)
@@ -182,7 +187,8 @@ class Telling:
         end = time.monotonic_ns()
         last = max(self._roster.last_arrival(), progress.waited_until)
         last_after = (last - t0) / NS if last > t0 else None
-        return Report(
+        counted, lost = self._roster.are_counted(), self._roster.cut_off()
+        report = Report(
             version=__version__,
             origin=progress.origin.name.lower(),
             t0_unix_seconds=unix_time(t0),
@@ -196,7 +202,8 @@ class Telling:
             in_flight_at_t0=progress.in_flight.get(Phase.LAME_DUCK, 0),
             in_flight_at_drain=progress.in_flight.get(Phase.DRAINING, 0),
             in_flight_at_stop=progress.in_flight.get(Phase.STOPPED),
-            cut_off=self._roster.cut_off(),
+            cut_off=lost.total(),
+            cut_off_by_kind=lost._asdict(),
             cut_off_by_worker=self._roster.cut_off_by_worker(),
             verdict=(
                 "the delay was an operator's drain"
@@ -206,6 +213,7 @@ class Telling:
                 )
             ),
         )
+        return report if counted else reporting.uncounted(report)
 
     def _cut_short(self, ended: int) -> str:
         """What ended the delay before its time, other than its requests; empty when nothing did."""

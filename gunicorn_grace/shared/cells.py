@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from typing import overload
+import operator
+from typing import NamedTuple, overload
 
 NS = 1_000_000_000
 
@@ -105,6 +106,35 @@ class Header(View):
     """Whether an operator's drain is in force, which waits for ``undrain``."""
 
 
+class Lost(NamedTuple):
+    """How many requests are lost, by how far each of them had come.
+
+    :ivar in_flight: the application was serving it.
+    :ivar pipelined: it waited behind one in flight, on the same connection.
+    :ivar half_read: the worker had read a part of it.
+    :ivar not_begun: the worker had accepted the connection, and nothing more.
+    :ivar accept_queue: the kernel had accepted the connection, and no worker had.
+    """
+
+    in_flight: int = 0
+    pipelined: int = 0
+    half_read: int = 0
+    not_begun: int = 0
+    accept_queue: int = 0
+
+    def total(self) -> int:
+        """All of them."""
+        return sum(self)
+
+    def plus(self, other: Lost) -> Lost:
+        """Both together."""
+        return Lost(*map(operator.add, self, other))
+
+    def minus(self, other: Lost) -> Lost:
+        """What is in this and not yet in the other, an earlier state of it."""
+        return Lost(*map(operator.sub, self, other))
+
+
 class Record(View):
     """The cells that exist once per worker. ``requests`` and ``since_t0`` are sums over all workers
     that have used this record, one after another."""
@@ -144,6 +174,8 @@ class Record(View):
     """Requests that wait behind one in flight, on the same connection."""
     uncounted = Cell(19)
     """Whether the worker's requests cannot be counted. Its numbers then say nothing."""
+    queued = Cell(20)
+    """Connections in accept queues that are the worker's own (``reuse_port``)."""
 
     def __init__(self, cells: memoryview[int], begin: int, number: int) -> None:
         super().__init__(cells, begin)
@@ -155,7 +187,12 @@ class Record(View):
         needs no branch."""
         return cls(memoryview(bytearray(8 * RECORD_CELLS)).cast("q"), 0, -1)
 
-    def would_lose(self) -> int:
-        """How many requests would be lost if the worker ended now, or were lost when it was
-        interrupted."""
-        return max(self.in_flight, self.cut_off, 0)
+    def would_lose(self) -> Lost:
+        """What would be lost if the worker ended now, or was lost when it was interrupted."""
+        return Lost(
+            in_flight=max(self.in_flight, self.cut_off, 0),
+            pipelined=max(self.pipelined, 0),
+            half_read=max(self.half_read, 0),
+            not_begun=max(self.waiting, 0),
+            accept_queue=max(self.queued, 0),
+        )

@@ -120,3 +120,20 @@ def are_waiting(socks: Iterable[Any]) -> bool:
         poller.register(sock.fileno(), select.POLLIN)
         count += 1
     return bool(count and any(event & select.POLLIN for _, event in poller.poll(0)))
+
+
+# struct tcp_info, <linux/tcp.h>. For a listener the kernel stores the length of the accept queue
+# there (tcp_get_info, net/ipv4/tcp.c).
+_UNACKED = 24
+
+
+def queue_length(sock: Any) -> int:
+    """Return how many connections wait in the accept queue. For a UNIX socket, whose length the
+    kernel does not tell, it is 1 if any does.
+
+    :raises OSError: the socket is closed.
+    """
+    if can_seal(sock):
+        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _UNACKED + 4)
+        return int(struct.unpack_from("I", info, _UNACKED)[0])
+    return int(are_waiting([sock]))

@@ -36,7 +36,7 @@ cells                                  writer
 ``pid`` .. ``holds`` of a record       arbiter when it claims the record, the worker while it lives
 ``claimed``, ``dismissed``             arbiter
 ``term_seen`` .. ``empty_since``       the worker
-``waiting`` .. ``uncounted``           the worker: see :mod:`gunicorn_grace.worker.waiting`
+``waiting`` .. ``queued``              the worker: see :mod:`gunicorn_grace.worker.waiting`
 ``entries`` of a board                 arbiter when it claims the record, the worker while it lives
 other cells of a board                 the worker
 =====================================  =============================================================

@@ -22,6 +22,11 @@ from .sigterm import Sigterm, ours
 from .unfinished import Unfinished
 from .waiting import Waiting
 
+LATER_THAN_THE_ARBITER = 0.5
+"""Seconds after the drain limit at which a worker would cut its requests off itself. The arbiter
+kills it at the limit. If the worker were first, it would count these requests out as if they had
+been answered."""
+
 
 class Leaving:
     """Decides whether this worker may leave, and how long it may stay.
@@ -76,6 +81,7 @@ class Leaving:
         worker is torn down, so the count in flight goes down again."""
         self.is_hurried = True
         self._record.cut_off = self._record.in_flight
+        self._waiting.look_last()
 
     def may_leave(self, worker: Any) -> bool:
         """Whether gunicorn is to act on a SIGTERM. With ``dumb-init`` or ``tini -g`` the whole
@@ -118,7 +124,8 @@ class Leaving:
         # gunicorn repeats SIGTERM to a surplus worker, and only the first one counts.
         self._told_to_leave = self._told_to_leave or now
         if limit:
-            cfg.settings["graceful_timeout"].value = max(0.0, (limit - now) / NS)
+            left = max(0.0, (limit - now) / NS)
+            cfg.settings["graceful_timeout"].value = left + LATER_THAN_THE_ARBITER
 
     def stay(self, worker: Any) -> None:
         """Keep a worker that has served its last request while it has duties, up to its limit, or

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import signal
@@ -182,6 +183,9 @@ def join(worker: Any, memory: Memory, number: int | None, settings: Settings) ->
     process.waiting.looks_early = not is_sync(cls)
     process.record.uncounted = int(how is None)
     process.record.pid = os.getpid()
+    # This runs after the threads of a gthread worker have been joined: what they have served by
+    # then is not lost.
+    atexit.register(process.waiting.look_last)
     leaving = process.leaving
     leaving.answer_signals(worker)
     # Until init_signals runs, the arbiter's handlers would swallow a SIGTERM (gunicorn#1910:
@@ -193,3 +197,16 @@ def join(worker: Any, memory: Memory, number: int | None, settings: Settings) ->
         leaving.note_sigterm()
         sys.exit(0)
     return process
+
+
+def is_in_reloader(worker: Any) -> bool:
+    """Whether this code runs in the thread of gunicorn's reloader. In a gevent worker that is a
+    greenlet in the main thread.
+
+    :param worker: gunicorn's worker.
+    """
+    if threading.current_thread() is getattr(worker, "reloader", None):
+        return True
+    own = threading.get_native_id()
+    # A reloader of another kind may call from a thread of its own. Signal handlers never do.
+    return own not in (os.getpid(), threading.main_thread().native_id)

@@ -1,12 +1,17 @@
-"""Requests that this worker has accepted and not begun. Runs in workers.
+"""Requests that are in this worker and that nobody serves yet. Runs in workers.
 
-A gthread worker accepts more connections than it has threads, and a gevent worker may accept some
-before it gets to serve them. No hook runs for such a request, so the counter does not know it. The
-kernel does: its bytes lie unread in the connection. Without this look, a shutdown would take the
-time in which all threads are busy for silence, and would not know that it loses these requests.
+No hook runs for them, so the counter does not know them. There are four kinds:
 
-Each worker looks while the shutdown is under way, in a thread of its own (in a gevent worker it is
-a greenlet). It does not look before, so that serving costs nothing.
+- A connection was accepted, and no thread or greenlet has begun with it: a gthread worker accepts
+  more connections than it has threads. The kernel knows it, because its bytes lie unread.
+- A request was read in part, and the rest has not come.
+- A request waits behind one in flight, on the same connection.
+- A connection waits in an accept queue of the worker's own (``reuse_port``).
+
+Without the first, a shutdown would take the time in which all threads are busy for silence. Without
+the others, it would not know what it loses. Each worker looks while the shutdown is under way, in a
+thread of its own (in a gevent worker it is a greenlet), and its last look is what the arbiter finds
+when the worker has been killed. It does not look before, so that serving costs nothing.
 """
 
 from __future__ import annotations
@@ -15,7 +20,9 @@ import _thread
 import contextlib
 import fcntl
 import os
+import re
 import socket
+import struct
 import termios
 import time
 from collections.abc import Iterable
@@ -24,7 +31,7 @@ from typing import Any
 from ..shared import listener
 from ..shared.cells import Record
 from ..shared.memory import Memory
-from .connections import accepted_at, bare
+from .connections import accepted_at, bare, unread
 from .counting import Counter
 
 LOOK_EVERY = 0.1
@@ -33,9 +40,20 @@ LOOK_EVERY = 0.1
 LOOK_EVERY_WHILE_SERVING = 0.25
 """The same after a shutdown was taken back, because another one may begin."""
 
-# struct tcp_info, <linux/tcp.h>; the states are those of <net/tcp_states.h>.
-_STATE = 0
+SHARE = 0.05
+"""The largest share of the time for close looks. One takes 20 microseconds for a connection, and a
+worker may have a thousand that are idle."""
+
+PEEKED = 1 << 16
+"""Bytes of a connection that are searched for requests."""
+
+# struct tcp_info, <linux/tcp.h>: see connections.py. The states are those of <net/tcp_states.h>.
+_STATE, _LAST_DATA_SENT, _LAST_DATA_RECEIVED = 0, 44, 52
+_BYTES_RECEIVED, _DATA_SEGMENTS_SENT, _SIZE = 128, 156, 160
 _ESTABLISHED, _CLOSE_WAIT = 1, 8
+
+_LENGTH = re.compile(rb"^content-length:[ \t]*(\d{1,18})[ \t]*\r?$", re.IGNORECASE | re.MULTILINE)
+_ENCODING = re.compile(rb"^transfer-encoding:", re.IGNORECASE | re.MULTILINE)
 
 
 class Waiting:
@@ -56,7 +74,8 @@ class Waiting:
         self._counter = counter
         self._log = log
         self._pid = os.getpid()
-        self._is_watching = False
+        self._is_watching = self._is_final = self._speaks_http2 = False
+        self._look_closely_at = 0.0
         self.looks_early = True
         self.addresses: frozenset[Any] = frozenset()
         self._own_listeners: list[Any] = []
@@ -69,6 +88,7 @@ class Waiting:
             cannot see what waits in their accept queues, so the worker looks there too.
         """
         self.addresses = frozenset(bare(sock.getsockname()) for sock in worker.sockets)
+        self._speaks_http2 = "h2" in getattr(worker.cfg, "http_protocols", ())
         if owns_listeners:
             self.looks_early = True
             self._own_listeners = list(worker.sockets)
@@ -88,49 +108,121 @@ class Waiting:
         try:
             # gevent gives a forked child of the application a copy of this greenlet. The record is
             # its parent's.
-            while os.getpid() == self._pid:
+            while os.getpid() == self._pid and not self._is_final:
                 if self._memory.is_terminating():
-                    self.look()
+                    began = time.monotonic()
+                    self.look(closely=began >= self._look_closely_at)
+                    if began >= self._look_closely_at:
+                        took = time.monotonic() - began
+                        self._look_closely_at = began + took / SHARE
                     time.sleep(LOOK_EVERY)
                 else:
-                    self._record.waiting = 0
+                    self._forget()
                     time.sleep(LOOK_EVERY_WHILE_SERVING)
         except Exception:
-            self._record.waiting = 0
+            self._forget()
             self._log.exception(
                 "gunicorn-grace: cannot count the requests that wait in this worker"
             )
 
-    def look(self) -> None:
-        """Store how many requests wait now.
+    def _forget(self) -> None:
+        record = self._record
+        record.waiting = record.half_read = record.pipelined = record.queued = 0
 
-        With HTTP/2, tornado, pywsgi and ASGI a request does not refer to its connection. Unread
-        bytes may then belong to a request in flight, so as many are taken off.
+    def look_last(self) -> None:
+        """Store what would be lost now, and look no more.
+
+        Called when the worker is told to end at once, because what it closes from then on must not
+        change what it has lost; and when it ends, because the last look may be older than the last
+        answer.
         """
-        busy, elsewhere = connections_of(list(self._counter.in_flight))
-        unread = sum(
-            key[1] not in busy and _expects_an_answer(conn)
-            for conn, key in accepted_at(self.addresses, only=_has_unread)
-        )
-        self._record.waiting = max(0, unread - elsewhere) + self._are_in_own_queues()
+        is_ours = os.getpid() == self._pid and not (self._is_final or self._record.uncounted)
+        if is_ours and self._memory.is_terminating():
+            with contextlib.suppress(Exception):
+                self.look(closely=True)
+            self._is_final = True
 
-    def _are_in_own_queues(self) -> bool:
-        # A listener may just be closing.
+    def look(self, *, closely: bool) -> None:
+        """Store what waits now.
+
+        With HTTP/2, tornado, pywsgi and ASGI a request does not refer to its connection. So as many
+        connections are taken off as there are such requests.
+
+        :param closely: whether to count what takes longer as well: all but unread connections.
+        """
+        requests = list(self._counter.in_flight)
+        busy, elsewhere = connections_of(requests)
+        not_begun = half_read = pipelined = 0
+        for conn, key in accepted_at(self.addresses, only=None if closely else _has_unread):
+            if key[1] in busy:
+                pipelined += requests_behind(busy[key[1]], conn) if closely else 0
+            elif unread(conn):
+                not_begun += _can_be_answered(conn)
+            elif closely:
+                half_read += _has_sent_a_part(conn)
+        if self._is_final:
+            return
+        record = self._record
+        # A listener that has been closed was closed with what was in its queue.
         with contextlib.suppress(OSError, ValueError, AttributeError):
-            return listener.are_waiting(self._own_listeners)
-        return False
+            record.queued = sum(map(listener.queue_length, self._own_listeners))
+        if not closely:
+            record.waiting = max(0, not_begun - elsewhere)
+            return
+        if self._speaks_http2:
+            half_read = 0  # A client of HTTP/2 has the last word also when it asks for nothing.
+        record.waiting = max(0, not_begun - max(0, elsewhere - half_read))
+        record.half_read = max(0, half_read - elsewhere)
+        record.pipelined = pipelined
 
 
-def connections_of(requests: Iterable[Any]) -> tuple[set[int], int]:
-    """Return the inodes of the connections of these requests, and how many requests do not refer to
-    their connection."""
-    inodes, elsewhere = set(), 0
+def connections_of(requests: Iterable[Any]) -> tuple[dict[int, Any], int]:
+    """Return the requests by the inode of their connection, and how many do not refer to it."""
+    inodes, elsewhere = {}, 0
     for request in requests:
         try:
-            inodes.add(os.fstat(request.unreader.sock.fileno()).st_ino)
+            inodes[os.fstat(request.unreader.sock.fileno()).st_ino] = request
         except (AttributeError, OSError, ValueError):
             elsewhere += 1
     return inodes, elsewhere
+
+
+def requests_behind(request: Any, conn: Any) -> int:
+    """Return how many requests wait behind one in flight: gunicorn has read them ahead, or they lie
+    unread in the connection. Where TLS hides how many they are, it is one.
+
+    :param request: gunicorn's request, of HTTP/1.
+    :param conn: its connection.
+    """
+    if not hasattr(request.unreader, "buf"):
+        return 0
+    ahead = request.unreader.buf.getvalue()
+    reader = getattr(getattr(request, "body", None), "reader", None)
+    # What is left of the request's own body (gunicorn 22.0 to 27.0): a LengthReader knows it, a
+    # ChunkedReader drops its parser at the end.
+    body_left = getattr(reader, "length", None if getattr(reader, "parser", True) else 0)
+    if body_left is None:
+        return 0
+    if hasattr(request.unreader.sock, "pending"):  # TLS
+        return requests_in(ahead[body_left:]) or int(not body_left and unread(conn) > 0)
+    try:
+        ahead += conn.recv(PEEKED, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        pass  # Nothing lies there.
+    return requests_in(ahead[body_left:])
+
+
+def requests_in(data: bytes) -> int:
+    """Return how many requests of HTTP/1 begin in these bytes, up to a body of unknown length."""
+    count = 0
+    while data := data.lstrip(b"\r\n"):
+        count += 1
+        head, end, data = data.partition(b"\r\n\r\n")
+        if not end or _ENCODING.search(head):
+            break
+        length = _LENGTH.search(head)
+        data = data[int(length[1]) if length else 0 :]
+    return count
 
 
 def _has_unread(fd: int) -> bool:
@@ -142,10 +234,26 @@ def _has_unread(fd: int) -> bool:
         return False
 
 
-def _expects_an_answer(conn: Any) -> bool:
+def _can_be_answered(conn: Any) -> bool:
     """Whether this side can still write. It cannot on a connection that it is closing: what comes
     there is the rest of a request that has been answered."""
     if conn.family == socket.AF_UNIX:
         return True
-    state = conn.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[_STATE]
+    state = conn.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _STATE + 1)[_STATE]
     return state in (_ESTABLISHED, _CLOSE_WAIT)
+
+
+def _has_sent_a_part(conn: Any) -> bool:
+    """Whether the peer has sent data since this side last did, and is still there. False if this is
+    unknown (a UNIX socket, an old kernel)."""
+    if conn.family == socket.AF_UNIX:
+        return False
+    info = conn.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _SIZE)
+    if len(info) < _SIZE or info[_STATE] != _ESTABLISHED:
+        return False
+    (came,) = struct.unpack_from("Q", info, _BYTES_RECEIVED)
+    sent, received, segments = (
+        struct.unpack_from("I", info, at)[0]
+        for at in (_LAST_DATA_SENT, _LAST_DATA_RECEIVED, _DATA_SEGMENTS_SENT)
+    )
+    return bool(came and (not segments or received < sent))

@@ -110,7 +110,7 @@ def test_a_worker_that_died_stays_in_the_counters_and_leaves_the_gauges(instance
     """Its requests still count, those it had in flight are cut off; the next worker of its slot is
     another one."""
     # As the arbiter does it.
-    instance.header.gone_cut_off = instance.record(0).would_lose()
+    instance.header.gone_cut_off = instance.record(0).would_lose().total()
     instance.claim(0, age=9)
     told = scrape()
     assert told["gunicorn_grace_requests_total", ""] == 12

@@ -16,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as hyp
 
 from gunicorn_grace.arbiter import report as reporting
-from gunicorn_grace.arbiter.report import LIMIT, Report, verdict
+from gunicorn_grace.arbiter.report import LIMIT, Report, told_lost, uncounted, verdict
+from gunicorn_grace.shared.cells import Lost
 from support.paths import TESTS
 from support.trials import trials
 
@@ -41,6 +42,7 @@ def report(**changes: Any) -> Report:
         "in_flight_at_drain": 1,
         "in_flight_at_stop": 0,
         "cut_off": 0,
+        "cut_off_by_kind": Lost()._asdict(),
         "cut_off_by_worker": [],
         "verdict": verdict(3.1, 10),
     }
@@ -78,12 +80,47 @@ def test_it_never_exceeds_the_limit(
         in_flight_at_drain=number,
         in_flight_at_stop=number,
         cut_off=number,
+        cut_off_by_kind=Lost(*[number] * len(Lost._fields))._asdict(),
         cut_off_by_worker=[{"pid": 4_194_304 - i, "requests": number} for i in range(workers)],
         verdict=verdict(seconds, 10),
     )
     data = told.to_json()
     assert len(data) <= LIMIT == 4096
     assert json.loads(data)["cut_off"] == number
+
+
+def test_what_cannot_be_counted_is_null() -> None:
+    """No number of such a report is zero: only the accept queue is the kernel's to tell."""
+    lost = Lost(accept_queue=3)
+    told = json.loads(uncounted(report(cut_off=3, cut_off_by_kind=lost._asdict())).to_json())
+    assert {key for key, value in told.items() if value is None} == {
+        "requests_since_t0",
+        "last_request_after_t0_seconds",
+        "in_flight_at_t0",
+        "in_flight_at_drain",
+        "in_flight_at_stop",
+        "cut_off",
+        "cut_off_by_worker",
+    }
+    kinds = told["cut_off_by_kind"]
+    assert kinds.pop("accept_queue") == 3
+    assert set(kinds.values()) == {None}
+    assert "not counted" in told["verdict"]
+    assert told_lost(lost, counted=False) == (
+        "what was cut off is not counted, 3 lost in the accept queue"
+    )
+    assert told_lost(Lost(), counted=False) == "what was cut off is not counted"
+
+
+def test_each_kind_of_loss_has_its_word() -> None:
+    """The sum comes first. How far they had come is said where some were not in flight."""
+    assert told_lost(Lost()) == "0 cut off"
+    assert told_lost(Lost(in_flight=2)) == "2 cut off"
+    assert told_lost(Lost(1, 2, 3, 4, 5)) == (
+        "15 cut off (1 in flight, 2 behind another, 3 read in part, 4 not begun, "
+        "5 in the accept queue)"
+    )
+    assert told_lost(Lost(not_begun=1)) == "1 cut off (1 not begun)"
 
 
 def test_the_list_is_what_gives_way() -> None:

@@ -21,7 +21,16 @@ LOG = logging.getLogger("gunicorn.error")
 @pytest.fixture
 def arbiter() -> Any:
     """What a roster knows of gunicorn's arbiter."""
-    return SimpleNamespace(WORKERS={}, log=LOG)
+    return SimpleNamespace(
+        WORKERS={},
+        LISTENERS=[],
+        reexec_pid=0,
+        master_pid=0,
+        systemd=False,
+        cfg=SimpleNamespace(address=[], worker_class=object),
+        log=LOG,
+        kill_workers=lambda sig: None,
+    )
 
 
 @pytest.fixture
@@ -48,11 +57,11 @@ def test_the_totals_outlive_the_worker(roster: Roster, arbiter: Any, memory: Mem
         record.in_flight, record.cut_off, record.requests = in_flight, cut_off, requests
         record.since_t0, record.last_arrival = since, last
         workers.append(worker)
-    assert (roster.in_flight(), roster.last_arrival(), roster.cut_off()) == (3, 500, 6)
+    assert (roster.in_flight(), roster.last_arrival(), roster.cut_off().total()) == (3, 500, 6)
     for worker in workers:
         roster.free(worker)
     assert memory.header.gone_cut_off == 6
-    assert (roster.in_flight(), roster.last_arrival(), roster.cut_off()) == (0, 500, 6)
+    assert (roster.in_flight(), roster.last_arrival(), roster.cut_off().total()) == (0, 500, 6)
     assert roster.cut_off_by_worker() == [
         {"pid": 2, "requests": 3},
         {"pid": 1, "requests": 2},

@@ -10,6 +10,7 @@ import logging
 import os
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -471,15 +472,16 @@ def test_never_sent_is_true_until_the_first_byte(pair: Pair) -> None:
 
 
 @linux
+@pytest.mark.parametrize("closely", [False, True])
 def test_a_request_waits_from_its_first_byte_until_it_is_read(
-    ours: WorkerProcess, pair: Pair
+    ours: WorkerProcess, pair: Pair, closely: bool
 ) -> None:
     """A silent connection waits for nothing; nor does one whose request has been begun, or one that
     this side has shut because it has answered."""
     ours.waiting.addresses = frozenset({pair.address})
 
     def waiting() -> int:
-        ours.waiting.look()
+        ours.waiting.look(closely=closely)
         return own(ours, Record.waiting)
 
     assert waiting() == 0
@@ -498,6 +500,77 @@ def test_a_request_waits_from_its_first_byte_until_it_is_read(
     if pair.accepted.family != socket.AF_UNIX:
         pair.accepted.shutdown(socket.SHUT_WR)
         assert waiting() == 0
+
+
+@linux
+def test_a_request_that_was_read_in_part_is_known_until_it_is_answered(
+    ours: WorkerProcess,
+) -> None:
+    """The kernel knows who has sent last. A client that has gone waits for nothing."""
+    pair = Pair(socket.AF_INET, ("127.0.0.1", 0))
+    try:
+        ours.waiting.addresses = frozenset({pair.address})
+
+        def half_read() -> int:
+            ours.waiting.look(closely=True)
+            return own(ours, Record.half_read)
+
+        assert half_read() == 0
+        pair.client.sendall(b"GET / HT")
+        assert pair.accepted.recv(8) == b"GET / HT"
+        assert (half_read(), own(ours, Record.waiting)) == (1, 0)
+        elsewhere = Foreign(path="/")  # It does not say on which connection.
+        ours.begin(elsewhere)
+        assert half_read() == 0
+        ours.end(elsewhere)
+        assert half_read() == 1
+        time.sleep(0.02)  # The kernel's clock has milliseconds.
+        pair.accepted.sendall(b"HTTP/1.1 408 Request Timeout\r\n\r\n")
+        assert half_read() == 0
+        time.sleep(0.02)
+        pair.client.sendall(b"GET")
+        assert pair.accepted.recv(3) == b"GET"
+        assert half_read() == 1
+        pair.client.shutdown(socket.SHUT_WR)
+        assert pair.accepted.recv(1) == b""
+        assert half_read() == 0
+    finally:
+        pair.close()
+
+
+FIRST = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\n"
+NEXT = b"GET /next HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+@linux
+@pytest.mark.parametrize(
+    ("sent", "read", "behind"),
+    [
+        (FIRST + b"body", 0, 0),
+        (FIRST + b"bo", 0, 0),
+        (FIRST + b"body" + NEXT, 0, 1),
+        (FIRST + b"body" + NEXT, 4, 1),
+        (FIRST + b"body" + NEXT * 3, 2, 3),
+        (FIRST + b"body" + FIRST + b"body" + NEXT[:9], 4, 2),
+        (NEXT + NEXT * 500, 0, 500),  # More than gunicorn reads at once: the rest is unread.
+        (FIRST.replace(b"Content-Length: 4", b"Transfer-Encoding: chunked") + NEXT, 0, 0),
+    ],
+    ids=repr,
+)
+def test_what_waits_behind_a_request_is_counted(
+    ours: WorkerProcess, pair: Pair, sent: bytes, read: int, behind: int
+) -> None:
+    """On the same connection, read ahead or not; the body of the request in flight is its own,
+    whether or not the application has read it."""
+    ours.waiting.addresses = frozenset({pair.address})
+    pair.client.sendall(sent)
+    first = next(RequestParser(Config(), pair.accepted, ("127.0.0.1", 1)))
+    first.body.read(read)
+    ours.begin(first)
+    ours.waiting.look(closely=True)
+    assert own(ours, Record.pipelined) == behind
+    assert own(ours, Record.waiting) == own(ours, Record.half_read) == 0
+    ours.end(first)
 
 
 @linux
