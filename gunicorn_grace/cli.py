@@ -12,6 +12,7 @@ import click
 from .errors import GraceError
 from .operate import drain as _drain
 from .operate import prestop as _prestop
+from .operate import run as _run
 from .rehearsal.command.command import rehearse
 from .rehearsal.command.output import give_up_stdout
 from .shared.version import __version__
@@ -60,6 +61,19 @@ def end_delay(pid: int | None) -> None:
     _drain.end_delay(pid, _say)
 
 
+@cli.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+def run(command: tuple[str, ...]) -> int:
+    """Run a command that starts gunicorn in Python, with the plugin in it: gunicorn-grace run --
+    CMD ...
+
+    For programs that nobody can edit. The command takes the place of this process.
+    """
+    code, why = _run.run(command)
+    click.echo(f"Error: {why}", err=True)
+    return code
+
+
 def _say(line: str) -> None:
     """Print what was done. Where that fails (a full disk) it is done all the same, and a preStop
     hook has to wait."""
@@ -74,7 +88,7 @@ cli.add_command(rehearse)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line. Exit codes: 0 done, 1 could not be done, 2 wrong usage (``rehearse``
-    has its own)."""
+    and ``run`` have their own)."""
     try:
         result = cli.main(
             args=None if argv is None else list(argv),

@@ -120,7 +120,7 @@ class Server(Instance):
         command = super().command
         if self._program:
             name, *words = self._program
-            return [self.python, str(APPS / name), *words, self.bind]
+            return [*self._prefix, self.python, str(APPS / name), *words, self.bind]
         if self._script:
             at = command.index("-m")
             command[at - 1 : at + 2] = [str(Path(self.python).with_name("gunicorn"))]
