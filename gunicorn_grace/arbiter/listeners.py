@@ -22,6 +22,8 @@ round trip of a handshake that was under way when the listener was sealed."""
 class Listeners:
     """The listening sockets of an instance.
 
+    :ivar are_sealed: whether :meth:`seal` has been called.
+
     :param arbiter: gunicorn's arbiter.
     :param roster: the workers, which may have listeners of their own (``reuse_port``).
     """
@@ -31,6 +33,7 @@ class Listeners:
         self._roster = roster
         self._waiting: list[Any] = []
         """Those whose queues are served to their end before the workers are dismissed."""
+        self.are_sealed = False
         self._empty_since = 0
 
     def are_the_workers_own(self) -> bool:
@@ -50,6 +53,7 @@ class Listeners:
     def seal(self) -> None:
         """Let no new connection in. A listener that cannot be sealed is closed when the workers are
         dismissed, as in plain gunicorn."""
+        self.are_sealed = True
         if self._are_handed_to_us():
             # By systemd, or bind = "fd://3": others may have them as well, and what waits in them
             # stays there.

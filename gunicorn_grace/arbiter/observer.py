@@ -17,10 +17,15 @@ from .listeners import Listeners
 from .progress import Progress
 from .roster import Roster
 from .traffic import Traffic
+from .upgrade import Counterpart
 
 BLIND_AFTER = 1.0
 """Seconds between two looks in LAME_DUCK after which the arbiter cannot say that nothing came: the
 machine was frozen, or a hook took long. It looks ten times a second."""
+
+GROUP_NS = NS // 2
+"""After a SIGTERM, this long is waited for what a signal to the whole process group makes of the
+others: of a worker, which waits for the arbiter's own signal, and of another arbiter."""
 
 
 class Observer:
@@ -33,6 +38,7 @@ class Observer:
     :param progress: how far the shutdown is.
     :param roster: the workers.
     :param listeners: the listening sockets.
+    :param counterpart: the other arbiter, after SIGUSR2.
     """
 
     def __init__(
@@ -42,12 +48,14 @@ class Observer:
         progress: Progress,
         roster: Roster,
         listeners: Listeners,
+        counterpart: Counterpart,
     ) -> None:
         self._arbiter = arbiter
         self._memory = memory
         self._progress = progress
         self._roster = roster
         self._listeners = listeners
+        self._counterpart = counterpart
         self._observed_at = self._blind_until = 0
         self._traffic = Traffic()
         self.looked_at = time.monotonic_ns()
@@ -58,11 +66,6 @@ class Observer:
         return (
             progress.phase >= Phase.LAME_DUCK or bool(progress.sigterm) or bool(self.trigger()[1])
         )
-
-    def is_upgraded(self) -> bool:
-        """Whether another arbiter serves the same sockets, after SIGUSR2: then no client has to be
-        turned away."""
-        return bool(self._arbiter.reexec_pid or self._arbiter.master_pid)
 
     def trigger(self) -> tuple[Origin, int]:
         """The trigger in force and its time; ``NONE`` and 0 where there is none.
@@ -118,9 +121,10 @@ class Observer:
         if t0 and progress.phase <= Phase.LAME_DUCK:
             self._take_up_the_wishes(origin, t0)
         sigterm = progress.sigterm
-        if progress.terms and not sigterm:
-            # Upgraded: the handler stored nothing, so that readiness stays as it is.
-            sigterm = progress.drain or now
+        relieved = progress.upgraded or (bool(progress.terms) and self._counterpart.serves())
+        if relieved and not sigterm and now - progress.told >= GROUP_NS:
+            # It is not stored in the memory, so that readiness stays as it is.
+            sigterm = progress.told
         clock = min(filter(None, (progress.platform, sigterm)), default=0)
         if progress.phase is Phase.LAME_DUCK:
             self._look_at_what_waits(now)
@@ -137,7 +141,7 @@ class Observer:
             held=progress.held,
             ended=self._has_come_since(t0, self._memory.header.end_delay),
             undrain=self._has_come_since(t0, self._memory.header.undrain),
-            upgraded=self.is_upgraded(),
+            upgraded=relieved,
             last_arrival=last / NS if last else None,
             rate=progress.rate / 1000,
             longest_silence=self._traffic.longest_silence(),

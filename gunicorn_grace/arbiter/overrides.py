@@ -123,8 +123,14 @@ class GraceArbiter(_Base):
         super().handle_hup()
 
     def handle_usr2(self) -> None:
-        if not self.grace.progress.failed and self.grace.progress.terms:
-            self.log.warning("gunicorn-grace: SIGUSR2 is refused: the shutdown has begun")
+        if self._is_ours() or (self.grace.progress.terms and not self.grace.progress.failed):
+            # A successor would be ready, whatever an operator's drain says.
+            self.log.warning(
+                "gunicorn-grace: SIGUSR2 is refused: the shutdown has begun%s",
+                ", or the instance is drained: undrain it first"
+                if self.grace.progress.held
+                else "",
+            )
             return
         port = self.grace_probe_port
         with port.listener.handing_over() if port is not None else contextlib.nullcontext():

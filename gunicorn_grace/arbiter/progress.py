@@ -29,6 +29,8 @@ class Progress:
     :param platform_over: triggers of the platform up to this time are over.
     :param held: whether an operator's drain is in force, which waits for ``undrain``.
     :param sigterm: when the first SIGTERM came. Written in the signal handler.
+    :param told: when the first SIGTERM came, also if another arbiter serves on. Written in the
+        signal handler.
     :param terms: how many SIGTERMs came. Written in the signal handler.
     :param consumed: triggers up to this time are over.
     :param deadline: when the process has to be gone; 0 while no deadline is known.
@@ -54,6 +56,7 @@ class Progress:
     platform_over: int = 0
     held: bool = False
     sigterm: int = 0
+    told: int = 0
     terms: int = 0
     consumed: int = 0
     deadline: int = 0
@@ -85,6 +88,7 @@ class Progress:
 
 _SHOWN = (
     "t0",
+    "told",
     "sigterm",
     "deadline",
     "delay_over",

@@ -50,11 +50,12 @@ from .lifecycle import (
     is_delay_over,
 )
 from .listeners import Listeners
-from .observer import Observer
+from .observer import GROUP_NS, Observer
 from .progress import Progress
 from .roster import Roster
 from .telling import Telling
 from .timer import DRAINING_TICK, LAME_DUCK_TICK, Timer
+from .upgrade import Counterpart
 
 EMPTYING_MARGIN = 1.0
 """Seconds before the drain limit at which the workers are dismissed even though connections still
@@ -64,10 +65,6 @@ QUICK_STOP = 2.0
 """Seconds that workers have after SIGINT or SIGQUIT. gunicorn 25.1 to 27.0 allow as much when one
 comes while they drain; otherwise a gthread worker, whose threads are joined at its exit, would take
 up to graceful_timeout."""
-
-TERM_GRACE_NS = NS // 2
-"""A worker that got a SIGTERM not from us waits this long for the arbiter's own: the group gets
-them all at once."""
 
 
 class Shutdown:
@@ -84,9 +81,14 @@ class Shutdown:
         self.progress = Progress()
         self.roster = Roster(arbiter, memory)
         self.listeners = Listeners(arbiter, self.roster)
-        self.observer = Observer(arbiter, memory, self.progress, self.roster, self.listeners)
+        self.counterpart = Counterpart(arbiter, memory)
+        self.observer = Observer(
+            arbiter, memory, self.progress, self.roster, self.listeners, self.counterpart
+        )
         self.timer = Timer(arbiter, self.roster)
-        self.telling = Telling(arbiter, memory, self.progress, self.roster, settings)
+        self.telling = Telling(
+            arbiter, memory, self.progress, self.roster, self.counterpart, settings
+        )
         self._enter: dict[Phase, Callable[[Observation, Reason], None]] = {
             Phase.SERVING: self._enter_serving,
             Phase.LAME_DUCK: self._enter_lame_duck,
@@ -113,12 +115,15 @@ class Shutdown:
     def on_sigterm(self) -> None:
         """Note a SIGTERM, in the real signal handler: no log, no lock. Readiness is 503 from the
         store on, in every worker."""
-        self.progress.terms += 1
-        if not self.progress.sigterm and not self.observer.is_upgraded():
-            self._note_sigterm(time.monotonic_ns())
+        progress = self.progress
+        if not progress.told:
+            progress.told = self.memory.header.told = time.monotonic_ns()
+        progress.terms += 1
+        if not progress.sigterm and not self.counterpart.is_there():
+            self._note_sigterm()
 
-    def _note_sigterm(self, now: int) -> None:
-        self.progress.sigterm = self.memory.header.sigterm = now
+    def _note_sigterm(self) -> None:
+        self.progress.sigterm = self.memory.header.sigterm = self.progress.told
 
     def let_go(self) -> None:
         """Leave the instance as it would be without the plugin: no trigger is taken up any more,
@@ -144,15 +149,18 @@ class Shutdown:
         """
         now = time.monotonic_ns()
         progress = self.progress
-        is_alone = progress.phase < Phase.DRAINING and not self.observer.is_upgraded()
-        if progress.terms and not progress.sigterm and is_alone:
-            # The other arbiter was gone when the signal came, and gunicorn notices only now.
-            self._note_sigterm(now)
+        if progress.told and not progress.sigterm and progress.phase < Phase.DRAINING:
+            if self.counterpart.serves():
+                self.timer.set(LAME_DUCK_TICK)  # The decision must not wait for a whole second.
+            else:
+                # The other arbiter was told to stop too. Or it was gone when the signal came, and
+                # gunicorn notices only now.
+                self._note_sigterm()
         if not self.observer.has_begun():
             self.observer.before_a_shutdown(now)
             # A SIGTERM to one worker by hand: gunicorn lets it go and forks another. If the group
             # had got it, we would have too.
-            for pid in self.roster.asked_to_leave(now, TERM_GRACE_NS):
+            for pid in self.roster.asked_to_leave(now, GROUP_NS):
                 self.arbiter.kill_worker(pid, signal.SIGTERM)
         self.telling.catch_up()
         while True:
@@ -243,19 +251,27 @@ class Shutdown:
         progress.drain = now
         if not seen.upgraded:
             events.lame_duck_ended(self._log, seen, reason)
-            self.listeners.seal()
+            self._seal_unless_shared()
         progress.phase = Phase.DRAINING
         self._publish()
         self.timer.set(DRAINING_TICK)
         self.arbiter.kill_workers(POKE)
         self.telling.report()
 
+    def _seal_unless_shared(self) -> None:
+        """Seal the listeners, unless the other arbiter still takes connections from them. Both may
+        have been told to stop: the last one that drains seals them."""
+        if not self.listeners.are_sealed and not self.counterpart.has_the_sockets():
+            self.listeners.seal()
+
     def _dismiss_when_served(self, now: int) -> None:
         """Dismiss the workers once nothing waits in the accept queues, or when the time to wait is
         over."""
         progress = self.progress
         if now < progress.drain_limit - EMPTYING_MARGIN * NS:
-            if progress.upgraded:
+            if not progress.upgraded:
+                self._seal_unless_shared()
+            if not self.listeners.are_sealed:
                 # There was no delay in which kept-alive connections were told to close. They are
                 # told now.
                 is_served = now - progress.drain >= LINGER * NS

@@ -22,6 +22,7 @@ from .lifecycle import CUT_SHORT
 from .progress import Progress
 from .report import Report, told_lost, verdict
 from .roster import Roster
+from .upgrade import Counterpart
 
 
 class Telling:
@@ -36,6 +37,7 @@ class Telling:
     :param memory: the shared memory.
     :param progress: how far the shutdown is.
     :param roster: the workers.
+    :param counterpart: the other arbiter, after SIGUSR2.
     :param settings: the settings in use.
     """
 
@@ -45,12 +47,14 @@ class Telling:
         memory: Memory,
         progress: Progress,
         roster: Roster,
+        counterpart: Counterpart,
         settings: Settings,
     ) -> None:
         self._arbiter = arbiter
         self._memory = memory
         self._progress = progress
         self._roster = roster
+        self._counterpart = counterpart
         self.settings = settings
         self.interrupted = ""
         self.halted = ""
@@ -65,9 +69,6 @@ class Telling:
     @property
     def _log(self) -> Any:
         return self._arbiter.log
-
-    def _is_upgraded(self) -> bool:
-        return bool(self._arbiter.reexec_pid or self._arbiter.master_pid)
 
     # -- in every pass ----
 
@@ -99,7 +100,7 @@ class Telling:
         self._attempt("StatsD cannot be told", self._send_gauges, time.monotonic())
 
     def _tell_service_manager(self) -> None:
-        if self._is_upgraded():
+        if self._progress.upgraded or self._counterpart.serves():
             return  # The service goes on in another process.
         progress, now = self._progress, time.monotonic_ns()
         needed = 0.0
@@ -182,7 +183,7 @@ class Telling:
         """What happened; ``None`` when the plugin has run no shutdown."""
         progress = self._progress
         t0, drain = progress.t0, progress.drain
-        if not t0 or self._is_upgraded():
+        if not t0 or progress.upgraded:
             return None
         end = time.monotonic_ns()
         last = max(self._roster.last_arrival(), progress.waited_until)

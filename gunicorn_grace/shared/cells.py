@@ -104,6 +104,9 @@ class Header(View):
     """When ``end-delay`` was last called."""
     held = Cell(26)
     """Whether an operator's drain is in force, which waits for ``undrain``."""
+    told = Cell(27)
+    """When the arbiter got its first SIGTERM, also if it serves on because of SIGUSR2. Another
+    arbiter reads it."""
 
 
 class Lost(NamedTuple):

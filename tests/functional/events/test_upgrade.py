@@ -90,6 +90,49 @@ def test_a_binary_upgrade_under_load_loses_nothing(kind: str, serve: Serve, tmp_
     server.wait_line("gunicorn-grace: stopped")
 
 
+def test_sigterm_to_both_arbiters_has_a_delay(serve: Serve) -> None:
+    """Whoever was told to stop is nobody's successor. Both serve through their delay, although each
+    of them knows another arbiter; then both end, and the last one seals the sockets."""
+    server = serve(kind="gthread", settings=HOLD, script=True)
+    server.wait_booted(2)
+    server.signal(signal.SIGUSR2)
+    (new,) = server.wait_for(
+        lambda: set(procfs.children(server.pid)) - set(booted_in(server.memory)), "the successor"
+    )
+    server.wait_for(lambda: len(re.findall("Listening at", server.output)) == 2, "its listeners")
+    with contextlib.closing(memory_of(new)) as memory:
+        server.wait_for(lambda: len(booted_in(memory)) == 2, "new workers that have booted")
+        with load_on(server, paths=("/",)) as load:
+            load.wait_completed(20)
+            os.kill(new, signal.SIGTERM)
+            server.signal(signal.SIGTERM)
+            server.wait_phase(Phase.LAME_DUCK)
+            server.wait_for(lambda: memory.header.phase >= Phase.LAME_DUCK, "the new one's delay")
+            assert fetch(server.address, "/readyz").status == 503
+            load.wait_completed(40)
+            tally = load.stop()
+        nothing_lost(tally, server)
+        assert (memory.header.phase, server.memory.header.phase) == (Phase.LAME_DUCK,) * 2
+    server.end_delay()
+    server.wait_dismissed()
+    assert "sealed" not in server.output, "the new one still serves"
+    end_delay_of(new)
+    server.wait_line("gunicorn-grace: sealed")
+    server.wait_for(lambda: not server.processes(), "the end of both")
+    assert server.output.count("gunicorn-grace: stopped") == 2
+
+
+def test_a_drained_instance_is_not_upgraded(serve: Serve) -> None:
+    """Its successor would be ready, against the operator's word: SIGUSR2 is refused with a line
+    that says what to do."""
+    server = serve(kind="sync", settings=HOLD)
+    assert server.operate("drain").returncode == 0
+    server.wait_phase(Phase.LAME_DUCK)
+    server.signal(signal.SIGUSR2)
+    server.wait_line("SIGUSR2 is refused: .*undrain it first")
+    assert set(procfs.children(server.pid)) == set(booted_in(server.memory))
+
+
 def test_a_successor_finds_the_standard_library_under_python_m_gunicorn(serve: Serve) -> None:
     """``python -m gunicorn`` executes its successor as a file: gunicorn's own folder is then first
     in ``sys.path``, where ``http`` is gunicorn's. The plugin must not need that name."""
