@@ -26,6 +26,7 @@ from ..shared import memory
 from ..shared.memory import Memory
 from ..shared.settings import Settings
 from .adoption import carry_over
+from .pace import Pace
 from .probe_port import ProbePort
 from .shutdown import Shutdown
 
@@ -51,12 +52,14 @@ class GraceArbiter(_Base):
     :ivar grace_adopt: makes a new ``Config`` know our settings and hooks, after SIGHUP.
     :ivar grace_probe_port: the probe port, where there is one.
     :ivar grace_reloads: whether gunicorn is in the middle of a reload.
+    :ivar grace_paces: how often gunicorn's methods run in a shutdown, by their names.
     """
 
     grace: Shutdown
     grace_adopt: Callable[[Any], None]
     grace_probe_port: ProbePort | None = None
     grace_reloads = False
+    grace_paces: dict[str, Pace]
     log: Any
 
     def _guarded(self, action: Callable[..., Any], *args: Any) -> Any:
@@ -230,13 +233,21 @@ class GraceArbiter(_Base):
     def murder_workers(self) -> None:
         # Workers that finish their last requests send no heartbeat (gthread 22.0 to 26.2).
         if self.grace.progress.failed or not self.grace.roster.are_dismissed:
-            super().murder_workers()
+            self._paced("murder_workers", super().murder_workers)
 
     def manage_workers(self) -> None:
         roster = self.grace.roster
         keeps = roster.are_dismissed or (roster.gave_up_forking and self.WORKERS)
         if self.grace.progress.failed or not keeps:
-            super().manage_workers()
+            self._paced("manage_workers", super().manage_workers)
+
+    def _paced(self, name: str, method: Callable[[], None]) -> None:
+        """Run a method that gunicorn calls in each pass of its loop, no more often than gunicorn
+        would."""
+        if self.grace.timer.is_on:
+            self.grace_paces.setdefault(name, Pace()).run(self, method)
+        else:
+            method()
 
     def kill_worker(self, pid: int, sig: int) -> None:
         if sig == signal.SIGTERM and pid in self.WORKERS:
@@ -278,6 +289,7 @@ def attach(arbiter: Any, settings: Settings, adopt: Callable[[Any], None]) -> Sh
     atexit.register(_end, shutdown, os.getpid())
     cls = type(arbiter)
     arbiter.grace_adopt = adopt
+    arbiter.grace_paces = {}
     arbiter.__class__ = type(cls.__name__, (GraceArbiter, cls), {"__module__": cls.__module__})
     arbiter.grace = shutdown  # Last: workers that find it take part.
     if not made.shared_by_name:

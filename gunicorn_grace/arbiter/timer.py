@@ -50,6 +50,11 @@ class Timer:
         signal.signal(signal.SIGALRM, ours)
         signal.setitimer(signal.ITIMER_REAL, interval, interval)
 
+    @property
+    def is_on(self) -> bool:
+        """Whether it wakes gunicorn's loop more often than gunicorn does."""
+        return self._interval > 0
+
     def keep_the_limit_of_stop(self, seconds: float) -> None:
         """Kill the workers that are left when gunicorn's ``stop()`` has taken this long.
 

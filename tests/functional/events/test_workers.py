@@ -4,8 +4,10 @@ phase."""
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -75,3 +77,46 @@ def open_files(pid: int) -> set[str]:
         with contextlib.suppress(OSError):
             names.add(str(link.readlink()))
     return names
+
+
+COUNTED = """
+import gunicorn.arbiter
+from gunicorn_grace.conf import *
+
+def counted(name):
+    theirs = getattr(gunicorn.arbiter.Arbiter, name)
+    def method(self):
+        self.log.info("pass of %s", name)
+        theirs(self)
+    setattr(gunicorn.arbiter.Arbiter, name, method)
+
+counted("manage_workers")
+counted("murder_workers")
+"""
+
+
+@pytest.mark.ends
+def test_the_loop_keeps_its_pace_in_lame_duck(serve: Serve, tmp_path: Path) -> None:
+    """What gunicorn does in each pass of its loop it does once a second, as while SERVING: an
+    Arbiter of the user's may be paced by it. A worker that dies is replaced at once."""
+    (tmp_path / "counted.py").write_text(COUNTED)
+    server = serve(config=("-c", "counted.py"), args=("-w", "2"), settings=HOLD)
+    old = set(server.wait_booted(2))
+    server.lead_to(Phase.LAME_DUCK)
+    begin = server.mark()
+    seen = begin
+    for name in ("manage", "murder") * 3:
+        server.wait_line(f"pass of {name}_workers", after=seen)
+        seen = server.mark()
+    for name in ("manage", "murder"):
+        times = [at for at, line in list(server.lines)[begin:] if f"pass of {name}_workers" in line]
+        assert len(times) >= 3
+        # The first may follow the signal; a line can be read late.
+        gaps = [later - earlier for earlier, later in itertools.pairwise(times[1:])]
+        assert min(gaps) > 0.8, gaps
+    died = time.monotonic()
+    os.kill(min(old), signal.SIGKILL)
+    server.wait_for(lambda: set(server.wait_booted(2)) - old, "the new worker")
+    server.wait_line("Booting worker", after=seen)
+    booting = [at for at, line in list(server.lines)[seen:] if "Booting worker" in line]
+    assert booting[0] - died < 0.6, server.output
