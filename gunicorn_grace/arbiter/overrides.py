@@ -25,6 +25,7 @@ from ..errors import GraceError
 from ..shared import memory
 from ..shared.memory import Memory
 from ..shared.settings import Settings
+from . import dirty
 from .adoption import carry_over
 from .pace import Pace
 from .probe_port import ProbePort
@@ -229,6 +230,11 @@ class GraceArbiter(_Base):
                 raise
             self._give_up_forking(f"{type(error).__name__}: {error}")
             return None
+
+    def spawn_dirty_arbiter(self) -> Any:
+        # gunicorn 25.0 to 27.0.
+        self._guarded(dirty.guard, self.grace.memory)
+        return super().spawn_dirty_arbiter()
 
     def murder_workers(self) -> None:
         # Workers that finish their last requests send no heartbeat (gthread 22.0 to 26.2).
