@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any, NamedTuple
 
+from ..shared.text import printable
+
 MAX_AGE = 10.0
 """Age in seconds, counted from the fork, from which on a process is not accepted as a hook. A hook
 asks within its first second, and a proxy lives longer than ten. exec() does not reset the age, so a
@@ -304,8 +306,3 @@ def _spellings(address: Address, port: int) -> set[str]:
         + f":{port:04X}"
         for form in forms
     }
-
-
-def printable(value: object) -> str:
-    """Make foreign text safe for a log line."""
-    return ascii(str(value))[1:-1][:80]

@@ -30,6 +30,7 @@ from typing import Any
 
 from ..errors import CheckError
 from ..shared.phase import Kind
+from ..shared.text import printable
 
 RESERVED = frozenset({"booted", "heartbeat", "shutdown"})
 """The names of the plugin's own checks."""
@@ -381,7 +382,7 @@ def _one_line(error: BaseException) -> str:
         text = " ".join(str(error).split())
     except Exception:
         text = "(it cannot be shown)"
-    shown = "".join(c if c.isprintable() else "?" for c in text[:LONGEST_REASON])
+    shown = printable(text, LONGEST_REASON)
     return f"{type(error).__name__}: {shown}" if shown else type(error).__name__
 
 

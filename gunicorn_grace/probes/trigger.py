@@ -32,7 +32,8 @@ from urllib.parse import parse_qs
 from ..shared.memory import Memory
 from ..shared.phase import Origin
 from ..shared.settings import OFF, Settings
-from .asker import WAY_OUT, Asker, Refused, endpoint, peer_pid, printable
+from ..shared.text import printable
+from .asker import WAY_OUT, Asker, Refused, endpoint, peer_pid
 
 LOOKUP_INTERVAL = 1.0
 """Seconds between look-ups. Each one reads all sockets and all descriptors, and any client behind a

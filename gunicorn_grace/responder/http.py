@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from ..probes.answers import Answer
+from ..shared.text import printable
 
 PATIENCE = 5.0
 """Seconds within which a request has to be complete. The kubelet gives up after 1 s by default."""
@@ -224,7 +225,8 @@ class Server:
             if not self._failed:
                 self._failed = True
                 self._say(
-                    f"failed to answer a request and goes on: {type(error).__name__}: {error}"
+                    "failed to answer a request and goes on: "
+                    f"{type(error).__name__}: {printable(error)}"
                 )
             return Answer(HTTPStatus.SERVICE_UNAVAILABLE, "unknown\n"), False
 

@@ -19,6 +19,7 @@ from ..shared.cells import LONGEST_WINDOW, NS, ORIGIN_MASK, Record
 from ..shared.memory import Memory
 from ..shared.phase import Origin
 from ..shared.settings import Settings
+from ..shared.text import printable
 from .closing import Closing, closes_of
 from .shedding import Shedding
 
@@ -129,15 +130,15 @@ class Counter:
             return
         header.late = now
         headers = {name.upper(): value for name, value in getattr(request, "headers", None) or ()}
-        named = [f"{name} {headers[name]!r}" for name in LATE_HEADERS if name in headers]
+        named = [f"{name} '{printable(headers[name])}'" for name in LATE_HEADERS if name in headers]
         self._log.warning(
             "gunicorn-grace: late_request %.1f s after T0, past %.0f %% of grace_shutdown_delay "
             "%g s: %s %s from %s (%s); make it longer",
             after,
             100 * LATE_SHARE,
             delay,
-            request.method,
-            request.path,
+            printable(request.method),
+            printable(request.path),
             _name_of_peer(getattr(request, "peer_addr", None)),
             ", ".join(named) or "no User-Agent",
         )
@@ -145,7 +146,7 @@ class Counter:
 
 def _name_of_peer(peer: Any) -> str:
     if isinstance(peer, tuple):
-        return f"{peer[0]} port {peer[1]}"
+        return printable(f"{peer[0]} port {peer[1]}")
     return "a UNIX socket" if peer is not None else "an unknown address"
 
 

@@ -26,6 +26,7 @@ from typing import Any
 from ..shared.cells import NS, Record
 from ..shared.memory import Memory
 from ..shared.phase import Phase
+from ..shared.text import printable
 
 LOOK_EVERY = 0.25
 """Seconds between two reads of the shared memory before a shutdown. Measured cost: 0.02 % of a CPU
@@ -244,7 +245,8 @@ class Duties:
         """Return the holds and callbacks that still keep the worker, as the log names them."""
         now = time.monotonic_ns()
         held = [
-            f"hold {name!r} for {(now - since) / NS:.1f} s" for name, since in self.holds.held()
+            f"hold '{printable(name)}' for {(now - since) / NS:.1f} s"
+            for name, since in self.holds.held()
         ]
         return held + self.callbacks.left()
 

@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 from ..shared.cells import NS
+from ..shared.text import printable
 from .counting import Counter
 from .duties import Duties
 
@@ -53,8 +54,8 @@ class Unfinished:
             self._log.warning(
                 "gunicorn-grace: in flight %s: %s %s for %.1f s, at %s",
                 when,
-                request.method,
-                request.path,
+                printable(request.method),
+                printable(request.path),
                 (now - began) / NS,
                 stack_top(owner),
             )
