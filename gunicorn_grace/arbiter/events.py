@@ -14,19 +14,21 @@ from .lifecycle import Observation, Reason
 from .progress import Progress
 
 
-def shutdown_initiated(log: Any, progress: Progress, seen: Observation, in_flight: int) -> None:
+def shutdown_initiated(
+    log: Any, progress: Progress, seen: Observation, in_flight: int | None
+) -> None:
     """LAME_DUCK begins.
 
-    :param in_flight: the requests in flight at this moment.
+    :param in_flight: the requests in flight at this moment; ``None`` if nobody can count them.
     """
     by_signal = seen.origin is Origin.SIGTERM
     log.info(
-        "gunicorn-grace: shutdown_initiated by %s: not ready for %g s, %d in flight, "
-        "%.1f requests/s before",
+        "gunicorn-grace: shutdown_initiated by %s: not ready for %g s, %s",
         "SIGTERM" if by_signal else f"trigger ({seen.origin.name.lower()})",
         progress.delay / NS,
-        in_flight,
-        seen.rate,
+        "requests are not counted"
+        if in_flight is None
+        else f"{in_flight} in flight, {seen.rate:.1f} requests/s before",
     )
 
 
@@ -51,19 +53,19 @@ def lame_duck_ended(log: Any, seen: Observation, reason: Reason) -> None:
     )
 
 
-def draining_ended(log: Any, seen: Observation, reason: Reason, cut_off: int) -> None:
+def draining_ended(log: Any, seen: Observation, reason: Reason, cut_off: int | None) -> None:
     """STOPPED begins.
 
-    :param cut_off: the requests that are lost now.
+    :param cut_off: the requests that are lost now; ``None`` if nobody can count them.
     """
     drained_for = seen.now - (seen.drain_started or seen.now)
     if reason is Reason.DRAINED:
         log.info("gunicorn-grace: drained in %.1f s", drained_for)
     elif reason is Reason.DEADLINE:
         log.error(
-            "gunicorn-grace: deadline_reached after %.1f s of draining: requests cut off: %d, "
+            "gunicorn-grace: deadline_reached after %.1f s of draining: requests cut off: %s, "
             "workers left: %d",
             drained_for,
-            cut_off,
+            "not counted" if cut_off is None else cut_off,
             seen.workers,
         )

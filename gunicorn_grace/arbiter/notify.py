@@ -8,11 +8,12 @@ not block it, and an error there does not touch the shutdown.
 from __future__ import annotations
 
 import os
-import select
 import socket
+from select import POLLOUT
 from typing import Any
 
 from ..shared import metrics
+from ..shared.listener import poll
 from ..shared.memory import Memory
 from ..shared.phase import Phase, is_terminating
 
@@ -42,7 +43,7 @@ class ServiceManager:
         self._renew_at = 0.0
 
     def look(
-        self, now: float, phase: Phase, in_flight: int, *, stopping: bool, needed: float
+        self, now: float, phase: Phase, in_flight: int | None, *, stopping: bool, needed: float
     ) -> None:
         """Send what the service manager does not know yet.
 
@@ -53,7 +54,7 @@ class ServiceManager:
 
         :param now: seconds on the monotonic clock.
         :param phase: the phase of the instance.
-        :param in_flight: how many requests are in flight.
+        :param in_flight: how many requests are in flight; ``None`` if they cannot be counted.
         :param stopping: whether the shutdown can no longer be taken back.
         :param needed: how many seconds from now the instance needs at most.
         :raises OSError: no process listens there, or it does not read. The next look tries again.
@@ -85,11 +86,12 @@ def _send(message: str) -> None:
         sock.sendto(message.encode(), address)
 
 
-def status(phase: Phase, in_flight: int) -> str:
+def status(phase: Phase, in_flight: int | None) -> str:
     """How the service manager shows a phase."""
     if not is_terminating(phase):
         return str(phase)
-    return f"{phase}: {'not ready, ' if phase is Phase.LAME_DUCK else ''}{in_flight} in flight"
+    count = "requests not counted" if in_flight is None else f"{in_flight} in flight"
+    return f"{phase}: {'not ready, ' if phase is Phase.LAME_DUCK else ''}{count}"
 
 
 class Gauges:
@@ -122,8 +124,9 @@ class Gauges:
         seen = metrics.read(memory)
         for each in metrics.GAUGES:
             # Not log.info(extra=...): gunicorn 22.0 to 25.3 leave out every value of 0 there.
-            if _has_room(log):
-                gauge(metrics.STATSD_PREFIX + each.name, each.value(seen))
+            value = each.value(seen)
+            if value is not None and _has_room(log):
+                gauge(metrics.STATSD_PREFIX + each.name, value)
 
 
 def _has_room(log: Any) -> bool:
@@ -132,6 +135,6 @@ def _has_room(log: Any) -> bool:
     sock = getattr(log, "sock", None)
     if sock is None:
         return True
-    poll = select.poll()
-    poll.register(sock, select.POLLOUT)
-    return bool(poll.poll(0))
+    poller = poll()
+    poller.register(sock, POLLOUT)
+    return bool(poller.poll(0))

@@ -45,7 +45,7 @@ class Progress:
     :param delay: how long LAME_DUCK lasts at most unless late requests extend it.
     :param reasons: why each phase was entered.
     :param stamps: when each phase was entered.
-    :param in_flight: how many requests were in flight then.
+    :param in_flight: how many requests were in flight then; ``None`` if nobody can count them.
     """
 
     phase: Phase = Phase.STARTING
@@ -71,7 +71,7 @@ class Progress:
     delay: int = 0
     reasons: dict[Phase, Reason] = field(default_factory=dict)
     stamps: dict[Phase, int] = field(default_factory=dict)
-    in_flight: dict[Phase, int] = field(default_factory=dict)
+    in_flight: dict[Phase, int | None] = field(default_factory=dict)
 
     def publish(self, header: Header) -> None:
         """Show it to the other processes, and mend what another process has overwritten.

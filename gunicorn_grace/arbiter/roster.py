@@ -113,6 +113,8 @@ class Roster:
         """Show the totals of the workers that are gone."""
         header = self._memory.header
         header.slots_used = self._slots_used
+        if self._workers:
+            header.uncounted = any(record.uncounted for record in self._records())
         # In gunicorn 22 and 23 a signal handler may count more in between, and publish it.
         known = -1
         while known != (total := self._gone.total() + self.queues.lost):
@@ -158,8 +160,10 @@ class Roster:
         """Whether any worker serves."""
         return any(record.booted for record in self._records())
 
-    def in_flight(self) -> int:
-        """Requests in flight in all workers."""
+    def in_flight(self) -> int | None:
+        """Requests in flight in all workers; ``None`` where they cannot be counted."""
+        if not self.are_counted():
+            return None
         return sum(max(0, record.in_flight) for record in self._records())
 
     def waiting(self) -> int:
@@ -193,16 +197,12 @@ class Roster:
         """A shutdown begins: count what is cut off from here on, and have the workers count what
         waits in them."""
         self._gone_before = self._gone
+        self._are_counted = True
         self.lost.clear()
-        # In a sync worker nothing waits unless it has an accept queue of its own, and the signal
-        # would interrupt the system call that its request is in.
-        cfg = self._arbiter.cfg
-        is_sync = any(cls.__name__ == "SyncWorker" for cls in cfg.worker_class.__mro__)
-        if cfg.reuse_port or not is_sync:
-            self._arbiter.kill_workers(POKE)
+        _have_waiting_counted(self._arbiter)
 
     def are_counted(self) -> bool:
-        """Whether the requests can be counted, in every worker until now."""
+        """Whether the requests can be counted, in every worker of this shutdown."""
         return self._are_counted and not any(record.uncounted for record in self._records())
 
     def cut_off(self) -> Lost:
@@ -216,6 +216,10 @@ class Roster:
                 alive = alive.plus(record.would_lose())
             if self._gone is gone:
                 return gone.plus(alive).minus(self._gone_before)
+
+    def known_cut_off(self) -> int | None:
+        """How many they are; ``None`` where they cannot be counted."""
+        return self.cut_off().total() if self.are_counted() else None
 
     def cut_off_by_worker(self) -> list[dict[str, int]]:
         """The same by worker, the most first."""
@@ -259,3 +263,11 @@ class Roster:
         """For each worker that has its own listeners: since when its accept queues are empty, in
         nanoseconds; 0 while they are not."""
         return [record.empty_since for _, record in self._living()]
+
+
+def _have_waiting_counted(arbiter: Any) -> None:
+    # In a sync worker nothing waits unless it has an accept queue of its own, and the signal would
+    # interrupt the system call that its request is in.
+    is_sync = any(cls.__name__ == "SyncWorker" for cls in arbiter.cfg.worker_class.__mro__)
+    if arbiter.cfg.reuse_port or not is_sync:
+        arbiter.kill_workers(POKE)

@@ -284,7 +284,7 @@ class Shutdown:
         self.arbiter.kill_workers(signal.SIGTERM)
 
     def _enter_stopped(self, seen: Observation, reason: Reason) -> None:
-        events.draining_ended(self._log, seen, reason, self.roster.cut_off().total())
+        events.draining_ended(self._log, seen, reason, self.roster.known_cut_off())
         # stop() would wait for all of graceful_timeout: for a worker that hangs while it boots; and
         # once more, after a drain, for the dirty arbiter (25.1 to 27.0).
         gone_by = deadline(seen.clock, self.settings)

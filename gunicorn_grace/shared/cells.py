@@ -107,6 +107,8 @@ class Header(View):
     told = Cell(27)
     """When the arbiter got its first SIGTERM, also if it serves on because of SIGUSR2. Another
     arbiter reads it."""
+    uncounted = Cell(28)
+    """Whether the requests of the workers cannot be counted. The counts then say nothing."""
 
 
 class Lost(NamedTuple):

@@ -28,7 +28,7 @@ import select
 import socket
 import struct
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 # <asm-generic/socket.h>; mips, parisc and sparc use other numbers. The socket module defines
@@ -112,9 +112,22 @@ def admit(sock: Any) -> None:
         sock.setsockopt(level, option, 0)
 
 
+def _the_kernels_poll() -> Callable[[], Any]:
+    """eventlet takes ``poll`` out of ``select``; gunicorn 25's worker class does so in the arbiter,
+    when it is loaded. So it is kept from before. If it was gone by then, eventlet has it."""
+    if hasattr(select, "poll"):
+        return select.poll
+    original: Any = sys.modules["eventlet.patcher"]
+    poll: Callable[[], Any] = original.original("select").poll
+    return poll
+
+
+poll = _the_kernels_poll()
+
+
 def are_waiting(socks: Iterable[Any]) -> bool:
     """Whether a connection waits in the accept queue of any of these sockets. Does not block."""
-    poller = select.poll()
+    poller = poll()
     count = 0
     for sock in socks:
         poller.register(sock.fileno(), select.POLLIN)

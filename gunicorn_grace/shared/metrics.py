@@ -7,7 +7,7 @@ files of single workers have to be collected.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from .cells import Record
 from .memory import Memory
@@ -30,14 +30,14 @@ def _nobody() -> dict[str, int]:
 @dataclass(frozen=True)
 class Reading:
     """The values in the shared memory at one moment. The defaults are those of a process outside
-    gunicorn."""
+    gunicorn. Counts are ``None`` where the worker class does not let requests be counted."""
 
     phase: Phase = Phase.SERVING
     workers: Mapping[str, int] = field(default_factory=_nobody)
-    in_flight: int = 0
-    requests: int = 0
-    during_shutdown: int = 0
-    cut_off: int = 0
+    in_flight: int | None = 0
+    requests: int | None = 0
+    during_shutdown: int | None = 0
+    cut_off: int | None = 0
     t0_unix: float | None = None
 
 
@@ -46,11 +46,12 @@ def read(memory: Memory | None) -> Reading:
     worker and no lock."""
     if memory is None:
         return Reading()
-    workers, in_flight = _nobody(), 0
+    workers, in_flight, uncounted = _nobody(), 0, memory.header.uncounted
     for record in memory.records():
         in_flight += record.in_flight
+        uncounted |= record.uncounted
         workers[LEAVING if record.dismissed else SERVING if record.booted else BOOTING] += 1
-    return Reading(
+    seen = Reading(
         phase=memory.phase(),
         workers=workers,
         in_flight=in_flight,
@@ -59,11 +60,18 @@ def read(memory: Memory | None) -> Reading:
         cut_off=memory.header.gone_cut_off,
         t0_unix=memory.t0_unix(),
     )
+    if uncounted:
+        seen = replace(seen, in_flight=None, requests=None, during_shutdown=None, cut_off=None)
+    return seen
 
 
 Samples = Mapping[str, float]
 """The values of a metric by label value. A metric without a label has the single key "". An empty
 mapping means that the metric is absent."""
+
+
+def _one(value: float | None) -> Samples:
+    return {} if value is None else {"": value}
 
 
 @dataclass(frozen=True)
@@ -102,40 +110,40 @@ METRICS = (
         lambda seen: seen.workers,
         label="state",
     ),
-    Metric("requests_in_flight", "Requests being served now.", lambda seen: {"": seen.in_flight}),
+    Metric("requests_in_flight", "Requests being served now.", lambda seen: _one(seen.in_flight)),
     Metric(
         "requests",
         "Requests that workers began to serve.",
-        lambda seen: {"": seen.requests},
+        lambda seen: _one(seen.requests),
         is_counter=True,
     ),
     Metric(
         "requests_during_shutdown",
         "Requests that arrived after a shutdown had begun.",
-        lambda seen: {"": seen.during_shutdown},
+        lambda seen: _one(seen.during_shutdown),
         is_counter=True,
     ),
     Metric(
         "requests_cut_off",
         "Requests whose worker ended before they were answered, in any phase.",
-        lambda seen: {"": seen.cut_off},
+        lambda seen: _one(seen.cut_off),
         is_counter=True,
     ),
     Metric(
         "shutdown_start_time_seconds",
         "Unix time at which the shutdown began; absent before it begins.",
-        lambda seen: {} if seen.t0_unix is None else {"": seen.t0_unix},
+        lambda seen: _one(seen.t0_unix),
     ),
 )
 
 
 @dataclass(frozen=True)
 class Gauge:
-    """One StatsD gauge: a name and a number."""
+    """One StatsD gauge: a name and a number; ``None`` where it cannot be counted."""
 
     name: str
     meaning: str
-    value: Callable[[Reading], int]
+    value: Callable[[Reading], int | None]
 
 
 GAUGES = (

@@ -58,7 +58,7 @@ def tracking(worker_class: type) -> str | None:
 def owner_of_requests(worker_class: type) -> Callable[[], Any]:
     """Return a function that returns what serves the current request: the thread's number, the
     greenlet, or the asyncio task."""
-    if any(cls.__name__ == "GeventWorker" for cls in worker_class.__mro__):
+    if any(cls.__name__ == "AsyncWorker" for cls in worker_class.__mro__):  # gevent, eventlet
         from greenlet import getcurrent
 
         return getcurrent

@@ -232,6 +232,25 @@ def test_without_prometheus_client_the_way_out_is_told() -> None:
     )
 
 
+def test_what_cannot_be_counted_is_absent(instance: Memory) -> None:
+    """A worker class that is not known: no zero for its requests, in Prometheus and StatsD. The
+    arbiter still knows when the workers are gone."""
+    counts = {
+        "gunicorn_grace_requests_in_flight",
+        "gunicorn_grace_requests_total",
+        "gunicorn_grace_requests_during_shutdown_total",
+        "gunicorn_grace_requests_cut_off_total",
+    }
+    for view in (instance.record(0), instance.header):
+        view.uncounted = 1
+        assert not counts & {name for name, _ in scrape()}
+        seen = metrics.read(instance)
+        told = {gauge.name for gauge in metrics.GAUGES if gauge.value(seen) is not None}
+        assert told == {"phase"}
+        view.uncounted = 0
+    assert counts <= {name for name, _ in scrape()}
+
+
 def test_statsd_gauges_are_whole_numbers() -> None:
     """StatsD has no labels and no texts: each gauge is one integer, and the phase is its number."""
     seen = Reading(phase=Phase.DRAINING, in_flight=3, during_shutdown=9, cut_off=2)

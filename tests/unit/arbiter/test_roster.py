@@ -27,7 +27,7 @@ def arbiter() -> Any:
         reexec_pid=0,
         master_pid=0,
         systemd=False,
-        cfg=SimpleNamespace(address=[], worker_class=object),
+        cfg=SimpleNamespace(address=[], worker_class=object, reuse_port=False),
         log=LOG,
         kill_workers=lambda sig: None,
     )
@@ -71,6 +71,24 @@ def test_the_totals_outlive_the_worker(roster: Roster, arbiter: Any, memory: Mem
     assert memory.total_ever(Record.requests) == 16
     assert memory.total_ever(Record.since_t0) == 5
     assert memory.total(Record.requests) == 0
+
+
+def test_whether_workers_can_be_counted_outlives_them(
+    roster: Roster, arbiter: Any, memory: Memory
+) -> None:
+    """What an uncounted worker lost is not known, also when it is gone. The next shutdown begins
+    anew."""
+    worker, record = hire(roster, arbiter, 1)
+    assert (roster.in_flight(), roster.known_cut_off()) == (0, 0)
+    record.uncounted = 1
+    roster.publish()
+    assert memory.header.uncounted == 1
+    assert (roster.in_flight(), roster.known_cut_off()) == (None, None)
+    roster.free(worker)
+    assert not roster.are_counted()
+    assert memory.header.uncounted == 1
+    roster.begin_counting()
+    assert roster.are_counted()
 
 
 def test_a_worker_counts_on_from_those_before_it(
