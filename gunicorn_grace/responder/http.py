@@ -109,6 +109,7 @@ class Server:
     :param answer: returns the answer to a request.
     :param say: sends a line to the arbiter's log.
     :param is_orphan: returns whether the arbiter is gone; called once a second.
+    :param ends_with: a descriptor that is readable when the arbiter is gone.
     """
 
     def __init__(
@@ -117,6 +118,7 @@ class Server:
         answer: Callable[[ProbeRequest], Answer],
         say: Callable[[str], None],
         is_orphan: Callable[[], bool] = lambda: False,
+        ends_with: int | None = None,
     ) -> None:
         self.listener = listener
         self.answer = answer
@@ -134,6 +136,9 @@ class Server:
         self._wake.setblocking(False)
         self._waker.setblocking(False)
         self._selector.register(self._wake, selectors.EVENT_READ)
+        self._ends_with = ends_with
+        if ends_with is not None:
+            self._selector.register(ends_with, selectors.EVENT_READ)
 
     def retire(self, *_: Any) -> None:
         """Answer the requests that have arrived, accept no more, and end. It is also a signal
@@ -164,6 +169,8 @@ class Server:
                     self._accept(now)
                 elif key.fileobj is self._wake:
                     self._wake.recv(64)
+                elif key.fd == self._ends_with:
+                    return
                 elif key.fd in self._open:  # It may have been dropped for a newer one.
                     self._read(self._open[key.fd], now)
             self._expire(now)

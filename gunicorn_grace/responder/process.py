@@ -4,12 +4,13 @@ A sync worker answers one request at a time. A readiness probe then waits behind
 when the instance is busy, and a load balancer takes the instance out because it is slow. This
 process does nothing but answer probes. It is started as a new program and not forked (see
 :mod:`gunicorn_grace.arbiter.probe_port`), so it holds no module and no lock of the application. Its
-descriptors are 0 for its orders, 1 and 2 for a pipe into the arbiter's log, 3 for the listener and
-4 for the shared memory.
+descriptors are 0 for its orders, 1 and 2 for a pipe into the arbiter's log, 3 for the listener, 4
+for the shared memory, and 5 for the arbiter as a process.
 
 All signals except RETIRE are blocked, so that a SIGTERM to the whole process group does not end
-this process before the others. It checks once a second whether its arbiter is gone, and then exits
-too.
+this process before the others. When the arbiter has ended, descriptor 5 is readable, and this
+process exits too. Where the kernel has no such descriptors it is a child of the arbiter's, and
+checks once a second whether it has another parent.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ import contextlib
 import json
 import mmap
 import os
+import select
 import signal
 import socket
 import sys
 
-from ..shared.agreed import LISTENER, MEMORY, RETIRE
+from ..shared.agreed import ARBITER, LISTENER, MEMORY, RETIRE
 from ..shared.memory import Memory
 from ..shared.settings import Secret, Settings
 from .answering import ResponderAnswers
@@ -37,13 +39,16 @@ def say(line: str) -> None:
 
 
 def main() -> None:
-    """Run the process. Its parent is the arbiter."""
+    """Run the process, which the arbiter has started."""
     orders = json.load(sys.stdin)
-    _leave_all_else()
+    is_detached = sys.argv[2] == "detached"
+    _leave_all_else(ARBITER if is_detached else MEMORY)
     _become(orders["uid"], orders["gid"])
     arbiter: int = orders["arbiter"]
 
     def is_orphan() -> bool:
+        if is_detached:
+            return bool(select.select([ARBITER], [], [], 0)[0])
         return os.getppid() != arbiter
 
     token = orders["settings"].pop("trigger_token")
@@ -54,25 +59,26 @@ def main() -> None:
     mapping = mmap.mmap(MEMORY, os.fstat(MEMORY).st_size)
     memory = Memory(MEMORY, mapping, orders["slots"], orders["boards"])
     answers = ResponderAnswers(memory, settings, orders["timeout"], say)
-    server = Server(socket.socket(fileno=LISTENER), answers.answer, say, is_orphan)
+    ends_with = ARBITER if is_detached else None
+    server = Server(socket.socket(fileno=LISTENER), answers.answer, say, is_orphan, ends_with)
     signal.signal(RETIRE, server.retire)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {RETIRE})
     if not is_orphan():
         server.run()
 
 
-def _leave_all_else() -> None:
+def _leave_all_else(last: int) -> None:
     """Close all other inherited descriptors. gunicorn's listeners are inheritable
     (``gunicorn/sock.py``, 22.0 to 27.0), and an open copy here would keep accepting connections
     after the arbiter has closed them."""
     for folder in ("/proc/self/fd", "/dev/fd"):
         with contextlib.suppress(OSError):
             for fd in [int(name) for name in os.listdir(folder)]:
-                if fd > MEMORY:
+                if fd > last:
                     with contextlib.suppress(OSError):  # The descriptor of the listing itself.
                         os.close(fd)
             return
-    os.closerange(MEMORY + 1, os.sysconf("SC_OPEN_MAX"))
+    os.closerange(last + 1, os.sysconf("SC_OPEN_MAX"))
 
 
 def _become(uid: int, gid: int) -> None:

@@ -20,8 +20,9 @@ LINGER = 2.0
 just sending is then still answered, with ``Connection: close`` (RFC 9112, section 9.6). gunicorn
 27.0 itself lingers for the same time."""
 
-LISTENER, MEMORY = 3, 4
-"""Descriptors that the arbiter passes to the probe responder. The responder closes all others."""
+LISTENER, MEMORY, ARBITER = 3, 4, 5
+"""Descriptors that the arbiter passes to the probe responder: the listener, the shared memory, and
+itself as a process, where the kernel has that. The responder closes all others."""
 
 KINDS = tuple(Kind)
 """The kinds of probes. The index of a kind is its number on a board."""

@@ -19,6 +19,7 @@ import pytest
 
 from gunicorn_grace.rehearsal.load.wire import Response, fetch, parse_address
 from gunicorn_grace.rehearsal.processes import procfs
+from gunicorn_grace.shared.agreed import ARBITER
 from gunicorn_grace.shared.phase import Phase
 from support.servers import (
     HOLD,
@@ -50,20 +51,26 @@ def probe(server: Server, path: str = "/readyz", **options: Any) -> Response:
     return fetch(port(server), path, **options)
 
 
-def responders(arbiter: int) -> list[int]:
-    """The responders of an arbiter, as its children with our own command line."""
+def responders(server: Server, arbiter: int | None = None) -> list[int]:
+    """The responders of an arbiter: processes of the server with our own command line, whose
+    descriptor of a process is the arbiter's."""
+    arbiter = server.arbiter_pid if arbiter is None else arbiter
     found = []
-    for pid in procfs.children(arbiter):
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            if b"gunicorn_grace.responder.process" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                found.append(pid)
+    for pid in server.processes():
+        with contextlib.suppress(OSError):
+            proc = Path(f"/proc/{pid}")
+            if b"gunicorn_grace.responder.process" in (proc / "cmdline").read_bytes():
+                is_its = f"Pid:\t{arbiter}\n" in (proc / "fdinfo" / str(ARBITER)).read_text()
+                is_starter = pid in procfs.children(arbiter)
+                if is_its and not is_starter:
+                    found.append(pid)
     return found
 
 
 def responder(server: Server) -> int:
     """The one responder, when there is one that answers."""
     assert probe(server, "/livez").status == 200
-    (pid,) = server.wait_for(lambda: responders(server.arbiter_pid), "the responder")
+    (pid,) = server.wait_for(lambda: responders(server), "the responder")
     return int(pid)
 
 
@@ -263,7 +270,7 @@ def test_slow_senders_and_garbage_do_not_stop_it(serve: Serve) -> None:
             with contextlib.suppress(ConnectionError):
                 sock.sendall(garbage)
             assert probe(server).status == 200
-    assert responders(server.arbiter_pid) == [pid]
+    assert responders(server) == [pid]
     assert "failed to answer" not in server.output
 
 
@@ -406,6 +413,46 @@ def test_a_token_triggers_there(serve: Serve) -> None:
 # -- what the process is ----
 
 
+def test_a_parent_that_counts_the_arbiters_children_counts_workers(serve: Serve) -> None:
+    """Airflow's monitor ends a worker for each child too many. The responder is none, neither the
+    first one nor one that has replaced it."""
+    server = serve(args=("-w", "2"), settings=BIND)
+    workers = set(server.wait_booted(2))
+    first = responder(server)
+    server.wait_for(lambda: set(procfs.children(server.arbiter_pid)) == workers, "workers alone")
+    os.kill(first, signal.SIGKILL)
+    server.wait_line("another one is started")
+    assert responder(server) != first
+    server.wait_for(lambda: set(procfs.children(server.arbiter_pid)) == workers, "workers alone")
+    server.terminate()
+    server.wait_phase(Phase.LAME_DUCK)
+    assert probe(server).status == 503
+
+
+@pytest.mark.once
+def test_without_descriptors_of_processes_it_is_a_child(serve: Serve, tmp_path: Path) -> None:
+    """Linux before 5.3, and some sandboxes: it answers, is replaced when it dies, and ends with the
+    arbiter all the same."""
+    (tmp_path / "conf.py").write_text(
+        "import os\nfrom gunicorn_grace.conf import *\ndel os.pidfd_open\n"
+    )
+    server = serve(config=("-c", "conf.py"), args=("-w", "1"), settings={**SHORT, **BIND})
+    (worker,) = server.wait_booted(1)
+
+    def child() -> int:
+        assert probe(server, "/livez").status == 200
+        (pid,) = set(procfs.children(server.arbiter_pid)) - {worker}
+        return pid
+
+    first = child()
+    os.kill(first, signal.SIGKILL)
+    server.wait_line(rf"\(pid {first}\) (was ended by signal 9|has ended); another one is started")
+    assert child() != first
+    server.terminate()
+    assert server.wait(20) == 0, server.output
+    server.assert_gone()
+
+
 @pytest.mark.long
 def test_a_killed_responder_is_replaced(serve: Serve) -> None:
     """SIGTERM does not end it, SIGKILL does; what connects meanwhile is answered by the next, and
@@ -418,9 +465,7 @@ def test_a_killed_responder_is_replaced(serve: Serve) -> None:
     assert responder(server) == first
     os.kill(first, signal.SIGKILL)
     assert probe(server).status == 200
-    server.wait_line(
-        rf"probe responder \(pid {first}\) was ended by signal 9; another one is started"
-    )
+    server.wait_line(rf"probe responder \(pid {first}\) has ended; another one is started")
     assert responder(server) != first
     assert f"(pid:{first})" not in server.output
     assert len(server.worker_pids()) == 1
@@ -573,8 +618,8 @@ def test_a_socket_that_was_left_behind_is_taken(serve: Serve, tmp_path: Path) ->
 def test_an_arbiter_that_follows_one_that_was_killed_waits_for_its_port(
     kind: str, serve: Serve, tmp_path: Path
 ) -> None:
-    """The responder of an arbiter that got SIGKILL has the port until it looks, up to a second
-    later: a supervisor's restart at once boots all the same."""
+    """The responder of an arbiter that got SIGKILL has the port until it has ended: a supervisor's
+    restart at once boots all the same."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     bind = f"unix:{tmp_path / 'probe.sock'}" if kind == "unix" else f"127.0.0.1:{port}"
@@ -608,9 +653,7 @@ def test_sighup_brings_new_settings(serve: Serve, tmp_path: Path) -> None:
     server.signal(signal.SIGHUP)
     server.wait_line("grace_probe_bind stays '127.0.0.1:0': '127.0.0.1:1' needs a restart")
     server.wait_for(lambda: probe(server, "/other").status == 200, "the new path")
-    server.wait_for(
-        lambda: first not in procfs.children(server.arbiter_pid), "the end of the first responder"
-    )
+    server.wait_for(lambda: first not in server.processes(), "the end of the first responder")
     assert probe(server, "/readyz").status == 404
     assert "another one is started" not in server.output
 
@@ -638,7 +681,7 @@ def test_an_upgrade_passes_the_port_on(kind: str, serve: Serve, tmp_path: Path) 
     new = int(listens.findall(server.output)[1])
     with contextlib.closing(memory_of(new)) as memory:
         server.wait_for(lambda: ready_and(bool(booted_in(memory))), "a new worker that has booted")
-        server.wait_for(lambda: ready_and(bool(responders(new))), "the new responder")
+        server.wait_for(lambda: ready_and(bool(responders(server, new))), "the new responder")
         server.signal(signal.SIGTERM)
         server.wait_for(lambda: ready_and(server.exit_time is not None), "the end of the old one")
         for _ in range(20):
@@ -656,6 +699,6 @@ def test_without_it_there_is_none(serve: Serve) -> None:
     """Unset, the default: no process, no board."""
     server = serve(args=("-w", "1"))
     server.wait_booted(1)
-    assert responders(server.arbiter_pid) == []
+    assert responders(server) == []
     assert server.memory.header.boards == 0
     assert "probe port" not in server.output
