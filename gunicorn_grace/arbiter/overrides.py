@@ -109,6 +109,11 @@ class GraceArbiter(_Base):
     def maybe_promote_master(self) -> None:
         # The one method that gunicorn 22.0 to 27.0 call at the top of every pass of the loop.
         super().maybe_promote_master()
+        if hasattr(self, "signal_chld"):
+            # A preloaded application may have taken SIGCHLD. gevent's monkey.patch_all() gives it
+            # to a loop that does not run here (24.1 to 27.0): no dead worker was ever noticed. 22
+            # and 23 reap in a signal handler, and their own loop runs gevent's.
+            self.handle_chld()
         if self.grace_probe_port is not None:
             self.grace_probe_port.look()
         self._guarded(self.grace.step)

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from gunicorn_grace.shared.phase import Phase
-from support.servers import HOLD, Connect, Serve, Server, booted_in
+from support.servers import HOLD, SHORT, Connect, Serve, Server, booted_in
 
 NO_FORK = """
 import os, sys
@@ -145,3 +145,31 @@ def test_with_no_worker_left_and_none_to_be_had_it_ends(serve: Serve, tmp_path: 
     assert server.wait_exit(20), server.output
     flag.unlink()
     server.assert_gone(255)
+
+
+def test_an_arbiter_that_gevent_has_patched_notices_that_workers_end(
+    serve: Serve, tmp_path: Path
+) -> None:
+    """With preload_app and monkey.patch_all() in the application, gevent takes SIGCHLD: a killed
+    worker is replaced all the same, before T0 and after it, and the exit does not wait for the
+    drain limit."""
+    pytest.importorskip("gevent")
+    server = serve(
+        "patched:app",
+        args=("-k", "gevent", "-w", "2", "--preload"),
+        settings=SHORT | {"shutdown_delay": 3, "termination_period": 60},
+    )
+    for phase in (Phase.SERVING, Phase.LAME_DUCK):
+        before = set(server.wait_booted(2))
+        if phase is Phase.LAME_DUCK:
+            server.terminate()
+            server.wait_phase(phase)
+        os.kill(min(before), signal.SIGKILL)
+        server.wait_for(lambda old=before: set(booted_in(server.memory)) - old, "a new worker")
+        assert server.memory.header.phase == phase
+        assert server.get("/").status == 200
+    server.assert_gone()
+    assert server.sent is not None
+    assert server.exit_time is not None
+    assert server.exit_time - server.sent < 15, "and not after 58 s"
+    assert "drained" in server.output
