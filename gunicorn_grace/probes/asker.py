@@ -1,63 +1,39 @@
 """Find the process that sent a trigger. Only the socket is used, because a header can be forged.
 
-A UNIX socket names the process (`SO_PEERCRED`, unix(7)). For TCP, the peer's row in `/proc/net/tcp`
-or `tcp6` has the inode of its socket, and `/proc/<pid>/fd` shows which processes hold that socket
-(proc(5)). A request whose origin cannot be proved is refused. Runs in workers and in the probe
-responder.
+A UNIX socket names the process that connected (`SO_PEERCRED`, unix(7)). Otherwise the kernel says
+which socket is the other end (:mod:`gunicorn_grace.probes.sockets`), and `/proc/<pid>/fd` shows
+which processes hold that socket (proc(5)). A request whose origin cannot be proved is refused. Runs
+in workers and in the probe responder.
 """
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import socket
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import Any
 
-from ..shared.text import printable
+from ..shared.agreed import WORKERS_MARK
+from ..shared.memory import LINK
+from . import processes, sockets
+from .processes import WAY_OUT, AskingProcess, Refused, is_gunicorn
+from .sockets import Breath, End
 
 MAX_AGE = 10.0
 """Age in seconds, counted from the fork, from which on a process is not accepted as a hook. A hook
 asks within its first second, and a proxy lives longer than ten. exec() does not reset the age, so a
 shell that first sleeps and then becomes curl counts from the start of the shell."""
 
-WAY_OUT = 'use `gunicorn-grace prestop`, or grace_trigger = "token"'
+NAMING = 0.02
+"""Seconds for which the old processes are looked through for the one that asked, after no young one
+was found. That one is refused whichever it is."""
 
-# SYN_SENT, SYN_RECV, LISTEN, NEW_SYN_RECV (include/net/tcp_states.h). The peer of an accepted
-# connection is never in one of these states.
-_NOT_CONNECTED = frozenset({"02", "03", "0A", "0C"})
-
-# A connection that is not established yet: curl tries IPv6 and IPv4 at the same time (RFC 8305).
-_SYN_SENT = "02"
-
-_ACCEPTS = 0x10000  # __SO_ACCEPTCON (include/uapi/linux/net.h), as /proc/net/unix shows it
-
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
-
-
-class Refused(Exception):
-    """A trigger is refused. The message is the reason."""
-
-
-class AskingProcess(NamedTuple):
-    """A process that may have sent a trigger.
-
-    :ivar pid: its process id.
-    :ivar name: its name, made safe for the log.
-    :ivar parent: its parent's process id.
-    :ivar started: when it started, in seconds since boot.
-    """
-
-    pid: int
-    name: str
-    parent: int
-    started: float
-
-    def __str__(self) -> str:
-        return f"pid {self.pid} ({self.name})"
+_MARKS = (f"{WORKERS_MARK}=".encode(), b"SERVER_SOFTWARE=gunicorn/")
+"""What the environment of every process holds that the application starts, also of an orphan. The
+first is ours. The second is gunicorn's, and so of those that run without this plugin
+(``Arbiter.__init__``, 22.0 to 27.0)."""
 
 
 class Asker:
@@ -94,27 +70,13 @@ class Asker:
                 f"{os.getpid()}, there {shown}); {WAY_OUT}"
             )
 
-    def inodes(self, peer: tuple[Address, int], ours: tuple[Address, int]) -> set[str]:
+    def inodes(self, peer: End, ours: End) -> set[str]:
         """Return the inodes of the peer's socket, found by both ends of the connection. One port
         may be in use with several remote ends.
 
         :raises Refused: the socket is not found, or closed.
         """
-        local, remote = _spellings(*peer), _spellings(*ours)
-        inodes = set()
-        for table in ("tcp", "tcp6"):
-            try:
-                with open(f"{self._proc}/net/{table}", encoding="utf-8") as rows:
-                    for row in rows:
-                        columns = row.split()
-                        if (
-                            columns[1] in local
-                            and columns[2] in remote
-                            and columns[3] not in _NOT_CONNECTED
-                        ):
-                            inodes.add(columns[9])
-            except FileNotFoundError:
-                continue  # tcp6 is missing where IPv6 is disabled
+        inodes = sockets.inodes(self._proc, peer, ours)
         if not inodes:
             raise Refused(
                 f"the peer's end {peer[0]} port {peer[1]} is in neither {self._proc}/net/tcp nor "
@@ -128,77 +90,68 @@ class Asker:
             )
         return inodes
 
-    def holders(self, inodes: set[str]) -> list[int]:
-        """Return the processes that hold one of these sockets.
+    def judge_holders(self, asking: set[str]) -> list[str]:
+        """Decide on every process that holds one of these sockets, because a young process may have
+        got its connection from an old proxy, or from a process of this instance.
 
-        :raises Refused: none of the processes that this one may inspect does.
+        Reading all descriptors of a busy proxy takes 0.2 s. So the young processes come first, and
+        the old ones only if a young one passes. Otherwise the old ones are looked through for a
+        moment, so that the log can name the one that asked.
+
+        :param asking: the inodes of the peer's end of the connection.
+        :returns: descriptions of the processes.
+        :raises Refused: one of them cannot be a hook, or none is found.
         """
-        wanted = {f"socket:[{inode}]" for inode in inodes}
-        pids, closed = [], 0
-        for pid in [int(name) for name in os.listdir(self._proc) if name.isdigit()]:
-            try:
-                if self._holds(pid, wanted):
-                    pids.append(pid)
-            # Such a process may also hold the socket without being seen. To refuse for that reason
-            # would refuse every hook in a container where any process has more privileges than the
-            # worker.
-            except PermissionError:
-                closed += 1
-        if not pids:
+        young, old = self._by_age()
+        found, closed = sockets.holders(self._proc, young, asking)
+        told = [self.judge(pid, asking) for pid in found]
+        limit = float("inf") if found else NAMING
+        found, more = sockets.holders(self._proc, old, asking, limit=limit)
+        told += [self.judge(pid, asking) for pid in found]
+        # One that may not be inspected may also hold the socket without being seen. To refuse for
+        # that reason would refuse every hook in a container where any process has more privileges
+        # than the worker.
+        if not told:
             raise Refused(
-                f"no process that uid {os.geteuid()} may inspect holds the other end ({closed} may "
-                f"not be inspected): it is in another container, or has another uid; {WAY_OUT}"
+                f"no process that uid {os.geteuid()} may inspect holds the other end "
+                f"({closed + more} may not be inspected): it is in another container, has another "
+                f"uid, or started more than {MAX_AGE:g} s ago; {WAY_OUT}"
             )
-        return pids
+        return told
 
-    def _holds(self, pid: int, wanted: set[str]) -> bool:
-        return any(link in wanted for link in self._links(pid))
+    def judge_unix(self, sock: Any) -> list[str]:
+        """Decide on the process that connected a UNIX socket, and on those that hold its end now,
+        where the kernel tells which socket that is.
 
-    def _links(self, pid: int) -> Iterator[str]:
-        """Yield the targets of a process's descriptors; nothing once it has ended."""
-        folder = f"{self._proc}/{pid}/fd"
-        try:
-            descriptors = os.listdir(folder)
-        except (FileNotFoundError, ProcessLookupError):
-            return
-        for descriptor in descriptors:
-            # A descriptor that is closed between the two calls must not hide the others.
-            with suppress(FileNotFoundError, ProcessLookupError):
-                yield os.readlink(f"{folder}/{descriptor}")
-
-    def _refuse_relay(self, process: AskingProcess, asking: set[str]) -> None:
-        """Refuse a process that may pass on the requests of others.
-
-        Such a process gets them from a socket: a listening one, or a second connection, like the
-        child that socat or inetd forks for each client. A hook has no socket except the one with
-        which it asks. UNIX connections prove nothing, because the standard streams of a systemd
-        service or an ssh session are UNIX connections.
-
-        :raises Refused: it has another socket, or its sockets cannot be inspected.
+        :returns: descriptions of the processes.
+        :raises Refused: one of them cannot be a hook.
         """
-        folder = f"{self._proc}/{process.pid}"
-        try:
-            sockets = {
-                link[8:-1] for link in self._links(process.pid) if link.startswith("socket:[")
-            } - asking
-            for table in ("tcp", "tcp6", "unix"):
-                with suppress(FileNotFoundError), open(f"{folder}/net/{table}", "rb") as rows:
-                    next(rows)
-                    for row in rows:
-                        columns = row.decode("ascii", "replace").split(maxsplit=10)
-                        if table == "unix":  # Num RefCount Protocol Flags Type St Inode Path
-                            found = columns[6] in sockets and int(columns[3], 16) & _ACCEPTS
-                        else:
-                            found = columns[9] in sockets and columns[3] != _SYN_SENT
-                        if found:
-                            raise Refused(
-                                f"{process} has another socket ({table}), so it may ask for others,"
-                                f" as a proxy does; {WAY_OUT}"
-                            )
-        except OSError as error:
-            raise Refused(
-                f"the sockets of {process} cannot be inspected ({error.strerror}); {WAY_OUT}"
-            ) from None
+        connected = peer_pid(sock)
+        if not connected:
+            raise Refused(f"the peer of the UNIX socket is in another PID namespace; {WAY_OUT}")
+        asking: set[str] = set()
+        with suppress(OSError):
+            this = sockets.unix_socket(os.fstat(sock.fileno()).st_ino)
+            asking = {str(this.peer)} if this is not None and this.peer else set()
+        told = [self.judge(connected, asking)]
+        if asking:
+            young, old = self._by_age()
+            heirs, _ = sockets.holders(self._proc, [*young, *old], asking)
+            told += [self.judge(pid, asking) for pid in heirs if pid != connected]
+        return told
+
+    def _by_age(self) -> tuple[list[int], list[int]]:
+        """Return the processes that may be hooks by their age, and the others."""
+        young: list[int] = []
+        old: list[int] = []
+        now, breath = time.clock_gettime(time.CLOCK_BOOTTIME), Breath()
+        for pid in [int(name) for name in os.listdir(self._proc) if name.isdigit()]:
+            breath.take()
+            with suppress(Refused):  # It has ended.
+                (
+                    young if now - processes.process(self._proc, pid).started < MAX_AGE else old
+                ).append(pid)
+        return young, old
 
     def judge(self, pid: int, asking: set[str]) -> str:
         """Decide whether a process can be a hook.
@@ -212,27 +165,17 @@ class Asker:
         # a cycle, of 32768 by default, which would have to wrap around within the milliseconds of a
         # look-up. SO_PEERCRED is taken at connect(). To abuse it, a process has to leave its
         # connection to an heir and end, and its pid has to go to a process younger than MAX_AGE.
-        process = self.process(pid)
+        process = processes.process(self._proc, pid)
+        if process.state in "ZX":
+            raise Refused(f"{process} has ended, so it cannot wait for an answer; {WAY_OUT}")
 
-        theirs, here = (self._namespace(who) for who in (str(pid), "self"))
+        theirs, here = (processes.namespace(self._proc, who) for who in (str(pid), "self"))
         if theirs != here:
             raise Refused(
                 f"{process} is in another PID namespace ({theirs}, not {here}); {WAY_OUT}"
             )
-
-        # This refuses a worker, or a curl that the application runs. A hook has ppid 0, because its
-        # parent is outside the container, so the rule also holds where the arbiter is PID 1. An
-        # orphan adopted by that PID 1 is refused, because it looks the same as a child that the
-        # application put into the background. Where the arbiter is not PID 1, such a child passes.
-        # An attacker who can start one does not need a trigger.
-        ancestor = process
-        while ancestor.pid != self._arbiter_pid and ancestor.parent:
-            ancestor = self.process(ancestor.parent)
-        if ancestor.pid == self._arbiter_pid:
-            raise Refused(
-                f"{process} belongs to this instance: it is the arbiter, pid {ancestor.pid}, or "
-                f"its descendant; {WAY_OUT}"
-            )
+        self._refuse_another_user(process)
+        self._refuse_the_application(process)
 
         # Both clocks include the time that the machine was suspended, and a time namespace shifts
         # both by the same amount.
@@ -245,35 +188,82 @@ class Asker:
         self._refuse_relay(process, asking)
         return f"{process}, started {max(age, 0):.2f} s ago"
 
-    def _namespace(self, who: str) -> str:
+    def _refuse_another_user(self, process: AskingProcess) -> None:
+        """Refuse a process of a user who could not stop this instance by a signal either.
+
+        :raises Refused: it is neither root's, nor this worker's user's, nor the arbiter's.
+        """
+        trusted = {0, os.geteuid()}.union(processes.users(self._proc, self._arbiter_pid))
+        users = processes.users(self._proc, process.pid)
+        if not users or not trusted.issuperset(users):
+            raise Refused(
+                f"{process} belongs to another user ({', '.join(map(str, sorted(users)))}, not "
+                f"{', '.join(map(str, sorted(trusted)))}); {WAY_OUT}"
+            )
+
+    def _refuse_the_application(self, process: AskingProcess) -> None:
+        """Refuse what an application runs: a worker, a child that it has forked, a `curl`. An
+        attacker can make an application fetch a URL (SSRF).
+
+        A hook has ppid 0, because its parent is outside the container, so this also holds where the
+        arbiter is PID 1. Descent is not enough, because an orphan has a new parent. It still has
+        the environment that it was started with, and a child that was only forked holds the shared
+        memory.
+
+        :raises Refused: it belongs to this gunicorn or to another one on this machine.
+        """
+        line = [process]
+        while line[-1].pid != self._arbiter_pid and line[-1].parent:
+            line.append(processes.process(self._proc, line[-1].parent))
+        if line[-1].pid == self._arbiter_pid:
+            raise Refused(
+                f"{process} belongs to this instance: it is the arbiter, pid {line[-1].pid}, or "
+                f"its descendant; {WAY_OUT}"
+            )
+        for ancestor in line:
+            if is_gunicorn(processes.arguments(self._proc, ancestor.pid)):
+                raise Refused(
+                    f"{process} belongs to another gunicorn: it is {ancestor}, or its descendant; "
+                    f"{WAY_OUT}"
+                )
         try:
-            return os.readlink(f"{self._proc}/{who}/ns/pid")
+            with open(f"{self._proc}/{process.pid}/environ", "rb") as stream:
+                variables = stream.read().split(b"\0")
+            held = any(
+                link.startswith(LINK)
+                for _, link in sockets.links(self._proc, process.pid, Breath())
+            )
         except OSError as error:
             raise Refused(
-                f"uid {os.geteuid()} may not read the PID namespace of {who} ({error.strerror}); "
-                f"{WAY_OUT}"
+                f"uid {os.geteuid()} may not read the environment of {process} "
+                f"({error.strerror}); {WAY_OUT}"
             ) from None
+        if held or any(variable.startswith(_MARKS) for variable in variables):
+            raise Refused(
+                f"{process} was started by the application of a gunicorn: its environment or its "
+                f"memory is a worker's; {WAY_OUT}"
+            )
 
-    def process(self, pid: int) -> AskingProcess:
-        """Read the name, the parent and the start of a process.
+    def _refuse_relay(self, process: AskingProcess, asking: set[str]) -> None:
+        """Refuse a process that may pass on the requests of others.
 
-        :raises Refused: they cannot be read.
+        Such a process gets them from a socket: a listening one, or a second connection, like the
+        child that socat or inetd forks for each client. A hook has no socket except the one with
+        which it asks.
+
+        :raises Refused: it has another socket, or its sockets cannot be inspected.
         """
         try:
-            with open(f"{self._proc}/{pid}/stat", "rb") as file:
-                stat = file.read()
+            kind = sockets.carrying(self._proc, process.pid, asking)
         except OSError as error:
             raise Refused(
-                f"pid {pid} cannot be inspected ({error.strerror}): it ended or is hidden; "
-                f"{WAY_OUT}"
+                f"the sockets of {process} cannot be inspected ({error.strerror}); {WAY_OUT}"
             ) from None
-        # "42 (name) S 1 ...": only the name may contain spaces and parentheses.
-        head, _, tail = stat.rpartition(b")")
-        name = head.partition(b"(")[2].decode("utf-8", "replace")
-        columns = tail.split()  # the state, which is field 3 of proc_pid_stat(5), comes first
-        return AskingProcess(
-            pid, printable(name), int(columns[1]), int(columns[19]) / os.sysconf("SC_CLK_TCK")
-        )
+        if kind is not None:
+            raise Refused(
+                f"{process} has another socket ({kind}), so it may ask for others, as a proxy "
+                f"does; {WAY_OUT}"
+            )
 
 
 def peer_pid(sock: Any) -> int:
@@ -282,27 +272,3 @@ def peer_pid(sock: Any) -> int:
     return int.from_bytes(
         sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)[:4], sys.byteorder
     )
-
-
-def endpoint(name: tuple[Any, ...]) -> tuple[Address, int]:
-    """Return the real address and port. A dual-stack listener sees an IPv4 client as
-    ::ffff:127.0.0.1."""
-    address = ipaddress.ip_address(name[0])
-    return getattr(address, "ipv4_mapped", None) or address, name[1]
-
-
-def _spellings(address: Address, port: int) -> set[str]:
-    """Return how the tables in /proc may write one end of a connection: 32-bit words in the
-    machine's byte order, in hexadecimal. An end of an IPv4 connection is in `tcp`, or mapped in
-    `tcp6`, depending on the kind of its socket."""
-    forms = [address.packed]
-    if address.version == 4:
-        forms.append(b"\0" * 10 + b"\xff\xff" + address.packed)
-    return {
-        "".join(
-            f"{int.from_bytes(form[at : at + 4], sys.byteorder):08X}"
-            for at in range(0, len(form), 4)
-        )
-        + f":{port:04X}"
-        for form in forms
-    }

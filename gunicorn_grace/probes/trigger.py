@@ -21,6 +21,7 @@ follows begins the same shutdown.
 from __future__ import annotations
 
 import hmac
+import os
 import socket
 import threading
 import time
@@ -33,7 +34,9 @@ from ..shared.memory import Memory
 from ..shared.phase import Origin
 from ..shared.settings import OFF, Settings
 from ..shared.text import printable
-from .asker import WAY_OUT, Asker, Refused, endpoint, peer_pid
+from .asker import Asker, peer_pid
+from .processes import WAY_OUT, Refused, process
+from .sockets import endpoint
 
 LOOKUP_INTERVAL = 1.0
 """Seconds between look-ups. Each one reads all sockets and all descriptors, and any client behind a
@@ -86,8 +89,10 @@ class Trigger:
         self._policy: TriggerPolicy | None = None
         if settings.trigger != OFF:
             token = settings.trigger_token
+            # The arbiter is the parent of workers and responder. Its number is not taken from the
+            # memory, which any worker may overwrite.
             secret = token.reveal().decode("utf-8", "surrogateescape") if token else None
-            self._policy = TriggerPolicy(settings.trigger, secret, memory.header.arbiter)
+            self._policy = TriggerPolicy(settings.trigger, secret, os.getppid())
 
     def is_pulled(self, query: str | None) -> bool:
         """Whether a query to readiness is a trigger. With `grace_trigger = "off"` this is always
@@ -107,7 +112,8 @@ class Trigger:
         reason = verdict.reason
         if verdict.allowed:
             if not self._memory.header.http_shut:
-                self._memory.trigger(Origin.HTTP)
+                if self._memory.trigger(Origin.HTTP):
+                    self._say(f"trigger obeyed, from {verdict.source}: {reason}")
                 return True
             reason = (
                 "?down=true is disabled until restart, because an earlier trigger was not followed "
@@ -141,6 +147,7 @@ class TriggerPolicy:
     ) -> None:
         self._mode = mode
         self._token = token
+        self._proc = proc
         self._asker = Asker(arbiter_pid, proc)
         self._clock = clock
         self._next_lookup = float("-inf")
@@ -179,7 +186,7 @@ class TriggerPolicy:
             return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         pid = peer_pid(sock)
         try:
-            return f"unix socket, {self._asker.process(pid)}"
+            return f"unix socket, {process(self._proc, pid)}"
         except Refused:
             return f"unix socket, pid {pid}"
 
@@ -220,9 +227,7 @@ class TriggerPolicy:
         if sock.family == socket.AF_UNIX:
             self._wait_its_turn()
             self._asker.check_proc()
-            pids, asking = [peer_pid(sock)], set[str]()
-            if pids == [0]:
-                raise Refused(f"the peer of the UNIX socket is in another PID namespace; {WAY_OUT}")
+            told = self._asker.judge_unix(sock)
         elif sock.family in (socket.AF_INET, socket.AF_INET6):
             # Not REMOTE_ADDR, because a PROXY line or a trusted header may have set it.
             peer, ours = endpoint(sock.getpeername()), endpoint(sock.getsockname())
@@ -230,15 +235,12 @@ class TriggerPolicy:
                 raise Refused(f"the peer's address {peer[0]} is not a loopback address; {WAY_OUT}")
             self._wait_its_turn()
             self._asker.check_proc()
-            asking = self._asker.inodes(peer, ours)
-            pids = self._asker.holders(asking)
+            told = self._asker.judge_holders(self._asker.inodes(peer, ours))
         else:
             raise Refused(
                 f"the peer is on neither TCP nor a UNIX socket ({sock.family!r}); {WAY_OUT}"
             )
-        # Check every holder: a young process may have got its connection from an old proxy, or from
-        # a process of this instance.
-        return "asked by " + ", ".join([self._asker.judge(pid, asking) for pid in pids])
+        return "asked by " + ", ".join(told)
 
     def _wait_its_turn(self) -> None:
         with self._lock:

@@ -15,6 +15,10 @@ RETIRE = signal.SIGUSR2
 """The arbiter sends this signal to make the probe responder answer the requests that have arrived,
 accept no more, and exit."""
 
+WORKERS_MARK = "GUNICORN_GRACE_WORKER"
+"""The name of an environment variable that workers set. Whatever they start inherits it, orphans
+too, so a trigger can be refused that the application was made to send."""
+
 LINGER = 2.0
 """Seconds that an idle connection stays open after draining began. A request that the client is
 just sending is then still answered, with ``Connection: close`` (RFC 9112, section 9.6). gunicorn

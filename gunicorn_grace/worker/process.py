@@ -18,6 +18,7 @@ from typing import Any
 
 from ..probes.answers import Answers, Situation
 from ..probes.checks import registry
+from ..shared.agreed import WORKERS_MARK
 from ..shared.cells import Record
 from ..shared.memory import Memory
 from ..shared.settings import Settings
@@ -183,6 +184,7 @@ def join(worker: Any, memory: Memory, number: int | None, settings: Settings) ->
     process.waiting.looks_early = not is_sync(cls)
     process.record.uncounted = int(how is None)
     process.record.pid = os.getpid()
+    os.environ[WORKERS_MARK] = "1"
     # This runs after the threads of a gthread worker have been joined: what they have served by
     # then is not lost.
     atexit.register(process.waiting.look_last)

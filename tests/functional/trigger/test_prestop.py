@@ -45,6 +45,9 @@ def test_a_real_curl_flips_every_worker(kind: str, serve: Serve) -> None:
     and serves."""
     server = serve(kind=kind, settings=HOLD)
     assert curl(url(server)) == 503
+    server.wait_line(
+        r"trigger obeyed, from 127\.0\.0\.1:\d+: asked by pid \d+ \(curl\), started 0\."
+    )
     assert server.memory.is_terminating(), "red at once, before the arbiter's loop knows"
     assert {answer["phase"] for answer in looks(server)} == {"LAME_DUCK"}
     assert {server.get("/readyz").status for _ in range(8)} == {503}

@@ -221,6 +221,26 @@ def test_the_application_may_not_be_made_to(way: str, through: str, serve: Serve
     assert untouched(server)
 
 
+@needs_curl
+@pytest.mark.long(but="orphan")
+@pytest.mark.parametrize("of", ["orphan", "another gunicorn"])
+def test_what_an_application_leaves_behind_may_not(of: str, serve: Serve) -> None:
+    """A curl that a worker has put into the background has no parent here any more, and a child of
+    another gunicorn's worker never had one here. Both get 403."""
+    server = serve(args=ONE)
+    asked = server if of == "orphan" else serve(args=ONE, bind="127.0.0.1:0")
+    host, port = server.address
+    way = "/fetch-later" if of == "orphan" else "/fetch"
+    answer = look(asked.get(f"{way}?url=http://{host}:{port}{DOWN}"))
+    if of == "orphan":
+        server.wait_for(lambda: Path(answer["file"]).read_text() == "403", "the refusal")
+        assert "was started by the application of a gunicorn" in refusal(server)
+    else:
+        assert answer["status"] == 403
+        assert "belongs to another gunicorn" in refusal(server)
+    assert untouched(server)
+
+
 # -- a flood ----
 
 

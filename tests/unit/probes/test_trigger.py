@@ -21,7 +21,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import gunicorn_grace
-from gunicorn_grace.probes import asker
+from gunicorn_grace.probes import asker, processes, sockets
 from gunicorn_grace.probes.trigger import TriggerPolicy, Verdict
 from support.trials import trials
 
@@ -147,7 +147,8 @@ def accepted(listener: socket.socket) -> Iterator[dict[str, Any]]:
             name, _, value = line.partition(": ")
             environ["HTTP_" + name.upper().replace("-", "_")] = value
         yield environ
-        sock.sendall(b"HTTP/1.1 503 \r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+        with suppress(BrokenPipeError):
+            sock.sendall(b"HTTP/1.1 503 \r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
 
 
 def curl(listener: socket.socket, gate: TriggerPolicy, *options: str) -> Verdict:
@@ -398,12 +399,59 @@ if kind == "has a client":
         theirs = socket.create_connection(front.getsockname()); other = front.accept()[0]
     if os.fork() == 0: theirs.close()
     else: other.close(); os.wait()
+def pair(listener):
+    theirs = socket.socket(listener.family, socket.SOCK_STREAM, listener.proto)
+    theirs.connect(listener.getsockname())
+    return theirs, listener.accept()[0], listener.close()
+def front():
+    made = socket.socket(socket.AF_UNIX); made.bind(folder + "/front"); made.listen(); return made
 if kind == "has a UNIX connection": other = socket.socketpair()
+if kind == "was accepted at a UNIX socket":
+    theirs, other, _ = pair(front())
+    if os.fork() == 0: other.close(); sys.stdin.read(); os._exit(0)
+    theirs.close()
+if kind == "was accepted at an abstract socket":
+    made = socket.socket(socket.AF_UNIX); made.bind(chr(0) + folder); made.listen()
+    theirs, other, _ = pair(made)
+    if os.fork() == 0: other.close(); sys.stdin.read(); os._exit(0)
+    theirs.close()
+if kind == "is the client of a UNIX socket":
+    other, theirs, _ = pair(front())
+    if os.fork() == 0: other.close(); sys.stdin.read(); os._exit(0)
+    theirs.close()
+if kind == "has a UDP socket":
+    other = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); other.bind(("127.0.0.1", 0))
+if kind == "has a VSOCK socket": other = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
+if kind == "has an MPTCP socket":
+    made = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262); made.bind(("127.0.0.1", 0)); made.listen()
+    theirs, other, _ = pair(made); other.send(b"x"); theirs.recv(1)
+if kind == "listens as a standard stream": os.dup2(socket.create_server(("127.0.0.1", 0)).detach(), 1)
+if kind == "has sockets as standard streams":
+    theirs, other, _ = pair(socket.create_server(("127.0.0.1", 0)))
+    if os.fork() == 0: other.close(); sys.stdin.read(); os._exit(0)
+    theirs.close(); os.dup2(other.detach(), 1)
+if kind == "asks for a name":
+    other = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); other.connect(("127.0.0.1", 53))
+if kind == "asks for an interface":
+    other = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0); other.bind((0, 0))
+if kind == "writes to syslog":
+    made = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM); made.bind(folder + "/log")
+    other = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM); other.connect(folder + "/log")
+    made.close()
 with socket.socket(socket.AF_UNIX if isinstance(address, str) else len(address) // 2 * socket.AF_INET) as s:
     s.connect(address)
     s.sendall(b"GET /readyz?down=true HTTP/1.1\\r\\n\\r\\n")
     sys.stdin.read()
 """
+
+
+HARMLESS = (
+    "has a UNIX connection",
+    "has sockets as standard streams",
+    "asks for a name",
+    "asks for an interface",
+    "writes to syslog",
+)
 
 
 @pytest.mark.parametrize(
@@ -413,14 +461,22 @@ with socket.socket(socket.AF_UNIX if isinstance(address, str) else len(address) 
         "listens on IPv6",
         "listens on a UNIX socket",
         "has a client",
-        "has a UNIX connection",
+        "was accepted at a UNIX socket",
+        "was accepted at an abstract socket",
+        "is the client of a UNIX socket",
+        "has a UDP socket",
+        "has a VSOCK socket",
+        "has an MPTCP socket",
+        "listens as a standard stream",
+        *HARMLESS,
     ],
 )
 @pytest.mark.parametrize("over", ["tcp", "unix"])
 def test_a_young_relay_is_refused(kind: str, over: str, stranger: int, tmp_path: Path) -> None:
-    """A process that others can ask may not trigger, however young: a proxy that was started with
-    the container, its worker after a reload, a child that socat forks for a client. The streams of
-    a systemd service are no such sign."""
+    """A process that others can ask may not trigger, however young, and whatever kind of socket
+    they ask it through: a proxy that was started with the container, its worker after a reload, a
+    child that socat forks for a client. The streams that systemd, ssh or a CI runner give, and the
+    sockets of a client that looks up a name, are no such sign."""
     family, address = (
         (socket.AF_INET, ("127.0.0.1", 0))
         if over == "tcp"
@@ -435,11 +491,116 @@ def test_a_young_relay_is_refused(kind: str, over: str, stranger: int, tmp_path:
         accepted(listener) as environ,
     ):
         verdict = TriggerPolicy("local", None, stranger).admit(environ)
-    if kind == "has a UNIX connection":
+    if kind in HARMLESS:
         assert verdict.allowed, verdict
     else:
         assert not verdict.allowed
         assert "has another socket (" in verdict.reason
+
+
+# --- what an application runs
+
+
+APPLICATIONS = """
+import os, sys
+from gunicorn_grace.shared.memory import Memory
+kind, family, address = eval(sys.argv[1])
+code = sys.argv[2]
+if kind == "forks":
+    memory = Memory.create(slots=1)
+if kind == "another gunicorn":
+    os.environ["SERVER_SOFTWARE"] = "gunicorn/27.0.1"
+if kind == "a worker of ours":
+    os.environ["GUNICORN_GRACE_WORKER"] = "1"
+if os.fork() == 0:  # The parent ends, so this is an orphan.
+    if kind == "forks":
+        sys.argv[1] = repr((family, address, ""))
+        exec(code)
+    os.execv(sys.executable, [sys.executable, "-S", "-c", code, repr((family, address, ""))])
+os._exit(0)
+"""
+
+
+@pytest.mark.parametrize("kind", ["forks", "another gunicorn", "a worker of ours", "none of them"])
+def test_an_orphan_of_an_application_is_refused(
+    kind: str, listener: socket.socket, stranger: int
+) -> None:
+    """A `curl` that an application has put into the background has a new parent. Its environment,
+    or the memory that it holds, says where it comes from, also of another gunicorn on this
+    machine."""
+    argument = repr((kind, int(listener.family), listener.getsockname()[:2]))
+    if listener.family == socket.AF_UNIX:
+        argument = repr((kind, int(listener.family), listener.getsockname()))
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("GUNICORN")
+    }
+    with (
+        python(APPLICATIONS, argument, CLIENT, cwd=ROOT, env=environment) as process,
+        accepted(listener) as environ,
+    ):
+        process.wait(PATIENCE)
+        verdict = TriggerPolicy("local", None, stranger).admit(environ)
+    if kind == "none of them":
+        assert verdict.allowed, verdict
+    else:
+        assert not verdict.allowed
+        assert "was started by the application of a gunicorn" in verdict.reason
+
+
+@pytest.mark.parametrize(
+    ("arguments", "is_one"),
+    [
+        (["/v/bin/python", "/v/bin/gunicorn", "app:app"], True),
+        (["python3.11", "-u", "-m", "gunicorn", "app:app"], True),
+        (["python3.11", "-W", "error", "-m", "gunicorn"], True),
+        (["/v/bin/python", "/v/lib/gunicorn/__main__.py"], True),
+        (["gunicorn: worker [app]"], True),
+        (["/v/bin/gunicorn"], True),
+        (["su", "-", "gunicorn"], False),
+        (["sudo", "-u", "gunicorn", "curl"], False),
+        (["vim", "/etc/gunicorn"], False),
+        (["/v/bin/python", "/v/bin/gunicorn-grace", "rehearse", "gunicorn"], False),
+        (["python3", "-c", "import gunicorn"], False),
+        (["-bash"], False),
+        ([], False),
+    ],
+)
+def test_a_gunicorn_is_known_by_its_command_line(arguments: list[str], is_one: bool) -> None:
+    """Its script, its module or its title; not a user, a file or a command of that name."""
+    assert processes.is_gunicorn(arguments) is is_one
+
+
+def test_a_zombie_is_refused(v4: socket.socket, tmp_path: Path, stranger: int) -> None:
+    """A process that has ended and left its connection to another one is no hook."""
+    with (
+        listening(socket.AF_UNIX, str(tmp_path / "s")) as listener,
+        client_of(socket.AF_UNIX, listener.getsockname()) as process,
+        accepted(listener) as environ,
+    ):
+        process.kill()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        verdict = TriggerPolicy("local", None, stranger).admit(environ)
+    assert not verdict.allowed
+    assert f"pid {process.pid} (python" in verdict.reason
+    assert "has ended" in verdict.reason
+
+
+def test_who_holds_a_unix_connection_counts_too(tmp_path: Path, stranger: int) -> None:
+    """A process that was left the connection of another one is looked at as well."""
+    inherits = CLIENT.replace("    sys.stdin.read()", "    import os; heir = os.fork()")
+    inherits += "    if heir: print(heir, flush=True)\n    sys.stdin.read()\n"
+    with (
+        listening(socket.AF_UNIX, str(tmp_path / "s")) as listener,
+        python(inherits, repr((int(socket.AF_UNIX), listener.getsockname(), ""))) as process,
+        accepted(listener) as environ,
+    ):
+        assert process.stdout is not None
+        heir = int(process.stdout.readline())
+        assert TriggerPolicy("local", None, stranger).admit(environ).allowed
+        verdict = TriggerPolicy("local", None, heir).admit(environ)
+        os.kill(heir, 9)
+    assert not verdict.allowed
+    assert f"pid {heir} (python" in verdict.reason
 
 
 # --- addresses
@@ -513,7 +674,7 @@ def test_the_kernel_spells_addresses_as_we_do(a: tuple[int, ...], b: tuple[int, 
         socket.create_connection(listener.getsockname(), source_address=(client, 0)) as theirs,
         listener.accept()[0] as ours,
     ):
-        ends = [asker.endpoint(name) for name in (ours.getpeername(), ours.getsockname())]
+        ends = [sockets.endpoint(name) for name in (ours.getpeername(), ours.getsockname())]
         inodes = asker.Asker(1).inodes(*ends)
         assert inodes == {str(os.fstat(theirs.fileno()).st_ino)}
 
@@ -542,9 +703,9 @@ def test_a_handshake_is_no_connection() -> None:
             sock.setblocking(False)
             sock.connect_ex(where)
         # Backlog 0 has room for one; the handshakes beyond it stay at SYN_SENT.
-        last = asker.endpoint(waiting[-1].getsockname())
-        with pytest.raises(asker.Refused, match=f"port {last[1]} is in neither /proc/net/tcp"):
-            asker.Asker(1).inodes(last, asker.endpoint(where))
+        last = sockets.endpoint(waiting[-1].getsockname())
+        with pytest.raises(processes.Refused, match=f"port {last[1]} is in neither /proc/net/tcp"):
+            asker.Asker(1).inodes(last, sockets.endpoint(where))
 
 
 # --- proxies
@@ -688,7 +849,7 @@ def test_an_asker_in_a_namespace_beside_ours_is_refused(family: int, tmp_path: P
         else "another PID namespace"
     )
     assert expected in verdict.reason
-    assert asker.WAY_OUT in verdict.reason
+    assert processes.WAY_OUT in verdict.reason
 
 
 @needs_curl
@@ -756,13 +917,54 @@ def test_a_hook_of_another_user_is_refused_with_the_way_out(
     assert '"token"' in verdict.reason
 
 
+@needs_root
+def test_a_process_of_another_user_is_refused(listener: socket.socket, stranger: int) -> None:
+    """Root's worker may look into every process. One of a user who could not end this instance
+    either may not trigger."""
+    where = listener.getsockname()
+    if listener.family == socket.AF_UNIX:
+        os.chmod(where, 0o777)
+        os.chmod(Path(where).parent, 0o755)
+    code = f"import os, socket, sys; os.setgroups([]); os.setresgid(*[{NOBODY}] * 3); "
+    code += f"os.setresuid(*[{NOBODY}] * 3)" + CLIENT
+    family = listener.family
+    if family == socket.AF_UNIX and not all(os.stat(p).st_mode & 1 for p in Path(where).parents):
+        pytest.skip("another user may not reach the socket")
+    with (
+        python(code, repr((int(family), where if family == socket.AF_UNIX else where[:2], ""))),
+        accepted(listener) as environ,
+    ):
+        verdict = TriggerPolicy("local", None, stranger).admit(environ)
+    assert not verdict.allowed
+    assert f"belongs to another user ({NOBODY}, not 0)" in verdict.reason
+
+
+@pytest.mark.parametrize("has_diag", [True, False])
+def test_the_tables_say_the_same_as_the_kernel(
+    has_diag: bool, listener: socket.socket, stranger: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the kernel answers no question about one socket, the tables in /proc do."""
+
+    def fails(request: bytes) -> bytes:
+        raise PermissionError(13, "no sock_diag here")
+
+    if not has_diag:
+        monkeypatch.setattr(sockets, "_diagnosed", fails)
+    with client_of(listener.family, listener.getsockname()) as process, accepted(listener) as e:
+        verdict = TriggerPolicy("local", None, stranger).admit(e)
+        ours = TriggerPolicy("local", None, process.pid).admit(e)
+    assert verdict.allowed
+    assert f"pid {process.pid} " in verdict.reason
+    assert "belongs to this instance" in ours.reason
+
+
 def test_without_proc_nobody_is_admitted(listener: socket.socket, stranger: int) -> None:
     """Where there is no /proc, the answer is no, and the log says what to use."""
     with client_of(listener.family, listener.getsockname()), accepted(listener) as environ:
         verdict = TriggerPolicy("local", None, stranger, proc="/nonexistent").admit(environ)
     assert not verdict.allowed
     assert "/nonexistent" in verdict.reason
-    assert asker.WAY_OUT in verdict.reason
+    assert processes.WAY_OUT in verdict.reason
 
 
 def test_a_peer_that_did_not_wait_is_refused(v4: socket.socket, stranger: int) -> None:
