@@ -68,7 +68,7 @@ def on_starting(server: Any) -> None:
     loaded = settings.Settings.of(server.cfg)
     settings.check(loaded)
     overrides.attach(server, loaded, adopt)
-    budget.tell(server, loaded)
+    budget.tell(server, server.grace.settings)
     if loaded.probe_bind is not None:
         overrides.open_probe_port(server, loaded)
     if classes.tracking(server.cfg.worker_class) is None:
@@ -87,7 +87,7 @@ def on_reload(server: Any) -> None:
         server.log.error("gunicorn-grace: the old settings stay in force: %s", error)
         return
     server.grace.use(loaded)
-    budget.tell(server, loaded)
+    budget.tell(server, server.grace.settings)
     if server.grace_probe_port is not None:
         server.grace_probe_port.reload(loaded)
     elif loaded.probe_bind is not None:

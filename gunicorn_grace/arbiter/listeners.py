@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 from typing import Any
 
 from ..shared import listener
@@ -34,6 +35,7 @@ class Listeners:
         self._waiting: list[Any] = []
         """Those whose queues are served to their end before the workers are dismissed."""
         self.are_sealed = False
+        self._to_shut: list[Any] = []
         self._empty_since = 0
 
     def are_the_workers_own(self) -> bool:
@@ -41,23 +43,27 @@ class Listeners:
         to 27.0)."""
         arbiter = self._arbiter
         return bool(
-            arbiter.cfg.reuse_port and not arbiter.LISTENERS and not self._are_handed_to_us()
+            arbiter.cfg.reuse_port and not arbiter.LISTENERS and not self.are_handed_to_us()
         )
 
-    def _are_handed_to_us(self) -> bool:
+    def are_handed_to_us(self) -> bool:
+        """Whether somebody else made the listening sockets and may keep them: systemd, or whoever
+        is behind ``bind = "fd://3"``."""
         arbiter = self._arbiter
+        # gunicorn takes systemd's variables only after on_starting (22.0 to 27.0).
+        is_activated = os.environ.get("LISTEN_PID") == str(os.getpid())
         return bool(
-            arbiter.systemd or any(isinstance(address, int) for address in arbiter.cfg.address)
+            arbiter.systemd
+            or is_activated
+            or any(isinstance(address, int) for address in arbiter.cfg.address)
         )
 
     def seal(self) -> None:
         """Let no new connection in. A listener that cannot be sealed is closed when the workers are
         dismissed, as in plain gunicorn."""
+        if self.are_sealed or self.are_handed_to_us():
+            return  # What waits in sockets that others have as well stays there.
         self.are_sealed = True
-        if self._are_handed_to_us():
-            # By systemd, or bind = "fd://3": others may have them as well, and what waits in them
-            # stays there.
-            return
         log = self._arbiter.log
         if self.are_the_workers_own():
             log.info(
@@ -131,6 +137,31 @@ class Listeners:
             self.seal()
         if self._waiting and self._arbiter.LISTENERS:
             self.close()
+
+    def release(self, *, emptied: bool) -> None:
+        """Take the listeners from gunicorn when the workers are dismissed: they are to be shut, or
+        closed at once.
+
+        :param emptied: whether they were sealed, and their queues served to the end.
+        """
+        if emptied:
+            self._to_shut, self._arbiter.LISTENERS = self._arbiter.LISTENERS, []
+        else:
+            self.close()
+
+    def shut(self) -> None:
+        """Shut the listening sockets for all processes once every worker copes with that: the
+        kernel then refuses connections at once, and the address is free. Closing the arbiter's
+        descriptors would not do, because a busy worker and whatever it forked have them too."""
+        if not self._to_shut or not self._roster.may_shut():
+            return
+        listeners, self._to_shut = self._to_shut, []
+        names = ", ".join(map(str, listeners))
+        for sock in listeners:
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RD)
+            sock.close()
+        self._arbiter.log.info("gunicorn-grace: shut %s: connections are refused", names)
 
     def close(self) -> None:
         """Close the listeners. Not in gunicorn's ``stop()``, which would unlink the path of a UNIX

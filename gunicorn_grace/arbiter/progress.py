@@ -39,6 +39,7 @@ class Progress:
     :param drain: when draining began.
     :param drain_limit: when draining ends at the latest.
     :param upgraded: whether another arbiter serves the same sockets.
+    :param emptied: whether the accept queues were served to their end.
     :param http_shut: whether ``?down=true`` is disabled until restart.
     :param failed: whether the plugin has given up.
     :param rate: requests in 1000 seconds, before T0.
@@ -65,6 +66,7 @@ class Progress:
     drain: int = 0
     drain_limit: int = 0
     upgraded: bool = False
+    emptied: bool = False
     http_shut: bool = False
     failed: bool = False
     rate: int = 0
@@ -96,6 +98,7 @@ _SHOWN = (
     "upgraded",
     "drain_limit",
     "drain",
+    "emptied",
     "http_shut",
     "failed",
     "rate",

@@ -154,7 +154,9 @@ def verdict(last_after: float | None, delay: float, cut_short: str = "") -> str:
         return f"the delay was cut short ({cut_short}): nothing is known about its length"
     if last_after is None:
         return "no request came after T0"
-    if delay and last_after > 0.8 * delay:
+    if not delay:
+        return f"last request came {last_after:.1f} s after T0, and there is no delay"
+    if last_after > 0.8 * delay:
         share = 100 * last_after / delay
         return f"requests still arrived at {share:.0f} % of the delay: make it longer"
     enough = max(1, round(2 * last_after))  # Twice the time that the routers took.

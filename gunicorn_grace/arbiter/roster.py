@@ -259,6 +259,11 @@ class Roster:
             if not record.booted and record.term_seen < self._dismissed.get(record.number, 0)
         ]
 
+    def may_shut(self) -> bool:
+        """Whether every worker copes with listening sockets that are shut."""
+        living = [record.may_shut for _, record in self._living()]
+        return all(living) and len(living) == len(self._arbiter.WORKERS)
+
     def own_queues_empty_since(self) -> list[int]:
         """For each worker that has its own listeners: since when its accept queues are empty, in
         nanoseconds; 0 while they are not."""

@@ -16,10 +16,11 @@ from that store on every worker answers "not ready". gunicorn's loop wakes up an
 LAME_DUCK, and :meth:`Shutdown._enter_lame_duck` publishes T0 and the deadline and starts the timer.
 Each pass asks ``decide`` again, ten times a second, until it says DRAINING. Then
 :meth:`Shutdown._enter_draining` seals the listeners and wakes the workers, which begin to close
-idle connections. When nothing waits in the accept queues, the workers get SIGTERM and the listeners
-are closed (:meth:`Shutdown._dismiss_when_served`). When the last worker has gone, or the drain
-limit has come, :meth:`Shutdown._enter_stopped` ends gunicorn's loop; gunicorn's own ``stop()``
-follows, and kills what is left. ``on_exit`` tells the summary.
+idle connections. When nothing waits in the accept queues, the workers get SIGTERM
+(:class:`~gunicorn_grace.arbiter.draining.Draining`), and the listeners are shut for all processes.
+When the last worker has gone, or the drain limit has come, :meth:`Shutdown._enter_stopped` ends
+gunicorn's loop; gunicorn's own ``stop()`` follows, and kills what is left.
+``on_exit`` tells the summary.
 
 The drain runs inside gunicorn's loop too, and ``stop()`` comes only after it. So in every phase
 crashed workers are reaped, hung ones are noticed, and SIGINT ends it at once, on every version;
@@ -28,18 +29,20 @@ gunicorn's own ``stop()`` would block (22.0 to 24.1 ignore SIGINT there).
 
 from __future__ import annotations
 
+import dataclasses
 import signal
 import time
 from collections.abc import Callable
 from typing import Any
 
-from ..shared.agreed import LINGER, POKE
+from ..shared.agreed import POKE
 from ..shared.cells import HIGHEST, NS
 from ..shared.memory import Memory
 from ..shared.phase import Origin, Phase, check_transition
 from ..shared.settings import Settings
 from . import events
 from .budget import longest_delay
+from .draining import Draining
 from .lifecycle import (
     Observation,
     Reason,
@@ -57,9 +60,7 @@ from .telling import Telling
 from .timer import DRAINING_TICK, LAME_DUCK_TICK, Timer
 from .upgrade import Counterpart
 
-EMPTYING_MARGIN = 1.0
-"""Seconds before the drain limit at which the workers are dismissed even though connections still
-wait."""
+DELAY = "grace_shutdown_delay"
 
 QUICK_STOP = 2.0
 """Seconds that workers have after SIGINT or SIGQUIT. gunicorn 25.1 to 27.0 allow as much when one
@@ -85,6 +86,9 @@ class Shutdown:
         self.observer = Observer(
             arbiter, memory, self.progress, self.roster, self.listeners, self.counterpart
         )
+        self.draining = Draining(
+            arbiter, self.progress, self.roster, self.listeners, self.counterpart, self._publish
+        )
         self.timer = Timer(arbiter, self.roster)
         self.telling = Telling(
             arbiter, memory, self.progress, self.roster, self.counterpart, settings
@@ -98,7 +102,16 @@ class Shutdown:
         self.use(settings)
 
     def use(self, settings: Settings) -> None:
-        """Take these settings from now on, and publish those that the commands need."""
+        """Take these settings from now on, and publish those that the commands need. Where the
+        listening sockets were handed to us, whoever keeps them turns nobody away: then there is no
+        delay unless one was set."""
+        if self.listeners.are_handed_to_us() and not self.arbiter.cfg.settings[DELAY].given:
+            settings = dataclasses.replace(settings, shutdown_delay=0.0, extend_delay=False)
+            self._log.info(
+                "gunicorn-grace: no delay, because the listening sockets were handed to this "
+                "process, and whoever keeps them turns nobody away; set %s for one",
+                DELAY,
+            )
         self.settings = self.telling.settings = settings
         self.progress.delay = round(longest_delay(settings) * NS)
         self._publish()
@@ -180,8 +193,8 @@ class Shutdown:
             self._set_deadline(seen)  # An operator's drain has none by itself.
             if not progress.delay_over and is_delay_over(seen, self.settings):
                 progress.delay_over = now
-        elif seen.phase is Phase.DRAINING and not self.roster.are_dismissed:
-            self._dismiss_when_served(now)
+        elif seen.phase is Phase.DRAINING:
+            self.draining.step(now)
         self._publish()
         self.roster.mend()
         self.telling.others()
@@ -251,37 +264,12 @@ class Shutdown:
         progress.drain = now
         if not seen.upgraded:
             events.lame_duck_ended(self._log, seen, reason)
-            self._seal_unless_shared()
+            self.draining.seal_unless_shared()
         progress.phase = Phase.DRAINING
         self._publish()
         self.timer.set(DRAINING_TICK)
         self.arbiter.kill_workers(POKE)
         self.telling.report()
-
-    def _seal_unless_shared(self) -> None:
-        """Seal the listeners, unless the other arbiter still takes connections from them. Both may
-        have been told to stop: the last one that drains seals them."""
-        if not self.listeners.are_sealed and not self.counterpart.has_the_sockets():
-            self.listeners.seal()
-
-    def _dismiss_when_served(self, now: int) -> None:
-        """Dismiss the workers once nothing waits in the accept queues, or when the time to wait is
-        over."""
-        progress = self.progress
-        if now < progress.drain_limit - EMPTYING_MARGIN * NS:
-            if not progress.upgraded:
-                self._seal_unless_shared()
-            if not self.listeners.are_sealed:
-                # There was no delay in which kept-alive connections were told to close. They are
-                # told now.
-                is_served = now - progress.drain >= LINGER * NS
-            else:
-                is_served = self.listeners.are_served(now)
-            if not is_served:
-                return
-        self.roster.are_dismissed = True
-        self.listeners.close()
-        self.arbiter.kill_workers(signal.SIGTERM)
 
     def _enter_stopped(self, seen: Observation, reason: Reason) -> None:
         events.draining_ended(self._log, seen, reason, self.roster.known_cut_off())

@@ -104,6 +104,8 @@ class Header(View):
     """When ``end-delay`` was last called."""
     held = Cell(26)
     """Whether an operator's drain is in force, which waits for ``undrain``."""
+    emptied = Cell(28)
+    """Whether the accept queues were served to their end when the workers were dismissed."""
     told = Cell(27)
     """When the arbiter got its first SIGTERM, also if it serves on because of SIGUSR2. Another
     arbiter reads it."""
@@ -181,6 +183,8 @@ class Record(View):
     """Whether the worker's requests cannot be counted. Its numbers then say nothing."""
     queued = Cell(20)
     """Connections in accept queues that are the worker's own (``reuse_port``)."""
+    may_shut = Cell(21)
+    """Whether this worker copes with listening sockets that are shut."""
 
     def __init__(self, cells: memoryview[int], begin: int, number: int) -> None:
         super().__init__(cells, begin)

@@ -16,6 +16,7 @@ from ..shared import listener
 from ..shared.agreed import LINGER
 from ..shared.cells import NS, Record
 from ..shared.memory import Memory
+from .accepting import Accepting
 from .connections import accepted_at, bare, is_sending, never_sent, unread
 from .counting import Counter
 from .lingering import Lingering
@@ -32,6 +33,7 @@ class Draining:
 
     :ivar sees_all: whether the counter knows every request in flight. If it does not, a silent
         connection may have a request that is being served, so it is not closed.
+    :ivar accepting: how the worker stops accepting.
     :ivar owns_listeners: whether this worker bound its listeners itself (``reuse_port``, gunicorn
         24.1 and later).
     :ivar lingering: its connections that are closed for writing, but are still read from.
@@ -61,6 +63,7 @@ class Draining:
         self._log = log
         self.sees_all = True
         self.owns_listeners = False
+        self.accepting = Accepting(memory, record)
         self._is_watching = False
         self._speaks_http2 = False
         self._listeners: list[Any] = []
@@ -79,6 +82,7 @@ class Draining:
         self._listeners = list(worker.sockets)
         if self.owns_listeners:
             self._own_listeners = list(worker.sockets)
+        self.accepting.booted(worker, owns_listeners=self.owns_listeners)
         self._speaks_http2 = "h2" in getattr(worker.cfg, "http_protocols", ())
         self.watch()
 

@@ -103,6 +103,7 @@ class Leaving:
                 worker.alive = False  # In case the loading code catches SystemExit.
                 sys.exit(0)
             self._limit_drain(worker.cfg)
+            self._draining.accepting.stop(worker)
             self._waiting.watch()
             self._draining.watch()
         except Exception:

@@ -23,7 +23,7 @@ import pytest
 
 import gunicorn_grace
 from gunicorn_grace import cli
-from gunicorn_grace.arbiter import lifecycle, listeners, notify, report, shutdown
+from gunicorn_grace.arbiter import draining, lifecycle, listeners, notify, report, shutdown
 from gunicorn_grace.arbiter.budget import budget_line
 from gunicorn_grace.arbiter.lifecycle import Observation, Reason, decide
 from gunicorn_grace.probes import asker, trigger
@@ -166,7 +166,7 @@ TIMES = (
     (lifecycle.UNKNOWN_PERIOD_EXPIRY, "a trigger expires, where `grace_termination_period` is 0"),
     (listeners.EMPTY_FOR, "without a connection in the accept queue, it counts as served"),
     (
-        shutdown.EMPTYING_MARGIN,
+        draining.EMPTYING_MARGIN,
         "before the drain limit, workers are dismissed whatever still waits",
     ),
     (shutdown.QUICK_STOP, "workers have after SIGINT or SIGQUIT"),

@@ -54,10 +54,12 @@ def test_a_socket_that_was_handed_to_us_is_never_sealed(
     kind: str, how: str, bind: str, serve: Serve, connect: Connect, tmp_path: Path
 ) -> None:
     """Socket activation and fd:// sockets: connections made while we drain wait in the queue, and
-    the next process serves them."""
+    the next process serves them. So nobody is turned away, and there is no delay unless one is
+    set."""
     (tmp_path / "systemd.py").write_text(SYSTEMD)
     prefix = (sys.executable, str(tmp_path / "systemd.py"), how)
-    server = serve(kind=kind, executable_prefix=prefix, bind=bind, settings=SHORT, args=("-w", "1"))
+    settings, args = SHORT if how == "inherit" else {}, ("-w", "1")
+    server = serve(kind=kind, executable_prefix=prefix, bind=bind, settings=settings, args=args)
     first = server.arbiter_pid
     (worker,) = server.wait_booted(1)
     client = connect(server)
@@ -65,6 +67,7 @@ def test_a_socket_that_was_handed_to_us_is_never_sealed(
     seen = server.mark()
     os.kill(first, signal.SIGTERM)
     server.wait_phase(Phase.DRAINING)
+    assert bool(server.memory.header.delay) is (how == "inherit")
     waiting = [connect(server) for _ in range(4)]
     for late in waiting:
         late.send("/look", headers=(("Connection", "close"),))
@@ -79,6 +82,7 @@ def test_a_socket_that_was_handed_to_us_is_never_sealed(
         )
     server.wait_line("gunicorn-grace: stopped.* 0 cut off", after=seen)
     assert "sealed" not in server.output
+    assert ("no delay, because" in server.output) is (how == "activate")
 
 
 @pytest.mark.long(but="tcp+tcp+unix")

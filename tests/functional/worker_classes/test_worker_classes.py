@@ -19,11 +19,15 @@ from gunicorn_grace.shared.cells import Cell, Record
 from gunicorn_grace.shared.phase import Phase
 from support.servers import (
     HOLD,
+    LONG_DRAIN,
     SHORT,
+    WORKERS,
+    Client,
     Connect,
     Serve,
     Server,
     all_answered,
+    begin_a_request,
     look,
     look_at_each,
     looks,
@@ -434,3 +438,39 @@ def test_a_body_that_is_not_read_costs_no_response(
     else:
         upload.begin()
         upload.end(pause=0.01)
+
+
+EVERY = {**{kind: WORKERS[kind] for kind in WORKERS}, **{kind: ("-k", kind) for kind in NEEDS}}
+
+
+@pytest.mark.parametrize("worker_class", sorted(EVERY))
+def test_a_new_connection_is_refused_once_nothing_waits(
+    worker_class: str, serve: Serve, connect: Connect
+) -> None:
+    """Beside a long request, of which the drain waits for the end, a client hears at once that
+    nobody takes its connection. The address is free, and the long request gets its response."""
+    if worker_class in NEEDS:
+        skip_unless_there(worker_class)
+    server = serve(
+        application(worker_class), args=(*EVERY[worker_class], *LONG_DRAIN), settings=SHORT
+    )
+    client = connect(server)
+    begin_a_request(server, client, "/slow?s=4")
+    server.terminate()
+    server.wait_line("gunicorn-grace: shut ")
+    assert is_refused(server)
+    with socket.create_server(server.address):
+        pass
+    assert server.worker_pids(), "the long request is still being served"
+    assert client.receive().body == b"slept 4 s\n"
+    client.close()
+    assert server.wait(20) == 0, server.output
+    assert "Traceback" not in server.output
+
+
+def is_refused(server: Server) -> bool:
+    try:
+        Client(server.address, timeout=5).close()
+    except ConnectionRefusedError:
+        return True
+    return False

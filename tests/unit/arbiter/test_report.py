@@ -234,7 +234,7 @@ def test_no_space_is_an_error() -> None:
         (3.1, 10, "last request came 3.1 s after T0; a delay of 6 s would do"),
         (0.1, 10, "last request came 0.1 s after T0; a delay of 1 s would do"),
         (6.0, 10, "last request came 6.0 s after T0; the delay of 10 s fits"),
-        (2.0, 0, "last request came 2.0 s after T0; the delay of 0 s fits"),
+        (2.0, 0, "last request came 2.0 s after T0, and there is no delay"),
     ],
 )
 def test_the_verdict(last_after: float | None, delay: float, words: str) -> None:

@@ -1,0 +1,87 @@
+"""DRAINING in the arbiter: the listeners are sealed, emptied and shut, and the workers dismissed.
+
+Everything here runs in the arbiter's main thread, in the passes of gunicorn's loop.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from typing import Any
+
+from ..shared.agreed import LINGER
+from ..shared.cells import NS
+from .listeners import Listeners
+from .progress import Progress
+from .roster import Roster
+from .upgrade import Counterpart
+
+EMPTYING_MARGIN = 1.0
+"""Seconds before the drain limit at which the workers are dismissed even though connections still
+wait."""
+
+
+class Draining:
+    """What the arbiter does from the end of LAME_DUCK on.
+
+    :param arbiter: gunicorn's arbiter.
+    :param progress: how far the shutdown is.
+    :param roster: the workers.
+    :param listeners: the listening sockets.
+    :param counterpart: the other arbiter, after SIGUSR2.
+    :param publish: shows the progress to the other processes.
+    """
+
+    def __init__(
+        self,
+        arbiter: Any,
+        progress: Progress,
+        roster: Roster,
+        listeners: Listeners,
+        counterpart: Counterpart,
+        publish: Callable[[], None],
+    ) -> None:
+        self._arbiter = arbiter
+        self._progress = progress
+        self._roster = roster
+        self._listeners = listeners
+        self._counterpart = counterpart
+        self._publish = publish
+
+    def seal_unless_shared(self) -> None:
+        """Seal the listeners, unless the other arbiter still takes connections from them. Both may
+        have been told to stop: the last one that drains seals them."""
+        if not self._counterpart.has_the_sockets():
+            self._listeners.seal()
+
+    def step(self, now: int) -> None:
+        """Do what is due.
+
+        :param now: the monotonic clock, in nanoseconds.
+        """
+        if not self._roster.are_dismissed:
+            self._dismiss_when_served(now)
+        elif not self._counterpart.is_there():
+            self._listeners.shut()
+
+    def _dismiss_when_served(self, now: int) -> None:
+        """Dismiss the workers once nothing waits in the accept queues, or when the time to wait is
+        over."""
+        progress = self._progress
+        if now < progress.drain_limit - EMPTYING_MARGIN * NS:
+            if not progress.upgraded:
+                self.seal_unless_shared()
+            if self._listeners.are_sealed:
+                is_served = self._listeners.are_served(now)
+            else:
+                # Somebody else keeps the sockets. Where there was no delay in which kept-alive
+                # connections were told to close, they are told now.
+                was_told = progress.delay and not progress.upgraded
+                is_served = bool(was_told) or now - progress.drain >= LINGER * NS
+            if not is_served:
+                return
+            progress.emptied = self._listeners.are_sealed
+        self._roster.are_dismissed = True
+        self._publish()
+        self._listeners.release(emptied=progress.emptied)
+        self._arbiter.kill_workers(signal.SIGTERM)

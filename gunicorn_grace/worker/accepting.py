@@ -1,0 +1,141 @@
+"""How a worker stops accepting, so that its listening sockets can be shut. Runs in workers.
+
+When nothing waits in the accept queues and the workers are dismissed, the listening sockets are
+shut for all processes. From then on the kernel refuses a connection at once. Before, it would get
+no answer until the last process is gone.
+
+A worker that still asks such a socket for a connection gets EINVAL (Linux, inet_csk_accept), and
+gunicorn's workers raise on it (22.0 to 27.0). So each worker says when it copes with that. A worker
+class that is not known here never says so: its listeners stay open as long as it runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import socket
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from ..shared.cells import Record
+from ..shared.memory import Memory
+
+
+class Accepting:
+    """The listeners of this worker.
+
+    :param memory: the shared memory.
+    :param record: the worker's record.
+    """
+
+    def __init__(self, memory: Memory, record: Record) -> None:
+        self._memory = memory
+        self._record = record
+        self._servers: list[Any] = []
+        self._stop: Callable[[Any], None] = lambda worker: None
+        self._own: list[Any] = []
+
+    def booted(self, worker: Any, *, owns_listeners: bool) -> None:
+        """Find the way in which this worker accepts. Called just before it serves.
+
+        :param worker: gunicorn's worker.
+        :param owns_listeners: whether no other process has them (``reuse_port``). The worker then
+            shuts them itself.
+        """
+        self._own = list(worker.sockets) if owns_listeners else []
+        names = {cls.__name__ for cls in type(worker).__mro__}
+        if names & {"SyncWorker", "ThreadWorker", "TornadoWorker"}:
+            for sock in worker.sockets:
+                _take_shut_for_empty(sock)
+            # They cope from the first moment on, also if a request keeps them from their handlers.
+            self._record.may_shut = 1
+        if names & {"SyncWorker", "ThreadWorker"}:
+            self._stop = lambda worker: self._done()
+        elif "GeventWorker" in names:
+            self._remember_gevent_servers()
+            self._stop = self._stop_gevent
+        elif names & {"ASGIWorker", "UvicornWorker", "TornadoWorker"}:
+            self._stop = self._stop_asyncio
+
+    def stop(self, worker: Any) -> None:
+        """Accept no more, if the accept queues were served to their end. Called in the signal
+        handler in which the worker is dismissed.
+
+        :param worker: gunicorn's worker.
+        """
+        if self._memory.header.emptied:
+            self._stop(worker)
+
+    def _done(self) -> None:
+        self._record.may_shut = 1
+        for sock in self._own:
+            # It may be closed already.
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                sock.shutdown(socket.SHUT_RD)
+
+    def _remember_gevent_servers(self) -> None:
+        """Learn which servers the worker is about to start. They are local to its ``run``."""
+        server: Any = sys.modules["gevent.baseserver"].BaseServer
+        start = server.start_accepting
+
+        def start_accepting(server: Any) -> None:
+            # A pool that was full starts its server again when it has room.
+            if self._memory.header.emptied and self._record.may_shut:
+                return
+            if server not in self._servers:
+                self._servers.append(server)
+            start(server)
+
+        server.start_accepting = start_accepting
+
+    def _stop_gevent(self, worker: Any) -> None:
+        from gevent import get_hub
+
+        def stop() -> None:
+            self._done()
+            for server in self._servers:
+                server.stop_accepting()
+
+        # The handler may have interrupted the hub in the middle of an accept.
+        get_hub().loop.run_callback_threadsafe(stop)
+
+    def _stop_asyncio(self, worker: Any) -> None:
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            return  # It does not serve yet, or no longer.
+        inodes = set()
+        for sock in worker.sockets:
+            with contextlib.suppress(OSError, AttributeError):  # uvicorn has closed it.
+                inodes.add(os.fstat(sock.fileno()).st_ino)
+        if isinstance(loop, asyncio.SelectorEventLoop):
+            loop.call_soon_threadsafe(self._stop_reading, loop, inodes)
+
+    def _stop_reading(self, loop: Any, inodes: set[int]) -> None:
+        # uvicorn serves a duplicate of the socket.
+        for name in os.listdir("/proc/self/fd"):
+            with contextlib.suppress(OSError):
+                if os.fstat(int(name)).st_ino in inodes:
+                    loop.remove_reader(int(name))
+        self._done()
+
+
+def _take_shut_for_empty(sock: Any) -> None:
+    """Let ``accept`` on a socket that is shut do what it does on one where nothing waits.
+
+    :param sock: gunicorn's wrapper of a listening socket.
+    """
+    accept = sock.sock.accept
+
+    def accept_unless_shut() -> Any:
+        try:
+            return accept()
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            raise BlockingIOError(errno.EAGAIN, "the listener is shut") from None
+
+    sock.accept = accept_unless_shut
