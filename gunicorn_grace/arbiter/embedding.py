@@ -118,9 +118,9 @@ def _put_behind(cls: type, ours: Callable[..., Any]) -> None:
 
 def _named_by(cfg: Any) -> str:
     """Where somebody asked for the plugin in words that gunicorn does not read here."""
-    if PACKAGE in str(cfg.settings["config"].get()):
+    if CONF_MODULE in str(cfg.settings["config"].get()):
         return "the option config"
-    if PACKAGE in os.environ.get("GUNICORN_CMD_ARGS", ""):
+    if CONF_MODULE in os.environ.get("GUNICORN_CMD_ARGS", ""):
         return "GUNICORN_CMD_ARGS"
     return ""
 
@@ -134,7 +134,7 @@ def _start(arbiter: Any) -> None:
             arbiter.log.warning(NOT_SWITCHED_ON)
         elif not hasattr(arbiter, "grace"):
             hooks["on_starting"](arbiter)
-        elif arbiter.grace.settings != arbiter.grace.settings.of(arbiter.cfg):
+        elif arbiter.grace.as_set != arbiter.grace.as_set.of(arbiter.cfg):
             hooks["on_reload"](arbiter)
     except GraceError as error:
         arbiter.log.error("gunicorn-grace: %s", error)

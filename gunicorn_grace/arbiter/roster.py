@@ -265,8 +265,7 @@ class Roster:
         return all(living) and len(living) == len(self._arbiter.WORKERS)
 
     def own_queues_empty_since(self) -> list[int]:
-        """For each worker that has its own listeners: since when its accept queues are empty, in
-        nanoseconds; 0 while they are not."""
+        """For each worker: since when its own accept queues are empty, in ns; 0 while not."""
         return [record.empty_since for _, record in self._living()]
 
 

@@ -71,6 +71,9 @@ up to graceful_timeout."""
 class Shutdown:
     """The shutdown of one instance. Everything here runs in the arbiter's main thread.
 
+    :ivar as_set: the settings as somebody has set them.
+    :ivar settings: the settings in use.
+
     :param arbiter: gunicorn's arbiter.
     :param memory: the shared memory.
     :param settings: the settings at the start.
@@ -105,6 +108,7 @@ class Shutdown:
         """Take these settings from now on, and publish those that the commands need. Where the
         listening sockets were handed to us, whoever keeps them turns nobody away: then there is no
         delay unless one was set."""
+        self.as_set = settings
         if self.listeners.are_handed_to_us() and not self.arbiter.cfg.settings[DELAY].given:
             settings = dataclasses.replace(settings, shutdown_delay=0.0, extend_delay=False)
             self._log.info(

@@ -104,7 +104,7 @@ class Header(View):
     """When ``end-delay`` was last called."""
     held = Cell(26)
     """Whether an operator's drain is in force, which waits for ``undrain``."""
-    emptied = Cell(28)
+    emptied = Cell(29)
     """Whether the accept queues were served to their end when the workers were dismissed."""
     told = Cell(27)
     """When the arbiter got its first SIGTERM, also if it serves on because of SIGUSR2. Another

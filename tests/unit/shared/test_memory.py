@@ -514,3 +514,11 @@ def test_no_garbage_crashes_a_reader(content: bytes) -> None:
     comes out."""
     with foreign(content) as file:
         use(file)
+
+
+@pytest.mark.parametrize("view", [Header, Record])
+def test_no_two_names_share_a_cell(view: type) -> None:
+    """Each name of a header and of a record has a cell of its own, and all of them fit in."""
+    offsets = [cell.offset for cell in vars(view).values() if isinstance(cell, Cell)]
+    assert len(set(offsets)) == len(offsets)
+    assert max(offsets) < (layout.HEADER_CELLS if view is Header else layout.RECORD_CELLS)
