@@ -22,7 +22,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from .arbiter import adoption, budget, embedding, overrides
+from .arbiter import adoption, budget, embedding, overrides, reach
 from .errors import ConfigurationError
 from .shared import settings
 from .shared.guard import guarded, tell_once
@@ -73,6 +73,7 @@ def on_starting(server: Any) -> None:
         overrides.open_probe_port(server, loaded)
     if classes.tracking(server.cfg.worker_class) is None:
         server.log.warning(_UNTRACKED, f"the worker class {server.cfg.worker_class_str}")
+    reach.tell(server)
 
 
 def on_reload(server: Any) -> None:

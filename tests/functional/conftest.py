@@ -97,3 +97,16 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with path.open("a") as both:
         both.write(Path(f"{path}.crt").read_text())
     return path
+
+
+@pytest.fixture
+def container() -> tuple[str, ...]:
+    """What makes gunicorn PID 1 of a PID namespace, as in a container without an init."""
+    command = ("unshare", "--fork", "--pid", "--mount-proc")
+    try:
+        refused = subprocess.run([*command, "true"], capture_output=True, timeout=20).returncode
+    except FileNotFoundError:
+        pytest.skip("there is no unshare(1) here")
+    if refused:
+        pytest.skip("a PID namespace is not to be had here")
+    return command

@@ -5,26 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from gunicorn_grace.rehearsal.processes import procfs
 from support.servers import HOLD, LONG_DRAIN, SHORT, Serve
-
-
-@pytest.fixture
-def container() -> tuple[str, ...]:
-    """What makes gunicorn PID 1 of a PID namespace, as in a container without an init."""
-    command = ("unshare", "--fork", "--pid", "--mount-proc")
-    try:
-        refused = subprocess.run([*command, "true"], capture_output=True, timeout=20).returncode
-    except FileNotFoundError:
-        pytest.skip("there is no unshare(1) here")
-    if refused:
-        pytest.skip("a PID namespace is not to be had here")
-    return command
 
 
 def test_sigterm_during_a_preload_ends_it_at_once(serve: Serve) -> None:
