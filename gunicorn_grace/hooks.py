@@ -32,6 +32,7 @@ from .worker.answering import WorkerAnswers
 from .worker.counting import Counting
 from .worker.overlay import Overlay
 from .worker.publishing import publish
+from .worker.unfinished import INTERRUPTED
 
 _UNTRACKED = (
     "gunicorn-grace: requests of %s cannot be counted: the delay, readiness in the shared memory "
@@ -185,7 +186,7 @@ def worker_int(worker: Any) -> None:
     # serves.
     if ours is not None and not process.is_in_reloader(worker):
         ours.leaving.note_cut_off()
-        ours.unfinished.tell("when the worker was interrupted, and cut off")
+        ours.unfinished.tell_at_once(INTERRUPTED)
 
 
 def worker_abort(worker: Any) -> None:
@@ -193,7 +194,7 @@ def worker_abort(worker: Any) -> None:
     ours = process.this_worker
     if ours is not None:
         ours.leaving.note_cut_off()
-        ours.unfinished.tell("when the worker was aborted, and cut off")
+        ours.unfinished.tell_at_once("when the worker was aborted, and cut off")
 
 
 def on_exit(server: Any) -> None:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from ..shared.agreed import POKE, TELL_BEFORE
 from ..shared.cells import NS, Record
 from ..shared.memory import Memory, unix_time
 from ..shared.phase import Phase
@@ -60,7 +61,7 @@ class Telling:
         self.halted = ""
         self.is_exiting = self.has_finished = False
         self._since_before = 0
-        self._told_of_forking = False
+        self._told_of_forking = self._have_told = False
         self._untold: list[BaseException] = []
         self._service_manager = notify.ServiceManager()
         self._gauges = notify.Gauges()
@@ -98,6 +99,18 @@ class Telling:
         """Tell the service manager and StatsD what they do not know yet."""
         self._attempt("NOTIFY_SOCKET cannot be told", self._tell_service_manager)
         self._attempt("StatsD cannot be told", self._send_gauges, time.monotonic())
+        self._have_the_stuck_tell()
+
+    def _have_the_stuck_tell(self) -> None:
+        """Poke gevent's and eventlet's workers a second before the drain limit. One that is stuck
+        in a greenlet that does not yield can log it only in a signal handler."""
+        limit, now = self._progress.drain_limit, time.monotonic_ns()
+        if self._have_told or not limit or now < limit - TELL_BEFORE * NS:
+            return
+        self._have_told = True
+        names = {cls.__name__ for cls in self._arbiter.cfg.worker_class.__mro__}
+        if "AsyncWorker" in names:
+            self._arbiter.kill_workers(POKE)
 
     def _tell_service_manager(self) -> None:
         if self._progress.upgraded or self._counterpart.serves():

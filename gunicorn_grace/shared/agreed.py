@@ -24,6 +24,9 @@ LINGER = 2.0
 just sending is then still answered, with ``Connection: close`` (RFC 9112, section 9.6). gunicorn
 27.0 itself lingers for the same time."""
 
+TELL_BEFORE = 1.0
+"""Seconds before the drain limit at which a worker logs what it is still doing."""
+
 LISTENER, MEMORY, ARBITER = 3, 4, 5
 """Descriptors that the arbiter passes to the probe responder: the listener, the shared memory, and
 itself as a process, where the kernel has that. The responder closes all others."""

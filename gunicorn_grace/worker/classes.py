@@ -58,7 +58,7 @@ def tracking(worker_class: type) -> str | None:
 def owner_of_requests(worker_class: type) -> Callable[[], Any]:
     """Return a function that returns what serves the current request: the thread's number, the
     greenlet, or the asyncio task."""
-    if any(cls.__name__ == "AsyncWorker" for cls in worker_class.__mro__):  # gevent, eventlet
+    if is_async(worker_class):
         from greenlet import getcurrent
 
         return getcurrent
@@ -72,6 +72,11 @@ def owner_of_requests(worker_class: type) -> Callable[[], Any]:
 def is_threaded(worker_class: type) -> bool:
     """Whether a worker may serve requests in more than one thread."""
     return not {cls.__name__ for cls in worker_class.__mro__} & {"SyncWorker", "AsyncWorker"}
+
+
+def is_async(worker_class: type) -> bool:
+    """Whether greenlets serve the requests: gevent's classes, and eventlet's."""
+    return any(cls.__name__ == "AsyncWorker" for cls in worker_class.__mro__)
 
 
 def is_sync(worker_class: type) -> bool:

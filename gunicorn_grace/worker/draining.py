@@ -20,7 +20,7 @@ from .accepting import Accepting
 from .connections import accepted_at, bare, is_sending, never_sent, unread
 from .counting import Counter
 from .lingering import Lingering
-from .unfinished import Unfinished
+from .unfinished import END_OF_DRAIN, Unfinished
 
 TICK = 0.05
 IDLE_TICKS = 6
@@ -110,7 +110,7 @@ class Draining:
                     self._admit_late_ones()
                 else:
                     idle_since = self._close_idle(idle_since)
-                self._unfinished.tell_before("the end of the drain", header.drain_limit, now)
+                self._unfinished.tell_before(END_OF_DRAIN, header.drain_limit, now)
                 time.sleep(TICK)
         except Exception:
             # Idle connections then delay the exit up to the drain limit, as in plain gunicorn.

@@ -250,10 +250,11 @@ class Duties:
         ]
         return held + self.callbacks.left()
 
-    def tell_left(self, when: str) -> None:
+    def tell_left(self, when: str) -> bool:
         """Log the holds and callbacks that still keep the worker, if there are any.
 
         :param when: the moment, as the log names it.
+        :returns: whether there are any.
         """
         left = self.left()
         if left:
@@ -267,6 +268,7 @@ class Duties:
                 ", ".join(left[:NAMED]),
                 more,
             )
+        return bool(left)
 
 
 this_workers: Duties | None = None

@@ -14,12 +14,12 @@ from typing import Any
 
 from ..shared.cells import NS, Record
 from ..shared.memory import Memory
-from .classes import adapt
+from .classes import adapt, is_async
 from .draining import TICK, Draining
 from .duties import Duties
 from .lingering import PATIENCE
 from .sigterm import Sigterm, ours
-from .unfinished import Unfinished
+from .unfinished import END_OF_DRAIN, INTERRUPTED, Unfinished
 from .waiting import Waiting
 
 LATER_THAN_THE_ARBITER = 0.5
@@ -160,7 +160,7 @@ class Leaving:
             if not self._duties.left() and not drain_limit and now >= told + PATIENCE * NS:
                 return  # The replacement of a worker that recycles itself waits for its end.
             limit = drain_limit or own_limit
-            what = "the end of the drain" if drain_limit else "graceful_timeout"
+            what = END_OF_DRAIN if drain_limit else "graceful_timeout"
             self._unfinished.tell_before(what, limit, now)
             if now >= limit:
                 return
@@ -205,6 +205,8 @@ class Leaving:
             try:
                 self._waiting.watch()
                 self._draining.watch()
+                limit = self._memory.header.drain_limit
+                self._unfinished.tell_if_stuck(END_OF_DRAIN, limit, time.monotonic_ns())
             except Exception:
                 worker.log.exception("gunicorn-grace: failed to watch the drain; gunicorn goes on")
 
@@ -223,7 +225,16 @@ class Leaving:
                     "gunicorn-grace: failed to wait for holds and callbacks; the worker leaves"
                 )
 
+        def handle_quit(worker: Any, sig: int, frame: Any) -> None:
+            with contextlib.suppress(Exception):
+                if self._unfinished.is_stuck() and not self._is_a_child():
+                    self._unfinished.tell_at_once(INTERRUPTED)
+            interrupt(worker, sig, frame)
+
         cls.handle_exit, cls.handle_winch, cls.run = handle_exit, handle_winch, run
+        if is_async(cls):
+            # gevent's and eventlet's handler only begins a greenlet, which calls worker_int.
+            interrupt, cls.handle_quit = cls.handle_quit, handle_quit
         try:
             sigterm.keep(worker)
             adapt(

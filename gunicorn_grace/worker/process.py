@@ -125,6 +125,7 @@ class WorkerProcess:
         self.memory.is_booted_worker = True
         self.record.booted = 1  # First, because the worker is ready even if a later step fails.
         self.counter.note_probe_paths()
+        self.unfinished.booted(worker)
         self.draining.booted(worker)
         self.waiting.booted(worker, owns_listeners=self.draining.owns_listeners)
         self.duties.callbacks.booted()

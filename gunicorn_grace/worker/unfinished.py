@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from typing import Any
 
+from ..shared.agreed import TELL_BEFORE
 from ..shared.cells import NS
 from ..shared.text import printable
 from .counting import Counter
-from .duties import Duties
+from .duties import NAMED, Duties
+from .places import current_greenlet, place_of, what_keeps
 
-DUMP_BEFORE = 1.0
-"""Seconds before the drain limit at which a worker logs what it is still doing."""
+END_OF_DRAIN = "the end of the drain"
+INTERRUPTED = "when the worker was interrupted, and cut off"
 
 
 class Unfinished:
     """Logs the requests in flight, and the holds and callbacks that keep the worker.
+
+    :ivar package: the package of the application.
 
     :param counter: the worker's counter.
     :param duties: the worker's holds and callbacks.
@@ -27,7 +30,13 @@ class Unfinished:
         self._counter = counter
         self._duties = duties
         self._log = log
-        self._is_told = False
+        self._is_told = self._is_interrupted = False
+        self.package = ""
+
+    def booted(self, worker: Any) -> None:
+        """Note the name of the application. Called just before the worker serves."""
+        uri = getattr(getattr(worker, "app", None), "app_uri", None) or ""
+        self.package = uri.partition(":")[0].partition(".")[0]
 
     def tell_before(self, what: str, limit: int, now: int) -> None:
         """Log them once, a second before a limit.
@@ -36,15 +45,55 @@ class Unfinished:
         :param limit: the time of the limit, in monotonic nanoseconds; 0 without a limit.
         :param now: the monotonic clock, in nanoseconds.
         """
-        if limit and not self._is_told and now >= limit - DUMP_BEFORE * NS:
+        if limit and not self._is_told and now >= limit - TELL_BEFORE * NS:
             self._is_told = True
-            self.tell(f"{DUMP_BEFORE:g} s before {what}")
+            when = f"{TELL_BEFORE:g} s before {what}"
+            if not self.tell(when):
+                self._tell_what_keeps(when)
 
-    def tell(self, when: str) -> None:
-        """Log each request in flight with its method, path without query, age and current code
-        line; then the holds and callbacks.
+    def tell_at_once(self, when: str) -> None:
+        """Log them because the worker is told to end at once. Only the first call does.
 
         :param when: the moment, as the log names it.
+        """
+        if not self._is_interrupted:
+            self._is_interrupted = True
+            self.tell(when)
+
+    def is_stuck(self) -> bool:
+        """Whether the code that a signal handler has interrupted is a greenlet that serves a
+        request. It may never yield, and no other greenlet would run."""
+        current = current_greenlet()
+        entries = list(self._counter.in_flight.values())
+        return current is not None and any(owner is current for _, owner, _ in entries)
+
+    def tell_if_stuck(self, what: str, limit: int, now: int) -> None:
+        """Log them in a signal handler if the thread that would do it may not run.
+
+        :param what: the limit, as the log names it.
+        :param limit: the time of the limit, in monotonic nanoseconds; 0 without a limit.
+        :param now: the monotonic clock, in nanoseconds.
+        """
+        if self.is_stuck():
+            self.tell_before(what, limit, now)
+
+    def _tell_what_keeps(self, when: str) -> None:
+        kept = what_keeps(self.package)
+        if kept:
+            more = f" and {len(kept) - NAMED} more" if len(kept) > NAMED else ""
+            self._log.warning(
+                "gunicorn-grace: no request is left %s, but the worker is kept by %s%s",
+                when,
+                printable(", ".join(kept[:NAMED])),
+                more,
+            )
+
+    def tell(self, when: str) -> bool:
+        """Log each request in flight with its method, path without query, age and current place in
+        the code; then the holds and callbacks.
+
+        :param when: the moment, as the log names it.
+        :returns: whether there was anything to log.
         """
         entries = list(self._counter.in_flight.items())
         now = time.monotonic_ns()
@@ -57,28 +106,6 @@ class Unfinished:
                 printable(request.method),
                 printable(request.path),
                 (now - began) / NS,
-                stack_top(owner),
+                place_of(owner, self.package),
             )
-        self._duties.tell_left(when)
-
-
-def stack_top(owner: Any) -> str:
-    """Return the file, line and function that a request has reached.
-
-    :param owner: the thread's number, the greenlet, or the asyncio task.
-    """
-    if isinstance(owner, int):
-        frame = sys._current_frames().get(owner)
-    elif hasattr(owner, "get_coro"):
-        # An asyncio task: follow the waiting coroutines to the innermost one.
-        inner = owner.get_coro()
-        while (waits_for := getattr(inner, "cr_await", None)) is not None and hasattr(
-            waits_for, "cr_frame"
-        ):
-            inner = waits_for
-        frame = getattr(inner, "cr_frame", None)
-    else:
-        frame = getattr(owner, "gr_frame", None)
-    if frame is None:
-        return "an unknown place"
-    return f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_name}"
+        return self._duties.tell_left(when) or any(counted for _, (_, _, counted) in entries)

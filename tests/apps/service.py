@@ -6,6 +6,7 @@ from __future__ import annotations
 import ctypes
 import os
 import resource
+import threading
 import time
 import traceback
 from collections.abc import Iterator, Mapping
@@ -110,6 +111,27 @@ def fetch_here(query: Query) -> dict[str, Any]:
 @app.get("/crash")
 def crash(query: Query) -> str:
     os._exit(1)
+
+
+@app.get("/busy")
+def busy(query: Query) -> str:
+    """Takes as long as it is told and never waits: under gevent nothing else runs meanwhile."""
+    say(f"slow request begins in {os.getpid()}")
+    end = time.monotonic() + float(query["s"])
+    while time.monotonic() < end:
+        pass
+    return "busy\n"
+
+
+@app.get("/keep")
+def keep(query: Query) -> str:
+    """Leaves a thread behind that keeps the worker from its end."""
+    threading.Thread(target=upload, name="uploader").start()
+    return "kept\n"
+
+
+def upload() -> None:
+    threading.Event().wait(60)
 
 
 @app.get("/nap")

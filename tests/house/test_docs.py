@@ -37,7 +37,7 @@ from gunicorn_grace.shared.cells import Header, Record
 from gunicorn_grace.shared.phase import TRANSITIONS, Kind, Origin, Phase
 from gunicorn_grace.shared.platforms import PLATFORMS, UNKNOWN
 from gunicorn_grace.shared.settings import TERMINATION_LOG, Settings, rows
-from gunicorn_grace.worker import connections, unfinished
+from gunicorn_grace.worker import connections
 from support.paths import DOCS, TESTS
 
 pytestmark = pytest.mark.once
@@ -175,7 +175,7 @@ TIMES = (
         connections.SENDING_FOR,
         "without a byte, a connection in the middle of a request counts as idle",
     ),
-    (unfinished.DUMP_BEFORE, "before the drain limit, workers log what they are still doing"),
+    (agreed.TELL_BEFORE, "before the drain limit, workers log what they are still doing"),
     (asker.MAX_AGE, "and older, a process is not a preStop hook"),
     (trigger.LOOKUP_INTERVAL, "between two look-ups of a trigger, in one worker"),
     (trigger.REFUSAL_LOG_INTERVAL, "between two log lines about refused triggers, in one worker"),

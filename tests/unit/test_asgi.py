@@ -364,4 +364,5 @@ def test_the_dump_shows_where_a_coroutine_waits(
 
     asyncio.run(look())
     assert "in flight now: GET /report for" in caplog.text
-    assert "in sleep" in caplog.text
+    assert "test_asgi.py" in caplog.text
+    assert "in innermost" in caplog.text

@@ -149,6 +149,7 @@ def test_a_request_longer_than_the_budget_is_cut_off_and_counted(
     assert "1 cut off" in server.summary()
     dump = server.wait_line("in flight 1 s before the end of the drain")
     assert "GET /slow for" in dump
+    assert re.search(r"at \S+/service\.py:\d+ in slow$", dump), dump
     assert "secret" not in dump
     server.wait_line("deadline_reached")
 

@@ -664,5 +664,5 @@ def test_what_is_in_flight_is_named_without_its_query(ours: WorkerProcess) -> No
     line = stream.getvalue()
     assert line.count("\n") == 1
     assert "in flight now: POST /slow for 0." in line
-    assert "unfinished.py" in line
+    assert "test_process.py:" in line
     assert "password" not in line
