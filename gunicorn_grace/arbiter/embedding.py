@@ -49,6 +49,9 @@ _everywhere: Adopt | None = None
 """Adopts the configuration of every application of this process, once it is asked for."""
 
 
+_is_off = False
+
+
 def enable(adopt: Adopt) -> None:
     """Switch the plugin on for every gunicorn that this process starts.
 
@@ -56,6 +59,13 @@ def enable(adopt: Adopt) -> None:
     """
     global _everywhere
     _everywhere = adopt
+
+
+def leave_off() -> None:
+    """Tell nobody that the plugin is not switched on. It is off on purpose: this is the plain
+    gunicorn of a rehearsal."""
+    global _is_off
+    _is_off = True
 
 
 def tell_too_late(arbiter: Any) -> None:
@@ -68,7 +78,7 @@ def watch(adopt: Adopt) -> None:
 
     :param adopt: makes a ``Config`` know our settings and hooks.
     """
-    from gunicorn.app.base import BaseApplication
+    from gunicorn.app.base import Application, BaseApplication
     from gunicorn.arbiter import Arbiter
 
     def load_default_config(original: Callable[..., Any], app: Any) -> None:
@@ -80,8 +90,11 @@ def watch(adopt: Adopt) -> None:
             _everywhere(app.cfg)
 
     def setup(original: Callable[..., Any], arbiter: Any, app: Any) -> None:
-        named_by = "" if hooks_of(app.cfg) else _named_by(app.cfg)
-        if not hooks_of(app.cfg) and (_everywhere or named_by):
+        is_on = hooks_of(app.cfg) is not None
+        # An Application reads both places by itself, and may have found another file first.
+        reads_files = isinstance(app, Application)
+        named_by = "" if is_on or reads_files else _named_by(app.cfg)
+        if not is_on and (_everywhere or named_by):
             (_everywhere or adopt)(app.cfg)
         original(arbiter, app)
         if named_by:
@@ -131,7 +144,8 @@ def _start(arbiter: Any) -> None:
     hooks = hooks_of(arbiter.cfg)
     try:
         if hooks is None:
-            arbiter.log.warning(NOT_SWITCHED_ON)
+            if not _is_off:
+                arbiter.log.warning(NOT_SWITCHED_ON)
         elif not hasattr(arbiter, "grace"):
             hooks["on_starting"](arbiter)
         elif arbiter.grace.as_set != arbiter.grace.as_set.of(arbiter.cfg):

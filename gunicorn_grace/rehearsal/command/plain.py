@@ -16,6 +16,8 @@ import runpy as _runpy
 import sys as _sys
 import types as _types
 
+from ...arbiter import embedding as _embedding
+
 #: The environment variable with the path of the user's file.
 _VARIABLE = "REHEARSAL_CONFIG"
 
@@ -43,6 +45,7 @@ def _load(path: str) -> dict[str, object]:
             _sys.modules[silent.__name__] = loaded
 
 
+_embedding.leave_off()
 _path = _os.environ.get(_VARIABLE) or "gunicorn.conf.py"
 if _os.environ.get(_VARIABLE) or _os.path.exists(_path):
     globals().update(

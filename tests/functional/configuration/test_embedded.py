@@ -105,3 +105,20 @@ def test_a_wrong_name_in_a_program_is_refused(serve: Serve) -> None:
     output = str(failed.value.output)
     assert re.search("grace_shutdown_dely.*did you mean grace_shutdown_delay", output), output
     assert "Traceback" not in output
+
+
+PLAIN = "python:gunicorn_grace.rehearsal.command.plain"
+
+
+@pytest.mark.once
+def test_a_file_that_gunicorn_reads_is_not_asked_twice(serve: Serve, tmp_path: Path) -> None:
+    """gunicorn's own command reads its arguments, and they win over GUNICORN_CMD_ARGS: whoever
+    names another file there does not get the plugin. The plain gunicorn of a rehearsal is silent
+    about it; any other says so in a line."""
+    env = {"GUNICORN_CMD_ARGS": "-c python:gunicorn_grace.conf"}
+    server = serve(config=("-c", PLAIN), env=env)
+    assert "gunicorn-grace" not in server.output
+    (tmp_path / "mine.py").write_text("import gunicorn_grace\n")
+    server = serve(config=("-c", "mine.py"), env=env)
+    server.wait_line("it is imported and not switched on")
+    assert "gunicorn-grace: lame duck" not in server.output
