@@ -30,6 +30,7 @@ class Draining:
     :param listeners: the listening sockets.
     :param counterpart: the other arbiter, after SIGUSR2.
     :param publish: shows the progress to the other processes.
+    :param is_awaited: returns whether another instance waits for the addresses of this one.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class Draining:
         listeners: Listeners,
         counterpart: Counterpart,
         publish: Callable[[], None],
+        is_awaited: Callable[[int], bool],
     ) -> None:
         self._arbiter = arbiter
         self._progress = progress
@@ -47,6 +49,7 @@ class Draining:
         self._listeners = listeners
         self._counterpart = counterpart
         self._publish = publish
+        self._is_awaited = is_awaited
 
     def seal_unless_shared(self) -> None:
         """Seal the listeners, unless the other arbiter still takes connections from them. Both may
@@ -61,8 +64,17 @@ class Draining:
         """
         if not self._roster.are_dismissed:
             self._dismiss_when_served(now)
-        elif not self._counterpart.is_there():
-            self._listeners.shut()
+        elif not self._counterpart.is_there() and self._listeners.shut():
+            self._make_room()
+
+    def _make_room(self) -> None:
+        """Give up what a successor needs besides the addresses, if one waits."""
+        if not self._is_awaited(self._progress.t0):
+            return
+        if self._arbiter.pidfile is not None:
+            self._arbiter.pidfile.unlink()
+        if self._arbiter.grace_probe_port is not None:
+            self._arbiter.grace_probe_port.end()
 
     def _dismiss_when_served(self, now: int) -> None:
         """Dismiss the workers once nothing waits in the accept queues, or when the time to wait is

@@ -23,7 +23,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..errors import GraceError
-from . import stack
+from . import predecessor, stack
 from .adoption import hooks_of, know
 
 PACKAGE = __package__.partition(".")[0]
@@ -97,6 +97,8 @@ def watch(adopt: Adopt) -> None:
         if not is_on and (_everywhere or named_by):
             (_everywhere or adopt)(app.cfg)
         original(arbiter, app)
+        if hooks_of(app.cfg) and not hasattr(arbiter, "grace"):
+            _wait_for_predecessor(arbiter)
         if named_by:
             arbiter.log.info(
                 "gunicorn-grace: switched on, because %s names it; this program reads no "
@@ -114,6 +116,13 @@ def watch(adopt: Adopt) -> None:
         (Arbiter, init_signals),
     ):
         _put_behind(cls, method)
+
+
+def _wait_for_predecessor(arbiter: Any) -> None:
+    try:
+        predecessor.wait(arbiter)
+    except Exception:
+        arbiter.log.exception("gunicorn-grace: cannot wait for an instance that shuts down")
 
 
 def _put_behind(cls: type, ours: Callable[..., Any]) -> None:

@@ -45,6 +45,7 @@ class Reason(str, enum.Enum):
     QUIET = "quiet"
     EXTENDED = "extended until quiet"
     ENDED = "ended by command"
+    SUCCESSOR = "successor waits"
     BUDGET = "budget"
     EXPIRED = "trigger expired"
     UNDRAINED = "undrained"
@@ -55,7 +56,7 @@ class Reason(str, enum.Enum):
         return self.value
 
 
-CUT_SHORT = frozenset({Reason.ENDED, Reason.BUDGET})
+CUT_SHORT = frozenset({Reason.ENDED, Reason.SUCCESSOR, Reason.BUDGET})
 """Reasons for which the delay ends although requests may still come."""
 
 
@@ -74,6 +75,7 @@ class Observation:
         drains, and a SIGTERM that is repeated changes nothing: process managers repeat it.
     :param held: whether an operator's drain is in force, which waits for ``undrain``.
     :param ended: whether a command ended the delay.
+    :param awaited: whether another instance waits for the addresses of this one.
     :param undrain: whether an operator took the drain back.
     :param upgraded: whether another arbiter serves the same sockets (SIGUSR2).
     :param last_arrival: when the last request came, probes excluded; ``None`` when none ever did.
@@ -93,6 +95,7 @@ class Observation:
     sigterm: float | None = None
     held: bool = False
     ended: bool = False
+    awaited: bool = False
     undrain: bool = False
     upgraded: bool = False
     last_arrival: float | None = None
@@ -210,6 +213,8 @@ def _lame_duck(o: Observation, s: Settings) -> tuple[Phase, Reason | None]:
         return Phase.DRAINING, Reason.UPGRADED
     if o.ended:
         return Phase.DRAINING, Reason.ENDED
+    if o.awaited:
+        return Phase.DRAINING, Reason.SUCCESSOR
 
     assert o.clock is not None
     elapsed = o.now - o.t0

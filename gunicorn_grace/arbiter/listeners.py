@@ -36,6 +36,7 @@ class Listeners:
         """Those whose queues are served to their end before the workers are dismissed."""
         self.are_sealed = False
         self._to_shut: list[Any] = []
+        self._files: dict[str | bytes, tuple[int, ...]] = {}
         self._empty_since = 0
 
     def are_the_workers_own(self) -> bool:
@@ -88,12 +89,22 @@ class Listeners:
         if self._waiting:
             log.info("gunicorn-grace: sealed %s", ", ".join(map(str, self._waiting)))
 
+    def note_paths(self) -> None:
+        """Remember which files the paths of the UNIX sockets are. An instance that is started while
+        this one shuts down puts its own there."""
+        for sock in self._arbiter.LISTENERS:
+            path = sock.getsockname()
+            if isinstance(path, (str, bytes)) and path not in self._files:
+                with contextlib.suppress(OSError, ValueError):
+                    self._files[path] = _file(path)
+
     def _unlink(self, sock: Any) -> None:
         # The rule of gunicorn's own stop(); abstract addresses have no path.
         path = sock.getsockname()
         if path and path[:1] not in ("\0", b"\0") and not self._arbiter.cfg.reuse_port:
             with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
+                if self._files.get(path, _file(path)) == _file(path):
+                    os.unlink(path)
 
     def have_waiting(self) -> bool:
         """Whether a connection waits in an accept queue of the arbiter's. Where each worker has its
@@ -149,12 +160,15 @@ class Listeners:
         else:
             self.close()
 
-    def shut(self) -> None:
+    def shut(self) -> bool:
         """Shut the listening sockets for all processes once every worker copes with that: the
         kernel then refuses connections at once, and the address is free. Closing the arbiter's
-        descriptors would not do, because a busy worker and whatever it forked have them too."""
+        descriptors would not do, because a busy worker and whatever it forked have them too.
+
+        :returns: whether this call has shut them.
+        """
         if not self._to_shut or not self._roster.may_shut():
-            return
+            return False
         listeners, self._to_shut = self._to_shut, []
         names = ", ".join(map(str, listeners))
         for sock in listeners:
@@ -162,6 +176,7 @@ class Listeners:
                 sock.shutdown(socket.SHUT_RD)
             sock.close()
         self._arbiter.log.info("gunicorn-grace: shut %s: connections are refused", names)
+        return True
 
     def close(self) -> None:
         """Close the listeners. Not in gunicorn's ``stop()``, which would unlink the path of a UNIX
@@ -179,3 +194,9 @@ class Listeners:
         listeners, arbiter.LISTENERS = arbiter.LISTENERS, []
         sock.close_sockets([s for s in listeners if id(s) in keep_path], False)
         sock.close_sockets([s for s in listeners if id(s) not in keep_path], unlink)
+
+
+def _file(path: str | bytes) -> tuple[int, ...]:
+    """What tells a file from another one at the same path. Its number alone may be used again."""
+    there = os.stat(path)
+    return there.st_dev, there.st_ino, there.st_mtime_ns

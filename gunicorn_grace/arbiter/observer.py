@@ -97,6 +97,13 @@ class Observer:
         """Whether a command's wish came in this shutdown: it does not count for another one."""
         return max(self._progress.consumed, t0) < asked <= time.monotonic_ns()
 
+    def is_awaited(self, t0: int) -> bool:
+        """Whether another instance waits for the addresses of this one.
+
+        :param t0: when this shutdown began, in nanoseconds.
+        """
+        return self._has_come_since(t0, self._memory.header.successor)
+
     def _take_up_the_wishes(self, origin: Origin, t0: int) -> None:
         """Note who wants this shutdown, besides the one who began it."""
         progress, header, now = self._progress, self._memory.header, time.monotonic_ns()
@@ -140,6 +147,7 @@ class Observer:
             sigterm=sigterm / NS if sigterm else None,
             held=progress.held,
             ended=self._has_come_since(t0, self._memory.header.end_delay),
+            awaited=self.is_awaited(t0),
             undrain=self._has_come_since(t0, self._memory.header.undrain),
             upgraded=relieved,
             last_arrival=last / NS if last else None,

@@ -90,7 +90,13 @@ class Shutdown:
             arbiter, memory, self.progress, self.roster, self.listeners, self.counterpart
         )
         self.draining = Draining(
-            arbiter, self.progress, self.roster, self.listeners, self.counterpart, self._publish
+            arbiter,
+            self.progress,
+            self.roster,
+            self.listeners,
+            self.counterpart,
+            self._publish,
+            self.observer.is_awaited,
         )
         self.timer = Timer(arbiter, self.roster)
         self.telling = Telling(
@@ -174,6 +180,8 @@ class Shutdown:
                 # gunicorn notices only now.
                 self._note_sigterm()
         if not self.observer.has_begun():
+            if progress.phase is Phase.STARTING:
+                self.listeners.note_paths()
             self.observer.before_a_shutdown(now)
             # A SIGTERM to one worker by hand: gunicorn lets it go and forks another. If the group
             # had got it, we would have too.

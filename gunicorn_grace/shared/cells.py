@@ -106,6 +106,9 @@ class Header(View):
     """Whether an operator's drain is in force, which waits for ``undrain``."""
     emptied = Cell(29)
     """Whether the accept queues were served to their end when the workers were dismissed."""
+    successor = Cell(30)
+    """When an instance that waits for the addresses of this one has last asked it to end its
+    delay."""
     told = Cell(27)
     """When the arbiter got its first SIGTERM, also if it serves on because of SIGUSR2. Another
     arbiter reads it."""

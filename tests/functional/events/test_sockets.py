@@ -12,6 +12,8 @@ import pytest
 from gunicorn_grace.rehearsal.load.wire import Address
 from gunicorn_grace.shared.phase import Phase
 from support.servers import (
+    HOLD,
+    LONG_DRAIN,
     SHORT,
     WORKERS,
     Client,
@@ -190,3 +192,65 @@ def test_without_the_capability_for_a_filter_it_is_sealed_all_the_same(
     assert server.wait(20) == 0, server.output
     assert "cannot be sealed" not in server.output
     assert "0 cut off" in server.summary()
+
+
+@pytest.mark.parametrize("pid", [False, True], ids=["address", "pid file"])
+def test_a_restart_in_place_binds_while_the_old_one_finishes(
+    pid: bool, serve: Serve, connect: Connect, tmp_path: Path
+) -> None:
+    """`pkill gunicorn; sleep 2; gunicorn ...`: the new instance asks the old one to end its delay,
+    and serves the address as soon as nothing waits there, while a long request still gets its
+    response from the old one."""
+    args = ("-k", "gthread", "--threads", "4", *LONG_DRAIN, *(("--pid", "pid") if pid else ()))
+    old = serve(args=args, settings=HOLD)
+    client, waiting = connect(old), connect(old)
+    release = hold_a_request(old, client)
+    old.terminate()
+    old.wait_phase(Phase.LAME_DUCK)
+    waiting.send("/look")
+    new = serve(args=args, bind=f"127.0.0.1:{old.port}", settings=HOLD)
+    new.wait_line(f"arbiter {old.arbiter_pid}, which is shutting down, has 127.0.0.1:{old.port}")
+    old.wait_line("lame_duck_ended after .*: successor waits")
+    assert look(waiting.receive())["phase"] in ("LAME_DUCK", "DRAINING")
+    assert new.get("/readyz").status == 200
+    assert new.wait_booted(1)
+    assert old.exit_time is None
+    if pid:
+        assert int((tmp_path / "pid").read_text()) == new.arbiter_pid
+    release()
+    assert client.receive().status == 200
+    client.close()
+    assert old.wait(20) == 0, old.output
+    assert "cut short (successor waits)" in old.summary()
+    if pid:
+        assert int((tmp_path / "pid").read_text()) == new.arbiter_pid
+
+
+def test_an_address_that_somebody_else_keeps_is_not_waited_for(
+    serve: Serve, tmp_path: Path
+) -> None:
+    """An instance that serves keeps its address: the new one fails as plain gunicorn does, and asks
+    nobody for anything."""
+    old = serve(settings=HOLD)
+    new = serve(bind=f"127.0.0.1:{old.port}", settings=HOLD, listens=False)
+    assert new.wait(20) == 1
+    assert "Connection in use" in new.output or "already in use" in new.output
+    assert not old.memory.header.successor
+    assert old.get("/readyz").status == 200
+
+
+def test_a_unix_socket_of_the_next_instance_stays(
+    serve: Serve, connect: Connect, tmp_path: Path
+) -> None:
+    """The next instance puts its own socket at the path while the old one has its delay: the old
+    one's drain does not remove it."""
+    path = tmp_path / "socket"
+    old = serve(bind=f"unix:{path}", settings=HOLD)
+    old.terminate()
+    old.wait_phase(Phase.LAME_DUCK)
+    new = serve(bind=f"unix:{path}", settings=HOLD)
+    new.wait_booted(1)  # Until then it is the old one that answers.
+    old.end_delay()
+    assert old.wait(20) == 0, old.output
+    assert path.exists()
+    assert new.get("/readyz").status == 200
