@@ -13,11 +13,12 @@ from typing import Any
 
 from ..shared import listener
 from ..shared.cells import NS
+from ..shared.handshakes import Handshakes
 from .roster import Roster
 
 EMPTY_FOR = 0.25
-"""Seconds without a connection in the accept queue after which it counts as served: longer than the
-round trip of a handshake that was under way when the listener was sealed."""
+"""Seconds without a connection in the accept queue, and without a handshake under way, after which
+it counts as served."""
 
 
 class Listeners:
@@ -38,6 +39,7 @@ class Listeners:
         self._to_shut: list[Any] = []
         self._files: dict[str | bytes, tuple[int, ...]] = {}
         self._empty_since = 0
+        self._handshakes = Handshakes()
 
     def are_the_workers_own(self) -> bool:
         """Whether each worker binds its own listeners, and no other process has them (gunicorn 24.1
@@ -106,11 +108,15 @@ class Listeners:
                 if self._files.get(path, _file(path)) == _file(path):
                     os.unlink(path)
 
-    def have_waiting(self) -> bool:
+    def have_waiting(self, now: int) -> bool:
         """Whether a connection waits in an accept queue of the arbiter's. Where each worker has its
-        own listeners, it looks there."""
+        own listeners, it looks there.
+
+        :param now: the monotonic clock, in nanoseconds.
+        """
         # A socket may just be replaced by a reload.
         with contextlib.suppress(OSError, ValueError, AttributeError):
+            self._handshakes.look_whether_full(self._arbiter.LISTENERS, now)
             return listener.are_waiting(self._arbiter.LISTENERS)
         return False
 
@@ -128,7 +134,8 @@ class Listeners:
         some do."""
         found = []
         if self._waiting:
-            if listener.are_waiting(self._waiting):
+            under_way = self._handshakes.are_under_way(self._waiting, now)
+            if under_way or listener.are_waiting(self._waiting):
                 self._empty_since = 0
             elif not self._empty_since:
                 self._empty_since = now

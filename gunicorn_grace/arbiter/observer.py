@@ -165,7 +165,7 @@ class Observer:
         worker, in the accept queue or in gthread's. A probe that waits there is taken for one."""
         if self._observed_at and now - self._observed_at > BLIND_AFTER * NS:
             self._blind_until = now
-        if self._listeners.have_waiting() or self._roster.waiting():
+        if self._listeners.have_waiting(now) or self._roster.waiting():
             self._progress.waited_until = now
 
     def before_a_shutdown(self, now: int) -> None:

@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -126,6 +127,7 @@ def adapt(
         # The module uses the clock only for graceful_timeout (22.0 to 27.0). If the wall clock were
         # set forward meanwhile, requests in flight would be cut off.
         ggevent.time = SimpleNamespace(time=time.monotonic)
+        ggevent.StreamServer = _serving_after_close(ggevent.StreamServer)
 
 
 def _close_by(close: Callable[..., None]) -> None:
@@ -326,6 +328,32 @@ def _serve_what_was_accepted(worker: Any, linger: float) -> None:
         worker.tmp.notify()  # A class's own notify() may end the process.
         for key, _ in poller.select(0.05):
             key.data(key.fileobj)
+
+
+def _serving_after_close(cls: Any) -> Any:
+    """Return gevent's server, changed so that it still serves a connection that it has accepted
+    before it closed its listener.
+
+    If a TLS handshake ended later, the server had no handler any more (gevent 24.10 to 26.9), and
+    gunicorn asked the closed listener for its name (22.0 to 27.0).
+    """
+
+    def __init__(self: Any, listener: Any, handle: Any = None, **options: Any) -> None:
+        name = listener.getsockname()
+        if isinstance(handle, partial) and handle.args[:1] == (listener,):
+            named = SimpleNamespace(getsockname=lambda: name)
+            handle = partial(handle.func, named, *handle.args[1:])
+        cls.__init__(self, listener, handle=handle, **options)
+
+    def close(self: Any) -> None:
+        handle = self.__dict__.get("handle")
+        cls.close(self)
+        if handle is not None:
+            self.handle = handle
+
+    return type(
+        cls.__name__, (cls,), {"__init__": __init__, "close": close, "__module__": cls.__module__}
+    )
 
 
 def _let_tornado_finish(cls: Any, is_dismissed: Callable[[], bool]) -> None:

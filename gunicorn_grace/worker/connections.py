@@ -87,9 +87,10 @@ def unread(conn: _socket.socket) -> int:
 SENDING_FOR = 10.0
 """Seconds without a byte after which the rest of a request is no longer expected."""
 
-# struct tcp_info, <linux/tcp.h>. The first two are ages in milliseconds. tcpi_bytes_received exists
-# since Linux 4.1, tcpi_data_segs_out since 4.6.
-_LAST_DATA_SENT, _LAST_DATA_RECEIVED, _BYTES_RECEIVED, _DATA_SEGMENTS_SENT = 44, 52, 128, 156
+# struct tcp_info, <linux/tcp.h>. The first two are ages in milliseconds, the third is in
+# microseconds. tcpi_bytes_received exists since Linux 4.1, tcpi_data_segs_out since 4.6.
+_LAST_DATA_SENT, _LAST_DATA_RECEIVED, _ROUND_TRIP = 44, 52, 68
+_BYTES_RECEIVED, _DATA_SEGMENTS_SENT = 128, 156
 
 
 def never_sent(conn: _socket.socket) -> bool:
@@ -101,6 +102,23 @@ def never_sent(conn: _socket.socket) -> bool:
     if len(info) < _BYTES_RECEIVED + 8:
         return False
     return bool(struct.unpack_from("Q", info, _BYTES_RECEIVED)[0] == 0)
+
+
+def was_in_use(conn: _socket.socket, seconds: float) -> bool:
+    """Whether either side has sent data, or the connection was established, in the last seconds or
+    in the last three round trips. False if this is unknown (a UNIX socket, an old kernel).
+
+    :param seconds: the least time.
+    """
+    if conn.family not in (socket.AF_INET, socket.AF_INET6):
+        return False
+    info = conn.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _ROUND_TRIP + 4)
+    if len(info) < _ROUND_TRIP + 4:
+        return False
+    # Before the first data both are the age of the connection (tcp_create_openreq_child).
+    age = min(struct.unpack_from("I", info, at)[0] for at in (_LAST_DATA_SENT, _LAST_DATA_RECEIVED))
+    round_trip = struct.unpack_from("I", info, _ROUND_TRIP)[0] / 1e6
+    return bool(age / 1e3 < max(seconds, 3 * round_trip))
 
 
 def is_sending(conn: _socket.socket) -> bool:

@@ -15,9 +15,10 @@ from typing import Any
 from ..shared import listener
 from ..shared.agreed import LINGER
 from ..shared.cells import NS, Record
+from ..shared.handshakes import Handshakes
 from ..shared.memory import Memory
 from .accepting import Accepting
-from .connections import accepted_at, bare, is_sending, never_sent, unread
+from .connections import accepted_at, bare, is_sending, never_sent, unread, was_in_use
 from .counting import Counter
 from .lingering import Lingering
 from .unfinished import END_OF_DRAIN, Unfinished
@@ -65,9 +66,10 @@ class Draining:
         self.owns_listeners = False
         self.accepting = Accepting(memory, record)
         self._is_watching = False
-        self._speaks_http2 = False
+        self._speaks_http2 = self._speaks_tls = False
         self._listeners: list[Any] = []
         self._own_listeners: list[Any] = []
+        self._handshakes = Handshakes()
         self._late_ones_wait = False
         """Whether a listener is sealed by hop limit. Its accepted connections inherit that
         limit."""
@@ -84,6 +86,7 @@ class Draining:
             self._own_listeners = list(worker.sockets)
         self.accepting.booted(worker, owns_listeners=self.owns_listeners)
         self._speaks_http2 = "h2" in getattr(worker.cfg, "http_protocols", ())
+        self._speaks_tls = bool(worker.cfg.is_ssl)
         self.watch()
 
     def watch(self) -> None:
@@ -106,9 +109,8 @@ class Draining:
             while not self._memory.is_inherited:  # A greenlet goes on in a child (gevent).
                 now = time.monotonic_ns()
                 self._watch_own(now)
-                if now < header.drain + LINGER * NS:
-                    self._admit_late_ones()
-                else:
+                self._admit_late_ones()
+                if now >= header.drain + LINGER * NS:
                     idle_since = self._close_idle(idle_since)
                 self._unfinished.tell_before(END_OF_DRAIN, header.drain_limit, now)
                 time.sleep(TICK)
@@ -117,6 +119,10 @@ class Draining:
             self._log.exception("gunicorn-grace: closing idle connections failed")
 
     def _seal_own(self) -> None:
+        # A listener may just be closing.
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            own = list(filter(_is_open, self._own_listeners))
+            self._handshakes.look_whether_full(own, time.monotonic_ns())
         for sock in filter(listener.can_seal, filter(_is_open, self._own_listeners)):
             try:
                 listener.seal(sock)
@@ -147,7 +153,8 @@ class Draining:
             return
         # A listener may just be closing.
         with contextlib.suppress(OSError, ValueError, AttributeError):
-            if listener.are_waiting(filter(_is_open, self._own_listeners)):
+            own = list(filter(_is_open, self._own_listeners))
+            if self._handshakes.are_under_way(own, now) or listener.are_waiting(own):
                 self._record.empty_since = 0
             elif not self._record.empty_since:
                 self._record.empty_since = now
@@ -168,6 +175,10 @@ class Draining:
             if key[1] in busy or unread(conn):
                 continue
             silent = never_sent(conn)
+            if (silent or self._speaks_tls) and was_in_use(conn, LINGER):
+                # One that has just come, or may be in the middle of a TLS handshake: there the
+                # server may be the one that sent last.
+                continue
             # An HTTP/2 client sends frames such as WINDOW_UPDATE after it has got its response.
             if not silent and (not all_known or (is_sending(conn) and not self._speaks_http2)):
                 continue

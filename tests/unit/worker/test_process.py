@@ -28,7 +28,7 @@ from gunicorn_grace.shared.memory import Memory
 from gunicorn_grace.shared.phase import Phase
 from gunicorn_grace.shared.settings import Settings
 from gunicorn_grace.worker import classes as worker_classes
-from gunicorn_grace.worker import connections
+from gunicorn_grace.worker import connections, draining
 from gunicorn_grace.worker.access_log import quieten_probes
 from gunicorn_grace.worker.classes import tracking
 from gunicorn_grace.worker.draining import IDLE_TICKS
@@ -637,13 +637,18 @@ def ended(sock: socket.socket) -> bool:
 
 
 @linux
-def test_a_connection_that_never_sent_is_gone_at_the_second_look(ours: WorkerProcess) -> None:
-    """Even while a request is in flight whose connection is not known (HTTP/2)."""
+def test_a_connection_that_never_sent_is_gone_at_the_second_look(
+    ours: WorkerProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even while a request is in flight whose connection is not known (HTTP/2). One that was
+    established a moment ago is left alone."""
     pair = Pair(socket.AF_INET, ("127.0.0.1", 0))
     try:
         ours.draining.addresses = frozenset({pair.address})
         ours.begin(Foreign(path="/", unreader=None))
         pair.accepted.setblocking(False)
+        assert ours.draining._close_idle({}) == {}
+        monkeypatch.setattr(draining, "was_in_use", lambda *_: False)
         idle = ours.draining._close_idle({})
         assert not ended(pair.accepted)
         ours.draining._close_idle(idle)
