@@ -6,8 +6,10 @@ when in the spacing of the requests the deletion comes, how long the routing lag
 delay is, SIGTERM alone or a preStop hook before it, one instance or two at once, how long requests
 take, fresh and kept-alive connections. Half of the instances extend their delay, and may be routed
 to for longer than it lasts; the others must not, and get requests until shortly before its end, so
-that some are in flight, or in the accept queue, when draining begins. Before each deletion a new
-instance is up and routed to, as in a roll-out. The load is the rehearsal's: open loop, no retries.
+that some are in flight, or in the accept queue, when draining begins. Awkward clients come in
+between: some send bodies that nobody reads, some keep their end open when they are told to close.
+Before each deletion a new instance is up and routed to, as in a roll-out. The load is the
+rehearsal's: open loop, no retries.
 
 ``--seed`` draws the same again. The machine's own timing is not part of that, so a loss that hangs
 on it may need several runs.
@@ -34,6 +36,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import click
+from awkward import AwkwardClients
 
 from gunicorn_grace.rehearsal.errors import RehearsalError
 from gunicorn_grace.rehearsal.kubernetes.deletion import Deletion
@@ -145,6 +148,9 @@ class Lane:
             timeout=20.0,
             seed=self.chance.getrandbits(32),
         )
+        self.awkward = AwkwardClients(
+            self.table, self.kind, random.Random(f"{self.seed} {self.kind} awkward")
+        )
         self.thread = threading.Thread(target=self._guarded, name=f"lane {self.kind}", daemon=True)
 
     def _path(self) -> str:
@@ -184,7 +190,7 @@ class Lane:
 
     def _run(self) -> None:
         going = [self._start() for _ in range(STAYING)]
-        with self.load:
+        with self.load, self.awkward:
             while self.done < self.deletions and not self.stopping.is_set():
                 count = min(self.deletions - self.done, 2 if self.chance.random() < 0.2 else 1)
                 going += [self._start() for _ in range(count)]
@@ -287,6 +293,7 @@ def report(lanes: Sequence[Lane], seconds: float) -> int:
     reasons: Counter[str] = Counter()
     late_in_all = 0
     in_flight = [0, 0, 0]
+    awkward: Counter[str] = Counter()
     for lane in lanes:
         tally = lane.load.snapshot()
         total.records += tally.records
@@ -331,6 +338,9 @@ def report(lanes: Sequence[Lane], seconds: float) -> int:
             f"{sum(r.reused for r in kept):8}{late:8}{tally.lost:8}{slowest:7.2f} "
             f"s{tally.skipped:9}"
         )
+        awkward.update(lane.awkward.counts)
+        lost_lines += lane.awkward.losses
+        wrong += len(lane.awkward.losses)
         for record in tally.lost_records:
             life = next((life for life in lane.lives if life.has(record)), None)
             lost_lines.append(
@@ -341,7 +351,6 @@ def report(lanes: Sequence[Lane], seconds: float) -> int:
                 f"sent {life.when(record.started) if life else '?'}; ended "
                 f"{life.when(record.ended) if life else '?'}"
             )
-    wrong += total.lost + sum(count for code, count in codes.items() if code != "exit code 0")
     classes = ", ".join(f"{outcome.value} {total.count(outcome)}" for outcome in RequestOutcome)
     print(
         f"\nrequests: {classes}; {late_in_all} of them came to an instance that was being deleted"
@@ -350,6 +359,9 @@ def report(lanes: Sequence[Lane], seconds: float) -> int:
         f"lost: {total.lost} of {total.total} in {sum(lane.done for lane in lanes)} deletions, "
         f"{seconds:.0f} s"
     )
+    told = ", ".join(f"{kind} {count}" for kind, count in awkward.items()) or "none"
+    print(f"awkward clients: {told}; without a complete response: {wrong}")
+    wrong += total.lost + sum(count for code, count in codes.items() if code != "exit code 0")
     if exits:
         print(
             f"from SIGTERM to the exit: median {statistics.median(exits):.2f} s, 99 % "

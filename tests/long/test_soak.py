@@ -33,6 +33,13 @@ def test_six_deletions_in_a_row_lose_nothing(tmp_path: Path) -> None:
     assert tally, run.stdout
     assert int(tally[1]) >= 600
     assert "exit code 0: 6" in run.stdout
+    awkward = re.search(
+        r"awkward clients: .*; without a complete response: (\d+)$", run.stdout, re.MULTILINE
+    )
+    assert awkward, run.stdout
+    assert awkward[1] == "0"
+    assert re.search(r"unread bodies \d+", awkward[0])
+    assert re.search(r"lazy clients \d+", awkward[0])
     came = re.search(r"(\d+) of them came to an instance that was being deleted", run.stdout)
     assert came, run.stdout
     assert int(came[1]) > 0
