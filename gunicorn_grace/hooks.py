@@ -150,12 +150,13 @@ def _stand_in_front(worker: Any, ours: process.WorkerProcess) -> None:
             worker.wsgi = Overlay(worker.wsgi, WorkerAnswers(ours)).serve
         if ours.tracking == classes.WSGI:
             worker.wsgi = Counting(worker.wsgi, ours.counter, ours.memory.is_terminating)
-    elif ours.tracking is not None and worker.age == 1 and f"{__package__}.asgi" not in sys.modules:
-        # The first worker logs it, because the arbiter has no application. A module that wraps the
-        # application has been imported by now.
-        worker.log.warning(
-            _UNWRAPPED, worker.cfg.worker_class_str, *_WITHOUT_WRAPPING[ours.tracking]
-        )
+    elif ours.tracking is not None and f"{__package__}.asgi" not in sys.modules:
+        # A module that wraps the application has been imported by now.
+        ours.record.uncounted = int(ours.tracking == classes.ASGI)
+        if worker.age == 1:  # The first worker logs it, because the arbiter has no application.
+            worker.log.warning(
+                _UNWRAPPED, worker.cfg.worker_class_str, *_WITHOUT_WRAPPING[ours.tracking]
+            )
     if not ours.settings.log_probes:
         try:
             quieten_probes(worker.log, ours.counter.probe_paths)

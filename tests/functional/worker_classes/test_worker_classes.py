@@ -334,6 +334,8 @@ def test_an_asgi_application_that_is_not_wrapped(asgi: str, serve: Serve, connec
     client.close()
     idle.close()
     assert server.wait(20) == 0, server.output
+    told = " 0 cut off; " if counted else ", what was cut off is not counted; "
+    assert told in server.summary()
 
 
 @pytest.mark.long
@@ -358,6 +360,7 @@ def test_an_application_of_tornados_own(serve: Serve, connect: Connect) -> None:
     client.close()
     assert server.wait(20) == 0, server.output
     assert idle.at_end()
+    assert ", what was cut off is not counted; " in server.summary()
 
 
 @pytest.mark.long
