@@ -18,6 +18,7 @@ hook                                   the part that it calls
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -69,6 +70,10 @@ def on_starting(server: Any) -> None:
     loaded = settings.Settings.of(server.cfg)
     settings.check(loaded)
     overrides.attach(server, loaded, adopt)
+    if unknown := adoption.unknown_variables(os.environ):
+        server.log.warning(
+            "gunicorn-grace: environment variables that are no settings: %s", ", ".join(unknown)
+        )
     budget.tell(server, server.grace.settings)
     if loaded.probe_bind is not None:
         overrides.open_probe_port(server, loaded)

@@ -9,16 +9,41 @@ import dataclasses
 import difflib
 import functools
 import os
+import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UnknownSetting
 from ..shared import settings as table
 from ..shared.settings import NAMES, PREFIX, SECTION, Settings, check, rows
+from ..shared.text import printable
 from . import stack
 
 if TYPE_CHECKING:
     from gunicorn.config import Config
+
+
+_OF_A_SERVICE = re.compile(r"_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_\w+)?)$")
+"""What Kubernetes tells about a Service whose name begins with "grace"."""
+
+
+def unknown_variables(environ: Mapping[str, str]) -> list[str]:
+    """Return the environment variables that look like settings and are none, each with the nearest
+    name if there is one.
+
+    :param environ: the environment.
+    """
+    prefix = PREFIX.upper()
+    known = [name.upper().removeprefix(prefix) for name in NAMES]
+    found = []
+    for name in sorted(environ):
+        rest = name.removeprefix(prefix)
+        if rest not in known and name != rest and not _OF_A_SERVICE.search(name):
+            # Without the prefix, which all have in common.
+            nearest = difflib.get_close_matches(rest, known, n=1)
+            hint = f" (did you mean {prefix}{nearest[0]}?)" if nearest else ""
+            found.append(printable(name) + hint)
+    return found
 
 
 Hook = Callable[..., None]

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..shared.cells import Lost
+from .safe_open import safe_open
 
 LIMIT = 4096
 """Bytes of a termination message that the kubelet reads (``terminationMessagePath``,
@@ -179,7 +180,9 @@ def write(path: str, report: Report, *, last: bool) -> None:
     :raises OSError: it cannot be written.
     """
     data = report.to_json()
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK, 0o666)
+    fd = safe_open(
+        path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK, 0o666
+    )
     try:
         there = os.fstat(fd)
         if stat.S_ISREG(there.st_mode):

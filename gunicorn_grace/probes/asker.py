@@ -27,8 +27,8 @@ asks within its first second, and a proxy lives longer than ten. exec() does not
 shell that first sleeps and then becomes curl counts from the start of the shell."""
 
 NAMING = 0.02
-"""Seconds for which the old processes are looked through for the one that asked, after no young one
-was found. That one is refused whichever it is."""
+"""Seconds of this thread's CPU for which the old processes are looked through for the one that
+asked, after no young one was found. That one is refused whichever it is."""
 
 _MARKS = (f"{WORKERS_MARK}=".encode(), b"SERVER_SOFTWARE=gunicorn/")
 """What the environment of every process holds that the application starts, also of an orphan. The
@@ -141,17 +141,17 @@ class Asker:
         return told
 
     def _by_age(self) -> tuple[list[int], list[int]]:
-        """Return the processes that may be hooks by their age, and the others."""
-        young: list[int] = []
-        old: list[int] = []
+        """Return the processes that may be hooks by their age, and the others, each the youngest
+        first."""
+        young: list[tuple[float, int]] = []
+        old: list[tuple[float, int]] = []
         now, breath = time.clock_gettime(time.CLOCK_BOOTTIME), Breath()
         for pid in [int(name) for name in os.listdir(self._proc) if name.isdigit()]:
             breath.take()
             with suppress(Refused):  # It has ended.
-                (
-                    young if now - processes.process(self._proc, pid).started < MAX_AGE else old
-                ).append(pid)
-        return young, old
+                age = now - processes.process(self._proc, pid).started
+                (young if age < MAX_AGE else old).append((age, pid))
+        return [pid for _, pid in sorted(young)], [pid for _, pid in sorted(old)]
 
     def judge(self, pid: int, asking: set[str]) -> str:
         """Decide whether a process can be a hook.

@@ -38,21 +38,22 @@ SLICE = 0.001
 
 
 class Breath:
-    """Lets other threads and greenlets run in between, however long a look-up takes.
-
-    :ivar spent: for how many seconds the look-up has run.
-    """
+    """Lets other threads and greenlets run in between, however long a look-up takes."""
 
     def __init__(self) -> None:
-        self.spent = 0.0
+        self._began = time.thread_time()
         self._since = time.perf_counter()
+
+    @property
+    def spent(self) -> float:
+        """Seconds of this thread's CPU since the look-up began."""
+        return time.thread_time() - self._began
 
     def take(self) -> None:
         """Go on, or let the others run first for as long. In a gevent worker ``time.sleep`` is
         gevent's, and ``sleep(0)`` would let no event of a socket in."""
         ran = time.perf_counter() - self._since
         if ran > SLICE:
-            self.spent += ran
             time.sleep(ran)
             self._since = time.perf_counter()
 
@@ -227,7 +228,7 @@ def holders(
 ) -> tuple[list[int], int]:
     """Return which of these processes hold one of these sockets, and how many may not be inspected.
 
-    :param limit: seconds after which no further process is looked into.
+    :param limit: seconds of this thread's CPU after which no further process is looked into.
     """
     wanted = {f"socket:[{inode}]" for inode in inodes}
     found, closed, breath = [], 0, Breath()

@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigurationError, SettingError
 from . import platforms
+from .secret import Secret as Secret
+from .secret import secret
 
 if TYPE_CHECKING:
     from gunicorn.config import Config
@@ -34,24 +36,6 @@ AUTO = "auto"
 OFF, LOCAL, TOKEN = "off", "local", "token"
 A_YEAR = 31_536_000
 TERMINATION_LOG = "/dev/termination-log"
-
-
-class Secret(str):
-    """A value that is never shown, although ``--print-config`` and gunicorn's debug log print every
-    setting."""
-
-    def __str__(self) -> str:
-        return "********"
-
-    __repr__ = __str__
-
-    def __format__(self, spec: str) -> str:
-        return format(str(self), spec)
-
-    def reveal(self) -> bytes:
-        """Return the secret itself, for comparison. It is bytes because an environment variable may
-        hold any bytes (PEP 383)."""
-        return self.encode("utf-8", "surrogateescape")
 
 
 def _seconds(name: str, value: Any) -> float:
@@ -143,26 +127,6 @@ def _choice(*words: str) -> Callable[[str, Any], str]:
         return str(value)
 
     return parse
-
-
-def _secret(name: str, value: Any) -> Secret | None:
-    if value is None or isinstance(value, Secret):
-        return value
-    if not isinstance(value, str) or not value.strip():
-        raise SettingError(name, "", "is empty", 'give the token, or "file:/path/to/it"')
-    if not value.startswith("file:"):
-        return Secret(value)
-    file = value[len("file:") :]
-    try:
-        with open(file, encoding="utf-8") as stream:
-            content = stream.read().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingError(
-            name, value, f"cannot be read ({error})", "give a file that the arbiter may read"
-        ) from None
-    if not content:
-        raise SettingError(name, value, "is an empty file", "put the token into it")
-    return Secret(content)
 
 
 def _optional_file(name: str, value: Any) -> str | None:
@@ -311,7 +275,7 @@ class Settings:
         'Which requests may begin the shutdown with ?down=true: "off", "local" or "token".',
     )
     trigger_token: Secret | None = _row(
-        None, _secret, 'The secret for the trigger "token"; "file:/path" reads it from a file.'
+        None, secret, 'The secret for the trigger "token"; "file:/path" reads it from a file.'
     )
     probe_bind: str | None = _row(
         None,

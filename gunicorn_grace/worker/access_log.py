@@ -7,6 +7,8 @@ import threading
 from collections.abc import Collection
 from typing import Any
 
+from ..probes.answers import METHODS
+
 
 class QuietProbes(logging.Filter):
     """Drops the access log lines of a thread or greenlet while its ``is_quiet`` is set."""
@@ -49,10 +51,11 @@ def quieten_probes(log: Any, paths: Collection[str]) -> None:
 
     def access(resp: Any, req: Any, environ: Any, request_time: Any) -> None:
         try:
-            path = req.path
+            method, path = req.method, req.path
         except AttributeError:  # pywsgi passes headers, not a request.
-            path = (environ or {}).get("PATH_INFO")
-        if path not in paths or not _succeeded(resp):
+            method, path = ((environ or {}).get(name) for name in ("REQUEST_METHOD", "PATH_INFO"))
+        # Any other method is no probe: a stranger's POST must not go unseen.
+        if path not in paths or method not in METHODS or not _succeeded(resp):
             theirs(resp, req, environ, request_time)
         elif counts:
             quiet.thread.is_quiet = True
@@ -69,8 +72,9 @@ def quieten_probes(log: Any, paths: Collection[str]) -> None:
 
 def _is_no_quiet_probe(record: logging.LogRecord, paths: Collection[str]) -> bool:
     match record.args:
-        case (_, _, str(path), _, status):
-            return path.partition("?")[0] not in paths or not str(status).startswith("2")
+        case (_, method, str(path), _, status):
+            is_probe = method in METHODS and path.partition("?")[0] in paths
+            return not is_probe or not str(status).startswith("2")
     return True
 
 

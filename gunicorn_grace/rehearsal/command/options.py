@@ -20,7 +20,8 @@ _OPTIONS = (
         "-f",
         "--manifest",
         metavar="FILE",
-        help="Take the platform's values from a Deployment or StatefulSet; - is stdin.",
+        help="Take the platform's values from a Deployment or StatefulSet; - is stdin. Its exec "
+        "hook runs on this machine.",
     ),
     click.option(
         "--workload", metavar="NAME", help="Name of the workload, if the manifest has several."
@@ -100,6 +101,7 @@ def _resolve_fields(
     given: Mapping[str, Any], explicit: Callable[[str], bool], tell: Callable[[str], None]
 ) -> dict[str, Any]:
     from ..errors import PlanFailed
+    from ..kubernetes.deletion import Exec
     from ..kubernetes.probing import KubeletProbe, ProbeKind
     from ..kubernetes.rollout import Rollout
     from ..kubernetes.routing import Lag
@@ -132,6 +134,11 @@ def _resolve_fields(
             fields["period"] = played.period
         if not explicit("prestop"):
             fields["pre_stop"] = played.pre_stop
+            if isinstance(played.pre_stop, Exec):
+                tell(
+                    f"-f {given['manifest']}: its preStop hook runs on this machine, as this user: "
+                    f"{shlex.join(played.pre_stop.command)}"
+                )
     if "pre_stop" not in fields:
         fields["pre_stop"] = _parse_hook(given["prestop"])
     if asked:

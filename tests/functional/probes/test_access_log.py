@@ -101,6 +101,30 @@ def test_probes_that_succeed_stay_out_of_any_access_log(
     assert [line.lower() for line in found] == [line.lower() for line in wanted]
 
 
+@pytest.mark.long(but="gthread")
+@pytest.mark.parametrize("worker", ["sync", "gthread", "gevent", "gevent_pywsgi"])
+def test_other_methods_are_no_probes(worker: str, serve: Serve, tmp_path: Path) -> None:
+    """What a stranger sends to a probe's path by another method is in the log, also where a
+    catch-all route answers it with 200."""
+    log = tmp_path / "access.log"
+    server = serve(
+        "catch_all:app", args=("-k", worker, "-w", "1", "--access-logfile", str(log)), ready=False
+    )
+    for method in ("GET", "HEAD", "POST", "DELETE", "PUT"):
+        path = "/readyz" if method == "DELETE" else "/livez?x"
+        assert server.get(path, method=method, timeout=40.0).status == 200
+    found = server.wait_for(
+        lambda: log.exists() and len(lines := log.read_text().splitlines()) >= 3 and lines,
+        "three lines",
+    )
+    assert [
+        method
+        for line in found
+        for method in ("GET", "HEAD", "POST", "DELETE", "PUT")
+        if f'"{method} /' in line
+    ] == ["POST", "DELETE", "PUT"]
+
+
 @pytest.mark.long
 def test_probes_stay_out_for_every_worker_class(
     kind: str, serve: Serve, tmp_path: Path, switches: Path

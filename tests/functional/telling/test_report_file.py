@@ -275,6 +275,33 @@ def test_a_report_that_cannot_be_written_is_one_warning(
     assert len(re.findall(f"grace_report .* cannot be written: .*{error}", server.output)) == 1
 
 
+@pytest.mark.once
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make another user's link")
+def test_a_link_of_another_user_is_one_warning(serve: Serve, report: Path, tmp_path: Path) -> None:
+    """Somebody has put a link where root writes its report, in a folder that everybody may write
+    to. What it names is not overwritten, and the shutdown goes on. A variable that is no setting is
+    told at the start."""
+    folder = tmp_path / "shared"
+    folder.mkdir()
+    folder.chmod(0o1777)
+    report.write_text("secret")
+    (folder / "report").symlink_to(report)
+    os.lchown(folder / "report", 65534, 65534)
+    server = serve(
+        kind="sync",
+        settings={**SHORT, "report": folder / "report"},
+        env={"GRACE_SHUTDOWN_DELY": "5"},
+    )
+    server.terminate()
+    server.assert_gone()
+    (line,) = [line for line in server.output.splitlines() if "cannot be written" in line]
+    assert "a link of user 65534 in a folder that everybody may write to" in line
+    assert report.read_text() == "secret"
+    assert "Traceback" not in server.output
+    told_at_start = "are no settings: GRACE_SHUTDOWN_DELY (did you mean GRACE_SHUTDOWN_DELAY?)"
+    assert server.output.count(told_at_start) == 1
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
 def test_without_a_shutdown_of_ours_there_is_none(

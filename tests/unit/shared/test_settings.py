@@ -305,6 +305,32 @@ def test_the_token_can_come_from_a_file(config: Config, tmp_path: Path) -> None:
         config.set("grace_trigger_token", f"file:{file}")
 
 
+@pytest.mark.parametrize("around", ["{}\n", " {}", "\t{} \r\n"])
+@pytest.mark.parametrize("given", ["s3cret", "file"])
+def test_white_space_around_a_token_is_taken_off(
+    given: str, around: str, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A Kubernetes Secret made with ``echo`` ends with a line feed, in the environment too. No
+    header could ever hold it."""
+    if given == "file":
+        (tmp_path / "token").write_text(around.format("s3cret"))
+        given = f"file:{tmp_path}/token"
+    config.set("grace_trigger_token", around.format(given))
+    assert value(config, "grace_trigger_token").reveal() == b"s3cret"
+    monkeypatch.setenv("GRACE_TRIGGER_TOKEN", around.format(given))
+    config.set("grace_trigger_token", "another")
+    assert value(config, "grace_trigger_token").reveal() == b"s3cret"
+
+
+@pytest.mark.parametrize("token", ["two words", "two\nlines", "a\tb", "a\x00b", "a\x7fb", "a\x1fb"])
+def test_a_token_with_a_blank_within_is_refused(token: str, config: Config) -> None:
+    """It is not shown in the message."""
+    with pytest.raises(SettingError, match="has a blank or a control character within") as error:
+        config.set("grace_trigger_token", token)
+    assert "two" not in str(error.value)
+    assert token not in str(error.value)
+
+
 # -- names ----
 
 

@@ -301,17 +301,29 @@ def test_what_else_is_written_to_the_access_log_stays(access_log: tuple[Logger, 
 @pytest.mark.parametrize(
     ("resp", "req", "environ", "quiet"),
     [
-        (SimpleNamespace(status=b"200 OK"), [("Host", "x")], {"PATH_INFO": "/readyz"}, True),
-        (SimpleNamespace(status=200), SimpleNamespace(path="/readyz"), None, True),
+        (
+            SimpleNamespace(status=b"200 OK"),
+            [("Host", "x")],
+            {"REQUEST_METHOD": "GET", "PATH_INFO": "/readyz"},
+            True,
+        ),
+        (
+            SimpleNamespace(status=b"200 OK"),
+            [("Host", "x")],
+            {"REQUEST_METHOD": "POST", "PATH_INFO": "/readyz"},
+            False,
+        ),
+        (SimpleNamespace(status=200), SimpleNamespace(method="HEAD", path="/readyz"), None, True),
+        (SimpleNamespace(status=200), SimpleNamespace(method="PUT", path="/readyz"), None, False),
         (
             SimpleNamespace(status="200 OK"),
-            SimpleNamespace(path="/api/readyz"),
+            SimpleNamespace(method="GET", path="/api/readyz"),
             {"PATH_INFO": "/readyz"},
             False,
         ),
         (None, None, None, False),
     ],
-    ids=["pywsgi", "asgi", "mounted", "nothing"],
+    ids=["pywsgi", "pywsgi POST", "asgi", "asgi PUT", "mounted", "nothing"],
 )
 def test_an_access_of_the_users_own_is_not_called_for_probes_that_succeed(
     resp: Any, req: Any, environ: Any, quiet: bool
