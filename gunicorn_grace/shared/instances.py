@@ -87,25 +87,31 @@ def search(pid: int | None = None, proc: str = "/proc") -> Search:
     instances: list[Instance] = []
     passed_over: list[str] = []
     for held in holders.values():
-        try:
-            fd = os.open(held[0][1], os.O_RDWR | os.O_CLOEXEC)
-        except OSError:
-            continue  # The process has ended.
+        opened = _opened([path for _, path in held])
+        if opened is None:
+            continue  # All of them have ended.
+        fd, path = opened
         cell = os.pread(fd, 8, 8 * Header.arbiter.offset)
         named = int.from_bytes(cell, sys.byteorder, signed=True)
         arbiter = _arbiter(named, [process for process, _ in held], processes, us)
         if arbiter is None:
-            passed_over.append(
-                f"{held[0][1]}: its arbiter, {named}, does not hold it: dead, or damaged"
-            )
+            passed_over.append(f"{path}: its arbiter, {named}, does not hold it: dead, or damaged")
             os.close(fd)
             continue
         try:
-            instances.append(Instance(arbiter, Memory.mapped(fd, held[0][1]), None))
+            instances.append(Instance(arbiter, Memory.mapped(fd, path), None))
         except StateError as error:
             instances.append(Instance(arbiter, None, str(error)))
     instances.sort(key=lambda instance: instance.pid)
     return Search(instances, passed_over)
+
+
+def _opened(paths: list[str]) -> tuple[int, str] | None:
+    """Open the memory by the first path that is still there: a worker may have ended meanwhile."""
+    for path in paths:
+        with contextlib.suppress(OSError):
+            return os.open(path, os.O_RDWR | os.O_CLOEXEC), path
+    return None
 
 
 def _arbiter(
