@@ -179,9 +179,9 @@ class Shutdown:
                 # The other arbiter was told to stop too. Or it was gone when the signal came, and
                 # gunicorn notices only now.
                 self._note_sigterm()
+        if progress.phase is Phase.STARTING:
+            self.listeners.note_paths()
         if not self.observer.has_begun():
-            if progress.phase is Phase.STARTING:
-                self.listeners.note_paths()
             self.observer.before_a_shutdown(now)
             # A SIGTERM to one worker by hand: gunicorn lets it go and forks another. If the group
             # had got it, we would have too.

@@ -73,6 +73,8 @@ def test_a_socket_that_was_handed_to_us_is_never_sealed(
     waiting = [connect(server) for _ in range(4)]
     for late in waiting:
         late.send("/look", headers=(("Connection", "close"),))
+    if kind == "sync":
+        server.wait_dismissed()  # Until then it would serve them itself.
     release()
     assert client.receive().status == 200
     client.close()
@@ -252,5 +254,5 @@ def test_a_unix_socket_of_the_next_instance_stays(
     new.wait_booted(1)  # Until then it is the old one that answers.
     old.end_delay()
     assert old.wait(20) == 0, old.output
-    assert path.exists()
+    assert path.exists(), old.output + new.output
     assert new.get("/readyz").status == 200
