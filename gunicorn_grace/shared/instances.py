@@ -86,8 +86,8 @@ def search(pid: int | None = None, proc: str = "/proc") -> Search:
                 holders.setdefault(memory, []).append((process, path))
     instances: list[Instance] = []
     passed_over: list[str] = []
-    for held in holders.values():
-        opened = _opened([path for _, path in held])
+    for key, held in holders.items():
+        opened = _opened(key, [path for _, path in held])
         if opened is None:
             continue  # All of them have ended.
         fd, path = opened
@@ -106,11 +106,16 @@ def search(pid: int | None = None, proc: str = "/proc") -> Search:
     return Search(instances, passed_over)
 
 
-def _opened(paths: list[str]) -> tuple[int, str] | None:
-    """Open the memory by the first path that is still there: a worker may have ended meanwhile."""
+def _opened(memory: tuple[int, int], paths: list[str]) -> tuple[int, str] | None:
+    """Open the memory by the first path that still leads to it: a worker may have ended meanwhile,
+    and its number, or that of the descriptor, may belong to something else by now."""
     for path in paths:
         with contextlib.suppress(OSError):
-            return os.open(path, os.O_RDWR | os.O_CLOEXEC), path
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            there = os.fstat(fd)
+            if (there.st_dev, there.st_ino) == memory:
+                return fd, path
+            os.close(fd)
     return None
 
 
