@@ -1,5 +1,5 @@
-"""Awkward clients beside the soak's load: some send bodies that nobody reads, and some keep
-their end of a connection open when they are told to close it."""
+"""Awkward clients beside the soak's load: some send bodies that nobody reads, some keep their end
+of a connection open when they are told to close it, and crowds keep every worker busy."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections import Counter
+from typing import Any
 
 from gunicorn_grace.rehearsal.kubernetes.routing import EndpointTable, NoEndpoint
 
@@ -21,7 +22,7 @@ LAZY_FOR = 6.0
 
 TIMEOUT = 20.0
 
-UNREAD, LAZY = "unread bodies", "lazy clients"
+UNREAD, LAZY, CROWD = "unread bodies", "lazy clients", "in a crowd"
 
 
 class AwkwardClients:
@@ -60,13 +61,25 @@ class AwkwardClients:
         while not self._over.wait(self._chance.expovariate(RATE)):
             kind = self._chance.choice((UNREAD, LAZY))
             drawn = random.Random(self._chance.getrandbits(32))
-            client = threading.Thread(target=self._come, args=(kind, drawn), daemon=True)
-            client.start()
-            self._clients.append(client)
+            self._send(kind, drawn)
 
-    def _come(self, kind: str, drawn: random.Random) -> None:
+    def crowd(self, address: Any, count: int) -> None:
+        """Let so many slow requests come to one instance at once.
+
+        :param address: the instance.
+        :param count: at least as many as it can serve at the same time.
+        """
+        for _ in range(count):
+            self._send(CROWD, random.Random(count), address)
+
+    def _send(self, kind: str, drawn: random.Random, address: Any = None) -> None:
+        client = threading.Thread(target=self._come, args=(kind, drawn, address), daemon=True)
+        client.start()
+        self._clients.append(client)
+
+    def _come(self, kind: str, drawn: random.Random, address: Any) -> None:
         try:
-            address = self._table.pick(drawn)
+            address = address or self._table.pick(drawn)
         except NoEndpoint:
             return
         self.counts[kind] += 1
@@ -77,7 +90,9 @@ class AwkwardClients:
             ) as sock:
                 sock.settimeout(TIMEOUT)
                 sock.connect(address)
-                (self._upload if kind == UNREAD else self._be_lazy)(sock, drawn)
+                {UNREAD: self._upload, LAZY: self._be_lazy, CROWD: self._take_time}[kind](
+                    sock, drawn
+                )
         except (OSError, ValueError) as error:
             took = time.monotonic() - began
             self.losses.append(f"lost: {self._name} {kind} {picked} {error!r} after {took:.3f} s")
@@ -98,14 +113,18 @@ class AwkwardClients:
         _read_response(sock)
         self._over.wait(drawn.uniform(0, LAZY_FOR))
 
+    def _take_time(self, sock: socket.socket, drawn: random.Random) -> None:
+        sock.sendall(b"GET /slow?s=2 HTTP/1.1\r\nHost: soak\r\nConnection: close\r\n\r\n")
+        _read_response(sock, b"slept 2 s\n")
 
-def _read_response(sock: socket.socket) -> None:
-    """Read a complete response of ``/``.
+
+def _read_response(sock: socket.socket, body: bytes = b"hello\n") -> None:
+    """Read a complete response.
 
     :raises ValueError: it is another one.
     """
     received = b""
-    while not received.endswith(b"\r\n\r\nhello\n"):
+    while not received.endswith(b"\r\n\r\n" + body):
         data = sock.recv(65536)
         if not data:
             raise ValueError(f"an incomplete response: {received!r}")

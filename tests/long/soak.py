@@ -7,7 +7,9 @@ delay is, SIGTERM alone or a preStop hook before it, one instance or two at once
 take, fresh and kept-alive connections. Half of the instances extend their delay, and may be routed
 to for longer than it lasts; the others must not, and get requests until shortly before its end, so
 that some are in flight, or in the accept queue, when draining begins. Awkward clients come in
-between: some send bodies that nobody reads, some keep their end open when they are told to close.
+between: some send bodies that nobody reads, some keep their end open when they are told to close,
+and a crowd may keep every worker of an instance busy when its deletion begins. Some SIGTERMs are
+repeated, to the arbiter or to its whole process group.
 Before each deletion a new instance is up and routed to, as in a roll-out. The load is the
 rehearsal's: open loop, no retries.
 
@@ -65,6 +67,9 @@ ARGS = ("--keep-alive", "75", "--graceful-timeout", "30", "--log-level", "info")
 otherwise gunicorn now and then closes one in the very millisecond in which a client uses it,
 deletion or not."""
 
+CROWD = 8
+"""Slow requests at once. No instance of any lane but gevent's can serve more at the same time."""
+
 PERIOD = 60.0
 STAYING = 2
 """Instances in a lane, apart from those that come and go."""
@@ -86,6 +91,9 @@ class Turn:
     phase: float
     lags: tuple[float, ...]
     hook: bool
+    crowd: bool
+    repeats: tuple[tuple[float, bool], ...]
+    """SIGTERM again: seconds after the one before, and whether the whole group gets it."""
 
 
 @dataclass
@@ -160,6 +168,8 @@ class Lane:
         if chance < 0.92:
             long = self.chance.random() < 0.1
             return f"/slow?s={self.chance.uniform(2, 5) if long else self.chance.expovariate(1 / 0.3):.3f}"
+        if self.chance.random() < 0.05:
+            return f"/stream?n={self.chance.randint(30, 80)}&pause=0.1"
         return f"/stream?n={self.chance.randint(2, 6)}&pause={self.chance.uniform(0.01, 0.15):.3f}"
 
     def _turn(self, lives: Sequence[Life]) -> Turn:
@@ -168,7 +178,25 @@ class Lane:
             self.chance.uniform(0, 1 / RATE),
             tuple(self._lag(life) for life in lives),
             self.chance.random() < 0.25,
+            self.chance.random() < 0.15,
+            tuple(
+                (self.chance.expovariate(2), self.chance.random() < 0.5)
+                for _ in range(self.chance.choice((0, 0, 1, 3)))
+            ),
         )
+
+    def _insist(self, life: Life, repeats: Sequence[tuple[float, bool]]) -> None:
+        """Repeat SIGTERM as process managers do, while the instance is there."""
+        deletion = life.deletion
+        assert deletion is not None
+        while deletion.sigterm is None and life.instance.exit_time is None:
+            time.sleep(0.01)
+        for pause, to_group in repeats:
+            time.sleep(pause)
+            if life.instance.exit_time is None:
+                send = life.instance.signal_group if to_group else life.instance.signal
+                with suppress(RehearsalError, ProcessLookupError):
+                    send(signal.SIGTERM)
 
     def _lag(self, life: Life) -> float:
         if life.extends:
@@ -211,7 +239,13 @@ class Lane:
                     )
                 for life in goes:
                     assert life.deletion is not None
+                    if turn.crowd:
+                        self.awkward.crowd(life.instance.address, CROWD)
                     life.deletion.start()
+                    if turn.repeats:
+                        threading.Thread(
+                            target=self._insist, args=(life, turn.repeats), daemon=True
+                        ).start()
                 for life in goes:
                     assert life.deletion is not None
                     life.deletion.join(PERIOD + 30)
