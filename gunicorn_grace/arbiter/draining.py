@@ -75,6 +75,7 @@ class Draining:
             self._arbiter.pidfile.unlink()
         if self._arbiter.grace_probe_port is not None:
             self._arbiter.grace_probe_port.end()
+            self._arbiter.grace_probe_port = None
 
     def _dismiss_when_served(self, now: int) -> None:
         """Dismiss the workers once nothing waits in the accept queues, or when the time to wait is

@@ -72,6 +72,8 @@ class Trigger:
     :param settings: the settings in use.
     :param say: writes a line to the log.
     :param clock: returns seconds. It only sets the interval between log lines.
+    :param arbiter: the arbiter's pid; by default the parent. It is not taken from the memory, which
+        any worker may overwrite.
     """
 
     def __init__(
@@ -81,6 +83,7 @@ class Trigger:
         say: Callable[[str], object],
         *,
         clock: Callable[[], float] = time.monotonic,
+        arbiter: int | None = None,
     ) -> None:
         self._memory = memory
         self._say = say
@@ -89,10 +92,8 @@ class Trigger:
         self._policy: TriggerPolicy | None = None
         if settings.trigger != OFF:
             token = settings.trigger_token
-            # The arbiter is the parent of workers and responder. Its number is not taken from the
-            # memory, which any worker may overwrite.
             secret = token.reveal().decode("utf-8", "surrogateescape") if token else None
-            self._policy = TriggerPolicy(settings.trigger, secret, os.getppid())
+            self._policy = TriggerPolicy(settings.trigger, secret, arbiter or os.getppid())
 
     def is_pulled(self, query: str | None) -> bool:
         """Whether a query to readiness is a trigger. With `grace_trigger = "off"` this is always

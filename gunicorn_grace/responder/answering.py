@@ -41,6 +41,7 @@ class ResponderAnswers:
         counts as hung; with 0 none does.
     :param say: sends a line to the arbiter's log.
     :param clock: returns the monotonic clock in nanoseconds.
+    :param arbiter: the arbiter's pid. This process need not be its child.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class ResponderAnswers:
         timeout: float,
         say: Callable[[str], None],
         clock: Callable[[], int] = time.monotonic_ns,
+        arbiter: int | None = None,
     ) -> None:
         self._memory = memory
         self._answers = Answers(settings, {"booted": self._is_booted, "heartbeat": self._is_alive})
@@ -64,6 +66,7 @@ class ResponderAnswers:
             settings,
             say,
             clock=lambda: self._clock() / NS,
+            arbiter=arbiter,
         )
 
     def answer(self, request: ProbeRequest) -> Answer:

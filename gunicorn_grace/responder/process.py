@@ -58,7 +58,7 @@ def main() -> None:
     # The layout is the arbiter's word. What is in the memory may be overwritten.
     mapping = mmap.mmap(MEMORY, os.fstat(MEMORY).st_size)
     memory = Memory(MEMORY, mapping, orders["slots"], orders["boards"])
-    answers = ResponderAnswers(memory, settings, orders["timeout"], say)
+    answers = ResponderAnswers(memory, settings, orders["timeout"], say, arbiter=arbiter)
     ends_with = ARBITER if is_detached else None
     server = Server(socket.socket(fileno=LISTENER), answers.answer, say, is_orphan, ends_with)
     signal.signal(RETIRE, server.retire)

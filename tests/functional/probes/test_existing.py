@@ -93,7 +93,7 @@ def test_django_logs_no_traceback_for_each_probe(server: Server) -> None:
         for path in ("/livez", "/startupz"):
             assert ask(server, "ALLOWED_HOSTS", path).status == 200
     workers = len(list(server.memory.records()))
-    assert 1 <= server.output.count("Invalid HTTP_HOST header") <= 2 * workers
+    assert 1 <= server.output.count("DisallowedHost: Invalid HTTP_HOST header") <= 2 * workers
 
 
 @pytest.mark.long(but="gthread")

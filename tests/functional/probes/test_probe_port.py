@@ -376,7 +376,7 @@ def test_curl_triggers_there_while_every_worker_is_busy(serve: Serve, block: Blo
         text=True,
         timeout=20,
     )
-    assert done.stdout == "503"
+    assert done.stdout == "503", server.output
     server.wait_line(r"shutdown_initiated by trigger \(http\)")
     release.touch()
     server.terminate()
