@@ -63,6 +63,8 @@ class Handshakes:
     def __init__(self) -> None:
         self._sealed = 0
         self._is_blind = False
+        self._known: set[Handshake] = set()
+        """Those that were there when the listeners were sealed."""
         self._seen: dict[Handshake, tuple[int, int, float]] = {}
         """For each handshake how often its SYN-ACK was sent again, when that number was first seen
         (ns), and how long it is waited for from then on (seconds)."""
@@ -113,8 +115,10 @@ class Handshakes:
         except (OSError, struct.error):
             self._is_blind = True
             return False
-        if now - self._sealed > NEW_FOR * NS:
-            current = {key: count for key, count in current.items() if key in self._seen}
+        if now - self._sealed <= NEW_FOR * NS:
+            self._known.update(current)
+        # The kernel's list may leave one out that is being changed, and have it again.
+        current = {key: count for key, count in current.items() if key in self._known}
         before, self._seen = self._seen, {}
         for key, count in current.items():
             old, since, patience = before.get(key, (count, now, _until_asked(count) + ROUND_TRIP))
