@@ -45,13 +45,13 @@ def test_gunicorn_gets_it_and_keeps_the_users_file(
     server.wait_line("lame duck 0.75 s")
     assert server.get("/readyz").status == 200
     assert server.arbiter_pid == server.pid
-    file.write_text(FILE.format(delay=0.25))
+    file.write_text(FILE.format(delay=0.5))
     server.signal(signal.SIGHUP)
-    server.wait_line("lame duck 0.25 s")
+    server.wait_line("lame duck 0.5 s")
     server.wait_ready()
     server.terminate()
     assert server.wait(20) == 0, server.output
-    server.wait_line("shutdown_initiated by SIGTERM: not ready for 0.25 s")
+    server.wait_line("shutdown_initiated by SIGTERM: not ready for 0.5 s")
     server.wait_line("user: on_exit")
 
 
@@ -63,16 +63,16 @@ def test_a_program_that_nobody_can_edit_gets_it(serve: Serve) -> None:
         program=("launcher.py",),
         config=(),
         executable_prefix=RUN,
-        settings={"shutdown_delay": 0.25, "extend_delay": "false"},
+        settings={"shutdown_delay": 0.5, "extend_delay": "false"},
     )
     assert server.get("/readyz").status == 200
     seen = server.mark()
     server.signal(signal.SIGHUP)
-    server.wait_line("lame duck 0.25 s", after=seen)
+    server.wait_line("lame duck 0.5 s", after=seen)
     server.wait_ready()
     server.terminate()
     assert server.wait(20) == 0, server.output
-    server.wait_line("shutdown_initiated by SIGTERM: not ready for 0.25 s")
+    server.wait_line("shutdown_initiated by SIGTERM: not ready for 0.5 s")
 
 
 @pytest.mark.once
@@ -80,9 +80,9 @@ def test_the_module_as_configuration_still_loads_the_users_file(
     serve: Serve, tmp_path: Path
 ) -> None:
     """Both ways at once: `-c python:gunicorn_grace.conf` finds the gunicorn.conf.py as ever."""
-    (tmp_path / "gunicorn.conf.py").write_text(FILE.format(delay=0.25))
+    (tmp_path / "gunicorn.conf.py").write_text(FILE.format(delay=0.5))
     server = serve(kind="gthread", executable_prefix=RUN)
-    server.wait_line("lame duck 0.25 s")
+    server.wait_line("lame duck 0.5 s")
 
 
 def run(*command: str, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -172,7 +173,7 @@ def test_without_memfd_an_anonymous_mapping_serves(serve: Serve, tmp_path: Path)
     server.terminate()
     server.wait_line("shutdown_initiated")
     assert {server.get("/readyz").status for _ in range(8)} == {503}
-    server.terminate()
+    server.signal(signal.SIGINT)  # No command can end this delay.
     server.assert_gone()
 
 
@@ -465,7 +466,9 @@ def test_a_worker_that_dies_for_want_of_memory_is_replaced(serve: Serve, connect
     assert {server.get("/").status for _ in range(8)} == {200}
     server.terminate()
     server.assert_gone()
-    assert "1 cut off" in server.summary()
+    # The worker looks ten times a second at what waits in it: so shortly after it has begun, a
+    # request may still be in that number too.
+    assert re.search(r" 1 cut off|1 in flight, 1 not begun", server.summary())
 
 
 @pytest.mark.long
