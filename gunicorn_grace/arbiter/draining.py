@@ -51,12 +51,6 @@ class Draining:
         self._publish = publish
         self._is_awaited = is_awaited
 
-    def seal_unless_shared(self) -> None:
-        """Seal the listeners, unless the other arbiter still takes connections from them. Both may
-        have been told to stop: the last one that drains seals them."""
-        if not self._counterpart.has_the_sockets():
-            self._listeners.seal()
-
     def step(self, now: int) -> None:
         """Do what is due.
 
@@ -64,13 +58,14 @@ class Draining:
         """
         if not self._roster.are_dismissed:
             self._dismiss_when_served(now)
-        elif not self._counterpart.is_there() and self._listeners.shut():
-            self._make_room()
+        elif self._progress.emptied and not self._counterpart.is_there():
+            if not self._listeners.are_shut:
+                self._listeners.shut()
+            if self._listeners.are_shut and self._is_awaited(self._progress.t0):
+                self._make_room()
 
     def _make_room(self) -> None:
-        """Give up what a successor needs besides the addresses, if one waits."""
-        if not self._is_awaited(self._progress.t0):
-            return
+        """Give up what a successor needs besides the addresses. It may come at any time."""
         if self._arbiter.pidfile is not None:
             self._arbiter.pidfile.unlink()
         if self._arbiter.grace_probe_port is not None:
@@ -83,7 +78,7 @@ class Draining:
         progress = self._progress
         if now < progress.drain_limit - EMPTYING_MARGIN * NS:
             if not progress.upgraded:
-                self.seal_unless_shared()
+                self._listeners.seal()
             if self._listeners.are_sealed:
                 is_served = self._listeners.are_served(now)
             else:

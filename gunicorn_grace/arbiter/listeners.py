@@ -15,6 +15,7 @@ from ..shared import listener
 from ..shared.cells import NS
 from ..shared.handshakes import Handshakes
 from .roster import Roster
+from .upgrade import Counterpart
 
 EMPTY_FOR = 0.25
 """Seconds without a connection in the accept queue, and without a handshake under way, after which
@@ -24,18 +25,21 @@ it counts as served."""
 class Listeners:
     """The listening sockets of an instance.
 
-    :ivar are_sealed: whether :meth:`seal` has been called.
+    :ivar are_sealed: whether they have been sealed.
+    :ivar are_shut: whether nothing is left to shut, after the drain has emptied them.
 
     :param arbiter: gunicorn's arbiter.
     :param roster: the workers, which may have listeners of their own (``reuse_port``).
+    :param counterpart: the other arbiter, after SIGUSR2, which has the same sockets.
     """
 
-    def __init__(self, arbiter: Any, roster: Roster) -> None:
+    def __init__(self, arbiter: Any, roster: Roster, counterpart: Counterpart) -> None:
         self._arbiter = arbiter
         self._roster = roster
+        self._counterpart = counterpart
         self._waiting: list[Any] = []
         """Those whose queues are served to their end before the workers are dismissed."""
-        self.are_sealed = False
+        self.are_sealed = self.are_shut = False
         self._to_shut: list[Any] = []
         self._files: dict[str | bytes, tuple[int, ...]] = {}
         self._empty_since = 0
@@ -62,10 +66,12 @@ class Listeners:
         )
 
     def seal(self) -> None:
-        """Let no new connection in. A listener that cannot be sealed is closed when the workers are
-        dismissed, as in plain gunicorn."""
-        if self.are_sealed or self.are_handed_to_us():
-            return  # What waits in sockets that others have as well stays there.
+        """Let no new connection in, unless somebody else still takes connections from the sockets.
+        A listener that cannot be sealed is closed when the workers are dismissed, as in plain
+        gunicorn."""
+        # After SIGUSR2 both arbiters may have been told to stop: the last one that drains seals.
+        if self.are_sealed or self.are_handed_to_us() or self._counterpart.has_the_sockets():
+            return
         self.are_sealed = True
         log = self._arbiter.log
         if self.are_the_workers_own():
@@ -94,9 +100,10 @@ class Listeners:
     def note_paths(self) -> None:
         """Remember which files the paths of the UNIX sockets are. An instance that is started while
         this one shuts down puts its own there."""
+        self._files.clear()  # A reload that changes `bind` makes all of them anew.
         for sock in self._arbiter.LISTENERS:
             path = sock.getsockname()
-            if isinstance(path, (str, bytes)) and path not in self._files:
+            if isinstance(path, (str, bytes)):
                 with contextlib.suppress(OSError, ValueError):
                     self._files[path] = _file(path)
 
@@ -167,15 +174,15 @@ class Listeners:
         else:
             self.close()
 
-    def shut(self) -> bool:
+    def shut(self) -> None:
         """Shut the listening sockets for all processes once every worker copes with that: the
         kernel then refuses connections at once, and the address is free. Closing the arbiter's
-        descriptors would not do, because a busy worker and whatever it forked have them too.
-
-        :returns: whether this call has shut them.
-        """
-        if not self._to_shut or not self._roster.may_shut():
-            return False
+        descriptors would not do, because a busy worker and whatever it forked have them too."""
+        if not self._roster.may_shut():
+            return
+        self.are_shut = True
+        if not self._to_shut:
+            return  # Each worker shuts its own (``reuse_port``).
         listeners, self._to_shut = self._to_shut, []
         names = ", ".join(map(str, listeners))
         for sock in listeners:
@@ -183,7 +190,6 @@ class Listeners:
                 sock.shutdown(socket.SHUT_RD)
             sock.close()
         self._arbiter.log.info("gunicorn-grace: shut %s: connections are refused", names)
-        return True
 
     def close(self) -> None:
         """Close the listeners. Not in gunicorn's ``stop()``, which would unlink the path of a UNIX

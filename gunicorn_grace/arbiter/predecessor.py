@@ -22,6 +22,7 @@ from typing import Any
 
 from ..shared.cells import NS
 from ..shared.instances import Instance, lives, search
+from ..shared.settings import Settings, address_of
 
 LOOK = 0.02
 """Seconds between two attempts to bind."""
@@ -42,9 +43,12 @@ def wait(arbiter: Any) -> None:
     :param arbiter: gunicorn's arbiter, which has loaded its configuration.
     """
     cfg = arbiter.cfg
-    if sys.platform != "linux" or cfg.reuse_port or any(map(os.environ.get, _INHERITED)):
+    if sys.platform != "linux" or any(map(os.environ.get, _INHERITED)):
         return
-    places = [address for address in cfg.address if isinstance(address, tuple) and address[1]]
+    wanted = [] if cfg.reuse_port else list(cfg.address)
+    if (probe_port := Settings.of(cfg).probe_bind) is not None:
+        wanted.append(address_of(probe_port))
+    places = [address for address in wanted if isinstance(address, tuple) and address[1]]
     asked: dict[int, float] = {}
     while taken := [place for place in places if not _is_free(place)] or _owner_of(cfg.pidfile):
         found = search()

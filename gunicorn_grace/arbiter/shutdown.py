@@ -84,8 +84,8 @@ class Shutdown:
         self.memory = memory
         self.progress = Progress()
         self.roster = Roster(arbiter, memory)
-        self.listeners = Listeners(arbiter, self.roster)
         self.counterpart = Counterpart(arbiter, memory)
+        self.listeners = Listeners(arbiter, self.roster, self.counterpart)
         self.observer = Observer(
             arbiter, memory, self.progress, self.roster, self.listeners, self.counterpart
         )
@@ -115,6 +115,7 @@ class Shutdown:
         listening sockets were handed to us, whoever keeps them turns nobody away: then there is no
         delay unless one was set."""
         self.as_set = settings
+        self.listeners.note_paths()
         if self.listeners.are_handed_to_us() and not self.arbiter.cfg.settings[DELAY].given:
             settings = dataclasses.replace(settings, shutdown_delay=0.0, extend_delay=False)
             self._log.info(
@@ -276,7 +277,7 @@ class Shutdown:
         progress.drain = now
         if not seen.upgraded:
             events.lame_duck_ended(self._log, seen, reason)
-            self.draining.seal_unless_shared()
+            self.listeners.seal()
         progress.phase = Phase.DRAINING
         self._publish()
         self.timer.set(DRAINING_TICK)

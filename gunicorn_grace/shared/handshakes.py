@@ -69,7 +69,7 @@ class Handshakes:
         """For each handshake how often its SYN-ACK was sent again, when that number was first seen
         (ns), and how long it is waited for from then on (seconds)."""
         self._overflows = 0
-        self._full_since = self._full_until = 0
+        self._full_since = self._full_until = self._own_full_at = 0
 
     def look_whether_full(self, socks: Iterable[Any], now: int) -> None:
         """Note whether an accept queue of these listeners is full. Called in each pass from T0 on.
@@ -77,14 +77,15 @@ class Handshakes:
         :param now: the monotonic clock, in nanoseconds.
         """
         # A queue may be full for a moment only, so the kernel's count is looked at too. It is the
-        # one of all listeners of the container, so it counts only after one of ours was full.
+        # one of all listeners of the container, so it counts only shortly after one of ours was
+        # full.
         before, self._overflows = self._overflows, _overflows() if self._full_since else 0
         if self._full_since and not self._are_turned_away_expected(now):
             self._full_since = 0
         if any(map(_is_full, filter(_is_tcp, socks))):
             self._full_since = self._full_since or now
-            self._full_until = now
-        elif self._full_since and before and self._overflows != before:
+            self._full_until = self._own_full_at = now
+        elif before and self._overflows != before and now - self._own_full_at < NS:
             self._full_until = now
 
     def _are_turned_away_expected(self, now: int) -> bool:

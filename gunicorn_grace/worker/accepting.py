@@ -17,7 +17,7 @@ import errno
 import os
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from ..shared.cells import Record
@@ -49,13 +49,13 @@ class Accepting:
         names = {cls.__name__ for cls in type(worker).__mro__}
         if names & {"SyncWorker", "ThreadWorker", "TornadoWorker"}:
             for sock in worker.sockets:
-                _take_shut_for_empty(sock)
+                self._take_shut_for_empty(sock)
             # They cope from the first moment on, also if a request keeps them from their handlers.
             self._record.may_shut = 1
         if names & {"SyncWorker", "ThreadWorker"}:
             self._stop = lambda worker: self._done()
         elif "GeventWorker" in names:
-            self._remember_gevent_servers()
+            self._remember_gevent_servers(_inodes(worker.sockets))
             self._stop = self._stop_gevent
         elif names & {"ASGIWorker", "UvicornWorker", "TornadoWorker"}:
             self._stop = self._stop_asyncio
@@ -76,12 +76,19 @@ class Accepting:
             with contextlib.suppress(OSError, ValueError, AttributeError):
                 sock.shutdown(socket.SHUT_RD)
 
-    def _remember_gevent_servers(self) -> None:
-        """Learn which servers the worker is about to start. They are local to its ``run``."""
+    def _remember_gevent_servers(self, listeners: set[int]) -> None:
+        """Learn which servers the worker is about to start. They are local to its ``run``.
+
+        :param listeners: the inodes of the worker's sockets. The application may have servers of
+            its own.
+        """
         server: Any = sys.modules["gevent.baseserver"].BaseServer
         start = server.start_accepting
 
         def start_accepting(server: Any) -> None:
+            if not _inodes([server.socket]) & listeners:
+                start(server)
+                return
             # A pool that was full starts its server again when it has room.
             if self._memory.header.emptied and self._record.may_shut:
                 return
@@ -107,12 +114,8 @@ class Accepting:
             loop = asyncio.get_running_loop()
         except RuntimeError:
             return  # It does not serve yet, or no longer.
-        inodes = set()
-        for sock in worker.sockets:
-            with contextlib.suppress(OSError, AttributeError):  # uvicorn has closed it.
-                inodes.add(os.fstat(sock.fileno()).st_ino)
         if isinstance(loop, asyncio.SelectorEventLoop):
-            loop.call_soon_threadsafe(self._stop_reading, loop, inodes)
+            loop.call_soon_threadsafe(self._stop_reading, loop, _inodes(worker.sockets))
 
     def _stop_reading(self, loop: Any, inodes: set[int]) -> None:
         # uvicorn serves a duplicate of the socket.
@@ -122,20 +125,28 @@ class Accepting:
                     loop.remove_reader(int(name))
         self._done()
 
+    def _take_shut_for_empty(self, sock: Any) -> None:
+        """Let ``accept`` on a socket that the drain has shut do what it does on one where nothing
+        waits.
 
-def _take_shut_for_empty(sock: Any) -> None:
-    """Let ``accept`` on a socket that is shut do what it does on one where nothing waits.
+        :param sock: gunicorn's wrapper of a listening socket.
+        """
+        accept, header = sock.sock.accept, self._memory.header
 
-    :param sock: gunicorn's wrapper of a listening socket.
-    """
-    accept = sock.sock.accept
+        def accept_unless_shut() -> Any:
+            try:
+                return accept()
+            except OSError as error:
+                if error.errno != errno.EINVAL or not header.emptied:
+                    raise
+                raise BlockingIOError(errno.EAGAIN, "the listener is shut") from None
 
-    def accept_unless_shut() -> Any:
-        try:
-            return accept()
-        except OSError as error:
-            if error.errno != errno.EINVAL:
-                raise
-            raise BlockingIOError(errno.EAGAIN, "the listener is shut") from None
+        sock.accept = accept_unless_shut
 
-    sock.accept = accept_unless_shut
+
+def _inodes(socks: Iterable[Any]) -> set[int]:
+    found = set()
+    for sock in socks:
+        with contextlib.suppress(OSError, AttributeError):  # It is closed.
+            found.add(os.fstat(sock.fileno()).st_ino)
+    return found

@@ -153,6 +153,8 @@ class Sigterm:
         @functools.wraps(install_it)
         def install(signalnum: Any, handler: Any) -> Any:
             if signalnum != signal.SIGTERM or not self._is_theirs(handler):
+                if signalnum == signal.SIGTERM and os.getpid() == self._pid:
+                    self.note(None, "")  # The application puts back what it found.
                 return install_it(signalnum, handler)
             self._refuse_other_threads()
             before = self._theirs or signal.getsignal(signalnum)

@@ -111,7 +111,9 @@ class Waiting:
             while os.getpid() == self._pid and not self._is_final:
                 if self._memory.is_terminating():
                     began = time.monotonic()
-                    self.look(closely=began >= self._look_closely_at)
+                    # A connection may end while it is looked at; the next look is soon.
+                    with contextlib.suppress(OSError):
+                        self.look(closely=began >= self._look_closely_at)
                     if began >= self._look_closely_at:
                         took = time.monotonic() - began
                         self._look_closely_at = began + took / SHARE
@@ -207,8 +209,8 @@ def requests_behind(request: Any, conn: Any) -> int:
         return requests_in(ahead[body_left:]) or int(not body_left and unread(conn) > 0)
     try:
         ahead += conn.recv(PEEKED, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-    except BlockingIOError:
-        pass  # Nothing lies there.
+    except OSError:
+        pass  # Nothing lies there, or the client has reset the connection.
     return requests_in(ahead[body_left:])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 from pathlib import Path
 
@@ -226,6 +227,34 @@ def test_a_restart_in_place_binds_while_the_old_one_finishes(
     assert "cut short (successor waits)" in old.summary()
     if pid:
         assert int((tmp_path / "pid").read_text()) == new.arbiter_pid
+
+
+@pytest.mark.parametrize("what", ["pid file", "probe port"])
+def test_a_restart_while_the_old_one_finishes_gets_all_it_needs(
+    what: str, serve: Serve, connect: Connect, tmp_path: Path
+) -> None:
+    """The new instance comes when the listeners of the old one are shut already: that one gives up
+    its pid file and its probe port, although it still finishes a request."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        probes = f"127.0.0.1:{free.getsockname()[1]}"
+    args = ("-k", "gthread", "--threads", "4", *LONG_DRAIN)
+    settings: dict[str, object] = {**SHORT, "probe_bind": probes}
+    if what == "pid file":
+        args, settings = (*args, "--pid", "pid"), dict(SHORT)
+    old = serve(args=args, settings=settings)
+    client = connect(old)
+    release = hold_a_request(old, client)
+    old.terminate()
+    old.wait_line("gunicorn-grace: shut ")
+    new = serve(args=args, bind=f"127.0.0.1:{old.port}", settings=settings)
+    new.wait_booted(1)
+    assert new.get("/readyz").status == 200
+    assert old.exit_time is None
+    release()
+    assert client.receive().status == 200
+    client.close()
+    assert old.wait(20) == 0, old.output
 
 
 def test_an_address_that_somebody_else_keeps_is_not_waited_for(

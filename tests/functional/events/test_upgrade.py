@@ -122,6 +122,51 @@ def test_sigterm_to_both_arbiters_has_a_delay(serve: Serve) -> None:
     assert server.output.count("gunicorn-grace: stopped") == 2
 
 
+FAILING = """
+from gunicorn_grace.conf import *
+def post_fork(server, worker):
+    if server.master_pid:
+        raise RuntimeError("this version does not boot")
+"""
+
+
+def test_a_successor_that_does_not_boot_leaves_the_sockets_open(
+    serve: Serve, tmp_path: Path
+) -> None:
+    """gunicorn halts the new arbiter. Its sockets are those of the old one, which serves: they are
+    neither sealed nor shut."""
+    (tmp_path / "conf.py").write_text(FAILING)
+    server = serve(kind="gthread", config=("-c", "conf.py"), settings=HOLD, script=True)
+    before = set(server.wait_booted(2))
+    server.signal(signal.SIGUSR2)
+    server.wait_line("this version does not boot")
+    server.wait_for(lambda: set(procfs.children(server.pid)) == before, "the end of the new one")
+    assert server.get("/readyz").status == 200
+    assert "sealed" not in server.output
+
+
+@pytest.mark.parametrize("which", ["old", "new"])
+def test_sigquit_to_one_of_two_arbiters_leaves_the_sockets_to_the_other(
+    which: str, serve: Serve
+) -> None:
+    """A roll-back, or an upgrade in a hurry: the one that is left serves new connections."""
+    server = serve(kind="gthread", settings=HOLD, script=True)
+    server.wait_booted(2)
+    server.signal(signal.SIGUSR2)
+    (new,) = server.wait_for(
+        lambda: set(procfs.children(server.pid)) - set(booted_in(server.memory)), "the successor"
+    )
+    server.wait_for(lambda: len(re.findall("Listening at", server.output)) == 2, "its listeners")
+    with contextlib.closing(memory_of(new)) as memory:
+        server.wait_for(lambda: len(booted_in(memory)) == 2, "new workers that have booted")
+    address = server.address
+    ended = server.pid if which == "old" else new
+    os.kill(ended, signal.SIGQUIT)
+    server.wait_for(lambda: ended not in server.processes(), "the end of the one that was told")
+    assert fetch(address, "/readyz").status == 200
+    assert "sealed" not in server.output
+
+
 def test_a_drained_instance_is_not_upgraded(serve: Serve) -> None:
     """Its successor would be ready, against the operator's word: SIGUSR2 is refused with a line
     that says what to do."""
