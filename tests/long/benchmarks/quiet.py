@@ -187,7 +187,7 @@ def is_missed(
                 origin=Origin.SIGTERM,
                 t0=T0,
                 sigterm=T0,
-                terms=1,
+                clock=T0,
                 last_arrival=T0 + last,
                 rate=known.rate,
                 longest_silence=known.longest_silence,
