@@ -5,7 +5,6 @@ A separate thread does this while the worker serves. Runs in workers.
 
 from __future__ import annotations
 
-import _thread
 import contextlib
 import os
 import socket
@@ -17,6 +16,7 @@ from ..shared.agreed import LINGER
 from ..shared.cells import NS, Record
 from ..shared.handshakes import Handshakes
 from ..shared.memory import Memory
+from . import threads
 from .accepting import Accepting
 from .connections import accepted_at, bare, is_sending, never_sent, unread, was_in_use
 from .counting import Counter
@@ -93,13 +93,11 @@ class Draining:
         """If draining has begun, start the thread that closes idle connections and logs unfinished
         requests.
 
-        A signal handler calls this. ``start_new_thread`` takes no Python lock, but ``Thread.start``
-        does, and an interrupted ``Thread.start`` would then wait for itself. In a gevent worker the
-        patched function starts a greenlet.
+        A signal handler calls this.
         """
         if not self._is_watching and self._memory.header.drain:
             self._is_watching = True
-            _thread.start_new_thread(self._drain, ())
+            threads.start(self._drain)
 
     def _drain(self) -> None:
         idle_since: dict[tuple[int, int], int] = {}

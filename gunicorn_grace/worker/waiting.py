@@ -16,7 +16,6 @@ when the worker has been killed. It does not look before, so that serving costs 
 
 from __future__ import annotations
 
-import _thread
 import contextlib
 import fcntl
 import os
@@ -31,6 +30,7 @@ from typing import Any
 from ..shared import listener
 from ..shared.cells import Record
 from ..shared.memory import Memory
+from . import threads
 from .connections import accepted_at, bare, unread
 from .counting import Counter
 
@@ -102,7 +102,7 @@ class Waiting:
         is_time = self._memory.is_terminating() if self.looks_early else self._memory.header.drain
         if is_time and not self._is_watching:
             self._is_watching = True
-            _thread.start_new_thread(self._watch, ())
+            threads.start(self._watch)
 
     def _watch(self) -> None:
         try:

@@ -232,7 +232,7 @@ class Server(Instance):
         left = {
             path for path in self._all_files() - self._files if ended == 0 or path.suffix != ".ctl"
         }
-        assert left == set()
+        assert left == set(), self.output
 
     def _all_files(self) -> set[Path]:
         folders = (Path(self.cwd or "."), self.runtime_dir)
