@@ -18,6 +18,7 @@ from support.servers import (
     LONG_DRAIN,
     SHORT,
     Serve,
+    Server,
     booted_in,
     end_delay_of,
     load_on,
@@ -90,18 +91,26 @@ def test_a_binary_upgrade_under_load_loses_nothing(kind: str, serve: Serve, tmp_
     server.wait_line("gunicorn-grace: stopped")
 
 
-def test_sigterm_to_both_arbiters_has_a_delay(serve: Serve) -> None:
-    """Whoever was told to stop is nobody's successor. Both serve through their delay, although each
-    of them knows another arbiter; then both end, and the last one seals the sockets."""
-    server = serve(kind="gthread", settings=HOLD, script=True)
-    server.wait_booted(2)
+def upgrade(server: Server) -> int:
+    """Send SIGUSR2, and wait until the successor serves too, with as many workers. Its pid."""
+    count = len(booted_in(server.memory))
     server.signal(signal.SIGUSR2)
     (new,) = server.wait_for(
         lambda: set(procfs.children(server.pid)) - set(booted_in(server.memory)), "the successor"
     )
     server.wait_for(lambda: len(re.findall("Listening at", server.output)) == 2, "its listeners")
     with contextlib.closing(memory_of(new)) as memory:
-        server.wait_for(lambda: len(booted_in(memory)) == 2, "new workers that have booted")
+        server.wait_for(lambda: len(booted_in(memory)) == count, "new workers that have booted")
+    return new
+
+
+def test_sigterm_to_both_arbiters_has_a_delay(serve: Serve) -> None:
+    """Whoever was told to stop is nobody's successor. Both serve through their delay, although each
+    of them knows another arbiter; then both end, and the last one seals the sockets."""
+    server = serve(kind="gthread", settings=HOLD, script=True)
+    server.wait_booted(2)
+    new = upgrade(server)
+    with contextlib.closing(memory_of(new)) as memory:
         with load_on(server, paths=("/",)) as load:
             load.wait_completed(20)
             os.kill(new, signal.SIGTERM)
@@ -152,13 +161,7 @@ def test_sigquit_to_one_of_two_arbiters_leaves_the_sockets_to_the_other(
     """A roll-back, or an upgrade in a hurry: the one that is left serves new connections."""
     server = serve(kind="gthread", settings=HOLD, script=True)
     server.wait_booted(2)
-    server.signal(signal.SIGUSR2)
-    (new,) = server.wait_for(
-        lambda: set(procfs.children(server.pid)) - set(booted_in(server.memory)), "the successor"
-    )
-    server.wait_for(lambda: len(re.findall("Listening at", server.output)) == 2, "its listeners")
-    with contextlib.closing(memory_of(new)) as memory:
-        server.wait_for(lambda: len(booted_in(memory)) == 2, "new workers that have booted")
+    new = upgrade(server)
     address = server.address
     ended = server.pid if which == "old" else new
     os.kill(ended, signal.SIGQUIT)
