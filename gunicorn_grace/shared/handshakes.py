@@ -19,8 +19,10 @@ from __future__ import annotations
 
 import _socket
 import contextlib
+import operator
 import socket
 import struct
+import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -53,6 +55,9 @@ _IDENTITY, _KEY = 48, 36
 # limit.
 _QUEUE, _BACKLOG = 24, 28
 
+_SO_MEMINFO, _DROPS = 55, 32
+"""<asm-generic/socket.h>, and the place of SK_MEMINFO_DROPS (<linux/sock_diag.h>) in bytes."""
+
 Handshake = bytes
 """Its ports and addresses, as the kernel gives them."""
 
@@ -68,24 +73,28 @@ class Handshakes:
         self._seen: dict[Handshake, tuple[int, int, float]] = {}
         """For each handshake how often its SYN-ACK was sent again, when that number was first seen
         (ns), and how long it is waited for from then on (seconds)."""
-        self._overflows = 0
-        self._full_since = self._full_until = self._own_full_at = 0
+        self._turned_away = (0, 0)
+        self._full_since = self._full_until = 0
 
     def look_whether_full(self, socks: Iterable[Any], now: int) -> None:
         """Note whether an accept queue of these listeners is full. Called in each pass from T0 on.
 
         :param now: the monotonic clock, in nanoseconds.
         """
-        # A queue may be full for a moment only, so the kernel's count is looked at too. It is the
-        # one of all listeners of the container, so it counts only shortly after one of ours was
-        # full.
-        before, self._overflows = self._overflows, _overflows() if self._full_since else 0
+        listeners = list(filter(_is_tcp, socks))
         if self._full_since and not self._are_turned_away_expected(now):
             self._full_since = 0
-        if any(map(_is_full, filter(_is_tcp, socks))):
+        before = self._turned_away
+        if any(map(_is_full, listeners)):
             self._full_since = self._full_since or now
-            self._full_until = self._own_full_at = now
-        elif before and self._overflows != before and now - self._own_full_at < NS:
+            self._full_until = now
+        elif not self._full_since:
+            return
+        # Those that come again may fill a queue for a moment only. The kernel counts the clients
+        # that it turns away for all listeners of the container. What it drops at one socket it
+        # counts too, but a seal drops as well. Both together tell of a full queue of ours.
+        self._turned_away = _overflows(), _drops(listeners)
+        if any(before) and all(map(operator.ne, before, self._turned_away)):
             self._full_until = now
 
     def _are_turned_away_expected(self, now: int) -> bool:
@@ -103,8 +112,8 @@ class Handshakes:
 
         :param now: the monotonic clock, in nanoseconds.
         """
+        self.look_whether_full(socks, now)
         listeners = list(filter(_is_tcp, socks))
-        self.look_whether_full(listeners, now)
         return self._are_turned_away_expected(now) or self._are_listed(listeners, now)
 
     def _are_listed(self, listeners: list[Any], now: int) -> bool:
@@ -115,6 +124,9 @@ class Handshakes:
             current = dict(_under_way(listeners))
         except (OSError, struct.error):
             self._is_blind = True
+            import traceback
+
+            traceback.print_exc()
             return False
         if now - self._sealed <= NEW_FOR * NS:
             self._known.update(current)
@@ -146,6 +158,19 @@ def _overflows() -> int:
     except (OSError, ValueError, StopIteration):
         pass
     return 0
+
+
+def _drops(listeners: Iterable[Any]) -> int:
+    """Return how many segments the kernel has dropped at these listeners; where it does not say so
+    (a sandbox), the number of those that all listeners have turned away."""
+    drops = 0
+    for sock in listeners:
+        try:
+            info = sock.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _DROPS + 4)
+        except OSError:
+            return _overflows()
+        drops += int.from_bytes(info[_DROPS:], sys.byteorder)
+    return drops
 
 
 def _is_tcp(sock: Any) -> bool:

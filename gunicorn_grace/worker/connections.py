@@ -84,12 +84,16 @@ def unread(conn: _socket.socket) -> int:
     return int(struct.unpack("i", buffer)[0])
 
 
+_MOST_SENT_AGAIN = 5
+"""How often a SYN-ACK is sent again at most (net.ipv4.tcp_synack_retries)."""
+
 SENDING_FOR = 10.0
 """Seconds without a byte after which the rest of a request is no longer expected."""
 
 # struct tcp_info, <linux/tcp.h>. The first two are ages in milliseconds, the third is in
-# microseconds. tcpi_bytes_received exists since Linux 4.1, tcpi_data_segs_out since 4.6.
-_LAST_DATA_SENT, _LAST_DATA_RECEIVED, _ROUND_TRIP = 44, 52, 68
+# microseconds, and the fourth is a number of segments. tcpi_bytes_received exists since Linux 4.1,
+# tcpi_data_segs_out since 4.6.
+_LAST_DATA_SENT, _LAST_DATA_RECEIVED, _ROUND_TRIP, _SENT_AGAIN = 44, 52, 68, 100
 _BYTES_RECEIVED, _DATA_SEGMENTS_SENT = 128, 156
 
 
@@ -108,13 +112,19 @@ def was_in_use(conn: _socket.socket, seconds: float) -> bool:
     """Whether either side has sent data, or the connection was established, in the last seconds or
     in the last three round trips. False if this is unknown (a UNIX socket, an old kernel).
 
+    If the kernel had to send segments again, the peer may be waiting to do so too. Its intervals
+    double each time (RFC 6298, section 5.5), so it has twice as long as it has been trying.
+
     :param seconds: the least time.
     """
     if conn.family not in (socket.AF_INET, socket.AF_INET6):
         return False
-    info = conn.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _ROUND_TRIP + 4)
-    if len(info) < _ROUND_TRIP + 4:
+    info = conn.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _SENT_AGAIN + 4)
+    if len(info) < _SENT_AGAIN + 4:
         return False
+    # The handshake's SYN-ACK counts too, after 1, 3 and 7 s (tcp_create_openreq_child).
+    again = min(struct.unpack_from("I", info, _SENT_AGAIN)[0], _MOST_SENT_AGAIN)
+    seconds += 2 * (2**again - 1)
     # Before the first data both are the age of the connection (tcp_create_openreq_child).
     age = min(struct.unpack_from("I", info, at)[0] for at in (_LAST_DATA_SENT, _LAST_DATA_RECEIVED))
     round_trip = struct.unpack_from("I", info, _ROUND_TRIP)[0] / 1e6

@@ -137,6 +137,12 @@ class Sigterm:
         is_handler = callable(handler) or handler in (signal.SIG_DFL, signal.SIG_IGN)
         return is_handler and not is_ours(handler) and os.getpid() == self._pid
 
+    def _is_put_back(self, signalnum: Any, handler: Any) -> bool:
+        """Whether the application puts back the handler that it found. A server that installs its
+        own one, such as uvicorn's, changes nothing about the application's."""
+        is_sigterm = signalnum == signal.SIGTERM and os.getpid() == self._pid
+        return is_sigterm and handler == signal.getsignal(signal.SIGTERM)
+
     def _refuse_other_threads(self) -> None:
         """Install once more what is installed.
 
@@ -153,8 +159,8 @@ class Sigterm:
         @functools.wraps(install_it)
         def install(signalnum: Any, handler: Any) -> Any:
             if signalnum != signal.SIGTERM or not self._is_theirs(handler):
-                if signalnum == signal.SIGTERM and os.getpid() == self._pid:
-                    self.note(None, "")  # The application puts back what it found.
+                if self._is_put_back(signalnum, handler):
+                    self.note(None, "")
                 return install_it(signalnum, handler)
             self._refuse_other_threads()
             before = self._theirs or signal.getsignal(signalnum)

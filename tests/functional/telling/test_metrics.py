@@ -399,7 +399,10 @@ def test_systemd_is_told_of_the_shutdown(
     server.wait_for(lambda: "SERVING" in manager.statuses(), "the status SERVING")
     assert manager.count("READY=1") == 1
     assert manager.count("STOPPING=1") == 0
+    server.lead_to(Phase.LAME_DUCK)
+    server.wait_for(lambda: manager.phases()[-1] == "LAME_DUCK", "the status LAME_DUCK")
     server.lead_to(Phase.DRAINING)
+    server.wait_for(lambda: manager.phases()[-1] == "DRAINING", "the status DRAINING")
     (tmp_path / "go").touch()
     assert client.receive().status == 200
     client.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import socket
 from collections.abc import Iterator
 
@@ -50,6 +51,43 @@ def test_after_a_full_queue_clients_are_waited_for_twice_as_long_as_they_have_tr
     end = round((19 + ROUND_TRIP) * SECOND)
     assert clients.are_under_way([full], end - 1)
     assert not clients.are_under_way([full], end)
+
+
+def turn_one_away(listener: socket.socket) -> None:
+    """Have the kernel drop a client's SYN, because the accept queue is full."""
+    with socket.socket() as client:
+        client.setblocking(False)
+        assert client.connect_ex(listener.getsockname()) == errno.EINPROGRESS
+
+
+def test_clients_that_fill_a_queue_between_two_looks_are_noticed(full: socket.socket) -> None:
+    """Those who come again 3 s later find the queue full for a moment, and are waited for again."""
+    clients = Handshakes()
+    for now in (10, 11, 12, 13):
+        clients.look_whether_full([full], now * SECOND)
+    full.accept()[0].close()
+    assert clients.are_under_way([full], 16 * SECOND)
+    with contextlib.closing(socket.create_connection(full.getsockname())):
+        turn_one_away(full)
+        full.accept()[0].close()
+    assert clients.are_under_way([full], 17 * SECOND)
+    assert clients.are_under_way([full], 32 * SECOND)
+    assert not clients.are_under_way([full], 33 * SECOND)
+
+
+def test_the_full_queue_of_another_program_is_not_counted(full: socket.socket) -> None:
+    """The container's other listeners may turn clients away for as long as they like."""
+    clients = Handshakes()
+    clients.look_whether_full([full], 10 * SECOND)
+    full.accept()[0].close()
+    with contextlib.ExitStack() as stack:
+        other = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        stack.enter_context(socket.create_connection(other.getsockname()))
+        for now in (10.5, 11, 11.4):
+            turn_one_away(other)
+            assert clients.are_under_way([full], round(now * SECOND))
+        turn_one_away(other)
+        assert not clients.are_under_way([full], 12 * SECOND)
 
 
 def test_one_full_queue_is_not_counted_with_the_one_before(full: socket.socket) -> None:
