@@ -55,6 +55,14 @@ def install(query: Mapping[str, str]) -> str:
     return "installed\n"
 
 
+@app.get("/for-a-while")
+def install_for_a_while(query: Mapping[str, str]) -> str:
+    """What a library does that guards a piece of work."""
+    found = signal.signal(signal.SIGTERM, bye)
+    signal.signal(signal.SIGTERM, found)
+    return "put back\n"
+
+
 async def bare(scope: Any, receive: Any, send: Any) -> None:
     if scope["type"] == "lifespan" and HOW == "loop":
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, loops_bye)

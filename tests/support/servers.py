@@ -114,10 +114,13 @@ class Server(Instance):
     @property
     def command(self) -> list[str]:
         """With ``program`` one of the programs that start gunicorn in Python; it gets the address
-        as its last argument. With ``script`` the console script: SIGUSR2 executes ``sys.argv`` anew, and the path of a
-        ``__main__.py`` in it would put gunicorn's own folder, which holds an ``http``, in front of
-        the standard library."""
+        as its last argument. With ``script`` the console script: SIGUSR2 executes ``sys.argv`` anew,
+        and the path of a ``__main__.py`` in it would put gunicorn's own folder, which holds an
+        ``http``, in front of the standard library. An empty ``bind`` is left to the configuration.
+        """
         command = super().command
+        if not self.bind:
+            del command[(at := command.index("-b")) : at + 2]
         if self._program:
             name, *words = self._program
             return [*self._prefix, self.python, str(APPS / name), *words, self.bind]

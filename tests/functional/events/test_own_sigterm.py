@@ -72,3 +72,16 @@ def test_the_applications_own_handler_waits_for_the_dismissal(
     assert "0 cut off" in server.summary()
     assert server.output.count("has a SIGTERM handler of its own") == 1
     assert server.output.count("Booting worker") == 1, server.output
+
+
+@pytest.mark.ends
+@pytest.mark.parametrize("how", ["nowhere", "import"])
+def test_a_handler_that_the_application_takes_back_is_not_called(how: str, serve: Serve) -> None:
+    """The application installs a handler and then puts back the one that it found: nothing, or the
+    handler that it installed when it was imported."""
+    server = serve("own_sigterm:app", args=("-k", "sync"), settings=QUICK, env={"HOW": how})
+    server.wait_booted(1)
+    assert server.get("/for-a-while").status == 200
+    server.terminate()
+    server.assert_gone()
+    assert server.output.count(RUNS) == (1 if how == "import" else 0)

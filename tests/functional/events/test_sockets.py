@@ -270,13 +270,22 @@ def test_an_address_that_somebody_else_keeps_is_not_waited_for(
     assert old.get("/readyz").status == 200
 
 
+@pytest.mark.parametrize("reloaded", [False, True], ids=["from the beginning", "by a reload"])
 def test_a_unix_socket_of_the_next_instance_stays(
-    serve: Serve, connect: Connect, tmp_path: Path
+    reloaded: bool, serve: Serve, connect: Connect, tmp_path: Path
 ) -> None:
     """The next instance puts its own socket at the path while the old one has its delay: the old
-    one's drain does not remove it."""
-    path = tmp_path / "socket"
-    old = serve(bind=f"unix:{path}", settings=HOLD)
+    one's drain does not remove it, also if a reload has made it serve at that path."""
+    path, config = tmp_path / "socket", tmp_path / "conf.py"
+    imports = "from gunicorn_grace.conf import *\n"
+    config.write_text(f"{imports}bind = 'unix:{tmp_path / 'first' if reloaded else path}'\n")
+    old = serve(bind="", config=("-c", "conf.py"), settings=HOLD)
+    if reloaded:
+        # Of another size: Python takes a file of the same second and size for the one that it has
+        # compiled.
+        config.write_text(f"{imports}\n\nbind = 'unix:{path}'\n")
+        old.signal(signal.SIGHUP)
+        old.wait_line(f"Listening at: unix:{path}")
     old.terminate()
     old.wait_phase(Phase.LAME_DUCK)
     new = serve(bind=f"unix:{path}", settings=HOLD)

@@ -15,7 +15,16 @@ import pytest
 
 from gunicorn_grace.shared.phase import Phase
 from gunicorn_grace.worker.lingering import PATIENCE
-from support.servers import HOLD, SHORT, Client, Connect, Serve, Server
+from support.servers import (
+    HOLD,
+    SHORT,
+    Client,
+    Connect,
+    Serve,
+    Server,
+    all_answered,
+    hold_a_request,
+)
 from support.uploads import STYLES, Upload, body
 
 
@@ -162,3 +171,23 @@ def test_gunicorns_asgi_worker_before_a_shutdown(serve: Serve) -> None:
         sock.shutdown(socket.SHUT_WR)
         while sock.recv(65536):
             pass
+
+
+@pytest.mark.ends
+def test_a_server_of_the_applications_own_goes_on(serve: Serve, connect: Connect) -> None:
+    """While a gevent worker that was dismissed finishes a request, it no longer accepts at
+    gunicorn's listeners. A server that the application has started accepts as before."""
+    pytest.importorskip("gevent")
+    settings = {"shutdown_delay": 60, "termination_period": 90}
+    server = serve("second_server:app", args=("-k", "gevent"), settings=settings)
+    port = int(server.get("/second").body)
+    busy = connect(server)
+    release = hold_a_request(server, busy)
+    server.lead_to(Phase.DRAINING)
+    server.wait_line("gunicorn-grace: shut ")
+    for _ in range(3):
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as sock:
+            assert sock.recv(7) == b"second\n"
+    release()
+    all_answered(busy)
+    assert server.wait(20) == 0, server.output

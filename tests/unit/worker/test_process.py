@@ -4,11 +4,13 @@ own sockets."""
 from __future__ import annotations
 
 import datetime
+import errno
 import importlib.util
 import io
 import logging
 import os
 import socket
+import struct
 import sys
 import time
 from collections.abc import Iterator
@@ -38,8 +40,10 @@ PATIENCE = 20
 
 
 @pytest.fixture
-def ours(memory: Memory) -> WorkerProcess:
-    """A worker in slot 2 of an instance that serves."""
+def ours(memory: Memory, monkeypatch: pytest.MonkeyPatch) -> WorkerProcess:
+    """A worker in slot 2 of an instance that serves. What it teaches gunicorn's parser ends with
+    it."""
+    monkeypatch.setattr(RequestParser, "mesg_class", RequestParser.mesg_class)
     memory.header.phase = Phase.SERVING
     memory.claim(2, age=1)
     return WorkerProcess(memory, 2, Settings(), logging.getLogger("gunicorn.error"))
@@ -583,6 +587,41 @@ def test_what_waits_behind_a_request_is_counted(
     assert own(ours, Record.pipelined) == behind
     assert own(ours, Record.waiting) == own(ours, Record.half_read) == 0
     ours.end(first)
+
+
+@linux
+def test_a_client_that_has_gone_hides_nothing_that_was_read_ahead(
+    ours: WorkerProcess, pair: Pair
+) -> None:
+    """A reset of the connection ends no look at it: what gunicorn has read ahead still counts."""
+    ours.waiting.addresses = frozenset({pair.address})
+    pair.client.sendall(NEXT * 3)
+    first = next(RequestParser(Config(), pair.accepted, ("127.0.0.1", 1)))
+    ours.begin(first)
+    pair.client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    pair.client.close()
+    ours.waiting.look(closely=True)
+    assert own(ours, Record.pipelined) == 2
+    ours.end(first)
+
+
+@linux
+@pytest.mark.parametrize("emptied", [False, True])
+def test_a_listener_that_was_shut_says_nothing_waits_in_a_drain_alone(
+    ours: WorkerProcess, emptied: bool
+) -> None:
+    """EINVAL from accept means that there was nothing to accept if the arbiter has shut the
+    listener. At any other time it is an error, which gunicorn has to see."""
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        sock.setblocking(False)
+        shut = SimpleNamespace(sock=sock, getsockname=sock.getsockname, fileno=sock.fileno)
+        worker = type("SyncWorker", (), {"sockets": [shut]})()
+        ours.draining.accepting.booted(worker, owns_listeners=False)
+        sock.shutdown(socket.SHUT_RD)
+        ours.memory.header.emptied = emptied
+        with pytest.raises(OSError) as raised:
+            shut.accept()
+        assert raised.value.errno == (errno.EAGAIN if emptied else errno.EINVAL)
 
 
 @linux
