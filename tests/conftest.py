@@ -28,11 +28,11 @@ pytest.register_assert_rewrite("support")
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """Tests wait for servers most of their time: three for each core, up to twelve."""
+    """Tests wait for servers most of their time: four for each core, up to twelve."""
     cores = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
-    return min(3 * cores, 12)
+    return min(4 * cores, 12)
 
 
 def pytest_report_header() -> str:

@@ -9,6 +9,8 @@ import pytest
 from gunicorn_grace.shared.phase import Phase
 from support.servers import SHORT, Connect, Serve, look
 
+pytestmark = pytest.mark.ends
+
 ONE = {
     "sync": ("-k", "sync"),
     "gthread": ("-k", "gthread", "--threads", "4"),

@@ -37,6 +37,7 @@ CASES = [
 ]
 
 
+@pytest.mark.ends
 @pytest.mark.long(but=("gthread-import", "gevent-gevent", f"{UVICORN}-uvicorn", f"{UVICORN}-loop"))
 @pytest.mark.parametrize(("kind", "how"), CASES, ids=lambda value: str(value))
 def test_the_applications_own_handler_waits_for_the_dismissal(

@@ -242,6 +242,7 @@ def grace(*args: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
 
 
+@pytest.mark.ends
 @pytest.mark.long
 @pytest.mark.parametrize("content", ["truncated", "garbage"])
 def test_a_damaged_memory_is_told_from_the_good_one_beside_it(content: str, serve: Serve) -> None:
@@ -261,6 +262,7 @@ def test_a_damaged_memory_is_told_from_the_good_one_beside_it(content: str, serv
     server.assert_gone()
 
 
+@pytest.mark.ends
 @pytest.mark.long
 @pytest.mark.parametrize("content", DAMAGED)
 def test_a_damaged_memory_is_never_taken_for_the_only_one(content: str) -> None:

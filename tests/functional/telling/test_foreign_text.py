@@ -10,6 +10,8 @@ import pytest
 from gunicorn_grace.shared.cells import NS
 from support.servers import QUICK, Connect, Serve
 
+pytestmark = pytest.mark.ends
+
 DELAY = 2.0
 UVICORN = "uvicorn_worker.UvicornWorker"
 NEEDS = {

@@ -9,6 +9,8 @@ import pytest
 
 from support.servers import HOLD, QUICK, WORKERS, Connect, Serve
 
+pytestmark = pytest.mark.ends
+
 PLACE = r", at \S+/service\.py:\d+ in "
 SLOW = r", at \S+/(service\.py:\d+ in slow|speech\.py:\d+ in say)$"
 """The application may just be telling that it has begun."""

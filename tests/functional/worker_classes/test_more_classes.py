@@ -16,6 +16,8 @@ from gunicorn_grace.shared import metrics
 from gunicorn_grace.shared.phase import Phase
 from support.servers import HOLD, QUICK, SHORT, Connect, Serve, Server, look_at_each
 
+pytestmark = pytest.mark.ends
+
 AIOHTTP = ("-k", "aiohttp.GunicornWebWorker")
 EVENTLET = ("-k", "eventlet")
 if importlib.metadata.version("gunicorn") >= "25.1":
@@ -46,7 +48,6 @@ def sigterm(server: Server) -> None:
 
 
 @needs_aiohttp
-@pytest.mark.ends
 def test_what_cannot_be_counted_is_said_not_to_be_counted(
     serve: Serve, connect: Connect, report: Path
 ) -> None:
