@@ -124,24 +124,31 @@ class Counter:
             return
         if self._memory.is_triggered() and header.trigger & ORIGIN_MASK == Origin.DRAIN:
             return  # A request hours after an operator's drain says nothing about the routers.
-        delay = self._settings.shutdown_delay
-        after = (now - t0) / NS
+        # The budget may leave less than what is set.
+        delay, after = header.delay / NS, (now - t0) / NS
         if not delay or after <= LATE_SHARE * delay:
             return
         header.late = now
         headers = {name.upper(): value for name, value in getattr(request, "headers", None) or ()}
         named = [f"{name} '{printable(headers[name])}'" for name in LATE_HEADERS if name in headers]
         self._log.warning(
-            "gunicorn-grace: late_request %.1f s after T0, past %.0f %% of grace_shutdown_delay "
-            "%g s: %s %s from %s (%s); make it longer",
+            "gunicorn-grace: late_request %.1f s after T0, past %.0f %% of %s: "
+            "%s %s from %s (%s); make it longer",
             after,
             100 * LATE_SHARE,
-            delay,
+            self._named(delay),
             printable(request.method),
             printable(request.path),
             _name_of_peer(getattr(request, "peer_addr", None)),
             ", ".join(named) or "no User-Agent",
         )
+
+    def _named(self, delay: float) -> str:
+        """Name the setting that decides how long the delay is."""
+        asked, period = self._settings.shutdown_delay, self._settings.termination_period
+        if delay >= asked:
+            return f"grace_shutdown_delay {asked:g} s"
+        return f"the delay of {delay:g} s that grace_termination_period {period:g} s leaves"
 
 
 def _name_of_peer(peer: Any) -> str:

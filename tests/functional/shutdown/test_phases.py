@@ -423,6 +423,22 @@ def test_a_late_request_names_its_source_once(kind: str, serve: Serve, connect: 
     assert server.output.count("late_request") == 1
 
 
+@pytest.mark.once
+def test_late_is_measured_by_the_delay_that_the_period_leaves(serve: Serve) -> None:
+    """The longest delay is 6 s less a margin of 1.2 s and a reserve of 3 s. The line names the
+    setting that has to be raised."""
+    settings = {"shutdown_delay": 60, "termination_period": 6, "min_delay": 0, "extend_delay": 0}
+    server = serve(kind="gthread", settings=settings)
+    server.signal(signal.SIGTERM)
+    server.wait_line("shutdown_initiated")
+    late = server.memory.t0() + round(0.85 * 1.8 * cells.NS)
+    server.wait_for(lambda: time.monotonic_ns() > late, "the last fifth of the delay")
+    assert server.get("/").status == 200
+    line = server.wait_line("late_request")
+    assert "past 80 % of the delay of 1.8 s that grace_termination_period 6 s leaves: GET /" in line
+    assert server.wait(20) == 0, server.output
+
+
 @pytest.mark.long
 def test_an_operators_drain_makes_no_request_late(serve: Serve) -> None:
     """What comes during it says nothing of a router; after an undrain the next shutdown names its
