@@ -13,6 +13,7 @@ from .errors import GraceError
 from .operate import drain as _drain
 from .operate import prestop as _prestop
 from .operate import run as _run
+from .operate import status as _status
 from .rehearsal.command.command import rehearse
 from .rehearsal.command.output import give_up_stdout
 from .shared.version import __version__
@@ -29,6 +30,25 @@ def cli() -> None:
 
 
 @cli.command()
+@click.option("--pid", type=int, help="Show this arbiter's instance alone.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, one document a line.")
+@click.option("--watch", is_flag=True, help="Print it again each second, until Ctrl-C.")
+def status(pid: int | None, as_json: bool, watch: bool) -> None:
+    """Show every instance that this user may see: its phase, what is in flight, how much time is
+    left, and its workers. Nothing is asked of the instance, so a busy one shows too.
+
+    Example: gunicorn-grace status --watch
+    """
+    try:
+        _status.show(pid, click.echo, as_json=as_json, again=watch)
+    except BrokenPipeError:
+        give_up_stdout()
+    except OSError as error:
+        give_up_stdout()
+        raise GraceError(f"standard output cannot be written: {error.strerror}") from None
+
+
+@cli.command()
 @click.option("--pid", type=int, help=PID_HELP)
 def prestop(pid: int | None) -> None:
     """Begin the shutdown and return when the delay is over: when a SIGTERM drains at once.
@@ -40,17 +60,25 @@ def prestop(pid: int | None) -> None:
 
 @cli.command()
 @click.option("--pid", type=int, help=PID_HELP)
-def drain(pid: int | None) -> None:
+@click.option("--wait", is_flag=True, help="Return only when no request is in flight.")
+def drain(pid: int | None, wait: bool) -> None:
     """Take the instance out of rotation until `undrain` or a SIGTERM. It is not ready, and goes on
-    serving."""
-    _drain.drain(pid, _say)
+    serving.
+
+    Example: gunicorn-grace drain --wait
+    """
+    _drain.drain(pid, _say, wait=wait)
 
 
 @cli.command()
 @click.option("--pid", type=int, help=PID_HELP)
-def undrain(pid: int | None) -> None:
-    """Take the instance back into rotation, whatever took it out; too late after a SIGTERM."""
-    _drain.undrain(pid, _say)
+@click.option("--wait", is_flag=True, help="Return only when a request has come since.")
+def undrain(pid: int | None, wait: bool) -> None:
+    """Take the instance back into rotation, whatever took it out; too late after a SIGTERM.
+
+    Example: gunicorn-grace undrain --wait
+    """
+    _drain.undrain(pid, _say, wait=wait)
 
 
 @cli.command("end-delay")

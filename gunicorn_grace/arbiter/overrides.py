@@ -19,12 +19,14 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import gunicorn
 from gunicorn.errors import HaltServer
 
 from ..errors import GraceError
 from ..shared import memory
 from ..shared.memory import Memory
 from ..shared.settings import Settings
+from ..shared.version import __version__
 from . import dirty
 from .adoption import carry_over
 from .pace import Pace
@@ -295,6 +297,10 @@ def attach(arbiter: Any, settings: Settings, adopt: Callable[[Any], None]) -> Sh
     :param adopt: makes a new ``Config`` know our settings and hooks, after SIGHUP.
     """
     made = Memory.create(boards=settings.probe_bind is not None)
+    header = made.header
+    header.plugin, header.gunicorn = __version__, gunicorn.__version__
+    # A program that starts gunicorn itself may have no address of an application.
+    header.application = str(getattr(arbiter.app, "app_uri", None) or arbiter.cfg.proc_name)
     memory.attached = made
     shutdown = Shutdown(arbiter, made, settings)
     atexit.register(_end, shutdown, os.getpid())

@@ -6,47 +6,72 @@ import time
 from collections.abc import Callable
 
 from ..errors import StateError
+from ..shared import metrics
+from ..shared.memory import Memory
 from ..shared.phase import Origin, Phase
-from .instance import LOOK, find, lives
+from .instance import LOOK, find, lives, naming
 
 PATIENCE = 10.0
 """Seconds until a command gives up on an arbiter that does not look. One that serves looks once a
 second, and one that shuts down ten times as often."""
 
 
-def drain(pid: int | None, say: Callable[[str], object]) -> None:
+def drain(pid: int | None, say: Callable[[str], object], *, wait: bool = False) -> None:
     """Take an instance out of rotation: not ready, and served as ever.
 
     :param pid: the arbiter, where there is more than one instance.
     :param say: takes a line for the one who asked.
+    :param wait: return only when no request is in flight.
     :raises StateError: there is no such instance, or more than one.
     """
     memory = find(pid)
-    header = memory.header
+    say = naming(memory, say)
     if memory.trigger(Origin.DRAIN):
         say("not ready until undrain")
+    elif _hold(memory):
+        say("it was not ready before; now it stays so until undrain")
+    else:
+        say("a SIGTERM has come: it is shutting down, and nothing holds that")
+    if not wait:
         return
-    # The platform's trigger expires, perhaps in this moment. So this waits for the arbiter's word.
-    look = _Look(memory.holder)
+    if metrics.read(memory).in_flight is None:
+        raise StateError("its requests are not counted, so nothing says when the last one ends")
+    while metrics.read(memory).in_flight:
+        if not lives(memory.holder):
+            raise StateError(f"arbiter {memory.holder} is gone")
+        if not memory.is_terminating():
+            raise StateError("it serves again: the drain was taken back")
+        time.sleep(LOOK)
+    say("no request is in flight")
+
+
+def _hold(memory: Memory) -> bool:
+    """Make a shutdown that has begun an operator's. The platform's trigger expires, perhaps in this
+    moment, so this waits for the arbiter's word.
+
+    :returns: whether it is held; false after a SIGTERM.
+    """
+    header, look = memory.header, _Look(memory.holder)
     while not header.held:
         if header.sigterm or header.phase > Phase.LAME_DUCK:
-            say("a SIGTERM has come: it is shutting down, and nothing holds that")
-            return
+            return False
         if not memory.is_terminating():
             memory.trigger(Origin.DRAIN)
         look.again()
-    say("it was not ready before; now it stays so until undrain")
+    return True
 
 
-def undrain(pid: int | None, say: Callable[[str], object]) -> None:
+def undrain(pid: int | None, say: Callable[[str], object], *, wait: bool = False) -> None:
     """Take an instance back into rotation, whatever took it out.
 
     :param pid: the arbiter, where there is more than one instance.
     :param say: takes a line for the one who asked.
+    :param wait: return only when a request has come since, so that the routers have noticed.
     :raises StateError: there is no such instance, or more than one; or a SIGTERM has come.
     """
     memory = find(pid)
-    header = memory.header
+    header, say = memory.header, naming(memory, say)
+    before = _arrived(memory)
     if not memory.is_terminating():
         say("it is serving: nothing to do")
         return
@@ -59,6 +84,22 @@ def undrain(pid: int | None, say: Callable[[str], object]) -> None:
     if memory.is_terminating():
         raise StateError("a SIGTERM has come: the shutdown cannot be taken back")
     say("serving")
+    if not wait:
+        return
+    if before is None:
+        raise StateError("its requests are not counted, so nothing says when the next one comes")
+    while _arrived(memory) == before:
+        if not lives(memory.holder):
+            raise StateError(f"arbiter {memory.holder} is gone")
+        if memory.is_terminating():
+            raise StateError("it is out of rotation again")
+        time.sleep(LOOK)
+    say("a request has come")
+
+
+def _arrived(memory: Memory) -> int | None:
+    """How many requests have come, ever; ``None`` if they cannot be counted."""
+    return metrics.read(memory).requests
 
 
 def end_delay(pid: int | None, say: Callable[[str], object]) -> None:
@@ -70,7 +111,7 @@ def end_delay(pid: int | None, say: Callable[[str], object]) -> None:
     :raises StateError: there is no such instance, or more than one; or it is not shutting down.
     """
     memory = find(pid)
-    header = memory.header
+    header, say = memory.header, naming(memory, say)
     if not memory.is_terminating():
         raise StateError("it is serving, and has no delay to end: SIGTERM begins a shutdown")
     if header.phase > Phase.LAME_DUCK:

@@ -7,14 +7,19 @@ worker.
 from __future__ import annotations
 
 import os
+import pwd
 import sys
 import time
+from collections.abc import Callable
 
 from ..errors import StateError
+from ..probes.processes import arguments, is_gunicorn, users
 from ..shared.instances import Search, lives, search
 from ..shared.memory import Memory
+from ..shared.text import printable
+from .process import directory
 
-__all__ = ["LOOK", "MENDING", "find", "lives"]
+__all__ = ["LOOK", "MENDING", "every", "find", "lives", "naming"]
 
 LOOK = 0.05
 """Seconds between two looks into the shared memory."""
@@ -24,12 +29,11 @@ MENDING = 1.5
 each pass of its loop, once a second while it serves."""
 
 
-def find(pid: int | None) -> Memory:
-    """Return the memory of one instance. Its :attr:`~gunicorn_grace.shared.memory.Memory.holder` is
-    the arbiter.
+def every(pid: int | None) -> Search:
+    """Find the instances that this user may open. The caller closes what is found.
 
-    :param pid: its arbiter; ``None`` for the only instance there is.
-    :raises StateError: there is none, or more than one, or it cannot be read.
+    :param pid: look for this arbiter alone.
+    :raises StateError: there is none, or this is not Linux.
     """
     if not sys.platform.startswith("linux"):
         raise StateError(
@@ -40,14 +44,40 @@ def find(pid: int | None) -> Memory:
     while _is_unsettled(found := search(pid)) and time.monotonic() < until:
         found.close()
         time.sleep(LOOK)
-    if len(found.instances) == 1:
-        arbiter, memory, problem = found.instances[0]
-        if memory is None:
-            raise StateError(f"the memory of arbiter {arbiter} cannot be used: {problem}")
-        memory.holder = arbiter
-        return memory
-    found.close()
-    raise StateError(_refusal(found, pid))
+    if not found.instances:
+        found.close()
+        raise StateError(_refusal(found, pid))
+    return found
+
+
+def find(pid: int | None) -> Memory:
+    """Return the memory of one instance. Its :attr:`~gunicorn_grace.shared.memory.Memory.holder` is
+    the arbiter.
+
+    :param pid: its arbiter; ``None`` for the only instance there is.
+    :raises StateError: there is none, or more than one, or it cannot be read.
+    """
+    found = every(pid)
+    if len(found.instances) > 1:
+        found.close()
+        raise StateError(
+            f"{len(found.instances)} instances, arbiters {_pids(found)}: choose with --pid"
+        )
+    arbiter, memory, problem = found.instances[0]
+    if memory is None:
+        raise StateError(f"the memory of arbiter {arbiter} cannot be used: {problem}")
+    memory.holder = arbiter
+    return memory
+
+
+def naming(memory: Memory, say: Callable[[str], object]) -> Callable[[str], object]:
+    """Return ``say`` with the instance that a command acts on in front of each line.
+
+    :param memory: as :func:`find` returns it.
+    """
+    where = directory(memory.holder)
+    place = "" if where is None else f" in {printable(where)}"
+    return lambda line: say(f"arbiter {memory.holder}{place}: {line}")
 
 
 def _is_unsettled(found: Search) -> bool:
@@ -63,13 +93,35 @@ def _refusal(found: Search, pid: int | None) -> str:
             f"no instance with arbiter {pid} that this user may open; found: "
             f"{_pids(others) or 'none'}"
         )
-    if found.instances:
-        return f"{len(found.instances)} instances, arbiters {_pids(found)}: choose with --pid"
-    why = f" ({found.passed_over[0]})" if found.passed_over else ""
-    way_out = "run it as the arbiter's user"
-    if os.geteuid() == 0:
-        way_out += ", or name the arbiter with --pid"
-    return f"no gunicorn with gunicorn-grace that this user may open{why}: {way_out}"
+    theirs = _gunicorn_of_another_user()
+    if theirs is not None:
+        number, owner = theirs
+        way_out = f"name it with --pid {number}" if os.geteuid() == 0 else f"run this as {owner}"
+        return f"not permitted: gunicorn {number} belongs to user {owner}: {way_out}"
+    if found.passed_over:
+        return f"no gunicorn with gunicorn-grace that lives: {found.passed_over[0]}"
+    return (
+        "no gunicorn with gunicorn-grace runs here: start it with "
+        "`-c python:gunicorn_grace.conf`, or run this in its container"
+    )
+
+
+def _gunicorn_of_another_user() -> tuple[int, str] | None:
+    """Return the first gunicorn that this user may not look into, and its owner. It need not have
+    the plugin."""
+    us = {0, os.geteuid()}
+    for number in sorted(int(name) for name in os.listdir("/proc") if name.isdigit()):
+        owners = users("/proc", number)
+        if owners and not owners <= us and is_gunicorn(arguments("/proc", number)):
+            return number, _name(max(owners))
+    return None
+
+
+def _name(user: int) -> str:
+    try:
+        return pwd.getpwuid(user).pw_name
+    except KeyError:
+        return str(user)
 
 
 def _pids(found: Search) -> str:

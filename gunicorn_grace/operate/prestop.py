@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from ..shared.cells import NS
 from ..shared.phase import Origin, Phase
-from .instance import LOOK, find, lives
+from .instance import LOOK, find, lives, naming
 
 
 def prestop(pid: int | None, say: Callable[[str], object]) -> None:
@@ -18,7 +18,7 @@ def prestop(pid: int | None, say: Callable[[str], object]) -> None:
     :raises StateError: there is no such instance, or more than one.
     """
     memory = find(pid)
-    header = memory.header
+    header, say = memory.header, naming(memory, say)
     if memory.phase() is Phase.STARTING:
         say("nothing was ever ready: no delay")
         return

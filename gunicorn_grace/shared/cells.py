@@ -45,6 +45,34 @@ class Cell:
         view.cells[view.begin + self.offset] = min(max(value, LOWEST), HIGHEST)
 
 
+class Text:
+    """Cells that hold a short text of ASCII. A longer one is cut.
+
+    A reader shows it with care, because any worker can store anything there.
+    """
+
+    __slots__ = ("cells", "offset")
+
+    def __init__(self, offset: int, cells: int) -> None:
+        self.offset = offset
+        self.cells = cells
+
+    @overload
+    def __get__(self, view: None, owner: type) -> Text: ...
+    @overload
+    def __get__(self, view: View, owner: type) -> str: ...
+    def __get__(self, view: View | None, owner: type) -> Text | str:
+        if view is None:
+            return self
+        at = view.begin + self.offset
+        return bytes(view.cells[at : at + self.cells]).rstrip(b"\0").decode("ascii", "replace")
+
+    def __set__(self, view: View, value: str) -> None:
+        size, at = 8 * self.cells, view.begin + self.offset
+        data = value.encode("ascii", "replace")[:size].ljust(size, b"\0")
+        view.cells[at : at + self.cells] = memoryview(data).cast("q")
+
+
 class View:
     """Cells of the memory by name, for code that does not run for every request."""
 
@@ -114,6 +142,12 @@ class Header(View):
     arbiter reads it."""
     uncounted = Cell(28)
     """Whether the requests of the workers cannot be counted. The counts then say nothing."""
+    plugin = Text(31, 2)
+    """The version of gunicorn-grace in the arbiter."""
+    gunicorn = Text(33, 2)
+    """The version of gunicorn."""
+    application = Text(35, 16)
+    """What the arbiter serves, as gunicorn names it."""
 
 
 class Lost(NamedTuple):
@@ -188,6 +222,10 @@ class Record(View):
     """Connections in accept queues that are the worker's own (``reuse_port``)."""
     may_shut = Cell(21)
     """Whether this worker copes with listening sockets that are shut."""
+    requests_before = Cell(22)
+    """The value of ``requests`` when the worker got this record."""
+    since_t0_before = Cell(23)
+    """The value of ``since_t0`` when the worker got this record."""
 
     def __init__(self, cells: memoryview[int], begin: int, number: int) -> None:
         super().__init__(cells, begin)

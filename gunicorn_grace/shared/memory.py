@@ -344,6 +344,7 @@ class Memory:
         if self.boards:
             begin = self.boards + number * BOARD_CELLS
             cells[begin + ENTRIES_CELL] = cells[begin + HEARTBEAT_CELL] = 0
+        record.requests_before, record.since_t0_before = record.requests, record.since_t0
         record.age = age
         self.header.slots_used = max(self.header.slots_used, number + 1)
         record.claimed = 1

@@ -41,6 +41,11 @@ class Reading:
     t0_unix: float | None = None
 
 
+def state(record: Record) -> str:
+    """Return the state of a worker."""
+    return LEAVING if record.dismissed else SERVING if record.booted else BOOTING
+
+
 def read(memory: Memory | None) -> Reading:
     """Read the values of the instance. Runs in any process. It takes a few microseconds for each
     worker and no lock."""
@@ -50,7 +55,7 @@ def read(memory: Memory | None) -> Reading:
     for record in memory.records():
         in_flight += record.in_flight
         uncounted |= record.uncounted
-        workers[LEAVING if record.dismissed else SERVING if record.booted else BOOTING] += 1
+        workers[state(record)] += 1
     seen = Reading(
         phase=memory.phase(),
         workers=workers,

@@ -415,6 +415,8 @@ RENDERED: dict[str, tuple[str, Callable[[], str]]] = {
     "phases": ("how-it-works.md", phases),
     "probes": ("probes.md", probe_table),
     "answers": ("probes.md", probe_answers),
+    "options of status": ("commands.md", options("status")),
+    "options of end-delay": ("commands.md", options("end-delay")),
     "options of prestop": ("commands.md", options("prestop")),
     "options of drain": ("commands.md", options("drain")),
     "options of undrain": ("commands.md", options("undrain")),

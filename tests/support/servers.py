@@ -60,6 +60,7 @@ QUICK = {
 needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 
 GRACE = ("-c", "python:gunicorn_grace.conf")
+GRACE_COMMAND = (sys.executable, "-m", "gunicorn_grace.cli")
 
 
 def memory_of(pid: int) -> shm.Memory:
@@ -187,7 +188,7 @@ class Server(Instance):
 
     def operate(self, *command: str) -> subprocess.CompletedProcess[str]:
         """Run a command on this instance, as an operator or a hook does."""
-        run = [sys.executable, "-m", "gunicorn_grace.cli", *command, "--pid", str(self.arbiter_pid)]
+        run = [*GRACE_COMMAND, *command, "--pid", str(self.arbiter_pid)]
         return subprocess.run(run, capture_output=True, text=True, timeout=60, check=False)
 
     def end_delay(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -83,6 +84,7 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
         return instances.Search([one for one in found.instances if one.pid in wanted], [])
 
     monkeypatch.setattr(instance_module, "search", ours)
+    monkeypatch.setattr(instance_module, "_gunicorn_of_another_user", lambda: None)
     yield make
     for instance in started:
         instance.close()
@@ -97,14 +99,42 @@ def error(capsys: pytest.CaptureFixture[str]) -> str:
     return err
 
 
-def test_prestop_without_an_instance_is_one_line(
-    start: Start, capsys: pytest.CaptureFixture[str]
+def said(instance: Instance, text: str) -> list[str]:
+    """What a command said, line by line, without the instance that each of them names."""
+    name = f"arbiter {instance.pid} in {ROOT}: "
+    lines = text.splitlines()
+    assert all(line.startswith(name) for line in lines), text
+    return [line.removeprefix(name) for line in lines]
+
+
+@pytest.mark.parametrize("command", ["status", "prestop", "drain", "undrain", "end-delay"])
+def test_without_an_instance_a_command_is_one_line(
+    command: str, start: Start, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Exit code 1, and what to do: as whom to run it."""
-    assert cli.main(["prestop"]) == 1
+    """Exit code 1, and what to do."""
+    assert cli.main([command]) == 1
     assert error(capsys).startswith(
-        "Error: no gunicorn with gunicorn-grace that this user may open: run it as"
+        "Error: no gunicorn with gunicorn-grace runs here: start it with"
     )
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be two users")
+def test_another_users_gunicorn_is_named() -> None:
+    """Not permitted is told from not there: with the owner, and what to do about it."""
+    with subprocess.Popen(
+        ["gunicorn: master [main:app]", "-c", "import sys; print(flush=True); sys.stdin.read()"],
+        executable="/usr/bin/python3",
+        user="nobody",
+        cwd="/",
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as theirs:
+        assert theirs.stdout is not None
+        assert theirs.stdout.readline()
+        found = instance_module._gunicorn_of_another_user()
+        theirs.communicate(timeout=PATIENCE)
+    assert found is not None
+    assert found[0] <= theirs.pid, "or another one that runs on this machine"
 
 
 def test_prestop_with_two_instances_asks_which(
@@ -144,7 +174,9 @@ def test_prestop_begins_the_shutdown_of_the_one_chosen(
     assert chosen.memory.header.trigger & layout.ORIGIN_MASK == Origin.PRESTOP
     assert chosen.memory.phase() is Phase.LAME_DUCK
     assert not other.memory.is_terminating()
-    assert capsys.readouterr().out == "not ready for 10 s, longer while requests still come\n"
+    assert said(chosen, capsys.readouterr().out) == [
+        "not ready for 10 s, longer while requests still come"
+    ]
 
 
 def test_a_second_prestop_changes_nothing(start: Start, capsys: pytest.CaptureFixture[str]) -> None:
@@ -163,7 +195,7 @@ def test_prestop_before_the_first_worker_booted_does_not_wait(
     """Nothing was ever ready, so nobody has to be told; it is not an error."""
     instance = start(Phase.STARTING, delay_over=0)
     assert cli.main(["prestop"]) == 0
-    assert capsys.readouterr().out == "nothing was ever ready: no delay\n"
+    assert said(instance, capsys.readouterr().out) == ["nothing was ever ready: no delay"]
     assert not instance.memory.is_terminating()
 
 
@@ -183,7 +215,7 @@ def test_prestop_waits_and_returns_when_there_is_nothing_to_wait_for(
     )
     with command:
         assert command.stdout is not None
-        assert command.stdout.readline().startswith("not ready for 10 s")
+        assert ": not ready for 10 s" in command.stdout.readline()
         assert instance.memory.is_triggered()
         assert command.poll() is None
         header = instance.memory.header
@@ -210,7 +242,7 @@ def test_drain_takes_an_instance_out_once(start: Start, capsys: pytest.CaptureFi
     instance.memory.header.held = 1  # The arbiter has taken it up.
     assert cli.main(["drain"]) == 0
     assert instance.memory.header.trigger == began
-    assert capsys.readouterr().out.splitlines() == [
+    assert said(instance, capsys.readouterr().out) == [
         "not ready until undrain",
         "it was not ready before; now it stays so until undrain",
     ]
@@ -233,10 +265,11 @@ def test_a_drain_after_a_sigterm_says_that_it_holds_nothing(
     start: Start, capsys: pytest.CaptureFixture[str], cell: str
 ) -> None:
     """The instance is out of rotation, as was wished, and will end."""
-    start(**{cell: int(Phase.DRAINING)})
+    instance = start(**{cell: int(Phase.DRAINING)})
     assert cli.main(["drain"]) == 0
-    said = capsys.readouterr().out
-    assert said == "a SIGTERM has come: it is shutting down, and nothing holds that\n"
+    assert said(instance, capsys.readouterr().out) == [
+        "a SIGTERM has come: it is shutting down, and nothing holds that"
+    ]
 
 
 def test_a_delay_that_does_not_run_has_no_end(
@@ -248,7 +281,7 @@ def test_a_delay_that_does_not_run_has_no_end(
     assert "it is serving, and has no delay to end" in error(capsys)
     instance.memory.header.phase = Phase.DRAINING
     assert cli.main(["end-delay"]) == 0
-    assert capsys.readouterr().out == "the delay was over before: nothing to do\n"
+    assert said(instance, capsys.readouterr().out) == ["the delay was over before: nothing to do"]
     assert not instance.memory.header.end_delay
 
 
@@ -258,7 +291,7 @@ def test_undrain_of_an_instance_that_serves_is_nothing(
     """Nor does it leave a word that a later drain would stumble over."""
     instance = start()
     assert cli.main(["undrain"]) == 0
-    assert capsys.readouterr().out == "it is serving: nothing to do\n"
+    assert said(instance, capsys.readouterr().out) == ["it is serving: nothing to do"]
     assert not instance.memory.header.undrain
 
 
@@ -300,10 +333,10 @@ def test_undrain_returns_with_the_arbiters_answer(start: Start, answer: str) -> 
             instance.process.kill()
             instance.process.communicate(timeout=PATIENCE)
         out, err = command.communicate(timeout=PATIENCE)
-    assert (command.returncode, out, err) == {
-        "serving": (0, "serving\n", ""),
-        "SIGTERM": (1, "", "Error: a SIGTERM has come: the shutdown cannot be taken back\n"),
-        "gone": (1, "", f"Error: arbiter {instance.pid} is gone\n"),
+    assert (command.returncode, said(instance, out), err) == {
+        "serving": (0, ["serving"], ""),
+        "SIGTERM": (1, [], "Error: a SIGTERM has come: the shutdown cannot be taken back\n"),
+        "gone": (1, [], f"Error: arbiter {instance.pid} is gone\n"),
     }[answer]
 
 
@@ -334,11 +367,8 @@ def test_it_is_found_without_configuration(start: Start) -> None:
         timeout=PATIENCE,
         check=False,
     )
-    assert (done.returncode, done.stdout, done.stderr) == (
-        0,
-        "not ready for 10 s, longer while requests still come\n",
-        "",
-    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert said(instance, done.stdout) == ["not ready for 10 s, longer while requests still come"]
 
 
 @pytest.mark.parametrize(

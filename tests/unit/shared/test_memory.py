@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import os
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from gunicorn_grace.errors import StateError
 from gunicorn_grace.shared import cells as layout
 from gunicorn_grace.shared import memory as shm
 from gunicorn_grace.shared import metrics
-from gunicorn_grace.shared.cells import Cell, Header, Record, View
+from gunicorn_grace.shared.cells import Cell, Header, Record, Text, View
 from gunicorn_grace.shared.instances import search
 from gunicorn_grace.shared.memory import Memory
 from gunicorn_grace.shared.phase import Origin, Phase
@@ -78,7 +79,12 @@ def test_every_cell_has_its_own_aligned_place(memory: Memory) -> None:
 
 def cells_of(view: type[View]) -> list[int]:
     """The offsets of a view's cells."""
-    return [cell.offset for cell in vars(view).values() if isinstance(cell, Cell)]
+    names = vars(view).values()
+    texts = [
+        range(text.offset, text.offset + text.cells) for text in names if isinstance(text, Text)
+    ]
+    cells = [cell.offset for cell in names if isinstance(cell, Cell)]
+    return [*cells, *itertools.chain(*texts)]
 
 
 def test_what_does_not_fit_a_cell_is_clamped(memory: Memory) -> None:
@@ -306,6 +312,7 @@ def test_a_record_is_clean_when_claimed_and_listed_while_it_is(memory: Memory) -
     for cell in range(layout.HEADER_CELLS, len(memory.cells)):
         memory.cells[cell] = 99
     record.claimed = 0
+    record.requests = record.since_t0 = 98
     before = memory.cells.tolist()
     memory.claim(3, age=12)
     mine = set(range(record.begin, record.begin + layout.RECORD_CELLS))
@@ -315,6 +322,8 @@ def test_a_record_is_clean_when_claimed_and_listed_while_it_is(memory: Memory) -
     assert {i: memory.cells[i] for i in mine - kept if memory.cells[i]} == {
         record.begin + Record.age.offset: 12,
         record.begin + Record.claimed.offset: 1,
+        record.begin + Record.requests_before.offset: 98,
+        record.begin + Record.since_t0_before.offset: 98,
     }
     assert 3 in [claimed.number for claimed in memory.records()]
 
@@ -519,6 +528,6 @@ def test_no_garbage_crashes_a_reader(content: bytes) -> None:
 @pytest.mark.parametrize("view", [Header, Record])
 def test_no_two_names_share_a_cell(view: type) -> None:
     """Each name of a header and of a record has a cell of its own, and all of them fit in."""
-    offsets = [cell.offset for cell in vars(view).values() if isinstance(cell, Cell)]
+    offsets = cells_of(view)
     assert len(set(offsets)) == len(offsets)
     assert max(offsets) < (layout.HEADER_CELLS if view is Header else layout.RECORD_CELLS)
