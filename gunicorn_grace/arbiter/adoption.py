@@ -33,17 +33,22 @@ def unknown_variables(environ: Mapping[str, str]) -> list[str]:
 
     :param environ: the environment.
     """
-    prefix = PREFIX.upper()
-    known = [name.upper().removeprefix(prefix) for name in NAMES]
+    prefix, known = PREFIX.upper(), {name.upper() for name in NAMES}
     found = []
     for name in sorted(environ):
-        rest = name.removeprefix(prefix)
-        if rest not in known and name != rest and not _OF_A_SERVICE.search(name):
-            # Without the prefix, which all have in common.
-            nearest = difflib.get_close_matches(rest, known, n=1)
-            hint = f" (did you mean {prefix}{nearest[0]}?)" if nearest else ""
+        if name.startswith(prefix) and name not in known and not _OF_A_SERVICE.search(name):
+            near = nearest(name.lower())
+            hint = f" (did you mean {near.upper()}?)" if near else ""
             found.append(printable(name) + hint)
     return found
+
+
+def nearest(name: str) -> str | None:
+    """Return the setting with the most similar name; ``None`` if none is similar."""
+    # Without the prefix, which all have in common: with it, any two names would be.
+    names = [known.removeprefix(PREFIX) for known in NAMES]
+    found = difflib.get_close_matches(name.removeprefix(PREFIX), names, n=1)
+    return PREFIX + found[0] if found else None
 
 
 Hook = Callable[..., None]
@@ -65,8 +70,7 @@ class AdoptedSettings(dict[str, Any]):
         if super().__contains__(name):
             return True
         if isinstance(name, str) and name.startswith(PREFIX):
-            nearest = difflib.get_close_matches(name, NAMES, n=1)
-            raise UnknownSetting(name, nearest[0] if nearest else None)
+            raise UnknownSetting(name, nearest(name))
         return False
 
 

@@ -22,10 +22,11 @@ def shutdown_initiated(
     :param in_flight: the requests in flight at this moment; ``None`` if nobody can count them.
     """
     by_signal = seen.origin is Origin.SIGTERM
+    until = f"for {progress.delay / NS:g} s"
     log.info(
-        "gunicorn-grace: shutdown_initiated by %s: not ready for %g s, %s",
+        "gunicorn-grace: shutdown_initiated by %s: not ready %s, %s",
         "SIGTERM" if by_signal else f"trigger ({seen.origin.name.lower()})",
-        progress.delay / NS,
+        "until undrain" if seen.origin is Origin.DRAIN else until,
         "requests are not counted"
         if in_flight is None
         else f"{in_flight} in flight, {seen.rate:.1f} requests/s before",

@@ -93,11 +93,13 @@ def _flag(name: str, value: Any) -> bool:
     raise SettingError(name, value, "is not a boolean", "give true or false")
 
 
+_USUAL = {"readiness": "readyz", "liveness": "livez", "startup": "startupz"}
+
+
 def _path(name: str, value: Any) -> str:
     if not isinstance(value, str) or not value.startswith("/"):
-        shown = (
-            value if isinstance(value, str) and value.isascii() and value.isalnum() else "readyz"
-        )
+        is_word = isinstance(value, str) and value.isascii() and value.isalnum()
+        shown = value if is_word else _USUAL.get(name.lower().split("_")[1], "metrics")
         raise SettingError(
             name, value, "does not begin with a slash", f'give a path such as "/{shown}"'
         )

@@ -285,8 +285,10 @@ def option(parameter: click.Option, context: click.Context) -> tuple[str, str, s
     metavar = (
         parameter.make_metavar(context) if _wants_context(parameter) else parameter.make_metavar()
     )  # type: ignore[call-arg]
+    if parameter.is_flag:
+        metavar, shown = "", "no"
     return (
-        f"`{parameter.opts[0]} {metavar}`".replace("|", "\\|"),
+        f"`{f'{parameter.opts[0]} {metavar}'.strip()}`".replace("|", "\\|"),
         shown.removesuffix(".0") or "none",
         meaning,
     )

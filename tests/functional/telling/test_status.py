@@ -69,7 +69,7 @@ def test_who_began_it(how: str, serve: Serve) -> None:
     server.wait_booted(2)
     if how == "drain":
         server.operate("drain")
-        server.wait_for(lambda: server.memory.header.held, "the arbiter's word")
+        server.wait_line("shutdown_initiated by trigger .drain.: not ready until undrain")
     else:
         run = [*GRACE_COMMAND, "prestop", "--pid", str(server.arbiter_pid)]
         with subprocess.Popen(run, stdout=subprocess.PIPE) as hook:

@@ -341,6 +341,7 @@ def test_a_token_with_a_blank_within_is_refused(token: str, config: Config) -> N
         ("grace_shutdown_dealy", "grace_shutdown_delay"),
         ("grace_readyness_path", "grace_readiness_path"),
         ("grace_zzzzzzzz", None),
+        ("grace_helper", None),
     ],
 )
 def test_an_unknown_name_suggests_the_nearest(
@@ -353,6 +354,24 @@ def test_an_unknown_name_suggests_the_nearest(
     assert str(caught.value).startswith(f"unknown setting {name}: ")
     if nearest:
         assert str(caught.value).endswith(f"did you mean {nearest}?")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "suggested"),
+    [
+        ("grace_readiness_path", "", "/readyz"),
+        ("grace_liveness_path", "", "/livez"),
+        ("grace_startup_path", 7, "/startupz"),
+        ("grace_liveness_path", "alive", "/alive"),
+        ("grace_ignore_paths", ["no slash"], "/metrics"),
+    ],
+)
+def test_the_path_that_is_suggested_is_accepted(
+    config: Config, name: str, value: object, suggested: str
+) -> None:
+    """No two probes have the same path, so each has a suggestion of its own."""
+    with pytest.raises(SettingError, match=f'give a path such as "{suggested}"$'):
+        config.set(name, value)
 
 
 def test_names_that_are_not_ours_are_gunicorns_business(config: Config) -> None:
