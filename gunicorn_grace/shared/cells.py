@@ -11,7 +11,7 @@ from typing import NamedTuple, overload
 NS = 1_000_000_000
 
 HEADER_CELLS = 64
-RECORD_CELLS = 24
+RECORD_CELLS = 32
 
 ORIGIN_MASK = 0b111
 """``trigger`` holds the time and, in its three lowest bits (8 ns), the origin, so one store
@@ -226,6 +226,8 @@ class Record(View):
     """The value of ``requests`` when the worker got this record."""
     since_t0_before = Cell(23)
     """The value of ``since_t0`` when the worker got this record."""
+    requests_at_look = Cell(24)
+    """The value of ``requests`` when the worker last looked for what waits in it."""
 
     def __init__(self, cells: memoryview[int], begin: int, number: int) -> None:
         super().__init__(cells, begin)
@@ -239,10 +241,12 @@ class Record(View):
 
     def would_lose(self) -> Lost:
         """What would be lost if the worker ended now, or was lost when it was interrupted."""
+        # Since then some of those that waited have been begun. A worker that hangs looks no more.
+        begun = max(self.requests - self.requests_at_look, 0)
         return Lost(
             in_flight=max(self.in_flight, self.cut_off, 0),
             pipelined=max(self.pipelined, 0),
             half_read=max(self.half_read, 0),
-            not_begun=max(self.waiting, 0),
+            not_begun=max(self.waiting - begun, 0),
             accept_queue=max(self.queued, 0),
         )

@@ -76,7 +76,7 @@ LINK = f"/memfd:{NAME}"
 MAGIC_NUMBER = int.from_bytes(b"ggrace\0\1", sys.byteorder)
 LAYOUT = 3
 SLOTS = 1024
-"""How many workers can be counted at the same time. This takes 192 KiB in all, and 3 MiB more with
+"""How many workers can be counted at the same time. This takes 256 KiB in all, and 3 MiB more with
 boards; only the part in use occupies memory."""
 
 

@@ -152,7 +152,7 @@ class Waiting:
 
         :param closely: whether to count what takes longer as well: all but unread connections.
         """
-        requests = list(self._counter.in_flight)
+        begun, requests = self._record.requests, list(self._counter.in_flight)
         busy, elsewhere = connections_of(requests)
         not_begun = half_read = pipelined = 0
         for conn, key in accepted_at(self.addresses, only=None if closely else _has_unread):
@@ -165,6 +165,7 @@ class Waiting:
         if self._is_final:
             return
         record = self._record
+        record.requests_at_look = begun
         # A listener that has been closed was closed with what was in its queue.
         with contextlib.suppress(OSError, ValueError, AttributeError):
             record.queued = sum(map(listener.queue_length, self._own_listeners))

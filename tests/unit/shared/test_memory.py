@@ -61,7 +61,7 @@ def path(state: Memory) -> str:
 
 
 def test_every_cell_has_its_own_aligned_place(memory: Memory) -> None:
-    """8 bytes for a cell, 192 for a record, on the boundary of a cache line; no two names share a
+    """8 bytes for a cell, 256 for a record, on the boundary of a cache line; no two names share a
     cell."""
     header, record = cells_of(Header), cells_of(Record)
     assert sorted(header) == list(range(len(header)))
@@ -70,10 +70,10 @@ def test_every_cell_has_its_own_aligned_place(memory: Memory) -> None:
     assert len(record) <= layout.RECORD_CELLS
     assert (memory.cells.itemsize, memory.cells.format, memory.cells.readonly) == (8, "q", False)
     begins = [memory.record(number).begin for number in range(8)]
-    assert begins == list(range(layout.HEADER_CELLS, layout.HEADER_CELLS + 24 * 8, 24))
+    assert begins == list(range(layout.HEADER_CELLS, layout.HEADER_CELLS + 32 * 8, 32))
     assert {8 * begin % 64 for begin in begins} == {0}
     assert begins[-1] + layout.RECORD_CELLS == len(memory.cells)
-    assert os.fstat(memory.fd).st_size == len(memory.cells) * 8 == 64 * 8 + 8 * 192
+    assert os.fstat(memory.fd).st_size == len(memory.cells) * 8 == 64 * 8 + 8 * 256
     assert max(Origin) <= layout.ORIGIN_MASK
 
 
@@ -471,11 +471,11 @@ def put(cell: Cell, value: int) -> Callable[[memoryview], object]:
         (bytes(4096), r"not the memory of gunicorn-grace"),
         (bytes(range(1, 256)) * 4, r"not the memory of gunicorn-grace"),
         (image()[:513], r"2 slots do not fit into 513 bytes"),
-        (image()[:888], r"2 slots do not fit into 888 bytes"),
+        (image()[:1016], r"2 slots do not fit into 1016 bytes"),
         (image(put(Header.layout, 9)), r"layout 9, but this command knows 3"),
         (image(put(Header.slot_count, -1)), r"damaged"),
         (image(put(Header.slot_count, 1 << 60)), r"damaged"),
-        (image(put(Header.slot_count, 3)), r"3 slots do not fit into 896 bytes"),
+        (image(put(Header.slot_count, 3)), r"3 slots do not fit into 1024 bytes"),
         (image(put(Header.phase, 17)), r"damaged"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

@@ -25,7 +25,7 @@ from gunicorn.http.parser import RequestParser
 from gunicorn.instrument.statsd import Statsd
 
 from gunicorn_grace.shared import cells
-from gunicorn_grace.shared.cells import Cell, Record
+from gunicorn_grace.shared.cells import Cell, Lost, Record
 from gunicorn_grace.shared.memory import Memory
 from gunicorn_grace.shared.phase import Phase
 from gunicorn_grace.shared.settings import Settings
@@ -622,6 +622,20 @@ def test_a_listener_that_was_shut_says_nothing_waits_in_a_drain_alone(
         with pytest.raises(OSError) as raised:
             shut.accept()
         assert raised.value.errno == (errno.EAGAIN if emptied else errno.EINVAL)
+
+
+@linux
+def test_a_worker_that_hangs_after_its_last_look_lost_one_request(
+    ours: WorkerProcess, pair: Pair
+) -> None:
+    """It was seen to wait, and then it was begun: it is lost once, and not twice."""
+    ours.waiting.addresses = frozenset({pair.address})
+    pair.client.sendall(NEXT)
+    assert pair.accepted.recv(1, socket.MSG_PEEK) == b"G"
+    ours.waiting.look(closely=True)
+    assert ours.record.would_lose() == Lost(not_begun=1)
+    ours.begin(next(RequestParser(Config(), pair.accepted, ("127.0.0.1", 1))))
+    assert ours.record.would_lose() == Lost(in_flight=1)
 
 
 @linux
