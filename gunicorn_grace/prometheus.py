@@ -14,7 +14,9 @@ from .shared import memory, metrics
 
 try:
     from prometheus_client import registry
-    from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+    from prometheus_client.metrics_core import Metric
+
+    from .shared import exposition
 except ModuleNotFoundError as error:
     if error.name != "prometheus_client":
         raise
@@ -35,21 +37,9 @@ class Collector(registry.Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics with their current values."""
-        seen = metrics.read(memory.attached)
-        for metric in metrics.METRICS:
-            family = _family(metric)
-            for label, value in metric.samples(seen).items():
-                family.add_metric([label] if metric.label else [], value)
-            yield family
+        return exposition.collect(metrics.read(memory.attached))
 
     def describe(self) -> Iterator[Metric]:
         """Yield the metrics without values, because the registry refuses two metrics with the same
         name."""
-        return map(_family, metrics.METRICS)
-
-
-def _family(metric: metrics.Metric) -> CounterMetricFamily | GaugeMetricFamily:
-    family = CounterMetricFamily if metric.is_counter else GaugeMetricFamily
-    return family(
-        metrics.PREFIX + metric.name, metric.meaning, labels=[metric.label] if metric.label else []
-    )
+        return exposition.describe()

@@ -29,7 +29,10 @@ from ..shared.cells import NS, Record
 from ..shared.memory import Memory
 from ..shared.phase import Kind, Phase
 from ..shared.settings import Settings
+from . import scraping
 from .http import ProbeRequest
+
+_NOT_FOUND = Answer(HTTPStatus.NOT_FOUND, "not found\n")
 
 
 class ResponderAnswers:
@@ -72,10 +75,12 @@ class ResponderAnswers:
     def answer(self, request: ProbeRequest) -> Answer:
         """Return the complete answer to a request."""
         target = self._answers.target(request.path)
-        if target is None:
-            return Answer(HTTPStatus.NOT_FOUND, "not found\n")
+        if target is None and request.path != scraping.PATH:
+            return _NOT_FOUND
         if request.method not in METHODS:
             return NOT_ALLOWED
+        if target is None:
+            return scraping.scraped(self._memory) or _NOT_FOUND
         kind, check = target
         if kind is Kind.READINESS and check is None and self._trigger.is_pulled(request.query):
             return TRIGGERED if self._trigger.pull(request.environ) else FORBIDDEN

@@ -520,6 +520,25 @@ def test_it_is_the_last_to_go(serve: Serve, block: Block) -> None:
     assert "0 cut off" in server.summary()
 
 
+def test_it_tells_its_metrics_to_the_very_end(serve: Serve, block: Block) -> None:
+    """Through the sealed listener nobody could see what the drain cuts off; there it is seen."""
+    settings = {**SHORT, **BIND, "termination_period": 5}
+    server = serve(args=("-k", "gthread", "-w", "1"), settings=settings)
+    server.wait_booted(1)
+    block(server, 1)
+    before = probe(server, "/metrics")
+    assert before.headers["content-type"].startswith("text/plain; version=")
+    assert "gunicorn_grace_requests_in_flight 1.0" in before.body.decode()
+    server.lead_to(Phase.DRAINING)
+    address, last = port(server), ""
+    with contextlib.suppress(OSError):
+        while True:
+            last = fetch(address, "/metrics").body.decode()
+    assert 'gunicorn_grace_phase{phase="LAME_DUCK"} 0.0' in last, server.output
+    assert "gunicorn_grace_requests_cut_off_total 1.0" in last
+    server.assert_gone()
+
+
 @pytest.mark.long
 def test_it_holds_nothing_of_the_application_or_of_gunicorn(serve: Serve) -> None:
     """Not with ``preload_app`` either, and not the one that replaces the first: no module of the
