@@ -4,6 +4,7 @@ the rehearsal.
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
 
@@ -12,6 +13,8 @@ import click
 from .errors import GraceError
 from .operate import drain as _drain
 from .operate import prestop as _prestop
+from .operate import reports as _reports
+from .operate import reports_text
 from .operate import run as _run
 from .operate import status as _status
 from .rehearsal.command.command import rehearse
@@ -46,6 +49,21 @@ def status(pid: int | None, as_json: bool, watch: bool) -> None:
     except OSError as error:
         give_up_stdout()
         raise GraceError(f"standard output cannot be written: {error.strerror}") from None
+
+
+@cli.command()
+@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def reports(files: tuple[str, ...], as_json: bool) -> int:
+    """Say what the shutdowns of a fleet tell, service by service: how they ended, what was cut off,
+    when the last request came, and which delay and period would do. FILE is the JSON of kubectl, a
+    report, or a log; - is standard input.
+
+    Example: kubectl get pods -A -o json | gunicorn-grace reports -
+    """
+    found = _reports.collect(files)
+    _say(json.dumps(reports_text.document(found)) if as_json else reports_text.text(found))
+    return EXIT_OK if all(service.is_well for service in found.values()) else EXIT_FAILED
 
 
 @cli.command()

@@ -417,6 +417,7 @@ RENDERED: dict[str, tuple[str, Callable[[], str]]] = {
     "phases": ("how-it-works.md", phases),
     "probes": ("probes.md", probe_table),
     "answers": ("probes.md", probe_answers),
+    "options of reports": ("commands.md", options("reports")),
     "options of status": ("commands.md", options("status")),
     "options of end-delay": ("commands.md", options("end-delay")),
     "options of prestop": ("commands.md", options("prestop")),

@@ -1,0 +1,93 @@
+"""What the shutdowns of a fleet tell, as text of at most 80 columns and as JSON."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from .reports import Service
+
+VERSION = 1
+"""The version of the JSON document. It grows when a field is removed or changes its meaning, not
+when one is added."""
+
+WIDTH = 80
+MOST_ROUTERS = 3
+
+
+def text(services: Mapping[str, Service]) -> str:
+    """Return a paragraph for each service, those that lost something first."""
+    ordered = sorted(services.items(), key=lambda item: (item[1].is_well, item[0]))
+    return "\n\n".join("\n".join(_paragraph(name, service)) for name, service in ordered)
+
+
+def _paragraph(name: str, service: Service) -> Iterator[str]:
+    begun = _counts(service.begun_by)
+    yield _cut(f"{name}: {service.shutdowns} shutdowns, begun by {begun}")
+    yield _cut(f"  ended: {_counts(service.ended)}")
+    lost = f"{service.cut_off} requests in {service.hurt} shutdowns"
+    yield f"  cut off: {lost if service.cut_off else 'none'}{_uncounted(service)}"
+    if service.last:
+        half, most = service.percentile(0.5), service.percentile(1.0)
+        yield (
+            f"  last request after T0: median {half:.1f} s, 99 % {service.percentile(0.99):.1f} s, "
+            f"most {most:.1f} s; none in {service.silent}"
+        )
+    for router, count in service.routers.most_common(MOST_ROUTERS):
+        yield _cut(f"  late router: {router}, {count} requests")
+    yield f"  {_advice(service)}"
+
+
+def _advice(service: Service) -> str:
+    delay, period = service.delay(), service.period()
+    if service.killed:
+        drain = f"the longest drain took {service.longest_drain:.0f} s"
+        longer = "make the period longer, or what is in flight shorter"
+        return f"{service.killed} were not over in time ({drain}): {longer}"
+    if delay is None:
+        return "nothing is known about the delay"
+    return f"would do: grace_shutdown_delay {delay} s, grace_termination_period {period} s"
+
+
+def _uncounted(service: Service) -> str:
+    return f"; not counted in {service.uncounted} shutdowns" if service.uncounted else ""
+
+
+def _counts(counted: Counter[str]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in counted.most_common())
+
+
+def _cut(line: str) -> str:
+    return line if len(line) <= WIDTH else f"{line[: WIDTH - 3]}..."
+
+
+def document(services: Mapping[str, Service]) -> dict[str, Any]:
+    """Return the JSON document."""
+    return {
+        "schema": VERSION,
+        "is_well": all(service.is_well for service in services.values()),
+        "services": {name: _object(service) for name, service in services.items()},
+    }
+
+
+def _object(service: Service) -> dict[str, Any]:
+    return {
+        "shutdowns": service.shutdowns,
+        "ended": dict(service.ended),
+        "begun_by": dict(service.begun_by),
+        "cut_off": service.cut_off,
+        "shutdowns_with_cut_off": service.hurt,
+        "shutdowns_not_counted": service.uncounted,
+        "not_over_in_time": service.killed,
+        "last_request_after_t0_seconds": {
+            "median": service.percentile(0.5),
+            "p99": service.percentile(0.99),
+            "most": service.percentile(1.0),
+            "none_in": service.silent,
+        },
+        "longest_drain_seconds": service.longest_drain,
+        "late_requests_by_router": dict(service.routers),
+        "delay_that_would_do": service.delay(),
+        "period_that_would_do": service.period(),
+    }
