@@ -50,7 +50,7 @@ def install(namespace: Any = None) -> None:
     found = _stack.loading_application()
     arbiter = _stack.running_arbiter() if found is None else None
     if arbiter is not None:
-        if hasattr(arbiter, "grace"):
+        if _stack.has_plugin(arbiter):
             return
         if _stack.has_started(arbiter):
             _embedding.tell_too_late(arbiter)

@@ -42,8 +42,7 @@ def _answer(kind: Kind, check: str | None = None, **host: str) -> Response:
     if answers is None or answers.worker is not process.this_worker:
         # This is created in the worker and not where the application is built, which with
         # preload_app is the arbiter.
-        ours = process.this_worker
-        answers = held["answers"] = WorkerAnswers(ours, held["settings"] if ours is None else None)
+        answers = held["answers"] = WorkerAnswers(process.this_worker, held["settings"])
     answer = answers.answer(Target(kind, check), request.environ)
     return Response(answer.body, status=answer.status, headers=list(answer.headers))
 

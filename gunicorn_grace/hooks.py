@@ -12,6 +12,9 @@ hook                                   the part that it calls
 ``on_exit``                            arbiter: the summary and the report
 =====================================  =========================================================
 
+With ``grace_enabled = False`` the arbiter and the workers keep the probes alone
+(:mod:`gunicorn_grace.arbiter.switched_off`, :mod:`gunicorn_grace.worker.probes_only`).
+
 ``worker_exit`` is not used, because by then gunicorn has closed the worker's heartbeat (22.0 to
 27.0) and would abort a worker that waits for a hold.
 """
@@ -23,11 +26,13 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from .arbiter import adoption, budget, embedding, overrides, reach
+from .arbiter import adoption, budget, embedding, overrides, reach, stack, switched_off
+from .arbiter.roster import Roster
+from .arbiter.switched_off import SwitchedOff
 from .errors import ConfigurationError
 from .shared import settings
 from .shared.guard import guarded, tell_once
-from .worker import classes, process, shortcut
+from .worker import classes, probes_only, process, shortcut
 from .worker.access_log import quieten_probes
 from .worker.answering import WorkerAnswers
 from .worker.counting import Counting
@@ -69,14 +74,20 @@ def on_starting(server: Any) -> None:
     """Runs in the arbiter, before the first fork."""
     loaded = settings.Settings.of(server.cfg)
     settings.check(loaded)
-    overrides.attach(server, loaded, adopt)
     if unknown := adoption.unknown_variables(os.environ):
         server.log.warning(
             "gunicorn-grace: environment variables that are no settings: %s", ", ".join(unknown)
         )
+    if not loaded.enabled:
+        server.grace_off = off = SwitchedOff(loaded)
+        off.start(server)
+        if off.memory is not None and loaded.probe_bind is not None:
+            overrides.open_probe_port(server, off.memory, loaded)
+        return
+    overrides.attach(server, loaded, adopt)
     budget.tell(server, server.grace.settings)
     if loaded.probe_bind is not None:
-        overrides.open_probe_port(server, loaded)
+        overrides.open_probe_port(server, server.grace.memory, loaded)
     if classes.tracking(server.cfg.worker_class) is None:
         server.log.warning(_UNTRACKED, f"the worker class {server.cfg.worker_class_str}")
     reach.tell(server)
@@ -84,7 +95,7 @@ def on_starting(server: Any) -> None:
 
 def on_reload(server: Any) -> None:
     """Runs in the arbiter, after SIGHUP."""
-    if not hasattr(server, "grace"):
+    if not stack.has_plugin(server):
         embedding.tell_too_late(server)
         return
     loaded = settings.Settings.of(server.cfg)
@@ -92,6 +103,10 @@ def on_reload(server: Any) -> None:
         settings.check(loaded)
     except ConfigurationError as error:
         server.log.error("gunicorn-grace: the old settings stay in force: %s", error)
+        return
+    loaded = switched_off.keep(server, loaded)
+    if not loaded.enabled:
+        server.grace_off.reload(server, loaded)
         return
     server.grace.use(loaded)
     budget.tell(server, server.grace.settings)
@@ -105,22 +120,31 @@ def on_reload(server: Any) -> None:
 
 def pre_fork(server: Any, worker: Any) -> None:
     """Runs in the arbiter."""
-    if hasattr(server, "grace"):
-        server.grace.roster.claim(worker)
+    if (roster := _roster(server)) is not None:
+        roster.claim(worker)
+
+
+def _roster(server: Any) -> Roster | None:
+    """Return the workers' slots, if this instance has any."""
+    owner = getattr(server, "grace", None) or getattr(server, "grace_off", None)
+    return None if owner is None else owner.roster
 
 
 def child_exit(server: Any, worker: Any) -> None:
     """Runs in the arbiter; in gunicorn 22 and 23 in its signal handler."""
-    if hasattr(server, "grace"):
-        server.grace.roster.free(worker)
+    if (roster := _roster(server)) is not None:
+        roster.free(worker)
 
 
 def post_fork(server: Any, worker: Any) -> None:
     """Runs in the worker, before gunicorn sets its signal handlers."""
+    if (port := getattr(server, "grace_probe_port", None)) is not None:
+        port.leave()
+    if hasattr(server, "grace_off"):
+        off = server.grace_off
+        probes_only.join(worker, off.settings, off.memory if off.roster is not None else None)
     if hasattr(server, "grace"):
         shutdown = server.grace
-        if server.grace_probe_port is not None:
-            server.grace_probe_port.leave()
         number = getattr(worker, "grace_slot", None)
         joined = process.join(worker, shutdown.memory, number, shutdown.settings)
         joined.draining.owns_listeners = shutdown.listeners.are_the_workers_own()
@@ -130,6 +154,8 @@ def post_worker_init(worker: Any) -> None:
     """Runs in the worker, once the application is loaded."""
     ours = process.this_worker
     if ours is None:
+        if probes_only.this_worker is not None:
+            _answer_probes_only(worker, probes_only.this_worker)
         return
     try:
         _stand_in_front(worker, ours)
@@ -141,6 +167,19 @@ def post_worker_init(worker: Any) -> None:
     # gunicorn makes 20 lookups for each request.
     worker.cfg.settings = dict(worker.cfg.settings)
     shortcut.shorten(worker.cfg, ours)
+
+
+def _answer_probes_only(worker: Any, ours: probes_only.ProbesOnly) -> None:
+    """The instance is switched off."""
+    try:
+        how = classes.tracking(type(worker))
+        if how == classes.WSGI and classes.is_tornado_app(worker.wsgi):
+            how = None
+        if how in (classes.HOOKS, classes.WSGI) and ours.settings.overlay:
+            worker.wsgi = Overlay(worker.wsgi, WorkerAnswers(None)).serve
+    finally:
+        ours.booted(worker)
+    worker.cfg.settings = dict(worker.cfg.settings)
 
 
 def _stand_in_front(worker: Any, ours: process.WorkerProcess) -> None:
@@ -205,12 +244,12 @@ def worker_abort(worker: Any) -> None:
 
 def on_exit(server: Any) -> None:
     """Runs in the arbiter, last."""
-    if hasattr(server, "grace"):
-        try:
+    try:
+        if hasattr(server, "grace"):
             server.grace.telling.the_end()
-        finally:
-            if server.grace_probe_port is not None:
-                server.grace_probe_port.end()
+    finally:
+        if (port := getattr(server, "grace_probe_port", None)) is not None:
+            port.end()
 
 
 HOOKS: dict[str, Callable[..., None]] = {

@@ -19,7 +19,7 @@ from gunicorn_grace.shared import memory as shm
 from gunicorn_grace.shared import platforms, settings
 from gunicorn_grace.shared.memory import Memory
 from gunicorn_grace.shared.phase import Kind
-from gunicorn_grace.worker import duties, process
+from gunicorn_grace.worker import duties, probes_only, process
 
 TESTS = Path(__file__).parent
 NO_LONG = "not long"
@@ -102,7 +102,9 @@ def _outside_gunicorn(monkeypatch: pytest.MonkeyPatch) -> None:
     platforms.here.cache_clear()
     monkeypatch.setattr(settings, "adopted", None)
     monkeypatch.setattr(shm, "attached", None)
+    monkeypatch.setattr(shm, "is_switched_off", False)
     monkeypatch.setattr(process, "this_worker", None)
+    monkeypatch.setattr(probes_only, "this_worker", None)
     monkeypatch.setattr(checks.registry, "_of", dict.fromkeys(Kind, ()))
     monkeypatch.setattr(duties, "this_workers", None)
     monkeypatch.setattr(duties, "registered", {phase: [] for phase in duties.DECORATORS})

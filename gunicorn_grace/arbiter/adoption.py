@@ -10,7 +10,7 @@ import difflib
 import functools
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UnknownSetting
@@ -165,6 +165,19 @@ def adopt(cfg: Config, hooks: Mapping[str, Hook]) -> None:
         _chain(settings[name], hook)
     _note_when_set(settings["graceful_timeout"])
     _check_after_loading(cfg)
+
+
+def withdraw(cfg: Config, names: Iterable[str]) -> None:
+    """Leave these hooks to the user alone. Doing it twice changes nothing.
+
+    :param cfg: a ``Config`` that calls our hooks before the user's.
+    :param names: gunicorn's names for them.
+    """
+    for name in names:
+        setting: Any = cfg.settings[name]
+        if "set" in vars(setting):
+            del setting.set
+            setting.value = setting.value.__wrapped__
 
 
 def carry_over(old: Config, new: Config) -> None:

@@ -18,13 +18,15 @@ from __future__ import annotations
 
 import functools
 import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import Any
 
 from ..errors import GraceError
+from ..shared.settings import Settings
 from . import predecessor, stack
-from .adoption import hooks_of, know
+from .adoption import carry_over, hooks_of, know
 
 PACKAGE = __package__.partition(".")[0]
 CONF_MODULE = f"{PACKAGE}.conf"
@@ -91,13 +93,22 @@ def watch(adopt: Adopt) -> None:
 
     def setup(original: Callable[..., Any], arbiter: Any, app: Any) -> None:
         is_on = hooks_of(app.cfg) is not None
+        if not is_on and hasattr(arbiter, "grace_off"):
+            # SIGHUP, and gunicorn has cached the configuration module (python:my.conf): it does not
+            # run again, and the new workers would not answer the probes.
+            adopt(app.cfg)
+            carry_over(arbiter.cfg, app.cfg)
+            is_on = True
         # An Application reads both places by itself, and may have found another file first.
         reads_files = isinstance(app, Application)
         named_by = "" if is_on or reads_files else _named_by(app.cfg)
         if not is_on and (_everywhere or named_by):
             (_everywhere or adopt)(app.cfg)
+        if hooks_of(app.cfg) and not app.cfg.settings["grace_enabled"].get():
+            _give_back_sigterm()  # Now, because a preload comes next.
         original(arbiter, app)
-        if hooks_of(app.cfg) and not hasattr(arbiter, "grace"):
+        if hooks_of(app.cfg) and not stack.has_plugin(arbiter):
+            # Also where it is switched off: an instance that still has it may have a delay.
             _wait_for_predecessor(arbiter)
         if named_by:
             arbiter.log.info(
@@ -123,6 +134,13 @@ def _wait_for_predecessor(arbiter: Any) -> None:
         predecessor.wait(arbiter)
     except Exception:
         arbiter.log.exception("gunicorn-grace: cannot wait for an instance that shuts down")
+
+
+def _give_back_sigterm() -> None:
+    """Take the handler off that our configuration module has installed for the boot of PID 1. Here
+    gunicorn has loaded its configuration, and knows that the plugin is switched off."""
+    if getattr(signal.getsignal(signal.SIGTERM), "__module__", "") == CONF_MODULE:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _put_behind(cls: type, ours: Callable[..., Any]) -> None:
@@ -155,15 +173,21 @@ def _start(arbiter: Any) -> None:
         if hooks is None:
             if not _is_off:
                 arbiter.log.warning(NOT_SWITCHED_ON)
-        elif not hasattr(arbiter, "grace"):
+        elif not stack.has_plugin(arbiter):
             hooks["on_starting"](arbiter)
-        elif arbiter.grace.as_set != arbiter.grace.as_set.of(arbiter.cfg):
+        elif _used_by(arbiter) != Settings.of(arbiter.cfg):
             hooks["on_reload"](arbiter)
     except GraceError as error:
         arbiter.log.error("gunicorn-grace: %s", error)
         sys.exit(1)
     except Exception:
         arbiter.log.exception("gunicorn-grace: cannot be switched on; gunicorn goes on")
+
+
+def _used_by(arbiter: Any) -> Settings:
+    is_on = hasattr(arbiter, "grace")
+    settings: Settings = arbiter.grace.as_set if is_on else arbiter.grace_off.settings
+    return settings
 
 
 def on_import(install: Callable[[Any], None]) -> Any:
@@ -177,6 +201,6 @@ def on_import(install: Callable[[Any], None]) -> Any:
         arbiter = stack.running_arbiter()
         if arbiter is None or not stack.has_started(arbiter):
             enable(install)
-        elif not hasattr(arbiter, "grace"):
+        elif not stack.has_plugin(arbiter):
             tell_too_late(arbiter)
     return found

@@ -19,16 +19,15 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import gunicorn
 from gunicorn.errors import HaltServer
 
 from ..errors import GraceError
 from ..shared import memory
 from ..shared.memory import Memory
 from ..shared.settings import Settings
-from ..shared.version import __version__
 from . import dirty
 from .adoption import carry_over
+from .made_memory import make
 from .pace import Pace
 from .probe_port import ProbePort
 from .shutdown import Shutdown
@@ -47,20 +46,56 @@ class _ReloadCutShort(GraceError):
     """A SIGTERM came while gunicorn waited for the old workers of a reload."""
 
 
-class GraceArbiter(_Base):
+class PortArbiter(_Base):
+    """What the probe port needs of the arbiter, also in an instance that is switched off.
+
+    :ivar grace_probe_port: the probe port, where there is one.
+    """
+
+    grace_probe_port: ProbePort | None = None
+
+    def maybe_promote_master(self) -> None:
+        # The one method that gunicorn 22.0 to 27.0 call at the top of every pass of the loop.
+        super().maybe_promote_master()
+        if self.grace_probe_port is not None:
+            self.grace_probe_port.look()
+
+    def reap_workers(self) -> None:
+        if self.grace_probe_port is not None:
+            self.grace_probe_port.reap()
+        super().reap_workers()
+
+    def handle_usr2(self) -> None:
+        port = self.grace_probe_port
+        with port.listener.handing_over() if port is not None else contextlib.nullcontext():
+            super().handle_usr2()
+
+
+class SwitchedOffArbiter(PortArbiter):
+    """Mixed over the class of the running arbiter when the plugin is switched off, and has a probe
+    port."""
+
+    def maybe_promote_master(self) -> None:
+        if self.grace_probe_port is not None:
+            # While another arbiter serves the same sockets, the end of this one is not one of the
+            # service.
+            is_upgraded = bool(self.reexec_pid or self.master_pid)
+            self.grace_probe_port.memory.header.upgraded = is_upgraded
+        super().maybe_promote_master()
+
+
+class GraceArbiter(PortArbiter):
     """Mixed over the class of the running arbiter. When the plugin has failed, every method works
     as gunicorn's own.
 
     :ivar grace: the shutdown of this instance.
     :ivar grace_adopt: makes a new ``Config`` know our settings and hooks, after SIGHUP.
-    :ivar grace_probe_port: the probe port, where there is one.
     :ivar grace_reloads: whether gunicorn is in the middle of a reload.
     :ivar grace_paces: how often gunicorn's methods run in a shutdown, by their names.
     """
 
     grace: Shutdown
     grace_adopt: Callable[[Any], None]
-    grace_probe_port: ProbePort | None = None
     grace_reloads = False
     grace_paces: dict[str, Pace]
     log: Any
@@ -109,15 +144,12 @@ class GraceArbiter(_Base):
         super().signal(sig, frame)
 
     def maybe_promote_master(self) -> None:
-        # The one method that gunicorn 22.0 to 27.0 call at the top of every pass of the loop.
         super().maybe_promote_master()
         if hasattr(self, "signal_chld"):
             # A preloaded application may have taken SIGCHLD. gevent's monkey.patch_all() gives it
             # to a loop that does not run here (24.1 to 27.0): no dead worker was ever noticed. 22
             # and 23 reap in a signal handler, and their own loop runs gevent's.
             self.handle_chld()
-        if self.grace_probe_port is not None:
-            self.grace_probe_port.look()
         self._guarded(self.grace.step)
 
     def handle_term(self) -> None:
@@ -143,9 +175,7 @@ class GraceArbiter(_Base):
                 else "",
             )
             return
-        port = self.grace_probe_port
-        with port.listener.handing_over() if port is not None else contextlib.nullcontext():
-            super().handle_usr2()
+        super().handle_usr2()
 
     def setup(self, app: Any) -> None:
         # A configuration module that gunicorn has cached (python:my.conf) does not run again on
@@ -180,8 +210,6 @@ class GraceArbiter(_Base):
             self.grace_reloads = False
 
     def reap_workers(self) -> None:
-        if self.grace_probe_port is not None:
-            self.grace_probe_port.reap()
         while True:
             try:
                 super().reap_workers()
@@ -296,18 +324,12 @@ def attach(arbiter: Any, settings: Settings, adopt: Callable[[Any], None]) -> Sh
     :param settings: the settings at the start.
     :param adopt: makes a new ``Config`` know our settings and hooks, after SIGHUP.
     """
-    made = Memory.create(boards=settings.probe_bind is not None)
-    header = made.header
-    header.plugin, header.gunicorn = __version__, gunicorn.__version__
-    # A program that starts gunicorn itself may have no address of an application.
-    header.application = str(getattr(arbiter.app, "app_uri", None) or arbiter.cfg.proc_name)
-    memory.attached = made
+    memory.attached = made = make(arbiter, settings)
     shutdown = Shutdown(arbiter, made, settings)
     atexit.register(_end, shutdown, os.getpid())
-    cls = type(arbiter)
     arbiter.grace_adopt = adopt
     arbiter.grace_paces = {}
-    arbiter.__class__ = type(cls.__name__, (GraceArbiter, cls), {"__module__": cls.__module__})
+    _mix_in(GraceArbiter, arbiter)
     arbiter.grace = shutdown  # Last: workers that find it take part.
     if not made.shared_by_name:
         arbiter.log.warning(
@@ -315,6 +337,11 @@ def attach(arbiter: Any, settings: Settings, adopt: Callable[[Any], None]) -> Sh
             "the gunicorn-grace commands need Linux' memfd"
         )
     return shutdown
+
+
+def _mix_in(ours: type, arbiter: Any) -> None:
+    cls = type(arbiter)
+    arbiter.__class__ = type(cls.__name__, (ours, cls), {"__module__": cls.__module__})
 
 
 def _end(shutdown: Shutdown, arbiter_pid: int) -> None:
@@ -331,22 +358,24 @@ def _end(shutdown: Shutdown, arbiter_pid: int) -> None:
             shutdown.telling.report(last=True)
 
 
-def open_probe_port(arbiter: Any, settings: Settings) -> None:
+def open_probe_port(arbiter: Any, made: Memory, settings: Settings) -> None:
     """Bind the probe port and let it be answered. Runs in ``on_starting``.
 
-    :param arbiter: gunicorn's arbiter, attached.
+    :param arbiter: gunicorn's arbiter.
+    :param made: its shared memory.
     :param settings: with ``probe_bind``.
     :raises SystemExit: it cannot be bound, as gunicorn itself ends for a listener of its own.
     """
-    shutdown: Shutdown = arbiter.grace
-    if not shutdown.memory.shared_by_name or not sys.executable:
+    if not made.shared_by_name or not sys.executable:
         arbiter.log.warning(
             "gunicorn-grace: grace_probe_bind = %r is not served: "
             "it needs Linux' memfd and a Python executable",
             settings.probe_bind,
         )
         return
-    port = ProbePort(arbiter, shutdown.memory, settings)
+    port = ProbePort(arbiter, made, settings)
     atexit.register(port.end)
+    if not isinstance(arbiter, PortArbiter):
+        _mix_in(SwitchedOffArbiter, arbiter)
     arbiter.grace_probe_port = port
     port.start()

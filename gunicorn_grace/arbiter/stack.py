@@ -56,6 +56,11 @@ def running_arbiter() -> Any:
     return None
 
 
+def has_plugin(arbiter: Any) -> bool:
+    """Whether the plugin is in the arbiter, on or switched off."""
+    return hasattr(arbiter, "grace") or hasattr(arbiter, "grace_off")
+
+
 def has_started(arbiter: Any) -> bool:
     """Whether the arbiter has installed its signal handlers, so that the plugin can no longer take
     its place in it. A worker's arbiter has started."""

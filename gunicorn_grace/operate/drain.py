@@ -9,7 +9,7 @@ from ..errors import StateError
 from ..shared import metrics
 from ..shared.memory import Memory
 from ..shared.phase import Origin, Phase
-from .instance import LOOK, find, lives, naming
+from .instance import LOOK, OFF, find, is_switched_off, lives, naming
 
 PATIENCE = 10.0
 """Seconds until a command gives up on an arbiter that does not look. One that serves looks once a
@@ -22,9 +22,11 @@ def drain(pid: int | None, say: Callable[[str], object], *, wait: bool = False) 
     :param pid: the arbiter, where there is more than one instance.
     :param say: takes a line for the one who asked.
     :param wait: return only when no request is in flight.
-    :raises StateError: there is no such instance, or more than one.
+    :raises StateError: there is no such instance, or more than one; or it is switched off.
     """
     memory = find(pid)
+    if is_switched_off(memory):
+        raise StateError(f"{OFF}, so it stays ready: take it out of rotation at the balancer")
     say = naming(memory, say)
     if memory.trigger(Origin.DRAIN):
         say("not ready until undrain")
@@ -71,6 +73,9 @@ def undrain(pid: int | None, say: Callable[[str], object], *, wait: bool = False
     """
     memory = find(pid)
     header, say = memory.header, naming(memory, say)
+    if is_switched_off(memory):
+        say(f"{OFF}: it was never taken out of rotation, nothing to do")
+        return
     before = _arrived(memory)
     if not memory.is_terminating():
         say("it is serving: nothing to do")
@@ -112,6 +117,9 @@ def end_delay(pid: int | None, say: Callable[[str], object]) -> None:
     """
     memory = find(pid)
     header, say = memory.header, naming(memory, say)
+    if is_switched_off(memory):
+        say(f"{OFF}: it has no delay, nothing to do")
+        return
     if not memory.is_terminating():
         raise StateError("it is serving, and has no delay to end: SIGTERM begins a shutdown")
     if header.phase > Phase.LAME_DUCK:

@@ -19,7 +19,9 @@ from ..shared.memory import Memory
 from ..shared.text import printable
 from .process import directory
 
-__all__ = ["LOOK", "MENDING", "every", "find", "lives", "naming"]
+__all__ = ["LOOK", "MENDING", "OFF", "every", "find", "is_switched_off", "lives", "naming"]
+
+OFF = "gunicorn-grace is switched off in this instance (grace_enabled)"
 
 LOOK = 0.05
 """Seconds between two looks into the shared memory."""
@@ -78,6 +80,12 @@ def naming(memory: Memory, say: Callable[[str], object]) -> Callable[[str], obje
     where = directory(memory.holder)
     place = "" if where is None else f" in {printable(where)}"
     return lambda line: say(f"arbiter {memory.holder}{place}: {line}")
+
+
+def is_switched_off(memory: Memory) -> bool:
+    """Whether the plugin is switched off in this instance (``grace_enabled``): no command has an
+    effect there."""
+    return bool(memory.header.switched_off)
 
 
 def _is_unsettled(found: Search) -> bool:

@@ -72,6 +72,8 @@ class Status:
     :ivar t0: when the shutdown began, as a Unix time.
     :ivar is_held: whether it waits for ``undrain``.
     :ivar has_given_up: whether the plugin has given up, so that gunicorn shuts down by itself.
+    :ivar is_switched_off: whether the plugin is switched off (``grace_enabled``), so that gunicorn
+        shuts down by itself.
     :ivar seconds_left: seconds until it must be gone; ``None`` without a known deadline.
     :ivar rate: requests a second, over the minute before the shutdown, or the last one.
     :ivar in_flight: how many requests are being served; ``None`` if they cannot be counted.
@@ -92,6 +94,7 @@ class Status:
     t0: float | None = None
     is_held: bool | None = None
     has_given_up: bool | None = None
+    is_switched_off: bool | None = None
     seconds_left: float | None = None
     rate: float | None = None
     in_flight: int | None = None
@@ -145,6 +148,7 @@ def _inside(outside: Status, memory: Memory) -> Status:
         t0=unix_time(began) if is_over and began else None,
         is_held=bool(header.held),
         has_given_up=bool(header.failed),
+        is_switched_off=bool(header.switched_off),
         seconds_left=memory.seconds_left() if is_over else None,
         rate=None if seen.in_flight is None else max(0, header.rate) / 1000,
         in_flight=seen.in_flight,

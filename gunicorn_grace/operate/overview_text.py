@@ -43,6 +43,8 @@ def _paragraph(one: Status) -> Iterator[str]:
         yield f"  {one.in_flight} in flight, {one.rate:.1f} requests/s"
     if one.has_given_up:
         yield "  the plugin has given up: gunicorn shuts down by itself"
+    if one.is_switched_off:
+        yield "  switched off (grace_enabled): plain gunicorn, and only the probes answer"
     if one.workers:
         yield "  " + _row(_HEADINGS)
         yield from ("  " + _row(_cells(worker)) for worker in one.workers)

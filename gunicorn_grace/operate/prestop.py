@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from ..shared.cells import NS
 from ..shared.phase import Origin, Phase
-from .instance import LOOK, find, lives, naming
+from .instance import LOOK, OFF, find, is_switched_off, lives, naming
 
 
 def prestop(pid: int | None, say: Callable[[str], object]) -> None:
@@ -19,6 +19,9 @@ def prestop(pid: int | None, say: Callable[[str], object]) -> None:
     """
     memory = find(pid)
     header, say = memory.header, naming(memory, say)
+    if is_switched_off(memory):
+        say(f"{OFF}: no delay")
+        return
     if memory.phase() is Phase.STARTING:
         say("nothing was ever ready: no delay")
         return

@@ -64,6 +64,9 @@ OK = Answer(200, "ok\n")
 TRIGGERED = Answer(503, "[-]shutdown failed: reason withheld\n")
 """The answer to an accepted trigger. It is 503 even while ``grace_readiness_delay`` keeps readiness
 at 200, so that the hook sees that the trigger worked."""
+SWITCHED_OFF = Answer(200, "gunicorn-grace is switched off: nothing was done\n")
+"""The answer to every trigger of an instance that is switched off. It is no error, so that a hook
+does not fail."""
 FORBIDDEN = Answer(403, "forbidden\n")
 NOT_FOUND = Answer(404, "no such check\n")
 NOT_ALLOWED = Answer(405, "method not allowed\n", (*HEADERS, ("Allow", "GET, HEAD")))

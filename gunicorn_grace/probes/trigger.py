@@ -34,6 +34,7 @@ from ..shared.memory import Memory
 from ..shared.phase import Origin
 from ..shared.settings import OFF, Settings
 from ..shared.text import printable
+from .answers import FORBIDDEN, SWITCHED_OFF, TRIGGERED, Answer
 from .asker import Asker, peer_pid
 from .processes import WAY_OUT, Refused, process
 from .sockets import endpoint
@@ -63,6 +64,34 @@ class Verdict:
     allowed: bool
     reason: str
     source: str
+
+
+class SwitchedOff:
+    """Handles `?down=true` of an instance that is switched off: nothing begins, and the hook must
+    not fail for it. Nobody's request has an effect, so it is not asked where it comes from.
+
+    :param settings: the settings in use.
+    :param say: writes a line to the log.
+    """
+
+    def __init__(self, settings: Settings, say: Callable[[str], object]) -> None:
+        self._is_wanted = settings.trigger != OFF
+        self._say: Callable[[str], object] | None = say
+
+    def is_pulled(self, query: str | None) -> bool:
+        """Whether a query to readiness is a trigger."""
+        return self._is_wanted and query is not None and _says_down(query)
+
+    def answer(self, environ: Mapping[str, Any]) -> Answer:
+        """Log once in this process that nothing was done."""
+        say, self._say = self._say, None
+        if say is not None:
+            say("?down=true does nothing: gunicorn-grace is switched off (grace_enabled)")
+        return SWITCHED_OFF
+
+
+def _says_down(query: str) -> bool:
+    return parse_qs(query).get("down", [""])[-1].lower() == "true"
 
 
 class Trigger:
@@ -100,7 +129,11 @@ class Trigger:
         false."""
         if not query or self._policy is None:
             return False
-        return parse_qs(query).get("down", [""])[-1].lower() == "true"
+        return _says_down(query)
+
+    def answer(self, environ: Mapping[str, Any]) -> Answer:
+        """Begin the shutdown if this request is allowed to, and return the answer to it."""
+        return TRIGGERED if self.pull(environ) else FORBIDDEN
 
     def pull(self, environ: Mapping[str, Any]) -> bool:
         """Begin the shutdown if this request is allowed to.

@@ -11,18 +11,9 @@ import time
 from collections.abc import Callable
 from http import HTTPStatus
 
-from ..probes.answers import (
-    FORBIDDEN,
-    METHODS,
-    NOT_ALLOWED,
-    TRIGGERED,
-    Answer,
-    Answers,
-    Query,
-    Situation,
-)
+from ..probes.answers import METHODS, NOT_ALLOWED, Answer, Answers, Query, Situation
 from ..probes.checks import Outcome, is_name
-from ..probes.trigger import Trigger
+from ..probes.trigger import SwitchedOff, Trigger
 from ..shared.agreed import KINDS
 from ..shared.board import Board, Entry
 from ..shared.cells import NS, Record
@@ -64,12 +55,10 @@ class ResponderAnswers:
         self._timeout = round(timeout * NS)
         self._say = say
         self._clock = clock
-        self._trigger = Trigger(
-            memory,
-            settings,
-            say,
-            clock=lambda: self._clock() / NS,
-            arbiter=arbiter,
+        self._trigger: Trigger | SwitchedOff = (
+            Trigger(memory, settings, say, clock=lambda: self._clock() / NS, arbiter=arbiter)
+            if settings.enabled
+            else SwitchedOff(settings, say)
         )
 
     def answer(self, request: ProbeRequest) -> Answer:
@@ -83,7 +72,7 @@ class ResponderAnswers:
             return scraping.scraped(self._memory) or _NOT_FOUND
         kind, check = target
         if kind is Kind.READINESS and check is None and self._trigger.is_pulled(request.query):
-            return TRIGGERED if self._trigger.pull(request.environ) else FORBIDDEN
+            return self._trigger.answer(request.environ)
         self._workers = [record for record in self._memory.records() if record.booted]
         outcomes, known = self._outcomes(kind)
         query = Query.of(request.query, request.environ.get("HTTP_ACCEPT", ""))

@@ -140,6 +140,9 @@ class Header(View):
     told = Cell(27)
     """When the arbiter got its first SIGTERM, also if it serves on because of SIGUSR2. Another
     arbiter reads it."""
+    switched_off = Cell(51)
+    """Whether the instance is switched off (``grace_enabled``). There is then no shutdown of ours,
+    and no command can begin one."""
     uncounted = Cell(28)
     """Whether the requests of the workers cannot be counted. The counts then say nothing."""
     plugin = Text(31, 2)

@@ -25,6 +25,7 @@ Writers (one writer for each cell at each time):
 cells                                  writer
 =====================================  =============================================================
 ``magic`` .. ``arbiter``, settings     arbiter, before the first fork; the settings again on SIGHUP
+``switched_off``                       arbiter, before the first fork
 ``sigterm``                            arbiter, in the real signal handler: one store
 ``trigger``                            the worker or command that triggers. Processes only set it;
                                        the arbiter clears a value that cannot be a trigger
@@ -373,4 +374,8 @@ def unix_time(moment: int) -> float:
 
 
 attached: Memory | None = None
-"""The memory of the instance that this process belongs to; ``None`` outside gunicorn."""
+"""The memory of the instance that this process belongs to; ``None`` outside gunicorn, and in an
+instance that is switched off."""
+
+is_switched_off = False
+"""Whether this process belongs to an instance that is switched off (``grace_enabled``)."""

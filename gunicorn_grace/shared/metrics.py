@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
+from . import memory as shared_memory
 from .cells import Record
 from .memory import Memory
 from .phase import Phase
@@ -41,6 +42,12 @@ class Reading:
     t0_unix: float | None = None
 
 
+SWITCHED_OFF = Reading(
+    workers={}, in_flight=None, requests=None, during_shutdown=None, cut_off=None
+)
+"""The values of an instance that is switched off. Nobody counts there, so it shows no zero."""
+
+
 def state(record: Record) -> str:
     """Return the state of a worker."""
     return LEAVING if record.dismissed else SERVING if record.booted else BOOTING
@@ -50,7 +57,9 @@ def read(memory: Memory | None) -> Reading:
     """Read the values of the instance. Runs in any process. It takes a few microseconds for each
     worker and no lock."""
     if memory is None:
-        return Reading()
+        return SWITCHED_OFF if shared_memory.is_switched_off else Reading()
+    if memory.header.switched_off:
+        return SWITCHED_OFF
     workers, in_flight, uncounted = _nobody(), 0, memory.header.uncounted
     for record in memory.records():
         in_flight += record.in_flight

@@ -246,6 +246,12 @@ class Settings:
         "Exit this many seconds before the platform's period is over. What counts is never more "
         "than a fifth of the period.",
     )
+    enabled: bool = _row(
+        True,
+        _flag,
+        "Whether the plugin is switched on. Otherwise gunicorn works and shuts down as without it, "
+        "and only the probes go on answering, as in an instance that serves.",
+    )
     readiness_delay: float = _row(
         0,
         _seconds,

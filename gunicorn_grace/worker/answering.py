@@ -13,21 +13,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..probes.answers import (
-    FORBIDDEN,
-    METHODS,
-    NOT_ALLOWED,
-    TRIGGERED,
-    Answer,
-    Answers,
-    Query,
-    Situation,
-    Target,
-)
+from ..probes.answers import METHODS, NOT_ALLOWED, Answer, Answers, Query, Situation, Target
 from ..probes.checks import Outcome, Run, registry
-from ..probes.trigger import Trigger
+from ..probes.trigger import SwitchedOff, Trigger
 from ..shared.phase import Kind, Phase
 from ..shared.settings import Settings
+from . import probes_only
 from .process import WorkerProcess
 
 if TYPE_CHECKING:
@@ -79,24 +70,25 @@ class Question:
 class WorkerAnswers:
     """Answers the probes of this process, including the trigger.
 
-    :param worker: this worker; ``None`` outside gunicorn.
-    :param settings: the settings in use; by default the worker's, and outside gunicorn the
-        defaults.
+    :param worker: this worker; ``None`` outside gunicorn, and where the plugin is switched off.
+    :param settings: the settings outside gunicorn; the defaults by default. In a worker its own
+        count.
     """
 
     def __init__(self, worker: WorkerProcess | None, settings: Settings | None = None) -> None:
         self.worker = worker
-        self.settings = settings or (worker.settings if worker else Settings())
+        ours = worker or probes_only.this_worker
+        self.settings = ours.settings if ours else settings or Settings()
         self.answers = worker.answers if worker else Answers(self.settings)
-        self.log: Any = worker.log if worker else logging.getLogger("gunicorn_grace")
-        self.trigger: Trigger | None = None
+        self.log: Any = ours.log if ours else logging.getLogger("gunicorn_grace")
+        self.trigger: Trigger | SwitchedOff | None = None
         if worker is not None:
-            memory = worker.memory
-            self.trigger = Trigger(
-                memory,
-                self.settings,
-                lambda line: self.log.warning("gunicorn-grace: %s", line),
-            )
+            self.trigger = Trigger(worker.memory, self.settings, self._say)
+        elif ours is not None:
+            self.trigger = SwitchedOff(self.settings, self._say)
+
+    def _say(self, line: str) -> None:
+        self.log.warning("gunicorn-grace: %s", line)
 
     def situation(self) -> Situation:
         """Return the current state of the instance."""
@@ -127,7 +119,7 @@ class WorkerAnswers:
             return NOT_ALLOWED
         if self.trigger is None or not self.is_trigger(target, environ):
             return None
-        return TRIGGERED if self.trigger.pull(environ) else FORBIDDEN
+        return self.trigger.answer(environ)
 
     def ask(self, target: Target, environ: WSGIEnvironment) -> Question:
         """Start the checks for a probe. Does not wait for them."""

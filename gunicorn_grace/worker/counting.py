@@ -75,13 +75,8 @@ class Counter:
         self._settings = settings
         self._answers = answers
         self._log = log
-        # pre_request sees the path with the prefix that gunicorn removes before it calls the
-        # application.
-        self._prefixes = ("", os.environ.get("SCRIPT_NAME", ""))
         self.probe_paths: set[str] = set()
-        self.uncounted = {
-            prefix + path for prefix in self._prefixes for path in settings.ignore_paths
-        }
+        self.uncounted = _as_requested(settings.ignore_paths)
         self.note_probe_paths()
         self.in_flight: dict[Any, Entry] = {}
         self._window_ends = 0
@@ -91,12 +86,7 @@ class Counter:
 
     def note_probe_paths(self) -> None:
         """Learn the paths of the checks. Their names are known once the application is loaded."""
-        answers = self._answers
-        paths = set(answers.paths)
-        for path, kind in answers.paths.items():
-            names = (*answers.checks[kind], *registry.names(kind))
-            paths.update(f"{path}/{name}" for name in names)
-        self.probe_paths.update(prefix + path for prefix in self._prefixes for path in paths)
+        self.probe_paths |= probe_paths(self._answers)
         self.uncounted |= self.probe_paths
 
     def _note_longest(self, took: int, now: int) -> int:
@@ -149,6 +139,23 @@ class Counter:
         if delay >= asked:
             return f"grace_shutdown_delay {asked:g} s"
         return f"the delay of {delay:g} s that grace_termination_period {period:g} s leaves"
+
+
+def probe_paths(answers: Answers) -> set[str]:
+    """Return the paths of the probes and of their single checks, as requests contain them.
+
+    :param answers: the probes of this instance.
+    """
+    paths = set(answers.paths)
+    for path, kind in answers.paths.items():
+        names = (*answers.checks[kind], *registry.names(kind))
+        paths.update(f"{path}/{name}" for name in names)
+    return _as_requested(paths)
+
+
+def _as_requested(paths: Iterable[str]) -> set[str]:
+    """Paths also with the prefix that gunicorn removes before it calls the application."""
+    return {prefix + path for prefix in ("", os.environ.get("SCRIPT_NAME", "")) for path in paths}
 
 
 def _name_of_peer(peer: Any) -> str:

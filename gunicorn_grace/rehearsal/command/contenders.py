@@ -75,7 +75,7 @@ def expect_plugin(result: Result, config: str | None = None) -> None:
     if result.contender.name == GRACE.name and result.complete and not result.plugin_spoke:
         raise PlanFailed(
             f"the plugin was not at work: does {config or 'gunicorn_grace.conf'} load it, "
-            "and log at info?"
+            "leave grace_enabled on, and log at info?"
         )
 
 

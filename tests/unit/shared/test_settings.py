@@ -56,6 +56,7 @@ TABLE: dict[str, tuple[list[tuple[Any, Any]], list[Any]]] = {
     ),
     "grace_termination_period": ([*SECONDS, ("auto", "auto")], [*NO_SECONDS, "Auto"]),
     "grace_exit_margin": (SECONDS, NO_SECONDS),
+    "grace_enabled": (FLAGS, NO_FLAGS),
     "grace_readiness_delay": (SECONDS, NO_SECONDS),
     "grace_readiness_path": (PATHS, NO_PATHS),
     "grace_liveness_path": (PATHS, NO_PATHS),
