@@ -136,6 +136,7 @@ def know(cfg: Config) -> AdoptedSettings:
     for cls in setting_classes():
         setting = cls()
         settings.setdefault(setting.name, setting)
+    _note_when_set(settings["graceful_timeout"])
     cfg.settings = settings
     return settings
 
@@ -163,7 +164,6 @@ def adopt(cfg: Config, hooks: Mapping[str, Hook]) -> None:
     settings.hooks = hooks
     for name, hook in hooks.items():
         _chain(settings[name], hook)
-    _note_when_set(settings["graceful_timeout"])
     _check_after_loading(cfg)
 
 

@@ -16,6 +16,7 @@ Everything here runs in the arbiter's process, before the first fork, and after 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import signal
@@ -127,6 +128,12 @@ def watch(adopt: Adopt) -> None:
         (Arbiter, init_signals),
     ):
         _put_behind(cls, method)
+    found = stack.loading_application()
+    if found is not None:
+        # The package is first imported in load_config itself. A bad variable in the environment is
+        # for `install` to tell.
+        with contextlib.suppress(GraceError):
+            know(found[0].cfg)
 
 
 def _wait_for_predecessor(arbiter: Any) -> None:

@@ -5,14 +5,13 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from pathlib import Path
 from typing import Any
 
 import gunicorn.app.base
-
-import gunicorn_grace
 
 WAY, BIND = sys.argv[1:3]
 sys.argv = sys.argv[:1]
@@ -21,23 +20,43 @@ DELAY = Path("delay")
 OPTIONS: dict[str, Any] = {"bind": BIND, "workers": 1, "worker_class": "gthread"}
 OURS = {"grace_shutdown_delay": 0.25, "grace_min_delay": 0, "grace_extend_delay": False}
 
+if not WAY.startswith("import-in"):
+    importlib.import_module("gunicorn_grace")
 if WAY == "import":
-    import gunicorn_grace.conf
+    importlib.import_module("gunicorn_grace.conf")
+
+
+def switch_on(cfg: Any) -> None:
+    import gunicorn_grace
+
+    gunicorn_grace.install(cfg)
 
 
 def late(server: Any) -> None:
-    gunicorn_grace.install(server.cfg)
+    switch_on(server.cfg)
     for name, value in OURS.items():
         server.cfg.set(name, value)
 
 
 def too_late(server: Any) -> None:
-    gunicorn_grace.install(server.cfg)
+    switch_on(server.cfg)
 
 
 def app(environ: Any, start_response: Any) -> list[bytes]:
     start_response("200 OK", [("Content-Length", "2")])
     return [b"ok"]
+
+
+def hooks() -> dict[str, Any]:
+    """The hooks that the environment names; each says that it was called."""
+
+    def hook(name: str) -> Any:
+        two = name in ("pre_fork", "post_fork", "pre_request", "post_request", "child_exit")
+        if two:
+            return lambda first, second: print("hook", name, file=sys.stderr, flush=True)
+        return lambda first: print("hook", name, file=sys.stderr, flush=True)
+
+    return {name: hook(name) for name in os.environ.get("HOOKS", "").split()}
 
 
 class Program(gunicorn.app.base.BaseApplication):
@@ -47,17 +66,19 @@ class Program(gunicorn.app.base.BaseApplication):
         ours = OURS
         if DELAY.exists():
             ours = {**OURS, "grace_shutdown_delay": float(DELAY.read_text())}
-        if WAY == "first":
-            gunicorn_grace.install(self.cfg)
+        if WAY.startswith("import-in"):
+            importlib.import_module("gunicorn_grace")
+        if WAY in ("first", "import-in-first"):
+            switch_on(self.cfg)
         if WAY in ("late", "after"):
             ours = {}
         if WAY == "wrong":
             ours = {"grace_shutdown_dely": 1}
-        for name, value in {**OPTIONS, **ours}.items():
+        for name, value in {**OPTIONS, **ours, **hooks()}.items():
             if name in self.cfg.settings:
                 self.cfg.set(name, value)
-        if WAY == "before":
-            gunicorn_grace.install(self.cfg)
+        if WAY in ("before", "import-in-before"):
+            switch_on(self.cfg)
         if WAY == "config":
             self.cfg.set("config", "python:gunicorn_grace.conf")
         if WAY == "late":
@@ -74,7 +95,7 @@ class Program(gunicorn.app.base.BaseApplication):
 if __name__ == "__main__":
     program = Program()
     if WAY == "after":
-        gunicorn_grace.install(program.cfg)
+        switch_on(program.cfg)
         for name, value in OURS.items():
             program.cfg.set(name, value)
     program.run()

@@ -13,7 +13,16 @@ import pytest
 from gunicorn_grace.rehearsal.errors import InstanceFailed
 from support.servers import Serve, Server
 
-WORKING = ("first", "before", "after", "import", "config", "late")
+WORKING = (
+    "first",
+    "before",
+    "after",
+    "import",
+    "import-in-first",
+    "import-in-before",
+    "config",
+    "late",
+)
 
 
 def embedded(serve: Serve, way: str, **options: Any) -> Server:
@@ -49,6 +58,38 @@ def test_a_program_is_asked_again_at_sighup(way: str, serve: Serve, tmp_path: Pa
     (tmp_path / "delay").write_text("0.75")
     server.signal(signal.SIGHUP)
     server.wait_line("lame duck 0.75 s")
+
+
+HOOKS = (
+    "on_starting",
+    "pre_fork",
+    "post_fork",
+    "post_worker_init",
+    "pre_request",
+    "post_request",
+    "on_reload",
+    "child_exit",
+    "worker_int",
+    "on_exit",
+)
+
+
+@pytest.mark.ends
+@pytest.mark.parametrize("way", ["first", "before", "import", "import-in-before"])
+def test_every_hook_of_a_program_is_called_beside_ours(way: str, serve: Serve) -> None:
+    """Set before or after the plugin is switched on: each is called, and ours do their part."""
+    server = embedded(serve, way, env={"HOOKS": " ".join(HOOKS)})
+    assert server.get("/").status == 200
+    server.wait_line("hook post_request")
+    seen = server.mark()
+    server.signal(signal.SIGHUP)
+    server.wait_line("hook on_reload", after=seen)
+    server.wait_line("hook post_worker_init", after=seen)
+    server.wait_for(lambda: server.get("/readyz").status == 200, "readiness")
+    server.signal(signal.SIGINT)
+    assert server.wait(20) == 0, server.output
+    for hook in HOOKS:
+        assert f"hook {hook}" in server.output, server.output
 
 
 @pytest.mark.once

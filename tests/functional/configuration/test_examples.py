@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from support.paths import EXAMPLES, ROOT
-from support.servers import Serve, needs_curl
+from support.servers import Serve, Server, needs_curl
 
 pytestmark = pytest.mark.once
 
@@ -63,6 +63,75 @@ def test_the_file_that_was_there_before_keeps_its_hooks(serve: Serve) -> None:
     for said in ("ready for connections", "worker 1 forked", "GET / -> 200 OK", "bye"):
         assert f"existing: {said}" in server.output
     assert "shutdown_initiated" in server.output
+
+
+EMBEDDED = EXAMPLES / "embedded"
+NAMED = {"GUNICORN_CMD_ARGS": "-c python:gunicorn_grace.conf"}
+RUN = (str(Path(sys.executable).with_name("gunicorn-grace")), "run", "--")
+
+PROGRAMS: dict[str, dict[str, Any]] = {
+    "program": {"program": ("program.py",)},
+    "options --config": {"program": ("options.py", "--config", "python:gunicorn_grace.conf")},
+    "options GUNICORN_CMD_ARGS": {"program": ("options.py",), "env": NAMED},
+    "options run": {"program": ("options.py",), "executable_prefix": RUN},
+    "launcher GUNICORN_CMD_ARGS": {"program": ("launcher.py",), "env": NAMED},
+}
+
+
+def embedded(serve: Serve, way: str, **settings: Any) -> Server:
+    """A program of the examples, started."""
+    name, *words = PROGRAMS[way]["program"]
+    options = {**PROGRAMS[way], "program": (str(EMBEDDED / name), *words)}
+    return serve(cwd=EMBEDDED, config=(), settings=settings, **options)
+
+
+@pytest.mark.parametrize("way", PROGRAMS)
+def test_a_program_that_starts_gunicorn_gets_it(way: str, serve: Serve) -> None:
+    """Each of the commands in the examples: its settings count, the check of its application too,
+    readiness turns red for the delay, and SIGHUP keeps all of it."""
+    server = embedded(serve, way, **QUICK_END)
+    assert server.get("/").body == b"hello\n"
+    assert server.get("/readyz/folder").body == b"ok\n"
+    server.wait_line("lame duck 0.3 s")
+    seen = server.mark()
+    server.signal(signal.SIGHUP)
+    server.wait_line("Booting worker", after=seen)
+    server.wait_ready()
+    server.terminate()
+    assert server.wait(20) == 0, server.output
+    server.wait_line("shutdown_initiated by SIGTERM: not ready for 0.3 s")
+    assert "not switched on" not in server.output
+
+
+def test_a_launcher_passes_the_option_on(serve: Serve) -> None:
+    """What stands behind the two dashes is gunicorn's, and its last --bind wins."""
+    server = serve(
+        program=(
+            str(EMBEDDED / "launcher.py"),
+            "--",
+            "--config",
+            "python:gunicorn_grace.conf",
+            "--bind",
+        ),
+        cwd=EMBEDDED,
+        config=(),
+        settings=QUICK_END,
+    )
+    server.wait_line("lame duck 0.3 s")
+    server.terminate()
+    assert server.wait(20) == 0, server.output
+    server.wait_line("shutdown_initiated")
+
+
+def test_a_programs_hooks_and_settings_count(serve: Serve) -> None:
+    """Those that it sets before `install` and those after."""
+    server = embedded(serve, "program")
+    server.wait_line("lame duck 15 s, then up to 60 s to drain, gone by 75 s of 90 s")
+    assert server.get("/").status == 200
+    server.signal(signal.SIGINT)
+    assert server.wait(20) == 0, server.output
+    for said in ("ready for connections", "GET /", "bye"):
+        assert f"program: {said}" in server.output
 
 
 def documents(name: str) -> dict[str, Any]:

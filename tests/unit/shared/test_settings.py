@@ -13,7 +13,7 @@ from gunicorn.config import KNOWN_SETTINGS, Config
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gunicorn_grace.arbiter.adoption import adopt
+from gunicorn_grace.arbiter.adoption import adopt, know
 from gunicorn_grace.arbiter.budget import (
     budget,
     budget_line,
@@ -151,6 +151,26 @@ def test_a_file_sets_it(config: Config, name: str, given: Any, meant: Any) -> No
     assert type(value(config, name)) in (type(meant), Secret)
     read = getattr(Settings.of(config), name.removeprefix("grace_"))
     assert read == (30 if (name, meant) == ("grace_termination_period", "auto") else meant)
+
+
+@pytest.mark.parametrize("order", ["before", "after"])
+@pytest.mark.parametrize(
+    ("name", "given", "meant"), [*GOOD, ("graceful_timeout", 30, 30), ("graceful_timeout", 7, 7)]
+)
+def test_a_program_sets_it_before_or_after_it_installs(
+    order: str, name: str, given: Any, meant: Any
+) -> None:
+    """Its value is the same, and so is whether somebody has set it: the default may be chosen,
+    too."""
+    cfg = Config()
+    know(cfg)  # As gunicorn makes one, once the package is imported.
+    if order == "before":
+        cfg.set(name, given)
+    install(cfg)
+    if order == "after":
+        cfg.set(name, given)
+    assert value(cfg, name) == meant
+    assert cfg.settings[name].given is True
 
 
 @pytest.mark.parametrize(
