@@ -22,7 +22,6 @@ With ``grace_enabled = False`` the arbiter and the workers keep the probes alone
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -35,6 +34,7 @@ from .shared.guard import guarded, tell_once
 from .worker import classes, probes_only, process, shortcut
 from .worker.access_log import quieten_probes
 from .worker.answering import WorkerAnswers
+from .worker.asgi_servers import stand_in_front_of_asgi
 from .worker.counting import Counting
 from .worker.overlay import Overlay
 from .worker.publishing import publish
@@ -44,20 +44,6 @@ _UNTRACKED = (
     "gunicorn-grace: requests of %s cannot be counted: the delay, readiness in the shared memory "
     "and sealing work; probes, extension, quiet and Connection: close do not"
 )
-_UNWRAPPED = (
-    "gunicorn-grace: the worker class %s runs ASGI applications, and this one is not wrapped: "
-    "%s work, %s do not; wrap it: from gunicorn_grace.asgi import Probes; app = Probes(app)"
-)
-_WITHOUT_WRAPPING = {
-    classes.ASGI_HOOKS: (
-        "the delay, readiness in the shared memory, sealing, extension and quiet",
-        "probes, and before gunicorn 27 Connection: close,",
-    ),
-    classes.ASGI: (
-        "the delay, readiness in the shared memory and sealing",
-        "probes, extension, quiet and Connection: close",
-    ),
-}
 
 
 def adopt(cfg: Any) -> None:
@@ -194,13 +180,10 @@ def _stand_in_front(worker: Any, ours: process.WorkerProcess) -> None:
             worker.wsgi = Overlay(worker.wsgi, WorkerAnswers(ours)).serve
         if ours.tracking == classes.WSGI:
             worker.wsgi = Counting(worker.wsgi, ours.counter, ours.memory.is_terminating)
-    elif ours.tracking is not None and f"{__package__}.asgi" not in sys.modules:
-        # A module that wraps the application has been imported by now.
-        ours.record.uncounted = int(ours.tracking == classes.ASGI)
-        if worker.age == 1:  # The first worker logs it, because the arbiter has no application.
-            worker.log.warning(
-                _UNWRAPPED, worker.cfg.worker_class_str, *_WITHOUT_WRAPPING[ours.tracking]
-            )
+    elif ours.tracking is not None:
+        is_there = stand_in_front_of_asgi(worker, ours)
+        if not is_there and worker.age == 1:
+            worker.log.warning(_UNTRACKED, f"the worker class {worker.cfg.worker_class_str}")
     if not ours.settings.log_probes:
         try:
             quieten_probes(worker.log, ours.counter.probe_paths)

@@ -92,11 +92,35 @@ def request_of(environ: Mapping[str, Any]) -> Request | None:
     """
     if environ["REQUEST_METHOD"] not in METHODS:
         return None
-    parts = [
-        (name, value)
-        for name, value in environ.items()
-        if type(value) is str and name not in _OF_THE_CONNECTION
-    ]
-    if sum(len(name) + len(value) for name, value in parts) > LONGEST:
+    return _bounded(
+        sorted(
+            (name, value)
+            for name, value in environ.items()
+            if type(value) is str and name not in _OF_THE_CONNECTION
+        )
+    )
+
+
+def request_of_scope(scope: Mapping[str, Any]) -> Request | None:
+    """Return the same of a request as ASGI names it.
+
+    Its headers are kept as they came. If they got the names of CGI first, ``x_probe`` and
+    ``x-probe`` would be the same, and an application may tell them apart.
+    """
+    if scope["method"] not in METHODS:
         return None
-    return tuple(sorted(parts))
+    parts = [(name, str(value)) for name, value in scope.items() if type(value) in (str, bytes)]
+    for end in ("client", "server"):
+        # The client's port changes with each connection.
+        host, port = (scope.get(end) or ("", 0))[:2]
+        parts.append((end, f"{host} {port if end == 'server' else ''}"))
+    headers = [
+        (name.decode("latin-1"), value.decode("latin-1"))
+        for name, value in scope.get("headers", ())
+    ]
+    return _bounded([*sorted(parts), *headers])
+
+
+def _bounded(parts: list[tuple[str, str]]) -> Request | None:
+    is_short = sum(len(name) + len(value) for name, value in parts) <= LONGEST
+    return tuple(parts) if is_short else None

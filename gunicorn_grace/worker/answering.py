@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ..probes.answers import METHODS, NOT_ALLOWED, Answer, Answers, Query, Situation, Target
 from ..probes.checks import Outcome, Run, registry
 from ..probes.trigger import SwitchedOff, Trigger
-from ..shared.phase import Kind, Phase
+from ..shared.phase import Kind, Phase, is_terminating
 from ..shared.settings import Settings
 from . import probes_only
 from .process import WorkerProcess
@@ -136,14 +136,26 @@ class WorkerAnswers:
         kind, check = target
         return check is None or check in self.answers.checks[kind] or check in registry.names(kind)
 
+    def is_ours(self, target: Target) -> bool:
+        """Whether the plugin answers without asking the application: for readiness, once the
+        shutdown has begun."""
+        if target.kind is not Kind.READINESS or not self.knows(target):
+            return False
+        return is_terminating(self.situation().phase)
+
+    def have_checks(self, target: Target, environ: WSGIEnvironment) -> bool:
+        """Whether checks that are registered with the plugin count beside the application's own
+        answer."""
+        return (
+            target.check is None
+            and environ["REQUEST_METHOD"] in METHODS
+            and bool(registry.names(target.kind))
+        )
+
     def has_failed(self, target: Target, environ: WSGIEnvironment) -> Answer | None:
-        """Return the plugin's answer if a registered check of the application fails, otherwise
-        ``None``."""
-        if (
-            target.check is not None
-            or environ["REQUEST_METHOD"] not in METHODS
-            or not registry.names(target.kind)
-        ):
+        """Return the plugin's answer if a registered check of the application fails, or if the
+        shutdown has begun while the application was asked; otherwise ``None``."""
+        if not self.is_ours(target) and not self.have_checks(target, environ):
             return None
         answer = self.answer(target, environ)
         return None if answer.status == 200 else answer

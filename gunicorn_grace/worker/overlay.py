@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from ..probes.answers import Target
 from ..probes.ownership import Ownership, request_of
-from ..shared.phase import Kind, is_terminating
 from .answering import ANSWERED, WorkerAnswers, send
 from .closing import Closing, closes_of
 
@@ -59,7 +58,7 @@ class Overlay:
         self, target: Target, environ: WSGIEnvironment, start_response: StartResponse
     ) -> Iterable[bytes]:
         answers = self.answers
-        ours = self._is_ours(target) or answers.is_trigger(target, environ)
+        ours = answers.is_ours(target) or answers.is_trigger(target, environ)
         # Only existing probes are remembered, because invented names would fill the memory.
         request = request_of(environ) if not ours and answers.knows(target) else None
         if not ours and not self._ownership.is_refused(request):
@@ -76,13 +75,6 @@ class Overlay:
                 return send(failed, environ, start_response)
             body.close()
         return send(answers.answer(target, environ), environ, start_response)
-
-    def _is_ours(self, target: Target) -> bool:
-        """Whether the plugin answers without asking the application: for readiness, once the
-        shutdown has begun."""
-        if target.kind is not Kind.READINESS or not self.answers.knows(target):
-            return False
-        return is_terminating(self.answers.situation().phase)
 
 
 def _ask(

@@ -48,6 +48,8 @@ class WorkerProcess:
 
     :ivar tracking: how this worker's requests are counted: see
         :func:`~gunicorn_grace.worker.classes.tracking`.
+    :ivar is_wrapped: whether the overlay counts the requests of this ASGI worker, so that hooks
+        must not.
 
     :param memory: the shared memory.
     :param number: the number of the worker's slot; ``None`` when all slots are taken. The worker is
@@ -75,6 +77,7 @@ class WorkerProcess:
         self.settings = settings
         self.log = log
         self.tracking = tracking
+        self.is_wrapped = False
         self.record = record = Record.private() if number is None else memory.record(number)
         self.answers = Answers(settings)
         self.shedding = Shedding(memory.is_terminating, tracking)

@@ -28,6 +28,9 @@ def shorten(cfg: Any, ours: WorkerProcess) -> None:
     from gunicorn.config import PreRequest
     from gunicorn.glogging import Logger
 
+    if ours.is_wrapped:
+        _leave_to_the_user(cfg)
+        return
     begin, end = ours.begin, ours.end
     then_begin, then_end = (
         cfg.settings[name].value.__wrapped__ for name in ("pre_request", "post_request")
@@ -80,3 +83,25 @@ def shorten(cfg: Any, ours: WorkerProcess) -> None:
 
 def _always(level: int) -> bool:
     return True
+
+
+def _leave_to_the_user(cfg: Any) -> None:
+    """Let gunicorn's ASGI worker see the user's own hooks alone, because the overlay counts.
+
+    gunicorn 27.0 calls no hook that is its default, and where there is a ``post_request`` it keeps
+    the next request of a connection waiting until the application's background tasks have ended.
+    """
+    for name in ("pre_request", "post_request"):
+        _show(cfg, name)
+
+
+def _show(cfg: Any, name: str) -> None:
+    setting = cfg.settings[name]
+    chain = setting.set
+
+    def set_it(value: Any) -> None:
+        chain(value)
+        object.__setattr__(cfg, name, setting.value.__wrapped__)
+
+    object.__setattr__(cfg, name, setting.value.__wrapped__)
+    setting.set = set_it

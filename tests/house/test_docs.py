@@ -637,7 +637,12 @@ def test_every_cell_about_a_worker_class_names_a_test_that_exists() -> None:
     page = read("worker-classes.md")
     tests = {
         node.name
-        for name in ("test_worker_classes.py", "test_http2.py", "test_more_classes.py")
+        for name in (
+            "test_worker_classes.py",
+            "test_asgi.py",
+            "test_http2.py",
+            "test_more_classes.py",
+        )
         for node in ast.parse(
             (TESTS / "functional" / "worker_classes" / name).read_text(encoding="utf-8")
         ).body

@@ -29,7 +29,6 @@ from support.servers import (
     Server,
     all_answered,
     begin_a_request,
-    look,
     look_at_each,
     looks,
 )
@@ -48,11 +47,9 @@ CLOSES_ITSELF = importlib.metadata.version("gunicorn") >= "27"
 """gunicorn 27.0: its ASGI worker announces and closes; before, it leaves the closing to the
 client."""
 
-UNWRAPPED = "asgi_service:bare"
-
 
 def application(worker_class: str) -> str:
-    return "asgi_wrapped:app" if worker_class in ASGI else "service:app"
+    return "asgi_service:bare" if worker_class in ASGI else "service:app"
 
 
 def skip_unless_there(worker_class: str) -> None:
@@ -288,54 +285,10 @@ def grace_warnings(server: Server) -> list[str]:
 
 @pytest.mark.long
 def test_nothing_is_said_where_all_works(other: str, serve: Serve) -> None:
-    """Both workers of each class boot without a warning of ours, and the ASGI application is
-    wrapped."""
+    """Both workers of each class boot without a warning of ours."""
     server = start(serve, other, "-w", "2")
     server.wait_booted(2)
     assert grace_warnings(server) == []
-
-
-@pytest.mark.long(but="asgi")
-def test_an_asgi_application_that_is_not_wrapped(asgi: str, serve: Serve, connect: Connect) -> None:
-    """One warning, however many workers there are, says what does not work and how to wrap it.
-    Probes get the application's 404; the delay, the group's SIGTERM and the end of what is in
-    flight are as with the wrapping."""
-    server = serve(UNWRAPPED, args=("-k", asgi, "-w", "2"), settings=HOLD)
-    before = wait_serving(server, 2)
-    server.wait_line(
-        f"the worker class {asgi} runs ASGI applications, and this one is not wrapped: .*; wrap "
-        f"it: from"
-    )
-    works = (
-        "extension and quiet work, probes"
-        if asgi == "asgi"
-        else "sealing work, probes, extension, quiet"
-    )
-    assert len(grace_warnings(server)) == 1
-    assert works in grace_warnings(server)[0]
-    assert server.get("/readyz").status == 404
-    client, idle = connect(server), connect(server)
-    assert idle.get("/").status == 200
-    client.send("/slow?s=4")
-    server.wait_line("slow request begins")
-    counted = int(asgi == "asgi")
-    server.wait_for(
-        lambda: requests(server, Record.in_flight) == counted,
-        "the slow request alone, or nothing, in flight",
-    )
-    server.signal_group(signal.SIGTERM)
-    server.wait_phase(Phase.LAME_DUCK)
-    assert look(server.get("/look"))["phase"] == "LAME_DUCK"
-    assert set(server.worker_pids()) == before
-    server.end_delay()
-    # It ends later than connections that are known to be idle are closed: it must not be taken for
-    # one.
-    assert client.receive().body == b"slept 4 s\n"
-    client.close()
-    idle.close()
-    assert server.wait(20) == 0, server.output
-    told = " 0 cut off; " if counted else ", what was cut off is not counted; "
-    assert told in server.summary()
 
 
 @pytest.mark.long

@@ -1,0 +1,162 @@
+"""The overlay for ASGI applications: it answers the probes in front of them, and counts their
+requests. Runs in workers.
+
+:mod:`gunicorn_grace.worker.overlay` does the same for WSGI, and its rules hold here too. An ASGI
+server calls the application for more than requests: for the lifespan, which is none of the
+overlay's business, and for WebSockets, which count while they are open.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..probes.answers import Answer, Target
+from ..probes.ownership import Ownership, request_of_scope
+from .answering import ANSWERED, WorkerAnswers
+from .asgi_lingering import Rest, has_body
+from .asgi_messages import (
+    Application,
+    AsgiCall,
+    Message,
+    Receive,
+    Scope,
+    Send,
+    answer,
+    environ_of,
+    path_of,
+    respond,
+    shedding,
+)
+from .process import WorkerProcess
+
+COUNTED = "gunicorn_grace.counted"
+"""A key of the scope. It is set where the overlay counts the request, and tells
+:class:`gunicorn_grace.asgi.Probes` inside so."""
+
+
+class AsgiOverlay:
+    """Answers the probes in front of an ASGI application, and counts all other requests while the
+    application serves them.
+
+    Once the shutdown has begun, HTTP/1 responses say ``Connection: close``.
+
+    :param app: the application.
+    :param ours: the parts of the plugin in this worker.
+    :param reads_rest: whether to read what the application has not read of a body, because the
+        server closes at the end of a response (uvicorn).
+    :ivar serve: the overlay as an ASGI application. It is a coroutine function, as uvicorn tells
+        ASGI 3 from ASGI 2 by that (0.20 to 0.54).
+    :ivar is_leaving: whether the worker leaves, so that every response says close.
+    """
+
+    def __init__(self, app: Application, ours: WorkerProcess, *, reads_rest: bool) -> None:
+        self.app = app
+        self.answers = WorkerAnswers(ours)
+        self.is_leaving = False
+        self._ours = ours
+        self._reads_rest = reads_rest
+        self._ownership = Ownership()
+        self.serve = self._as_function()
+
+    def _as_function(self) -> Application:
+        app, ours, probe, reads_rest = self.app, self._ours, self._probe, self._reads_rest
+        begin, end, is_closing = ours.begin, ours.end, self._is_closing
+        answers = self.answers.answers
+        # Without the overlay there is no path of a probe.
+        paths = answers.paths if ours.settings.overlay else {}
+        prefixes = answers.prefixes if ours.settings.overlay else ()
+        memory = ours.memory
+
+        async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+            kind = scope["type"]
+            if kind == "http":
+                path = path_of(scope) if scope.get("root_path") else scope["path"]
+                if scope["http_version"][0] == "1":
+                    rest = None
+                    if reads_rest and has_body(scope):
+                        rest = Rest(receive, lambda: bool(memory.header.drain))
+                        receive = rest.receive
+                    send = shedding(send, is_closing, rest)
+                if path in paths or path.startswith(prefixes):
+                    target = answers.target(path)
+                    if target is not None:
+                        scope[COUNTED] = True
+                        await probe(target, path, scope, receive, send)
+                        return
+            elif kind == "websocket":
+                path = path_of(scope)
+            else:
+                await app(scope, receive, send)
+                return
+            scope[COUNTED] = True
+            call = AsgiCall(scope, path)
+            begin(call)
+            try:
+                await app(scope, receive, send)
+            finally:
+                end(call)
+
+        return serve
+
+    def _is_closing(self) -> bool:
+        return self.is_leaving or self._ours.memory.is_terminating()
+
+    async def _probe(
+        self, target: Target, path: str, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        answers, environ = self.answers, environ_of(scope)
+        ours = answers.is_ours(target) or answers.is_trigger(target, environ)
+        # Only existing probes are remembered, because invented names would fill the memory.
+        request = request_of_scope(scope) if not ours and answers.knows(target) else None
+        if ours or self._ownership.is_refused(request):
+            await respond(send, await answer(answers, target, environ), scope["method"])
+            return
+
+        async def instead(status: str) -> Answer | None:
+            """Return the plugin's answer to the probe; ``None`` if the application's stands."""
+            host = environ.get("HTTP_HOST", "")
+            if not self._ownership.learn(path, host, request, status):
+                return await answer(answers, target, environ)
+            if status[0] != "2" or ANSWERED in scope:
+                return None
+            if not answers.is_ours(target) and not answers.have_checks(target, environ):
+                return None
+            found = await answer(answers, target, environ)
+            return None if found.status == 200 else found
+
+        await self.app(scope, receive, _Listening(send, scope["method"], instead).send)
+
+
+class _Listening:
+    """Looks at the status of a response before its first message goes out.
+
+    :param send: the server's ``send``.
+    :param method: the method of the request.
+    :param instead: returns what is to be sent instead of a response with this status; ``None`` if
+        nothing is.
+    """
+
+    def __init__(self, send: Send, method: str, instead: Any) -> None:
+        self._send = send
+        self._method = method
+        self._instead = instead
+        self._held: list[Message] = []
+        self._passes: bool | None = None
+
+    async def send(self, message: Message) -> None:
+        """Send a message of the application's, or drop it, if the plugin answers."""
+        if self._passes is None:
+            if message["type"] == "http.response.informational":
+                # 103 Early Hints belong to the response that follows.
+                self._held.append(message)
+                return
+            if message["type"] == "http.response.start":
+                answer = await self._instead(str(message["status"])[:3])
+                self._passes = answer is None
+                if answer is not None:
+                    await respond(self._send, answer, self._method)
+                    return
+                for held in self._held:
+                    await self._send(held)
+        if self._passes is not False:
+            await self._send(message)

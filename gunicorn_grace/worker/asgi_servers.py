@@ -1,0 +1,79 @@
+"""Puts the overlay in front of the application in gunicorn's own ASGI worker and in uvicorn's.
+Runs in workers.
+
+gunicorn's worker (24.1 to 27.0) calls ``worker.asgi``, which it reads after ``post_worker_init``.
+
+uvicorn's worker (``uvicorn_worker`` 0.2 to 0.4, and ``uvicorn.workers``) hands ``worker.wsgi`` to
+uvicorn's ``Config``, which calls it if it is a factory, and finds out whether it is ASGI 3, ASGI 2
+or WSGI (0.20 to 0.54). A wrapper around it would be taken for something else. So the overlay wraps
+what ``Config.load`` has made of it. It is then outside of ``ProxyHeadersMiddleware`` too, and sees
+the addresses as the connection has them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from . import classes
+from .process import WorkerProcess
+
+Wrap = Callable[[Any], Any]
+
+
+def stand_in_front_of_asgi(worker: Any, ours: WorkerProcess) -> bool:
+    """Put the overlay in front of the application of an ASGI worker. Runs in
+    ``post_worker_init``.
+
+    :param worker: gunicorn's worker.
+    :param ours: the parts of the plugin in this worker.
+    :returns: whether it is there, or will be before the worker serves.
+    """
+    # Until the overlay is there, gunicorn's hooks count, and under uvicorn nothing does.
+    ours.record.uncounted = int(ours.tracking == classes.ASGI)
+
+    def wrap_app(app: Any) -> Any:
+        from .asgi_overlay import AsgiOverlay  # Here, because no other worker class needs it.
+
+        overlay = AsgiOverlay(app, ours, reads_rest=ours.tracking == classes.ASGI)
+        ours.record.uncounted, ours.draining.sees_all = 0, True
+        ours.waiting.watch()
+        return overlay.serve
+
+    ours.is_wrapped = _wrap(worker, wrap_app)
+    return ours.is_wrapped
+
+
+def _wrap(worker: Any, wrap_app: Wrap) -> bool:
+    """Wrap the application.
+
+    :param worker: gunicorn's worker.
+    :param wrap_app: wraps an ASGI 3 application. It is called once at the most, later if uvicorn
+        loads the application later.
+    :returns: whether the application is wrapped, or will be before the worker serves.
+    """
+    if hasattr(worker, "asgi"):
+        worker.asgi = wrap_app(worker.asgi)
+        return True
+    config: Any = getattr(worker, "config", None)
+    if not hasattr(config, "load") or not hasattr(config, "loaded"):
+        return False
+    if config.loaded:
+        config.loaded_app = wrap_app(config.loaded_app)
+    else:
+        _wrap_when_loaded(worker, config, wrap_app)
+    return True
+
+
+def _wrap_when_loaded(worker: Any, config: Any, wrap_app: Wrap) -> None:
+    cls = type(config)
+    load = cls.load
+
+    def load_and_wrap(self: Any) -> None:
+        load(self)
+        # A subclass of the worker may make a configuration of its own. The application may have
+        # servers of its own, which are none of ours.
+        if self is config or self.app is worker.wsgi:
+            self.loaded_app = wrap_app(self.loaded_app)
+
+    cls.load = load_and_wrap

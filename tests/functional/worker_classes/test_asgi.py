@@ -1,0 +1,233 @@
+"""ASGI applications, unchanged, under each worker class that serves them.
+
+docs/worker-classes.md is the table of what is proved here.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gunicorn_grace.shared.cells import Cell, Record
+from gunicorn_grace.shared.phase import Phase
+from support.servers import HOLD, SHORT, Connect, Serve, Server
+
+UVICORN = "uvicorn_worker.UvicornWorker"
+NEEDS = {
+    "asgi": "gunicorn.workers.gasgi",
+    UVICORN: "uvicorn_worker",
+    "uvicorn_worker.UvicornH11Worker": "uvicorn_worker",
+    "uvicorn.workers.UvicornWorker": "uvicorn.workers",
+}
+WITHHELD = b"[-]shutdown failed: reason withheld\n"
+
+
+def skip_unless_there(*modules: str) -> None:
+    for module in modules:
+        if importlib.util.find_spec(module) is None:
+            pytest.skip(f"no {module} here")
+
+
+@pytest.fixture(params=["asgi", UVICORN])
+def asgi(request: pytest.FixtureRequest) -> str:
+    """gunicorn's own worker, and uvicorn's."""
+    skip_unless_there(NEEDS[request.param])
+    return str(request.param)
+
+
+def start(serve: Serve, worker_class: str, app: str, *args: str, **options: Any) -> Server:
+    options.setdefault("settings", HOLD)
+    return serve(app, args=("-k", worker_class, *args), **options)
+
+
+def total(server: Server, cell: Cell) -> int:
+    return server.memory.total(cell)
+
+
+@pytest.mark.long(but="asgi")
+@pytest.mark.parametrize("worker_class", NEEDS)
+def test_fastapi_needs_no_line_of_code(worker_class: str, serve: Serve, connect: Connect) -> None:
+    """Probes are answered, readiness flips, responses say close, and requests are counted, under
+    every worker class and without a warning that it is not so."""
+    skip_unless_there("fastapi", NEEDS[worker_class])
+    # uvicorn.workers warns that it is deprecated.
+    server = start(serve, worker_class, "asgi_frameworks:fast", env={"PYTHONWARNINGS": "ignore"})
+    client = connect(server)
+    for path in ("/readyz", "/livez", "/startupz", "/healthz", "/readyz/shutdown"):
+        assert client.get(path).body == b"ok\n", path
+    assert client.get("/readyz/none").status == 404
+    assert client.get("/").body == b'"hello"'
+    assert total(server, Record.requests) == 1
+    server.lead_to(Phase.LAME_DUCK)
+    answer = server.get("/readyz")
+    assert (answer.status, answer.body) == (503, WITHHELD)
+    assert server.get("/livez").status == 200
+    last = client.get("/")
+    assert (last.body, last.headers["connection"]) == (b'"hello"', "close")
+    client.close()
+    server.wait_for(lambda: total(server, Record.in_flight) == 0, "the end of the request")
+    server.end_delay()
+    assert server.wait(20) == 0, server.output
+    assert "1 requests since T0" in server.summary()
+    assert [line for line in server.output.splitlines() if "[WARNING] gunicorn-grace" in line] == []
+
+
+@pytest.mark.long(but="asgi")
+def test_an_existing_readiness_keeps_its_meaning_and_gains_the_flip(
+    asgi: str, serve: Serve, tmp_path: Path
+) -> None:
+    """Status, body and headers are the application's own while it serves, 503 too; from T0 on
+    readiness is 503 by us. What it lacks is ours."""
+    skip_unless_there("starlette")
+    not_ready = tmp_path / "not-ready"
+    server = start(serve, asgi, "asgi_frameworks:own", env={"NOT_READY": str(not_ready)})
+    ready = server.get("/readyz")
+    assert (ready.status, ready.body, ready.headers["x-mine"]) == (200, b"theirs", "1")
+    assert server.get("/startupz").body == b"ok\n"
+    not_ready.touch()
+    for method in ("POST", "DELETE", "OPTIONS", "HEAD"):
+        server.get("/readyz", method=method)
+        refused = server.get("/readyz")
+        assert (refused.status, refused.body) == (503, b"theirs"), method
+    not_ready.unlink()
+    server.lead_to(Phase.LAME_DUCK)
+    assert (server.get("/readyz").status, server.get("/readyz").body) == (503, WITHHELD)
+    assert server.get("/livez").body == b"ok\n"
+    # One that is mounted has the same path only below its own prefix.
+    assert server.get("/sub/readyz").body == b"/sub /sub/readyz"
+
+
+@pytest.mark.long(but="asgi")
+def test_an_application_that_trusts_its_own_host_is_probed_by_any_other(
+    asgi: str, serve: Serve
+) -> None:
+    """It refuses with 400, and the plugin answers."""
+    skip_unless_there("starlette")
+    server = start(serve, asgi, "asgi_frameworks:strict")
+    for _ in range(2):
+        assert server.get("/readyz").body == b"ok\n"
+        assert server.get("/", headers=(("Host", "10.1.2.3"),)).status == 400
+    server.lead_to(Phase.LAME_DUCK)
+    assert server.get("/readyz").body == WITHHELD
+
+
+@pytest.mark.long
+def test_an_author_who_wraps_it_too_changes_nothing(
+    asgi: str, serve: Serve, connect: Connect
+) -> None:
+    """Each request is counted once, and the probes are the plugin's."""
+    server = start(serve, asgi, "asgi_wrapped:app")
+    client = connect(server)
+    assert client.get("/readyz").body == b"ok\n"
+    assert client.get("/").body == b"hello\n"
+    assert total(server, Record.requests) == 1
+    client.send("/slow?s=1")
+    server.wait_in_flight(1)
+    assert client.receive().status == 200
+    server.lead_to(Phase.LAME_DUCK)
+    assert (server.get("/readyz").status, server.get("/livez").status) == (503, 200)
+    assert client.get("/").headers["connection"] == "close"
+    assert total(server, Record.since_t0) == 1
+
+
+@pytest.mark.long
+def test_a_background_task_is_in_flight_until_it_ends(
+    asgi: str, serve: Serve, connect: Connect
+) -> None:
+    """The response has long been read, and on the same connection the next one is served
+    meanwhile, as without the plugin."""
+    skip_unless_there("starlette")
+    server = start(serve, asgi, "asgi_frameworks:background", "--keep-alive", "30")
+    client = connect(server)
+    assert client.get("/?s=2").body == b"answered"
+    server.wait_line("background begins")
+    assert total(server, Record.in_flight) == 1
+    if asgi == UVICORN or has_finishing_calls():
+        assert client.get("/").status == 200
+        assert "background ends" not in server.output
+    server.wait_line("background ends")
+    server.wait_in_flight(0)
+
+
+def has_finishing_calls() -> bool:
+    """gunicorn's own worker serves the next request meanwhile (27.0)."""
+    from gunicorn.asgi import protocol
+
+    return hasattr(protocol.ASGIProtocol, "_finish_app_calls")
+
+
+@pytest.mark.long
+def test_without_the_overlay_the_application_answers_its_probes_and_the_rest_stays(
+    asgi: str, serve: Serve, connect: Connect
+) -> None:
+    """With grace_overlay off nothing answers a probe that the application lacks. Requests are
+    counted, and say close."""
+    server = start(
+        serve, asgi, "asgi_service:bare", settings={**HOLD, "overlay": "false"}, ready=False
+    )
+    client = connect(server)
+    assert client.get("/readyz").body == b"no such route\n"
+    assert client.get("/").status == 200
+    assert total(server, Record.requests) == 1
+    server.lead_to(Phase.LAME_DUCK)
+    assert client.get("/").headers["connection"] == "close"
+    assert total(server, Record.since_t0) == 1
+
+
+# -- applications of other kinds, and broken ones ----
+
+
+@pytest.mark.ends
+@pytest.mark.long
+def test_uvicorn_finds_out_itself_what_an_application_is(serve: Serve) -> None:
+    """ASGI 2 and a factory are served as without the plugin; both have its probes."""
+    skip_unless_there("uvicorn_worker", "starlette")
+    for app, answer in (("Asgi2", b"nothing here"), ("starlette_own", b"Not Found")):
+        server = start(serve, UVICORN, f"asgi_frameworks:{app}")
+        assert server.get("/readyz").body == {"Asgi2": b"ok\n"}.get(app, b"theirs")
+        assert server.get("/none").body == answer
+        server.lead_to(Phase.LAME_DUCK)
+        assert server.get("/readyz").body == WITHHELD
+
+
+@pytest.mark.ends
+@pytest.mark.long
+def test_a_wsgi_application_gets_the_servers_own_error(asgi: str, serve: Serve) -> None:
+    """Each request is answered with 500, and the server's own words are in the log. The plugin adds
+    nothing of its own, and the instance ends as ever."""
+    server = start(serve, asgi, "asgi_frameworks:wsgi", ready=False, settings=SHORT)
+    assert server.get("/").status == server.get("/readyz").status == 500
+    server.wait_line("Exception in ASGI application|Error in ASGI application")
+    assert re.search("takes 2 positional arguments|missing 1 required", server.output)
+    server.signal(signal.SIGTERM)
+    assert server.wait(20) == 0, server.output
+
+
+@pytest.mark.ends
+@pytest.mark.long
+def test_a_lifespan_that_fails_ends_the_server_as_it_does_alone(asgi: str, serve: Serve) -> None:
+    """The exit code and the message are those of a server without the plugin."""
+    ends = []
+    for config in ({}, {"config": ()}):
+        server = serve(
+            "asgi_frameworks:failing_lifespan", args=("-k", asgi), listens=False, **config
+        )
+        if asgi == "asgi" and not stops_at_a_failed_lifespan():
+            pytest.skip("gunicorn's own worker serves all the same (before 26)")
+        code = server.wait(20)
+        told = [line for line in server.output.splitlines() if "startup failed" in line]
+        ends.append((code, [line.rpartition("] ")[2] for line in told]))
+    assert ends[0] == ends[1]
+    assert ends[0][0] == 3
+    assert ends[0][1]
+
+
+def stops_at_a_failed_lifespan() -> bool:
+    from gunicorn.asgi import lifespan
+
+    return hasattr(lifespan, "LifespanStartupFailed")
