@@ -46,13 +46,11 @@ class AsgiOverlay:
         server closes at the end of a response (uvicorn).
     :ivar serve: the overlay as an ASGI application. It is a coroutine function, as uvicorn tells
         ASGI 3 from ASGI 2 by that (0.20 to 0.54).
-    :ivar is_leaving: whether the worker leaves, so that every response says close.
     """
 
     def __init__(self, app: Application, ours: WorkerProcess, *, reads_rest: bool) -> None:
         self.app = app
         self.answers = WorkerAnswers(ours)
-        self.is_leaving = False
         self._ours = ours
         self._reads_rest = reads_rest
         self._ownership = Ownership()
@@ -99,7 +97,7 @@ class AsgiOverlay:
         return serve
 
     def _is_closing(self) -> bool:
-        return self.is_leaving or self._ours.memory.is_terminating()
+        return self._ours.is_leaving or self._ours.memory.is_terminating()
 
     async def _probe(
         self, target: Target, path: str, scope: Scope, receive: Receive, send: Send

@@ -18,7 +18,7 @@ from typing import Any
 from . import classes
 from .process import WorkerProcess
 
-Wrap = Callable[[Any], Any]
+Wrap = Callable[..., Any]
 
 
 def stand_in_front_of_asgi(worker: Any, ours: WorkerProcess) -> bool:
@@ -32,15 +32,28 @@ def stand_in_front_of_asgi(worker: Any, ours: WorkerProcess) -> bool:
     # Until the overlay is there, gunicorn's hooks count, and under uvicorn nothing does.
     ours.record.uncounted = int(ours.tracking == classes.ASGI)
 
-    def wrap_app(app: Any) -> Any:
+    wrapped: list[Any] = []
+
+    def wrap_app(app: Any, config: Any = None) -> Any:
         from .asgi_overlay import AsgiOverlay  # Here, because no other worker class needs it.
 
         overlay = AsgiOverlay(app, ours, reads_rest=ours.tracking == classes.ASGI)
+        wrapped.append(config)
         ours.record.uncounted, ours.draining.sees_all = 0, True
         ours.waiting.watch()
         return overlay.serve
 
     ours.is_wrapped = _wrap(worker, wrap_app)
+    if ours.is_wrapped:
+        from .asgi_leaving import AsgiLeaving
+
+        try:
+            AsgiLeaving(worker, ours).install(lambda server: server.config in wrapped)
+        except Exception:
+            worker.log.exception(
+                "gunicorn-grace: failed to adapt %s; it stops the way plain gunicorn stops it",
+                type(worker).__name__,
+            )
     return ours.is_wrapped
 
 
@@ -48,8 +61,8 @@ def _wrap(worker: Any, wrap_app: Wrap) -> bool:
     """Wrap the application.
 
     :param worker: gunicorn's worker.
-    :param wrap_app: wraps an ASGI 3 application. It is called once at the most, later if uvicorn
-        loads the application later.
+    :param wrap_app: wraps an ASGI 3 application; it gets uvicorn's configuration too. It is called
+        later if uvicorn loads the application later.
     :returns: whether the application is wrapped, or will be before the worker serves.
     """
     if hasattr(worker, "asgi"):
@@ -59,7 +72,7 @@ def _wrap(worker: Any, wrap_app: Wrap) -> bool:
     if not hasattr(config, "load") or not hasattr(config, "loaded"):
         return False
     if config.loaded:
-        config.loaded_app = wrap_app(config.loaded_app)
+        config.loaded_app = wrap_app(config.loaded_app, config)
     else:
         _wrap_when_loaded(worker, config, wrap_app)
     return True
@@ -74,6 +87,6 @@ def _wrap_when_loaded(worker: Any, config: Any, wrap_app: Wrap) -> None:
         # A subclass of the worker may make a configuration of its own. The application may have
         # servers of its own, which are none of ours.
         if self is config or self.app is worker.wsgi:
-            self.loaded_app = wrap_app(self.loaded_app)
+            self.loaded_app = wrap_app(self.loaded_app, self)
 
     cls.load = load_and_wrap

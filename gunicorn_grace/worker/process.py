@@ -50,6 +50,8 @@ class WorkerProcess:
         :func:`~gunicorn_grace.worker.classes.tracking`.
     :ivar is_wrapped: whether the overlay counts the requests of this ASGI worker, so that hooks
         must not.
+    :ivar is_leaving: whether this ASGI worker serves only what is on its way, so that every
+        response says close.
 
     :param memory: the shared memory.
     :param number: the number of the worker's slot; ``None`` when all slots are taken. The worker is
@@ -77,7 +79,7 @@ class WorkerProcess:
         self.settings = settings
         self.log = log
         self.tracking = tracking
-        self.is_wrapped = False
+        self.is_wrapped = self.is_leaving = False
         self.record = record = Record.private() if number is None else memory.record(number)
         self.answers = Answers(settings)
         self.shedding = Shedding(memory.is_terminating, tracking)

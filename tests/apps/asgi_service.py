@@ -50,6 +50,9 @@ async def bare(scope: Any, receive: Any, send: Any) -> None:
         case "/stream":
             lines = [f"line {number}\n".encode() for number in range(int(query["n"]))]
             await respond(send, 200, *lines, pause=float(query["pause"]))
+        case "/work":
+            tasks.add(asyncio.ensure_future(work(float(query["s"]))))
+            await respond(send, 202, b"begun\n")
         case "/look":
             seen = {
                 "pid": os.getpid(),
@@ -59,6 +62,18 @@ async def bare(scope: Any, receive: Any, send: Any) -> None:
             await respond(send, 200, json.dumps(seen).encode())
         case _:
             await respond(send, 404, b"no such route\n")
+
+
+tasks: set[asyncio.Future[None]] = set()
+"""asyncio itself keeps no task."""
+
+
+async def work(seconds: float) -> None:
+    """Something that no request waits for."""
+    with gunicorn_grace.hold("work"):
+        say("work begins")
+        await asyncio.sleep(seconds)
+        say("work ends")
 
 
 async def lifespan(receive: Any, send: Any) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from gunicorn_grace.shared.cells import Cell, Record
 from gunicorn_grace.shared.phase import Phase
-from support.servers import HOLD, SHORT, Connect, Serve, Server
+from support.servers import HOLD, LONG_DRAIN, QUICK, SHORT, Connect, Serve, Server
 
 UVICORN = "uvicorn_worker.UvicornWorker"
 NEEDS = {
@@ -177,6 +177,70 @@ def test_without_the_overlay_the_application_answers_its_probes_and_the_rest_sta
     server.lead_to(Phase.LAME_DUCK)
     assert client.get("/").headers["connection"] == "close"
     assert total(server, Record.since_t0) == 1
+
+
+# -- the end ----
+
+
+@pytest.mark.long(but="uvicorn")
+def test_an_asyncio_task_that_holds_the_worker_is_finished(asgi: str, serve: Serve) -> None:
+    """It is no request. The loop runs on for it, and the lifespan ends after it."""
+    server = start(serve, asgi, "asgi_service:bare", *LONG_DRAIN, settings=SHORT)
+    assert server.get("/work?s=4").status == 202
+    server.wait_line("work begins")
+    server.signal(signal.SIGTERM)
+    assert server.wait(20) == 0, server.output
+    assert server.output.index("work ends") < server.output.index("lifespan ends")
+    assert "0 cut off" in server.summary()
+
+
+@pytest.mark.long
+def test_a_hold_that_outlasts_the_drain_is_named(asgi: str, serve: Serve) -> None:
+    """At the deadline the worker goes all the same."""
+    server = start(serve, asgi, "asgi_service:bare", settings=QUICK)
+    assert server.get("/work?s=60").status == 202
+    server.wait_line("work begins")
+    server.terminate()
+    server.wait_line("left 1 s before the end of the drain: 1 holds and 0 callbacks: hold 'work'")
+    server.assert_gone()
+
+
+@pytest.mark.long(but="asgi")
+def test_a_background_task_is_finished_in_the_drain(
+    asgi: str, serve: Serve, connect: Connect
+) -> None:
+    """Its client has its response, and is gone."""
+    skip_unless_there("starlette")
+    server = start(serve, asgi, "asgi_frameworks:background", *LONG_DRAIN, settings=SHORT)
+    server.signal(signal.SIGTERM)
+    server.wait_phase(Phase.LAME_DUCK)
+    assert server.get("/?s=2").headers["connection"] == "close"
+    assert server.wait(20) == 0, server.output
+    server.wait_line("background ends", timeout=1)
+    assert "0 cut off" in server.summary()
+
+
+@pytest.mark.long(but="uvicorn")
+def test_a_request_that_is_on_its_way_at_the_dismissal_is_served(
+    asgi: str, serve: Serve, connect: Connect
+) -> None:
+    """A client has not been told that its idle connection closes. It gets its response when the
+    worker has been dismissed already, and so does one that has sent the half of its request."""
+    server = start(serve, asgi, "asgi_service:bare", "--keep-alive", "30", *LONG_DRAIN)
+    idle, half, gone = [connect(server) for _ in range(3)]
+    for client in (idle, half, gone):
+        assert client.get("/").status == 200
+    server.lead_to(Phase.DRAINING)
+    half.sock.sendall(b"GET / HTTP/1.1\r\nHost: te")
+    assert idle.get("/").headers["connection"] == "close"
+    idle.close()
+    assert gone.at_end(), "what stays idle is closed"
+    half.sock.sendall(b"st\r\n\r\n")
+    answer = half.sock.recv(65536)
+    assert answer.startswith(b"HTTP/1.1 200 "), server.output
+    assert b"connection: close" in answer.lower()
+    half.close()
+    assert server.wait(20) == 0, server.output
 
 
 # -- applications of other kinds, and broken ones ----
