@@ -13,6 +13,7 @@ from typing import Any
 from ..probes.answers import Answer, Target
 from ..probes.ownership import Ownership, request_of_scope
 from .answering import ANSWERED, WorkerAnswers
+from .asgi_connection import connection_in, in_a_thread
 from .asgi_lingering import Rest, has_body
 from .asgi_messages import (
     Application,
@@ -69,6 +70,7 @@ class AsgiOverlay:
             kind = scope["type"]
             if kind == "http":
                 path = path_of(scope) if scope.get("root_path") else scope["path"]
+                servers_own = send
                 if scope["http_version"][0] == "1":
                     rest = None
                     if reads_rest and has_body(scope):
@@ -79,7 +81,7 @@ class AsgiOverlay:
                     target = answers.target(path)
                     if target is not None:
                         scope[COUNTED] = True
-                        await probe(target, path, scope, receive, send)
+                        await probe(target, path, scope, receive, send, servers_own)
                         return
             elif kind == "websocket":
                 path = path_of(scope)
@@ -100,10 +102,22 @@ class AsgiOverlay:
         return self._ours.is_leaving or self._ours.memory.is_terminating()
 
     async def _probe(
-        self, target: Target, path: str, scope: Scope, receive: Receive, send: Send
+        self,
+        target: Target,
+        path: str,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        servers_own: Send,
     ) -> None:
         answers, environ = self.answers, environ_of(scope)
-        ours = answers.is_ours(target) or answers.is_trigger(target, environ)
+        if answers.is_trigger(target, environ):
+            with connection_in(environ, scope, servers_own):
+                refused = await in_a_thread(lambda: answers.refuse(target, environ))
+            assert refused is not None
+            await respond(send, refused, scope["method"])
+            return
+        ours = answers.is_ours(target)
         # Only existing probes are remembered, because invented names would fill the memory.
         request = request_of_scope(scope) if not ours and answers.knows(target) else None
         if ours or self._ownership.is_refused(request):

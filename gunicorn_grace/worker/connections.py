@@ -38,7 +38,7 @@ def accepted_at(
                     continue
                 if not stat.S_ISSOCK(os.stat(int(name)).st_mode):
                     continue
-                conn = _duplicate(int(name))
+                conn = duplicate_of(int(name))
                 try:
                     if conn.type != socket.SOCK_STREAM or conn.getsockopt(
                         socket.SOL_SOCKET, socket.SO_ACCEPTCONN
@@ -51,7 +51,7 @@ def accepted_at(
                     conn.close()
 
 
-def _duplicate(fd: int) -> _socket.socket:
+def duplicate_of(fd: int) -> _socket.socket:
     """Return a socket object on a duplicate of ``fd``, without a change to the original.
 
     It uses ``_socket``, because gevent's patched ``socket`` would make it non-blocking. Both

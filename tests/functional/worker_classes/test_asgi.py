@@ -6,16 +6,20 @@ docs/worker-classes.md is the table of what is proved here.
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import signal
+import socket
+import subprocess
 from pathlib import Path
 from typing import Any
 
+import gunicorn.config
 import pytest
 
 from gunicorn_grace.shared.cells import Cell, Record
 from gunicorn_grace.shared.phase import Phase
-from support.servers import HOLD, LONG_DRAIN, QUICK, SHORT, Connect, Serve, Server
+from support.servers import HOLD, LONG_DRAIN, QUICK, SHORT, Connect, Serve, Server, needs_curl
 
 UVICORN = "uvicorn_worker.UvicornWorker"
 NEEDS = {
@@ -27,9 +31,16 @@ NEEDS = {
 WITHHELD = b"[-]shutdown failed: reason withheld\n"
 
 
+def is_there(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # The package around it.
+        return False
+
+
 def skip_unless_there(*modules: str) -> None:
     for module in modules:
-        if importlib.util.find_spec(module) is None:
+        if not is_there(module):
             pytest.skip(f"no {module} here")
 
 
@@ -179,6 +190,70 @@ def test_without_the_overlay_the_application_answers_its_probes_and_the_rest_sta
     assert total(server, Record.since_t0) == 1
 
 
+# -- the trigger ----
+
+
+def curl(*options: str) -> int:
+    """The status that a real, one-shot curl gets, as a preStop hook would run it."""
+    command = ["curl", "-s", "-o", os.devnull, "-w", "%{http_code}", *options]
+    return int(subprocess.run(command, capture_output=True, text=True, timeout=20).stdout)
+
+
+DOWN = "/readyz?down=true"
+
+
+@needs_curl
+@pytest.mark.long(but="uvicorn")
+@pytest.mark.parametrize("options", [(), ("--http2-prior-knowledge",)], ids=["h1", "h2"])
+def test_a_hook_triggers_and_nobody_else(asgi: str, options: tuple[str, ...], serve: Serve) -> None:
+    """A one-shot curl is found behind its connection, and obeyed. This process is not, which has
+    lived too long, nor is a request with the header of a proxy, whose address uvicorn would
+    believe."""
+    args: tuple[str, ...] = ()
+    if options:
+        args = ("--http-protocols", "h2,h1", "--http2-cleartext", "both")
+        if asgi != "asgi" or not is_there("gunicorn.http2.negotiation"):
+            pytest.skip("no HTTP/2 in cleartext here")
+    server = start(serve, asgi, "asgi_service:bare", *args)
+    url = "http://{}:{}".format(*server.address) + DOWN
+    assert curl(*options, url, "-H", "X-Forwarded-For: 127.0.0.1") == 403
+    server.wait_line("trigger refused, from 127.0.0.1:.*forwarded by a proxy")
+    assert server.get(DOWN).status == 403
+    assert server.get(DOWN, method="POST").status == 405
+    assert not server.memory.is_terminating()
+    server.wait_for(lambda: curl(*options, url) == 503, "its turn, a second later")
+    server.wait_line(r"trigger obeyed, from 127\.0\.0\.1:\d+: asked by pid \d+ \(curl\)")
+    assert server.get("/readyz").status == 503
+    assert server.get("/").status == 200
+
+
+@needs_curl
+@pytest.mark.long
+def test_a_hook_triggers_through_a_unix_socket(asgi: str, serve: Serve, tmp_path: Path) -> None:
+    """The kernel says who has connected."""
+    path = str(tmp_path / "sock")
+    server = start(serve, asgi, "asgi_service:bare", bind=f"unix:{path}")
+    assert curl("--unix-socket", path, f"http://test{DOWN}") == 503
+    server.wait_line(r"trigger obeyed, from unix socket, pid \d+ \(curl\)")
+
+
+@pytest.mark.ends
+@pytest.mark.long
+def test_a_proxy_line_hides_nobody(serve: Serve) -> None:
+    """gunicorn puts its address into the scope. It is not the connection's, so somebody else
+    asks."""
+    skip_unless_there("gunicorn.workers.gasgi")
+    args = ("--proxy-protocol", "--proxy-allow-from", "*")
+    server = start(serve, "asgi", "asgi_service:bare", *args, ready=False)
+    with socket.create_connection(server.address, timeout=20) as sock:
+        sock.sendall(b"PROXY TCP4 127.0.0.2 127.0.0.1 1 2\r\n")
+        sock.sendall(f"GET {DOWN} HTTP/1.1\r\nHost: test\r\n\r\n".encode())
+        assert sock.recv(4096).startswith(b"HTTP/1.1 403 ")
+    server.wait_line(
+        "trigger refused, from 127.0.0.1:.*forwarded by a proxy .Proxy-Protocol: .*127"
+    )
+
+
 # -- the end ----
 
 
@@ -211,6 +286,10 @@ def test_a_background_task_is_finished_in_the_drain(
 ) -> None:
     """Its client has its response, and is gone."""
     skip_unless_there("starlette")
+    if asgi == "asgi" and "asgi_disconnect_grace_period" not in {
+        one.name for one in gunicorn.config.KNOWN_SETTINGS
+    }:
+        pytest.skip("gunicorn 24 cancels it at once")
     server = start(serve, asgi, "asgi_frameworks:background", *LONG_DRAIN, settings=SHORT)
     server.signal(signal.SIGTERM)
     server.wait_phase(Phase.LAME_DUCK)

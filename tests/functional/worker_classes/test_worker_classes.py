@@ -317,10 +317,12 @@ def test_an_application_of_tornados_own(serve: Serve, connect: Connect) -> None:
 
 
 @pytest.mark.long
-def test_a_local_trigger_is_refused(other: str, serve: Serve) -> None:
+@pytest.mark.parametrize("wsgi", WSGI)
+def test_a_local_trigger_is_refused(wsgi: str, serve: Serve) -> None:
     """None of these classes shows the socket, so nothing proves who asks: 403, and the log tells
     the way out."""
-    server = start(serve, other, **HOLD)
+    skip_unless_there(wsgi)
+    server = start(serve, wsgi, **HOLD)
     assert server.get("/readyz?down=true").status == 403
     server.wait_line("trigger refused, from REMOTE_ADDR 127.0.0.1: .*use `gunicorn-grace prestop`")
     assert server.get("/readyz").status == 200
