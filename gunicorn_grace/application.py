@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
 from typing import Any, Generic, TypeVar, overload
 
 from .errors import UsageError
@@ -36,17 +36,17 @@ def on_lame_duck(function: Any = None, /, *, timeout: float = CALLBACK_TIMEOUT) 
     ``@on_lame_duck(timeout=20)``.
 
     The function takes no arguments. It runs in its own thread (in a gevent worker, a greenlet)
-    while the worker serves requests. Callbacks run one after another in the order of registration,
-    once per shutdown, and the first one starts at most half a second after T0. A worker that boots
-    later runs them when it has booted. Exceptions are logged. Callbacks do not run after SIGINT or
-    SIGQUIT, nor in an instance that was replaced by SIGUSR2.
+    while the worker serves requests. A coroutine function runs in the loop of an ASGI worker; in
+    any other worker it gets a loop of its own. Callbacks run one after another in the order of
+    registration, once per shutdown, and the first one starts at most half a second after T0. A
+    worker that boots later runs them when it has booted. Exceptions are logged. Callbacks do not
+    run after SIGINT or SIGQUIT, nor in an instance that was replaced by SIGUSR2.
 
     :param function: the function.
     :param timeout: how many seconds it may take. After that the log names it, and the next callback
         starts.
     :returns: the function, or a decorator.
-    :raises UsageError: it is a coroutine function or not callable, or the timeout is not a positive
-        number.
+    :raises UsageError: it is not callable, or the timeout is not a positive number.
     """
     return _register(Phase.LAME_DUCK, function, timeout)
 
@@ -67,8 +67,7 @@ def on_drain(function: Any = None, /, *, timeout: float = CALLBACK_TIMEOUT) -> A
     :param timeout: how many seconds it may take. After that the log names it, and the next callback
         starts.
     :returns: the function, or a decorator.
-    :raises UsageError: it is a coroutine function or not callable, or the timeout is not a positive
-        number.
+    :raises UsageError: it is not callable, or the timeout is not a positive number.
     """
     return _register(Phase.DRAINING, function, timeout)
 
@@ -90,14 +89,6 @@ def _register(phase: Phase, function: Any, timeout: Any) -> Any:
         raise UsageError(
             f"{name} got {function!r}, which cannot be called: "
             "put it above a function without parameters"
-        )
-    import inspect  # Here, because it would double the time to import this package.
-
-    if inspect.iscoroutinefunction(function):
-        raise UsageError(
-            f"{name} got the coroutine function {function.__qualname__}, but callbacks run in a "
-            "thread without an event loop: "
-            "register a plain function that calls asyncio.run_coroutine_threadsafe"
         )
     duties.registered[phase].append(Callback(phase, function, float(timeout)))
     if duties.this_workers is not None:
@@ -141,10 +132,7 @@ class _UntilTerminating(Generic[_T]):
         return self
 
     def __next__(self) -> _T:
-        now = memory.attached
-        if self._iterable is None or (
-            now is not None and now.is_terminating() and now.phase() >= self._at
-        ):
+        if self._iterable is None or _has_come(self._at):
             self.close()
             raise StopIteration
         return self._next()
@@ -156,7 +144,40 @@ class _UntilTerminating(Generic[_T]):
             close()
 
 
-def until_terminating(iterable: Iterable[_T], at: Phase = Phase.LAME_DUCK) -> Iterator[_T]:
+class _AsyncUntilTerminating(Generic[_T]):
+    """The same for an asynchronous iterable."""
+
+    def __init__(self, iterable: AsyncIterable[_T], at: Phase) -> None:
+        self._iterable: AsyncIterable[_T] | None = iterable
+        self._next = aiter(iterable).__anext__
+        self._at = at
+
+    def __aiter__(self) -> _AsyncUntilTerminating[_T]:
+        return self
+
+    async def __anext__(self) -> _T:
+        if self._iterable is None or _has_come(self._at):
+            await self.aclose()
+            raise StopAsyncIteration
+        return await self._next()
+
+    async def aclose(self) -> None:
+        iterable, self._iterable = self._iterable, None
+        aclose = getattr(iterable, "aclose", None)
+        if aclose is not None:
+            await aclose()
+
+
+def _has_come(phase: Phase) -> bool:
+    now = memory.attached
+    return now is not None and now.is_terminating() and now.phase() >= phase
+
+
+@overload
+def until_terminating(iterable: Iterable[_T], at: Phase = ...) -> Iterator[_T]: ...
+@overload
+def until_terminating(iterable: AsyncIterable[_T], at: Phase = ...) -> AsyncIterator[_T]: ...
+def until_terminating(iterable: Any, at: Phase = Phase.LAME_DUCK) -> Any:
     """Iterate over ``iterable`` until the shutdown begins. An endless response then ends, and its
     client reconnects elsewhere. Without a shutdown it yields all items.
 
@@ -165,10 +186,10 @@ def until_terminating(iterable: Iterable[_T], at: Phase = Phase.LAME_DUCK) -> It
     line ``: \\n\\n``). Closing it, as servers do at the end of a response, closes ``iterable``, and
     so does the end of the stream. Runs in any process.
 
-    :param iterable: the items.
+    :param iterable: the items; asynchronous ones too.
     :param at: the phase that ends the stream. Use ``DRAINING`` for a stream that continues during
         the delay.
-    :returns: an iterator over the items.
+    :returns: an iterator over the items, asynchronous if ``iterable`` is.
     :raises UsageError: the phase is neither LAME_DUCK nor DRAINING.
     """
     if at not in DECORATORS:
@@ -176,4 +197,6 @@ def until_terminating(iterable: Iterable[_T], at: Phase = Phase.LAME_DUCK) -> It
             f"until_terminating(at={at!s}) must be LAME_DUCK or DRAINING: "
             "only these phases end a stream"
         )
+    if hasattr(iterable, "__aiter__"):
+        return _AsyncUntilTerminating(iterable, at)
     return _UntilTerminating(iterable, at)

@@ -39,6 +39,7 @@ def stand_in_front_of_asgi(worker: Any, ours: WorkerProcess) -> bool:
 
         overlay = AsgiOverlay(app, ours, reads_rest=ours.tracking == classes.ASGI)
         wrapped.append(config)
+        ours.duties.callbacks.loop = getattr(worker, "loop", None) or _running_loop()
         ours.record.uncounted, ours.draining.sees_all = 0, True
         ours.waiting.watch()
         return overlay.serve
@@ -55,6 +56,15 @@ def stand_in_front_of_asgi(worker: Any, ours: WorkerProcess) -> bool:
                 type(worker).__name__,
             )
     return ours.is_wrapped
+
+
+def _running_loop() -> Any:
+    import asyncio
+
+    try:
+        return asyncio.get_running_loop()  # uvicorn loads the application in its loop.
+    except RuntimeError:
+        return None
 
 
 def _wrap(worker: Any, wrap_app: Wrap) -> bool:

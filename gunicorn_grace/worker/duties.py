@@ -20,7 +20,7 @@ import functools
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from ..shared.cells import NS, Record
@@ -119,6 +119,8 @@ registered: dict[Phase, list[Callback]] = {phase: [] for phase in DECORATORS}
 class CallbackRunner:
     """Runs the callbacks of this worker when their phase begins.
 
+    :ivar loop: the loop of an ASGI worker, in which coroutines run; ``None`` in any other worker.
+
     :param memory: the shared memory.
     :param log: gunicorn's logger.
     """
@@ -130,6 +132,7 @@ class CallbackRunner:
         self._lock = threading.RLock()
         self._ended: set[tuple[int, Callback]] = set()
         self._leaving = self._booted = self._watching = False
+        self.loop: Any = None
 
     def due(self) -> list[Callback]:
         """Return the callbacks of the current phase that have not ended yet, in the order in which
@@ -165,7 +168,9 @@ class CallbackRunner:
 
         def body() -> None:
             try:
-                callback.function()
+                returned = callback.function()
+                if isinstance(returned, Coroutine):
+                    self._run_coroutine(returned)
             except BaseException as error:
                 raised.append(error)
             finally:
@@ -179,6 +184,15 @@ class CallbackRunner:
             return raised[0] if raised else None
         finally:
             self._ended.add((shutdown, callback))
+
+    def _run_coroutine(self, coroutine: Coroutine[Any, Any, object]) -> None:
+        import asyncio  # Here, because gevent patches it in other workers first.
+
+        loop = self.loop
+        if loop is not None and loop.is_running():
+            asyncio.run_coroutine_threadsafe(coroutine, loop).result()
+        else:
+            asyncio.run(coroutine)
 
     def booted(self) -> None:
         """Let callbacks run from now on. Called just before the worker serves."""

@@ -4,11 +4,15 @@ without a framework."""
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 from speech import say
+
+import gunicorn_grace
 
 NOT_READY = Path(os.environ.get("NOT_READY", os.devnull + "/none"))
 """While this file is there the applications' own readiness says 503."""
@@ -65,6 +69,38 @@ def starlette_own() -> Any:
     return Starlette(routes=[Route("/readyz", readyz), Mount("/sub", mounted)])
 
 
+def starlette_duties() -> Any:
+    """With coroutines for the phases of a shutdown, and a stream of events without an end."""
+    from starlette.applications import Starlette
+    from starlette.requests import Request
+    from starlette.responses import Response, StreamingResponse
+    from starlette.routing import Route
+
+    loops = []
+
+    @gunicorn_grace.on_lame_duck
+    async def first() -> None:
+        say(f"first in {gunicorn_grace.phase()}, {loops == [asyncio.get_running_loop()]}")
+
+    @gunicorn_grace.on_drain(timeout=20)
+    async def last() -> None:
+        await asyncio.sleep(1)
+        say(f"last in {gunicorn_grace.phase()}, {loops == [asyncio.get_running_loop()]}")
+
+    async def events() -> AsyncIterator[str]:
+        for number in itertools.count():
+            say(f"event {number}")
+            yield f"data: {number}\n\n"
+            await asyncio.sleep(0.1)
+
+    async def stream(request: Request) -> Response:
+        loops.append(asyncio.get_running_loop())
+        sent = gunicorn_grace.until_terminating(events())
+        return StreamingResponse(sent, media_type="text/event-stream")
+
+    return Starlette(routes=[Route("/events", stream)])
+
+
 def trusting_own_host() -> Any:
     """That refuses every client that does not name its host."""
     from starlette.applications import Starlette
@@ -100,6 +136,7 @@ def __getattr__(name: str) -> Any:
     made = {
         "fast": fastapi,
         "background": starlette_background,
+        "duties": starlette_duties,
         "own": starlette_own,
         "strict": trusting_own_host,
     }

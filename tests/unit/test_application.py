@@ -3,13 +3,15 @@ memory of one."""
 
 from __future__ import annotations
 
+import asyncio
 import functools
+import itertools
 import logging
 import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
@@ -22,7 +24,7 @@ from gunicorn_grace.shared.memory import Memory
 from gunicorn_grace.shared.phase import Phase
 from gunicorn_grace.testing import _Pretended
 from gunicorn_grace.worker import duties as duties_module
-from gunicorn_grace.worker.duties import CallbackRunner, Duties, Holds
+from gunicorn_grace.worker.duties import Callback, CallbackRunner, Duties, Holds
 
 PATIENCE = 20
 
@@ -96,15 +98,46 @@ def test_a_deadline_is_a_positive_number_of_seconds(timeout: Any) -> None:
     assert not any(duties_module.registered.values())
 
 
-def test_a_coroutine_function_is_refused() -> None:
-    """There is no loop in the thread that would run it: it would never have run, without a word."""
+def test_a_coroutine_function_gets_a_loop_of_its_own(duties: Duties) -> None:
+    """In a worker without one. Its exception and its timeout are those of any callback."""
+    ran: list[bool] = []
 
-    async def forgotten() -> None: ...
+    async def coroutine() -> None:
+        await asyncio.sleep(0)
+        ran.append(asyncio.get_running_loop().is_running())
 
-    with pytest.raises(
-        UsageError, match=r"@on_lame_duck got the coroutine function .*forgotten.*plain function"
-    ):
-        on_lame_duck(forgotten)
+    async def fails() -> None:
+        raise ValueError("theirs")
+
+    assert on_lame_duck(coroutine) is coroutine
+    on_lame_duck(fails)
+    callbacks = registered_now(Phase.LAME_DUCK)
+    assert duties.callbacks.run(callbacks[0]) is None
+    assert ran == [True]
+    assert isinstance(duties.callbacks.run(callbacks[1]), ValueError)
+
+
+def test_a_coroutine_function_runs_in_the_loop_of_an_asgi_worker(duties: Duties) -> None:
+    """Beside the requests, with what belongs to that loop."""
+    loops: list[object] = []
+
+    async def coroutine() -> None:
+        loops.append(asyncio.get_running_loop())
+
+    on_drain(coroutine)
+    (callback,) = registered_now(Phase.DRAINING)
+
+    async def serve() -> None:
+        duties.callbacks.loop = asyncio.get_running_loop()
+        error = await asyncio.to_thread(duties.callbacks.run, callback)
+        assert error is None
+        assert loops == [asyncio.get_running_loop()]
+
+    asyncio.run(serve())
+
+
+def registered_now(phase: Phase) -> list[Callback]:
+    return duties_module.registered[phase]
 
 
 def test_what_cannot_be_called_is_refused() -> None:
@@ -487,6 +520,44 @@ def test_a_stream_that_is_closed_before_its_first_item_closes_its_iterable() -> 
     stream.close()
     assert inner.closed == 1
     assert list(stream) == []
+
+
+def test_an_asynchronous_stream_ends_at_t0_and_closes_its_iterable(
+    duties: Duties, memory: Memory
+) -> None:
+    """The item that it waits for at T0 is not lost; one that begins later has none."""
+    closed: list[int] = []
+
+    async def numbers() -> AsyncIterator[int]:
+        try:
+            for number in itertools.count():
+                if number == 2:
+                    memory.header.sigterm = 1
+                yield number
+        finally:
+            closed.append(1)
+
+    async def collect() -> list[int]:
+        return [number async for number in until_terminating(numbers())]
+
+    assert asyncio.run(collect()) == [0, 1, 2]
+    assert closed == [1]
+    assert asyncio.run(collect()) == []
+
+
+def test_an_asynchronous_stream_ends_with_its_iterable() -> None:
+    """As in an instance that serves."""
+
+    async def numbers() -> AsyncIterator[int]:
+        yield 1
+        yield 2
+
+    async def collect() -> list[int]:
+        stream = until_terminating(numbers())
+        assert isinstance(stream, AsyncIterable), "Starlette looks for that"
+        return [number async for number in stream]
+
+    assert asyncio.run(collect()) == [1, 2]
 
 
 def test_a_stream_ends_in_a_phase_of_the_shutdown() -> None:

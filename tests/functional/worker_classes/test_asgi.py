@@ -280,6 +280,29 @@ def test_a_hold_that_outlasts_the_drain_is_named(asgi: str, serve: Serve) -> Non
     server.assert_gone()
 
 
+@pytest.mark.long(but="uvicorn")
+def test_coroutines_of_the_phases_and_an_endless_stream(
+    asgi: str, serve: Serve, connect: Connect
+) -> None:
+    """Both run in the loop of the requests. The stream of events ends at T0 with a complete
+    response, and the worker stays for the coroutine of the drain."""
+    skip_unless_there("starlette")
+    server = start(serve, asgi, "asgi_frameworks:duties", *LONG_DRAIN, settings=SHORT)
+    client = connect(server)
+    client.send("/events")
+    server.wait_line("event 2$")
+    assert total(server, Record.in_flight) == 1
+    server.signal(signal.SIGTERM)
+    events = client.receive().body.decode().split("\n\n")
+    assert events[:3] == ["data: 0", "data: 1", "data: 2"]
+    assert events[-1] == ""
+    client.close()
+    assert server.wait(20) == 0, server.output
+    server.wait_line("first in LAME_DUCK, True", timeout=1)
+    server.wait_line("last in DRAINING, True", timeout=1)
+    assert "0 cut off" in server.summary()
+
+
 @pytest.mark.long(but="asgi")
 def test_a_background_task_is_finished_in_the_drain(
     asgi: str, serve: Serve, connect: Connect
