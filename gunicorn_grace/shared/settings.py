@@ -131,6 +131,20 @@ def _choice(*words: str) -> Callable[[str, Any], str]:
     return parse
 
 
+def _close_code(name: str, value: Any) -> int:
+    """A code that a server may send in a close frame to say that it ends (RFC 6455, section 7.4,
+    and IANA's registry), or 0."""
+    fix = "give 1012 (service restart), 1001 (going away), one of 3000 to 4999, or 0 for none"
+    try:
+        code = int(value)
+    except (OverflowError, TypeError, ValueError):
+        raise SettingError(name, value, "is not a number", fix) from None
+    is_code = code in (0, 1000, 1001, 1012, 1013) or 3000 <= code <= 4999
+    if isinstance(value, bool) or code != float(value) or not is_code:
+        raise SettingError(name, value, "is not a close code for a shutdown", fix)
+    return code
+
+
 def _optional_file(name: str, value: Any) -> str | None:
     if value is None or value == "":
         return None
@@ -276,6 +290,12 @@ class Settings:
         ["/metrics"],
         _paths,
         "Paths whose requests count neither as traffic nor as late. Probes never count.",
+    )
+    websocket_close: int = _row(
+        1012,
+        _close_code,
+        "Code of the close frame that the WebSockets of ASGI workers get when draining begins, so "
+        "that clients reconnect elsewhere; 0 leaves them open up to the drain limit.",
     )
     trigger: str = _row(
         LOCAL,

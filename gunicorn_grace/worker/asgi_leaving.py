@@ -20,6 +20,7 @@ from typing import Any
 
 from ..shared.agreed import LINGER
 from ..shared.cells import NS
+from .asgi_messages import is_websocket
 from .classes import SHORT_LINGER
 from .draining import TICK
 from .process import WorkerProcess
@@ -100,9 +101,16 @@ class AsgiLeaving:
         until = time.monotonic() + (LINGER if is_told else SHORT_LINGER)
 
         def is_worth_waiting() -> bool:
-            # The drain closes a connection on which the rest of a request no longer comes.
-            is_half_read = header.drain and ours.record.half_read
-            return time.monotonic() < until or bool(is_half_read and not self._is_over())
+            if time.monotonic() < until:
+                return True
+            # The drain closes a connection on which the rest of a request no longer comes. uvicorn
+            # would close the WebSockets.
+            are_kept = not ours.settings.websocket_close and any(
+                map(is_websocket, list(ours.counter.in_flight))
+            )
+            return (
+                bool(header.drain and (ours.record.half_read or are_kept)) and not self._is_over()
+            )
 
         while has_connections() and is_worth_waiting() and not is_hurried():
             self._worker.tmp.notify()

@@ -55,6 +55,11 @@ class AsgiCall:
         return client and tuple(client)
 
 
+def is_websocket(call: AsgiCall) -> bool:
+    """Whether this is a WebSocket, and no HTTP request."""
+    return call.method == "WEBSOCKET"
+
+
 def path_of(scope: Scope) -> str:
     """Return the path as the application knows it, without the ``root_path`` that servers and
     mounts put in front of it."""

@@ -28,6 +28,7 @@ from .asgi_messages import (
     respond,
     shedding,
 )
+from .asgi_websockets import WebSockets
 from .process import WorkerProcess
 
 COUNTED = "gunicorn_grace.counted"
@@ -55,6 +56,7 @@ class AsgiOverlay:
         self._ours = ours
         self._reads_rest = reads_rest
         self._ownership = Ownership()
+        self._websockets = WebSockets(ours)
         self.serve = self._as_function()
 
     def _as_function(self) -> Application:
@@ -84,7 +86,9 @@ class AsgiOverlay:
                         await probe(target, path, scope, receive, send, servers_own)
                         return
             elif kind == "websocket":
-                path = path_of(scope)
+                scope[COUNTED] = True
+                await self._serve_websocket(scope, receive, send)
+                return
             else:
                 await app(scope, receive, send)
                 return
@@ -97,6 +101,14 @@ class AsgiOverlay:
                 end(call)
 
         return serve
+
+    async def _serve_websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        call = AsgiCall(scope, path_of(scope))
+        self._ours.begin(call)
+        try:
+            await self._websockets.serve(self.app, scope, receive, send)
+        finally:
+            self._ours.end(call)
 
     def _is_closing(self) -> bool:
         return self._ours.is_leaving or self._ours.memory.is_terminating()

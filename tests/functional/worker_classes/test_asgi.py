@@ -5,12 +5,14 @@ docs/worker-classes.md is the table of what is proved here.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import re
 import signal
 import socket
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -252,6 +254,91 @@ def test_a_proxy_line_hides_nobody(serve: Serve) -> None:
     server.wait_line(
         "trigger refused, from 127.0.0.1:.*forwarded by a proxy .Proxy-Protocol: .*127"
     )
+
+
+# -- WebSockets ----
+
+
+HANDSHAKE = (
+    b"GET /ws HTTP/1.1\r\nHost: test\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+)
+
+
+@contextlib.contextmanager
+def open_websocket(server: Server) -> Iterator[socket.socket]:
+    """A WebSocket, on which the handshake is over."""
+    seen = server.mark()
+    with socket.create_connection(server.address, timeout=20) as sock:
+        sock.sendall(HANDSHAKE)
+        assert sock.recv(4096).startswith(b"HTTP/1.1 101 ")
+        server.wait_line("websocket opens", after=seen)
+        yield sock
+
+
+def masked(opcode: int, payload: bytes) -> bytes:
+    """A client's frame, RFC 6455 section 5.2, masked with zeros."""
+    return bytes([0x80 | opcode, 0x80 | len(payload)]) + bytes(4) + payload
+
+
+TEXT, CLOSE = 1, 8
+SERVICE_RESTART = (1012).to_bytes(2, "big")
+
+
+@pytest.fixture
+def websockets(asgi: str) -> str:
+    """The worker classes that serve WebSockets here."""
+    if asgi == UVICORN:
+        skip_unless_there("websockets")
+    return asgi
+
+
+@pytest.mark.long
+def test_a_websocket_is_in_flight_while_it_is_open(
+    websockets: str, serve: Serve, connect: Connect
+) -> None:
+    """It counts, and with grace_websocket_close 0 it is left alone during the delay and the drain
+    although nothing comes, until the client closes."""
+    settings = {**HOLD, "websocket_close": 0}
+    server = start(serve, websockets, "asgi_service:bare", settings=settings)
+    silent = connect(server)
+    with open_websocket(server) as sock:
+        assert total(server, Record.in_flight) == 1
+        server.lead_to(Phase.DRAINING)
+        # From here on, half a second with nothing to do would end a connection.
+        assert silent.at_end()
+        sock.settimeout(1)
+        with pytest.raises(TimeoutError):
+            sock.recv(1)
+        sock.sendall(masked(TEXT, b"still there?"))
+        assert sock.recv(4096) == b"\x81\x0cstill there?"
+    assert server.wait(20) == 0, server.output
+
+
+@pytest.mark.long(but="uvicorn")
+def test_websockets_are_told_to_reconnect_when_draining_begins(
+    websockets: str, serve: Serve
+) -> None:
+    """During the delay one serves, and a new one opens. When it is over, each gets a close frame
+    with 1012. The application learns of it, and the worker waits neither for it nor for a client
+    that does not answer."""
+    server = start(serve, websockets, "asgi_service:bare", *LONG_DRAIN)
+    with open_websocket(server) as old:
+        server.lead_to(Phase.LAME_DUCK)
+        old.sendall(masked(TEXT, b"here?"))
+        assert old.recv(4096) == b"\x81\x05here?"
+        with open_websocket(server) as new:
+            assert total(server, Record.in_flight) == 2
+            server.end_delay()
+            for sock in (old, new):
+                frame = sock.recv(4096)
+                assert (frame[0], frame[2:4]) == (0x80 | CLOSE, SERVICE_RESTART), frame
+                assert frame.endswith(b": connect again"), "uvicorn's own has no reason"
+            old.sendall(masked(CLOSE, SERVICE_RESTART))
+            assert old.recv(4096) == b""
+            assert server.wait(20) == 0, server.output
+    assert "0 cut off" in server.summary()
+    assert "Traceback" not in server.output
 
 
 # -- the end ----

@@ -339,42 +339,6 @@ def test_a_token_triggers(other: str, serve: Serve) -> None:
     assert server.get("/").status == 200
 
 
-HANDSHAKE = (
-    b"GET /ws HTTP/1.1\r\nHost: test\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
-)
-
-
-@pytest.mark.long
-def test_a_websocket_is_in_flight_while_it_is_open(serve: Serve, connect: Connect) -> None:
-    """It counts, and is left alone during the delay and the drain although nothing comes, until the
-    client closes."""
-    skip_unless_there("asgi")
-    server = start(serve, "asgi", **HOLD)
-    silent = connect(server)
-    with socket.create_connection(server.address, timeout=20) as sock:
-        sock.sendall(HANDSHAKE)
-        assert sock.recv(4096).startswith(b"HTTP/1.1 101 ")
-        server.wait_line("websocket opens")
-        assert requests(server, Record.in_flight) == 1
-        sigterm(server)
-        server.wait_phase(Phase.LAME_DUCK)
-        server.end_delay()
-        # From here on, half a second with nothing to do would end a connection.
-        assert silent.at_end()
-        sock.settimeout(1)
-        with pytest.raises(TimeoutError):
-            sock.recv(1)
-        sock.sendall(masked_text(b"still there?"))
-        assert sock.recv(4096) == b"\x81\x0cstill there?"
-    assert server.wait(20) == 0, server.output
-
-
-def masked_text(payload: bytes) -> bytes:
-    """A client's frame, RFC 6455 section 5.2, masked with zeros."""
-    return bytes([0x81, 0x80 | len(payload)]) + bytes(4) + payload
-
-
 # -- bodies ----
 
 

@@ -73,6 +73,10 @@ TABLE: dict[str, tuple[list[tuple[Any, Any]], list[Any]]] = {
         ],
         [3, None, ["a"], ["/a", 3], "/a,b"],
     ),
+    "grace_websocket_close": (
+        [(1012, 1012), ("1001", 1001), (0, 0), ("0", 0), (4999, 4999), (3000.0, 3000)],
+        [1005, 1006, 1011, 999, 5000, -1, 1012.5, True, False, None, "", "x", math.nan, math.inf],
+    ),
     "grace_trigger": (
         [("off", "off"), ("local", "local"), ("token", "token")],
         ["Local", None, True, ""],
@@ -279,6 +283,7 @@ def test_defaults_are_those_of_the_design() -> None:
         dockerflow=False,
         overlay=True,
         ignore_paths=["/metrics"],
+        websocket_close=1012,
         trigger="local",
         trigger_token=None,
         probe_bind=None,

@@ -133,6 +133,23 @@ def test_a_stranger_does_not_change_what_the_platform_gets(ours: WorkerProcess) 
     assert len(app.asked) == 8, "another port is the same client"
 
 
+@pytest.mark.parametrize(
+    ("path", "root_path", "body"),
+    [
+        ("/api/readyz", "/api", b"ok\n"),
+        ("/readyz", "/api", b"ok\n"),
+        ("/apireadyz", "/api", b"theirs"),
+        ("/api/readyz", "", b"theirs"),
+    ],
+)
+def test_a_probe_is_below_the_servers_root_path(
+    ours: WorkerProcess, path: str, root_path: str, body: bytes
+) -> None:
+    """A server puts its ``root_path`` in front of the path, or leaves it away. Anything else is
+    another path."""
+    assert said(ask(overlay(App(404), ours), path, root_path=root_path))[1] == body
+
+
 def test_from_t0_on_readiness_is_the_plugins(ours: WorkerProcess) -> None:
     """The application is not asked for it any more; for liveness it is."""
     app = App()
