@@ -192,6 +192,47 @@ def test_without_the_overlay_the_application_answers_its_probes_and_the_rest_sta
     assert total(server, Record.since_t0) == 1
 
 
+# -- what the counting is for ----
+
+
+@pytest.mark.long(but="uvicorn")
+def test_a_late_request_extends_the_delay_and_is_named(asgi: str, serve: Serve) -> None:
+    """Its source is in the log, as of any other worker class, and the delay goes on until two
+    seconds without a request."""
+    settings = {"shutdown_delay": 1, "min_delay": 0}
+    server = start(serve, asgi, "asgi_service:bare", settings=settings)
+    server.signal(signal.SIGTERM)
+    headers = (("User-Agent", "router/1"),)
+
+    def is_late() -> bool:
+        assert server.get("/", headers=headers).status == 200
+        return "late_request" in server.output
+
+    server.wait_for(is_late, "a late request")
+    server.wait_line(r"late_request .*: GET / from 127\.0\.0\.1 port \d+ \(USER-AGENT 'router/1'\)")
+    server.wait_line("lame_duck_ended after .* extended until quiet")
+    assert server.wait(20) == 0, server.output
+
+
+@pytest.mark.long
+def test_quiet_ends_the_delay(asgi: str, serve: Serve) -> None:
+    """One second without a request, while probes go on."""
+    settings = {**HOLD, "quiet_period": 1}
+    server = start(serve, asgi, "asgi_service:bare", settings=settings)
+    assert server.get("/").status == 200
+    server.signal(signal.SIGTERM)
+    server.wait_phase(Phase.LAME_DUCK)
+
+    def has_ended() -> bool:
+        with contextlib.suppress(OSError):  # It no longer listens.
+            assert server.get("/readyz").status == 503
+        return "lame_duck_ended" in server.output
+
+    server.wait_for(has_ended, "the end of the delay")
+    server.wait_line("lame_duck_ended after .*: quiet")
+    assert server.wait(20) == 0, server.output
+
+
 # -- the trigger ----
 
 
