@@ -17,6 +17,7 @@ from .operate import reports as _reports
 from .operate import reports_text
 from .operate import run as _run
 from .operate import status as _status
+from .operate.check.command import check
 from .rehearsal.command.command import rehearse
 from .rehearsal.command.output import give_up_stdout
 from .shared.version import __version__
@@ -129,12 +130,13 @@ def _say(line: str) -> None:
         give_up_stdout()
 
 
+cli.add_command(check)
 cli.add_command(rehearse)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line. Exit codes: 0 done, 1 could not be done, 2 wrong usage (``rehearse``
-    and ``run`` have their own)."""
+    """Run the command line. Exit codes: 0 done, 1 could not be done, 2 wrong usage (``check``,
+    ``rehearse`` and ``run`` have their own)."""
     try:
         result = cli.main(
             args=None if argv is None else list(argv),

@@ -15,9 +15,9 @@ import enum
 import math
 from dataclasses import dataclass
 
+from ..shared.budget import budget, drain_reserve
 from ..shared.phase import Origin, Phase
 from ..shared.settings import AUTO, Settings
-from .budget import budget, drain_reserve
 
 LATE_WINDOW = 2.0
 """Seconds. A request that came this recently is "still arriving" when the delay is over; and so

@@ -36,12 +36,12 @@ from collections.abc import Callable
 from typing import Any
 
 from ..shared.agreed import POKE
+from ..shared.budget import longest_delay
 from ..shared.cells import HIGHEST, NS
 from ..shared.memory import Memory
 from ..shared.phase import Origin, Phase, check_transition
 from ..shared.settings import Settings
 from . import events
-from .budget import longest_delay
 from .draining import Draining
 from .lifecycle import (
     Observation,

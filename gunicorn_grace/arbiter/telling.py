@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..shared.agreed import POKE, TELL_BEFORE
+from ..shared.budget import exit_margin
 from ..shared.cells import NS, Record
 from ..shared.memory import Memory, unix_time
 from ..shared.phase import Phase
@@ -18,7 +19,6 @@ from ..shared.settings import Settings
 from ..shared.version import __version__
 from . import notify
 from . import report as reporting
-from .budget import exit_margin
 from .lifecycle import CUT_SHORT
 from .progress import Progress
 from .report import Report, told_lost, verdict

@@ -23,7 +23,7 @@ from .manifest_yaml import (
 )
 
 KINDS = ("Deployment", "StatefulSet")
-
+"""What a rehearsal plays."""
 
 PROBES = ("readiness", "liveness", "startup")
 
@@ -39,21 +39,28 @@ class Action:
     :ivar kind: one of ``ACTIONS``.
     :ivar line: its line in the manifest.
     :ivar path: path of ``httpGet``.
-    :ivar port: number of the port of ``httpGet`` and ``tcpSocket``; None if it is not given.
+    :ivar port: number of the port of ``httpGet`` and ``tcpSocket``; None if it is not given, or
+        named and not a port of the container.
+    :ivar port_name: its name, if it is named.
+    :ivar host: host of ``httpGet``; empty for the pod's address.
     :ivar headers: headers of ``httpGet``.
     :ivar https: whether ``httpGet`` speaks TLS.
     :ivar command: command of ``exec``.
     :ivar seconds: seconds of ``sleep``.
+    :ivar table: the mapping that it was read from, with the line of each key.
     """
 
     kind: str
     line: int
     path: str = "/"
     port: int | None = None
+    port_name: str = ""
+    host: str = ""
     headers: tuple[tuple[str, str], ...] = ()
     https: bool = False
     command: tuple[str, ...] = ()
     seconds: float = 0.0
+    table: Table = field(default_factory=Table)
 
 
 @dataclass(frozen=True)
@@ -68,6 +75,9 @@ class ContainerProbe:
     failure_threshold: int = 3
     success_threshold: int = 1
     initial_delay: int = 0
+    grace: int | None = None
+    """terminationGracePeriodSeconds of its own."""
+    table: Table = field(default_factory=Table)
 
 
 @dataclass(frozen=True)
@@ -81,6 +91,12 @@ class Container:
     :ivar env: variables with a value written in the manifest.
     :ivar probes: by ``readiness``, ``liveness``, ``startup``.
     :ivar pre_stop: its hook.
+    :ivar image: its image.
+    :ivar entry: how many parts of ``command`` the manifest has as ``command``; the rest are
+        ``args``.
+    :ivar env_lines: the line of each variable that has a name, also where its value is elsewhere.
+    :ivar stop_signal: ``lifecycle.stopSignal``.
+    :ivar table: the mapping that it was read from, with the line of each key.
     """
 
     name: str
@@ -90,6 +106,11 @@ class Container:
     env: Mapping[str, str] = field(default_factory=dict)
     probes: Mapping[str, ContainerProbe] = field(default_factory=dict)
     pre_stop: Action | None = None
+    image: str = ""
+    entry: int = 0
+    env_lines: Mapping[str, int] = field(default_factory=dict)
+    stop_signal: str = ""
+    table: Table = field(default_factory=Table)
 
     @property
     def runs_gunicorn(self) -> bool:
@@ -100,7 +121,7 @@ class Container:
 
 @dataclass(frozen=True)
 class Workload:
-    """A Deployment or a StatefulSet.
+    """Something that makes pods.
 
     :ivar source: name of the file.
     :ivar kind: one of ``KINDS``.
@@ -114,6 +135,9 @@ class Workload:
     :ivar max_unavailable: the same.
     :ivar min_ready: minReadySeconds.
     :ivar main: name of the container that serves, if an annotation says it.
+    :ivar namespace: its namespace, empty if it is not given.
+    :ivar document: the whole object, with the line of each key.
+    :ivar pod: the pod's spec in it.
     """
 
     source: str
@@ -128,6 +152,9 @@ class Workload:
     max_unavailable: str = "25%"
     min_ready: int = 0
     main: str = ""
+    namespace: str = ""
+    document: Table = field(default_factory=Table)
+    pod: Table = field(default_factory=Table)
 
     def serving(self) -> Container:
         """The container of gunicorn: the one whose command names it, the annotated one, or the
@@ -147,7 +174,7 @@ def read(text: str, source: str) -> list[Workload]:
         expects.
     """
     return [
-        _read_workload(document, source)
+        read_workload(document, source)
         for document in find_objects(parse_documents(text, source), source)
         if document.get("kind") in KINDS
     ]
@@ -177,12 +204,16 @@ def choose(workloads: list[Workload], source: str, name: str | None = None) -> W
     raise ManifestError(source, 0, f"it contains {len(workloads)} workloads: choose one ({names})")
 
 
-def _read_workload(document: Table, source: str) -> Workload:
+def read_workload(document: Table, source: str) -> Workload:
+    """Read one object that has a pod template, or is a pod.
+
+    :raises ManifestError: a value does not have the type that Kubernetes expects.
+    """
     metadata = get_value(document, "metadata", Table, source)
     spec = get_value(document, "spec", Table, source)
-    template = get_value(spec, "template", Table, source)
-    pod = get_value(template, "spec", Table, source)
     kind = str(document["kind"])
+    template = document if kind == "Pod" else get_value(spec, "template", Table, source)
+    pod = get_value(template, "spec", Table, source)
     name = str(get_value(metadata, "name", str, source, "(no name)"))
     containers = tuple(
         _read_container(item, source) for item in get_tables(pod, "containers", source)
@@ -190,7 +221,7 @@ def _read_workload(document: Table, source: str) -> Workload:
     if not containers:
         raise ManifestError(source, document.line, f"{kind} {name} has no containers")
     update = get_value(
-        spec, "strategy" if kind == "Deployment" else "updateStrategy", Table, source
+        spec, "strategy" if kind in ("Deployment", "Rollout") else "updateStrategy", Table, source
     )
     rolling = get_value(update, "rollingUpdate", Table, source)
     annotations = get_value(
@@ -207,10 +238,16 @@ def _read_workload(document: Table, source: str) -> Workload:
         strategy=str(get_value(update, "type", str, source, "RollingUpdate")),
         max_surge=_read_amount(rolling, "maxSurge", source, "25%"),
         max_unavailable=_read_amount(
-            rolling, "maxUnavailable", source, "25%" if kind == "Deployment" else "1"
+            rolling,
+            "maxUnavailable",
+            source,
+            "1" if kind in ("StatefulSet", "DaemonSet") else "25%",
         ),
         min_ready=get_number(spec, "minReadySeconds", source, 0),
         main=str(annotations.get("kubectl.kubernetes.io/default-container", "")),
+        namespace=str(get_value(metadata, "namespace", str, source, "")),
+        document=document,
+        pod=pod,
     )
 
 
@@ -237,8 +274,10 @@ def _read_container(table: Table, source: str) -> Container:
             )
         ports[str(get_value(item, "name", str, source, str(number)))] = number
     env = {}
+    env_lines = {}
     for item in get_tables(table, "env", source):
         value = item.get("value")
+        env_lines[str(item.get("name", ""))] = item.line
         if "name" in item and value is not None and not isinstance(value, (dict, list)):
             env[str(item["name"])] = str(value).lower() if isinstance(value, bool) else str(value)
     probes = {}
@@ -254,15 +293,22 @@ def _read_container(table: Table, source: str) -> Container:
                     f"{key} has no action: it needs one of {', '.join(ACTIONS[:-1])}",
                 )
             probes[name] = _read_probe(probe, action, table.lines[key], source)
-    hook = get_value(get_value(table, "lifecycle", Table, source), "preStop", Table, source)
+    lifecycle = get_value(table, "lifecycle", Table, source)
+    hook = get_value(lifecycle, "preStop", Table, source)
+    entry = get_words(table, "command", source)
     return Container(
         str(get_value(table, "name", str, source, "(no name)")),
         table.line,
         ports,
-        (*get_words(table, "command", source), *get_words(table, "args", source)),
+        (*entry, *get_words(table, "args", source)),
         env,
         probes,
         _read_action(hook, ports, source),
+        image=str(get_value(table, "image", str, source, "")),
+        entry=len(entry),
+        env_lines=env_lines,
+        stop_signal=str(get_value(lifecycle, "stopSignal", str, source, "")),
+        table=table,
     )
 
 
@@ -275,6 +321,10 @@ def _read_probe(table: Table, action: Action, line: int, source: str) -> Contain
         failure_threshold=get_number(table, "failureThreshold", source, 3, 1),
         success_threshold=get_number(table, "successThreshold", source, 1, 1),
         initial_delay=get_number(table, "initialDelaySeconds", source, 0),
+        grace=get_number(table, "terminationGracePeriodSeconds", source, 0)
+        if table.get("terminationGracePeriodSeconds") is not None
+        else None,
+        table=table,
     )
 
 
@@ -286,20 +336,14 @@ def _read_action(table: Table, ports: Mapping[str, int], source: str) -> Action 
     what = get_value(table, kind, Table, source)
     line = table.lines[kind]
     if kind == "exec":
-        return Action(kind, line, command=get_words(what, "command", source))
+        return Action(kind, line, command=get_words(what, "command", source), table=what)
     if kind == "sleep":
-        return Action(kind, line, seconds=float(get_number(what, "seconds", source, 0)))
+        return Action(kind, line, seconds=float(get_number(what, "seconds", source, 0)), table=what)
     port = what.get("port")
     number = ports.get(str(port), int(port) if str(port).isdecimal() else None)
-    if port is not None and number is None:
-        known = ", ".join(name for name in ports if not name.isdecimal()) or "none"
-        raise ManifestError(
-            source,
-            what.lines["port"],
-            f"port {port!r} is not a port of this container; named: {known}",
-        )
+    named = port if isinstance(port, str) and not port.isdecimal() else ""
     if kind != "httpGet":
-        return Action(kind, line, port=number)
+        return Action(kind, line, port=number, port_name=named, table=what)
     path = str(get_value(what, "path", str, source, "/"))
     headers = tuple(
         (str(h.get("name", "")), str(h.get("value", "")))
@@ -311,6 +355,9 @@ def _read_action(table: Table, ports: Mapping[str, int], source: str) -> Action 
         # Kubernetes adds a missing slash (pkg/probe/http/request.go, formatURL).
         path=path if path.startswith("/") else f"/{path}",
         port=number,
+        port_name=named,
+        host=str(what.get("host") or ""),
         headers=headers,
         https=str(what.get("scheme", "HTTP")).upper() == "HTTPS",
+        table=what,
     )

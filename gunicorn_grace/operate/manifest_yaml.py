@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Hashable, Iterator
 from typing import Any
@@ -16,28 +17,46 @@ class ManifestError(GraceError):
 
     :ivar source: name of the file.
     :ivar line: line number from 1, or 0 for the whole file.
+    :ivar what: the fault, without the place.
     """
 
     def __init__(self, source: str, line: int, what: str) -> None:
         self.source = source
         self.line = line
+        self.what = what
         super().__init__(f"{source}:{line}: {what}" if line else f"{source}: {what}")
 
 
 class Table(dict[Any, Any]):
     """A mapping with the line where it begins and the line of each key."""
 
-    def __init__(self, line: int) -> None:
+    def __init__(self, line: int = 0) -> None:
         super().__init__()
         self.line = line
         self.lines: dict[Any, int] = {}
 
 
+MOST_NODES = 500_000
+"""The largest number of values that a document may have once its aliases are followed. A few lines
+of aliases of aliases can stand for billions of them."""
+
+LONG = 100_000
+"""A text of more characters is read with libyaml, which is ten times as fast, where PyYAML was
+built with it. Its messages are shorter."""
+
+
 class Loader(yaml.SafeLoader):
-    """Builds ``Table`` for every mapping."""
+    """Builds ``Table`` for every mapping. It is a safe loader: it makes plain values alone."""
 
 
-def _construct(loader: Loader, node: yaml.MappingNode) -> Iterator[Table]:
+_Quick: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class QuickLoader(_Quick):  # type: ignore[misc]
+    """The same for a long text."""
+
+
+def _construct(loader: Any, node: yaml.MappingNode) -> Iterator[Table]:
     loader.flatten_mapping(node)
     found = Table(node.start_mark.line + 1)
     yield found
@@ -51,12 +70,21 @@ def _construct(loader: Loader, node: yaml.MappingNode) -> Iterator[Table]:
         found.lines[key] = key_node.start_mark.line + 1
 
 
-Loader.add_constructor("tag:yaml.org,2002:map", _construct)
+for _loader in (Loader, QuickLoader):
+    _loader.add_constructor("tag:yaml.org,2002:map", _construct)
 
 
 def parse_documents(text: str, source: str) -> list[Any]:
+    """Read the documents of a YAML stream.
+
+    :raises ManifestError: it is not YAML, or its aliases stand for too many values.
+    """
     try:
-        return list(yaml.load_all(text, Loader))  # a SafeLoader
+        loader = (QuickLoader if len(text) > LONG else Loader)(text)
+        try:
+            return list(_documents(loader, source))
+        finally:
+            loader.dispose()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 0
@@ -75,6 +103,32 @@ def parse_documents(text: str, source: str) -> list[Any]:
             else str(error).partition("\n")[0]
         )
         raise ManifestError(source, 0, f"not YAML: {reason}") from error
+
+
+def _documents(loader: Any, source: str) -> Iterator[Any]:
+    while loader.check_node():
+        node = loader.get_node()
+        # Counted before anything is made of it: a merge key copies what its alias stands for.
+        if _weight(node, {}) > MOST_NODES:
+            raise ManifestError(
+                source,
+                node.start_mark.line + 1,
+                f"its aliases stand for more than {MOST_NODES} values: write them out",
+            )
+        yield loader.construct_document(node)
+
+
+def _weight(node: yaml.Node, known: dict[int, float]) -> float:
+    """How many values a node has once its aliases are followed; infinite for one within itself."""
+    if isinstance(node, yaml.ScalarNode):
+        return 1
+    if id(node) not in known:
+        known[id(node)] = math.inf
+        parts = node.value
+        if isinstance(node, yaml.MappingNode):
+            parts = [part for pair in parts for part in pair]
+        known[id(node)] = 1 + sum(_weight(part, known) for part in parts)
+    return known[id(node)]
 
 
 def find_objects(documents: list[Any], source: str) -> Iterator[Table]:

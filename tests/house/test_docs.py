@@ -26,6 +26,7 @@ from gunicorn_grace import cli
 from gunicorn_grace.arbiter import draining, lifecycle, listeners, notify, report, shutdown
 from gunicorn_grace.arbiter.budget import budget_line
 from gunicorn_grace.arbiter.lifecycle import Observation, Reason, decide
+from gunicorn_grace.operate.check import judging
 from gunicorn_grace.probes import asker, trigger
 from gunicorn_grace.probes.answers import Answers, Query, Situation
 from gunicorn_grace.probes.checks import Outcome
@@ -50,6 +51,7 @@ NAMES = (
     "probes.md",
     "probe-port.md",
     "metrics.md",
+    "check.md",
     "commands.md",
     "rehearsal.md",
     "balancers.md",
@@ -352,6 +354,28 @@ def probe_table() -> str:
     )
 
 
+def judged() -> str:
+    """The rules of ``gunicorn-grace check``, from the table that it reads."""
+    return "\n\n".join(
+        "\n\n".join(
+            [
+                f"### {rule.id}",
+                textwrap.fill(f"**{rule.title}** Usually {SEVERITIES[rule.severity]}.", 118),
+                textwrap.fill(f"What happens to users: {rule.users}", 118),
+                textwrap.fill(f"What to do: {rule.fix}", 118, break_on_hyphens=False),
+            ]
+        )
+        for rule in judging.RULES.values()
+    )
+
+
+SEVERITIES = {
+    judging.Severity.ERROR: "an error",
+    judging.Severity.WARNING: "a warning",
+    judging.Severity.NOTE: "a note",
+}
+
+
 ANSWERS: tuple[tuple[str, str, Phase], ...] = (
     ("/readyz?verbose", "", Phase.SERVING),
     ("/readyz", "", Phase.SERVING),
@@ -423,7 +447,9 @@ RENDERED: dict[str, tuple[str, Callable[[], str]]] = {
     "options of prestop": ("commands.md", options("prestop")),
     "options of drain": ("commands.md", options("drain")),
     "options of undrain": ("commands.md", options("undrain")),
+    "options of check": ("commands.md", options("check")),
     "options of rehearse": ("commands.md", options("rehearse")),
+    "rules": ("check.md", judged),
     "document": ("rehearsal.md", document),
 }
 

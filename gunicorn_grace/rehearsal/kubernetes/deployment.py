@@ -55,6 +55,7 @@ def played(workload: Workload, *, rolled_out: bool) -> Played:
     notes: list[str] = []
     probes: dict[ProbeKind, KubeletProbe] = {}
     for name, probe in container.probes.items():
+        _refuse_unknown_port(probe.action, container, workload)
         if probe.action.kind == "httpGet":
             probes[ProbeKind(name)] = _translate_probe(probe)
             if probe.action.https:
@@ -115,6 +116,16 @@ def played(workload: Workload, *, rolled_out: bool) -> Played:
     )
 
 
+def _refuse_unknown_port(action: Action, container: Container, workload: Workload) -> None:
+    """Refuse a named port that the container does not have: Kubernetes would never reach it."""
+    if action.port is None and action.port_name:
+        known = ", ".join(name for name in container.ports if not name.isdecimal()) or "none"
+        raise PlanFailed(
+            f"{workload.source}:{action.table.lines['port']}: port {action.port_name!r} is not a "
+            f"port of this container; named: {known}"
+        )
+
+
 def _translate_probe(written: ContainerProbe) -> KubeletProbe:
     try:
         return KubeletProbe(
@@ -133,6 +144,7 @@ def _translate_probe(written: ContainerProbe) -> KubeletProbe:
 def _translate_hook(
     action: Action, container: Container, workload: Workload, notes: list[str]
 ) -> Hook | tuple[()]:
+    _refuse_unknown_port(action, container, workload)
     if action.kind == "sleep":
         return Sleep(action.seconds)
     if action.kind == "httpGet":

@@ -200,13 +200,6 @@ def deployment(container: str) -> str:
         ),
         (deployment("{readinessProbe: {periodSeconds: 5}}"), 3, "readinessProbe has no action"),
         (
-            deployment(
-                "{ports: [{name: web, containerPort: 80}], readinessProbe: {httpGet: {port: http}}}"
-            ),
-            3,
-            "port 'http' is not a port of this container; named: web",
-        ),
-        (
             deployment("{readinessProbe: {httpGet: {port: 80}, periodSeconds: 0}}"),
             3,
             "periodSeconds 0 is less than 1",

@@ -129,6 +129,11 @@ def test_what_cannot_be_shared_or_sent_is_said() -> None:
         ("readinessProbe: {exec: {command: [a]}}", "", "is exec; only httpGet"),
         (READY, "strategy: {type: Recreate}, ", "is Recreate, not RollingUpdate"),
         ("readinessProbe: {httpGet: {path: '/a b', port: 80}}", "", "cannot be sent"),
+        (
+            "ports: [{name: web, containerPort: 80}], readinessProbe: {httpGet: {port: http}}",
+            "",
+            "web.yaml:3: port 'http' is not a port of this container; named: web",
+        ),
     ],
 )
 def test_what_cannot_be_played_is_one_line(container: str, spec: str, said: str) -> None:

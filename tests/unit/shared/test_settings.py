@@ -14,17 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gunicorn_grace.arbiter.adoption import adopt, know
-from gunicorn_grace.arbiter.budget import (
-    budget,
-    budget_line,
-    drain_reserve,
-    exit_margin,
-    longest_delay,
-)
+from gunicorn_grace.arbiter.budget import budget_line
 from gunicorn_grace.conf import install
 from gunicorn_grace.errors import ConfigurationError, SettingError, UnknownSetting
 from gunicorn_grace.shared import platforms
 from gunicorn_grace.shared import settings as module
+from gunicorn_grace.shared.budget import budget, drain_reserve, exit_margin, longest_delay
 from gunicorn_grace.shared.platforms import PLATFORMS, UNKNOWN, Platform
 from gunicorn_grace.shared.settings import NAMES, Secret, Settings, check, rows
 

@@ -1,0 +1,111 @@
+"""One container that runs gunicorn, with all that a rule may look at."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..manifest import Action, Container, Workload
+from ..manifest_yaml import Table
+from .launch import Launch
+from .seen import Seen
+
+DOWN = "down=true"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A container of a workload.
+
+    :ivar workload: the workload.
+    :ivar container: the container.
+    :ivar launch: how its command starts gunicorn; None if the image does.
+    :ivar seen: the settings that count.
+    :ivar others: the other objects of the input, each with its file.
+    :ivar lags: how long routers go on sending: name and seconds.
+    """
+
+    workload: Workload
+    container: Container
+    launch: Launch | None
+    seen: Seen
+    others: Sequence[tuple[str, Table]] = ()
+    lags: Sequence[tuple[str, float]] = ()
+
+    @property
+    def has_plugin(self) -> bool:
+        """Whether something shows that the plugin is there."""
+        return bool(self.seen.plugin)
+
+    @property
+    def is_knative(self) -> bool:
+        """Whether Knative makes the pods, and sets their period and hooks."""
+        return self.workload.kind == "Service"
+
+    def line(self, *keys: str, of: Table | None = None) -> int:
+        """The line of the first of these keys that is there, in the container unless told."""
+        table = self.container.table if of is None else of
+        return next((table.lines[key] for key in keys if key in table.lines), table.line)
+
+    @property
+    def period(self) -> int:
+        """Seconds until SIGKILL."""
+        return self.workload.period
+
+    @property
+    def period_line(self) -> int:
+        """Where the period is written, or where the workload begins."""
+        lines = self.workload.pod.lines
+        return lines.get("terminationGracePeriodSeconds", self.workload.line)
+
+    @property
+    def hook(self) -> Action | None:
+        """The preStop hook."""
+        return self.container.pre_stop
+
+    @property
+    def is_trigger(self) -> bool:
+        """Whether the hook begins the shutdown of the plugin."""
+        if self.hook is None:
+            return False
+        told = " ".join((*self.hook.command, self.hook.path))
+        return "gunicorn-grace prestop" in told or DOWN in told
+
+    @property
+    def slept(self) -> float:
+        """Seconds that the hook sleeps, as far as it says so in so many words."""
+        hook = self.hook
+        if hook is None:
+            return 0.0
+        if hook.kind == "sleep":
+            return hook.seconds
+        if hook.kind != "exec":
+            return 0.0
+        text = " ".join(hook.command)
+        found = re.findall(r"(?:^|[\s;&|/'\"])sleep\s+([0-9]+(?:\.[0-9]+)?)(s|m|h)?\b", text)
+        units = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
+        return sum(float(number) * units[unit] for number, unit in found)
+
+    @property
+    def ports(self) -> set[int] | None:
+        """The ports on which gunicorn listens; None if they are not known."""
+        if self.seen.binds is None:
+            return None
+        found = set()
+        for bind in self.seen.binds:
+            if bind.startswith(("unix:", "fd:")):
+                continue
+            port = bind.rpartition(":")[2] if ":" in bind else "8000"
+            if not (port.isascii() and port.isdecimal()):
+                return None
+            found.add(int(port))
+        return found
+
+    @property
+    def probe_port(self) -> int | None:
+        """The port of ``grace_probe_bind``; None if there is none."""
+        bind = self.seen.settings.probe_bind
+        if not bind or bind.startswith("unix:"):
+            return None
+        return int(bind.rpartition(":")[2])

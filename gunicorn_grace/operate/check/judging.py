@@ -1,0 +1,215 @@
+"""Runs the rules over all that was read, and drops what an annotation ignores."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from ..manifest import Container, Workload
+from ..manifest_yaml import Table
+from . import budget, ports, probing, process, rollout
+from .case import Case
+from .configuration import Configuration
+from .documents import SKIPPED, Input
+from .findings import RULES, Finding, Rule, Severity, add
+from .launch import read_launch
+from .seen import see
+
+__all__ = ["budget", "ports", "probing", "process", "rollout"]
+
+IGNORE = "gunicorn-grace/ignore"
+"""The annotation: ``rule: reason``, one a line or separated by ``;``."""
+CONTAINER = "gunicorn-grace/container"
+"""The annotation that names the container of gunicorn, where only its image knows that."""
+KNATIVE_PERIOD = 300
+"""timeoutSeconds of a Knative revision, which its pods have as their period; seconds
+(config-defaults, ``revision-timeout-seconds``)."""
+
+BAD_IGNORE = add(
+    Rule(
+        "ignore",
+        Severity.WARNING,
+        "An annotation ignores a rule without a reason, or one that does not exist.",
+        "None. The rule is not ignored.",
+        'Write `gunicorn-grace/ignore: "single-replica: a batch front end, used by one team"`.',
+    )
+)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What came out.
+
+    :ivar findings: in the order of files and lines.
+    :ivar judged: the containers that were judged, as text.
+    :ivar ignored: findings that an annotation ignores, each with the reason.
+    """
+
+    findings: tuple[Finding, ...]
+    judged: tuple[str, ...] = ()
+    ignored: tuple[tuple[Finding, str], ...] = ()
+
+    def count(self, severity: Severity) -> int:
+        """How many findings have this severity."""
+        return sum(finding.severity is severity for finding in self.findings)
+
+    def fails(self, strict: bool = False) -> bool:
+        """Whether the exit code is 1."""
+        return bool(self.count(Severity.ERROR) or (strict and self.count(Severity.WARNING)))
+
+
+def judge(
+    found: Input,
+    configuration: Configuration | None = None,
+    lags: Sequence[tuple[str, float]] = (),
+    containers: Sequence[str] = (),
+) -> Verdict:
+    """Judge all that was read.
+
+    :param found: the input.
+    :param configuration: the file of ``--config``.
+    :param lags: how long routers go on sending: name and seconds.
+    :param containers: names of containers that run gunicorn, whatever their command says.
+    """
+    findings = list(found.findings)
+    ignored: list[tuple[Finding, str]] = []
+    judged: list[str] = []
+    for workload in found.workloads:
+        reasons, complaints = _ignored(workload)
+        findings += complaints
+        cases = list(cases_of(workload, found, configuration, lags, containers))
+        if not cases:
+            findings.append(_no_gunicorn(workload))
+        for case in cases:
+            judged.append(f"{label_of(workload)}, container {case.container.name}")
+            for finding in judge_case(case):
+                if finding.rule.id in reasons:
+                    ignored.append((finding, reasons[finding.rule.id]))
+                elif finding not in findings:
+                    findings.append(finding)
+    order = list(dict.fromkeys(finding.source for finding in findings))
+    findings.sort(key=lambda finding: (order.index(finding.source), finding.line))
+    return Verdict(tuple(findings), tuple(judged), tuple(ignored))
+
+
+def cases_of(
+    workload: Workload,
+    found: Input,
+    configuration: Configuration | None = None,
+    lags: Sequence[tuple[str, float]] = (),
+    containers: Sequence[str] = (),
+) -> Iterator[Case]:
+    """The containers of a workload that run gunicorn."""
+    if workload.kind == "Service":
+        workload = replace(workload, period=_knative_period(workload))
+    named = {*containers, str(_annotations(workload).get(CONTAINER, ""))}
+    for container in workload.containers:
+        launch = read_launch(container)
+        if launch is None and container.name not in named and not _hints(container):
+            continue
+        seen = see(
+            container, launch, workload.source, configuration, found.others, workload.namespace
+        )
+        yield Case(workload, container, launch, seen, found.others, lags)
+
+
+def judge_case(case: Case) -> Iterator[Finding]:
+    """Ask every rule about one container."""
+    for rule in list(RULES.values()):
+        if rule.search is None:
+            continue
+        for hit in rule.search(case):
+            yield Finding(
+                rule,
+                hit.severity or rule.severity,
+                case.workload.source if hit.source is None else hit.source,
+                hit.line,
+                hit.what,
+                hit.fix,
+                label_of(case.workload),
+                case.container.name,
+                hit.patch,
+            )
+
+
+def label_of(workload: Workload) -> str:
+    """How messages call a workload."""
+    return f"{workload.kind} {workload.name}"
+
+
+def _knative_period(workload: Workload) -> int:
+    seconds = workload.pod.get("timeoutSeconds")
+    if isinstance(seconds, int) and not isinstance(seconds, bool) and seconds > 0:
+        return seconds
+    return KNATIVE_PERIOD
+
+
+def _hints(container: Container) -> bool:
+    """Whether a container without a command of its own runs gunicorn, by its environment, its hook
+    or its image."""
+    hook = " ".join(container.pre_stop.command) if container.pre_stop else ""
+    if "gunicorn-grace" in hook:
+        return True
+    if container.command:
+        return False
+    variables = container.env_lines
+    return "gunicorn" in container.image or any(
+        name == "GUNICORN_CMD_ARGS"
+        or name.startswith(("GUNICORN_", "GRACE_SHUTDOWN_", "GRACE_TERM"))
+        for name in variables
+    )
+
+
+def _no_gunicorn(workload: Workload) -> Finding:
+    return Finding(
+        SKIPPED,
+        Severity.NOTE,
+        workload.source,
+        workload.line,
+        f"{label_of(workload)}: nothing in it names gunicorn",
+        "if its image runs gunicorn, say which container: --container NAME, or the annotation "
+        f"{CONTAINER}",
+        label_of(workload),
+    )
+
+
+def _annotations(workload: Workload) -> Table:
+    """The annotations of the workload and of its pods."""
+    both = Table(workload.line)
+    spec = workload.document.get("spec")
+    template = spec.get("template") if isinstance(spec, Table) else None
+    for item in (workload.document, template):
+        metadata = item.get("metadata") if isinstance(item, Table) else None
+        found = metadata.get("annotations") if isinstance(metadata, Table) else None
+        if isinstance(found, Table):
+            both.update(found)
+            both.lines.update(found.lines)
+    return both
+
+
+def _ignored(workload: Workload) -> tuple[dict[str, str], list[Finding]]:
+    """The rules that are ignored with their reasons, and what is wrong with the annotation."""
+    annotations = _annotations(workload)
+    reasons: dict[str, str] = {}
+    complaints = []
+    for part in re.split(r"[;\n]", str(annotations.get(IGNORE) or "")):
+        name, _, reason = (word.strip() for word in part.partition(":"))
+        if not name:
+            continue
+        if name in RULES and reason:
+            reasons[name] = reason
+            continue
+        what = f"{IGNORE}: {name!r} " + ("has no reason" if name in RULES else "is no rule")
+        complaints.append(
+            Finding(
+                BAD_IGNORE,
+                Severity.WARNING,
+                workload.source,
+                annotations.lines.get(IGNORE, workload.line),
+                what,
+                'write "rule: reason", with a rule of docs/check.md',
+                label_of(workload),
+            )
+        )
+    return reasons, complaints

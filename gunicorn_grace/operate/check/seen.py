@@ -1,0 +1,292 @@
+"""The settings that count for a container: defaults, ``--config``, environment, command line.
+
+Each of gunicorn's settings comes from the last of these that has it. Those of the plugin have no
+command line, and the environment wins. What cannot be seen from here is named, and no error rests
+on it.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ...errors import ConfigurationError, SettingError
+from ...shared import settings as table
+from ...shared.settings import PREFIX, Settings, rows
+from ..manifest import Container
+from ..manifest_yaml import Table
+from .configuration import Configuration
+from .launch import Launch, options_of
+
+NAMES = {
+    "-c": "config",
+    "--config": "config",
+    "-b": "bind",
+    "--bind": "bind",
+    "-w": "workers",
+    "--workers": "workers",
+    "--threads": "threads",
+    "-k": "worker_class",
+    "--worker-class": "worker_class",
+    "-t": "timeout",
+    "--timeout": "timeout",
+    "--graceful-timeout": "graceful_timeout",
+    **{name: name for name in ("-p", "-u", "-g", "-m", "-e", "-n", "--log-level", "--name")},
+    "--chdir": "chdir",
+    "--access-logfile": "access",
+    "--error-logfile": "error",
+}
+"""gunicorn's options that have a value, by what they set."""
+
+PERIOD = 30
+"""terminationGracePeriodSeconds where nobody sets it."""
+
+
+@dataclass
+class Seen:
+    """What is seen of the settings of one container.
+
+    :ivar settings: those of the plugin.
+    :ivar given: names that a person chose, without ``grace_``, and ``graceful_timeout``.
+    :ivar lines: where a setting was chosen: file and line.
+    :ivar unseen: names that are set with a value that is elsewhere.
+    :ivar elsewhere: what may set any of them and is not seen: file or ConfigMap, and its line.
+    :ivar plugin: the sign of the plugin; empty if there is none.
+    :ivar gunicorn: gunicorn's own settings that were chosen, as text.
+    :ivar binds: what gunicorn listens on; None if it is not known.
+    :ivar problems: values that the plugin refuses: file, line, what.
+    """
+
+    settings: Settings = field(default_factory=lambda: Settings(termination_period=PERIOD))
+    given: set[str] = field(default_factory=set)
+    lines: dict[str, tuple[str, int]] = field(default_factory=dict)
+    unseen: set[str] = field(default_factory=set)
+    elsewhere: list[tuple[int, str]] = field(default_factory=list)
+    plugin: str = ""
+    gunicorn: dict[str, str] = field(default_factory=dict)
+    binds: tuple[str, ...] | None = None
+    problems: list[tuple[str, int, str]] = field(default_factory=list)
+
+    def is_certain(self, *names: str) -> bool:
+        """Whether the values of these settings are those that count in the container."""
+        return not self.unseen & {*names} and (not self.elsewhere or {*names} <= self.given)
+
+    @property
+    def graceful_timeout(self) -> float:
+        """Seconds."""
+        return self.settings.graceful_timeout
+
+    def whole(self, name: str, default: int) -> int | None:
+        """One of gunicorn's settings as a whole number; None if it is something else."""
+        text = self.gunicorn.get(name, str(default)).strip()
+        return int(text) if text.isascii() and text.isdecimal() else None
+
+
+def see(
+    container: Container,
+    launch: Launch | None,
+    source: str,
+    configuration: Configuration | None,
+    others: Sequence[tuple[str, Table]],
+    namespace: str = "",
+) -> Seen:
+    """Find the settings of a container.
+
+    :param container: the container.
+    :param launch: how it starts gunicorn, if its command says so.
+    :param source: name of the manifest.
+    :param configuration: the file of ``--config``, if there is one.
+    :param others: the other objects of the input, among which ConfigMaps are looked up.
+    :param namespace: the namespace of the workload.
+    """
+    found = Seen()
+    environ = _environ(container, others, namespace, found)
+    words = launch.words if launch else ()
+    from_env = _split(environ.get("GUNICORN_CMD_ARGS", ""))
+    options = options_of((*from_env, *words), NAMES)
+    values: dict[str, Any] = {}
+    if configuration is not None:
+        _take_file(configuration, environ, values, found)
+    own = {name: texts[-1] for name, texts in options.items()}
+    found.gunicorn.update(own)
+    _bind(found, options, environ)
+    if "WEB_CONCURRENCY" in environ:
+        found.gunicorn.setdefault("workers", environ["WEB_CONCURRENCY"])
+    file = own.get("config", "")
+    if file and not file.startswith("python:gunicorn_grace") and configuration is None:
+        line = container.table.lines.get("args", container.table.lines.get("command", 0))
+        found.elsewhere.append((line or container.line, f"{file}: show it with --config"))
+    for row in rows():
+        variable = (PREFIX + row.name).upper()
+        if variable in environ:
+            values[row.name] = environ[variable]
+            found.lines[row.name] = (source, container.env_lines.get(variable, container.line))
+            found.given.add(row.name)
+    timeout = own.get("graceful_timeout")
+    if timeout is not None:
+        values["graceful_timeout"] = timeout
+        found.given.add("graceful_timeout")
+        line = container.table.lines.get("args", container.table.lines.get("command", 0))
+        found.lines["graceful_timeout"] = (source, line or container.line)
+    _settle(found, values, source)
+    found.plugin = _sign(container, words, environ, configuration)
+    return found
+
+
+def _split(text: str) -> list[str]:
+    try:
+        return shlex.split(text)
+    except ValueError:
+        return []
+
+
+def _environ(
+    container: Container, others: Sequence[tuple[str, Table]], namespace: str, found: Seen
+) -> dict[str, str]:
+    """The environment, with that of ConfigMaps of the same input."""
+    maps = {
+        metadata.get("name"): item.get("data")
+        for _, item in others
+        if item.get("kind") == "ConfigMap"
+        and isinstance(metadata := item.get("metadata"), Table)
+        and metadata.get("namespace", namespace) in (namespace, "", None)
+    }
+    environ: dict[str, str] = {}
+
+    def ref(item: Any, key: str) -> Any:
+        inner = item.get(key) if isinstance(item, Table) else None
+        return inner if isinstance(inner, Table) else None
+
+    for item in _tables(container.table.get("envFrom")):
+        name = (ref(item, "configMapRef") or {}).get("name")
+        prefix = item.get("prefix") or ""
+        data = maps.get(name) if isinstance(name, str) else None
+        if isinstance(data, Table):
+            environ.update({f"{prefix}{key}": str(value) for key, value in data.items()})
+        else:
+            kind = next((k for k in ("configMapRef", "secretRef") if k in item), "envFrom")
+            secret = (ref(item, kind) or {}).get("name", "")
+            found.elsewhere.append((item.line, f"envFrom {kind} {secret}".rstrip()))
+    environ.update(container.env)
+    for item in _tables(container.table.get("env")):
+        name = item.get("name")
+        if not isinstance(name, str) or name in container.env:
+            continue
+        source = ref(ref(item, "valueFrom"), "configMapKeyRef") or {}
+        key, owner = source.get("key"), source.get("name")
+        data = maps.get(owner) if isinstance(owner, str) else None
+        if isinstance(data, Table) and isinstance(key, str) and key in data:
+            environ[name] = str(data[key])
+            continue
+        environ.pop(name, None)
+        if "valueFrom" in item and name.startswith(PREFIX.upper()):
+            found.unseen.add(name.lower().removeprefix(PREFIX))
+        elif "valueFrom" in item and name == "GUNICORN_CMD_ARGS":
+            found.elsewhere.append((item.line, "GUNICORN_CMD_ARGS is elsewhere"))
+    return environ
+
+
+def _tables(items: Any) -> list[Table]:
+    return [item for item in items if isinstance(item, Table)] if isinstance(items, list) else []
+
+
+def _take_file(
+    configuration: Configuration,
+    environ: Mapping[str, str],
+    values: dict[str, Any],
+    found: Seen,
+) -> None:
+    seen, unseen = configuration.values(environ)
+    known = {PREFIX + row.name: row.name for row in rows()}
+    known["graceful_timeout"] = "graceful_timeout"
+    for name, (line, value) in seen.items():
+        if name in known:
+            values[known[name]] = value
+            found.given.add(known[name])
+            found.lines[known[name]] = (configuration.source, line)
+        elif name in ("workers", "threads", "worker_class", "timeout", "bind"):
+            text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+            found.gunicorn[name] = text
+    for name, line in unseen.items():
+        if name in known:
+            found.unseen.add(known[name])
+            found.lines[known[name]] = (configuration.source, line)
+        elif name in ("workers", "threads", "worker_class", "bind"):
+            found.gunicorn[name] = ""
+
+
+def _bind(found: Seen, options: Mapping[str, list[str]], environ: Mapping[str, str]) -> None:
+    """What gunicorn listens on, where it is written."""
+    from_file = found.gunicorn.get("bind")
+    if "bind" in options:
+        found.binds = tuple(options["bind"])
+    elif from_file:
+        found.binds = tuple(from_file.split(","))
+    elif "PORT" in environ and environ["PORT"].isdecimal() and not options.get("config"):
+        found.binds = (f"0.0.0.0:{environ['PORT']}",)
+    if found.binds is not None:
+        expanded = tuple(_expand(bind, environ) for bind in found.binds)
+        found.binds = None if any("$" in bind for bind in expanded) else expanded
+
+
+def _expand(text: str, environ: Mapping[str, str]) -> str:
+    """With the variables of the container, as Kubernetes and a shell put them in."""
+    for name, value in environ.items():
+        for written in (f"$({name})", f"${{{name}}}", f"${name}"):
+            text = text.replace(written, value)
+    return text
+
+
+def _settle(found: Seen, values: Mapping[str, Any], source: str) -> None:
+    """Check the values as the plugin does, and keep the good ones."""
+    parsers = {row.name: row.metadata["parse"] for row in rows()}
+    good: dict[str, Any] = {}
+    for name, value in values.items():
+        where = found.lines.get(name, (source, 0))
+        try:
+            if name == "graceful_timeout":
+                good[name] = float(value)
+            else:
+                good[name] = parsers[name](
+                    (PREFIX + name).upper() if where[0] == source else PREFIX + name,
+                    value if name != "trigger_token" else _token(value),
+                )
+        except (SettingError, ConfigurationError) as error:
+            found.problems.append((*where, str(error)))
+        except (TypeError, ValueError):
+            found.unseen.add(name)  # Not a number: a variable of the shell, for example.
+    if good.get("termination_period", table.AUTO) == table.AUTO:
+        good["termination_period"] = PERIOD
+        found.given.discard("termination_period")
+    found.settings = Settings(**good)
+
+
+def _token(value: Any) -> Any:
+    """A token that is in a file of the container is not read here."""
+    return "from a file" if isinstance(value, str) and value.startswith("file:") else value
+
+
+def _sign(
+    container: Container,
+    words: Sequence[str],
+    environ: Mapping[str, str],
+    configuration: Configuration | None,
+) -> str:
+    """What shows that the plugin is there."""
+    if configuration is not None and configuration.loads_plugin:
+        return configuration.source
+    known = {(PREFIX + row.name).upper() for row in rows()}
+    for name in (*environ, *container.env_lines):
+        if name in known:
+            return name
+    text = " ".join((*container.command, *words, environ.get("GUNICORN_CMD_ARGS", "")))
+    if "gunicorn_grace" in text or "gunicorn-grace" in text:
+        return "the command"
+    hook = container.pre_stop
+    if hook is not None:
+        told = " ".join((*hook.command, hook.path if hook.kind == "httpGet" else ""))
+        if "gunicorn-grace" in told or "down=true" in told:
+            return "the preStop hook"
+    return ""
