@@ -64,6 +64,8 @@ def judge(
     configuration: Configuration | None = None,
     lags: Sequence[tuple[str, float]] = (),
     containers: Sequence[str] = (),
+    *,
+    plugin: str = "",
 ) -> Verdict:
     """Judge all that was read.
 
@@ -71,6 +73,7 @@ def judge(
     :param configuration: the file of ``--config``.
     :param lags: how long routers go on sending: name and seconds.
     :param containers: names of containers that run gunicorn, whatever their command says.
+    :param plugin: how it is known that the plugin is there, whatever the manifest shows.
     """
     findings = list(found.findings)
     ignored: list[tuple[Finding, str]] = []
@@ -78,7 +81,7 @@ def judge(
     for workload in found.workloads:
         reasons, complaints = _ignored(workload)
         findings += complaints
-        cases = list(cases_of(workload, found, configuration, lags, containers))
+        cases = list(cases_of(workload, found, configuration, lags, containers, plugin=plugin))
         if not cases:
             findings.append(_no_gunicorn(workload))
         for case in cases:
@@ -99,6 +102,8 @@ def cases_of(
     configuration: Configuration | None = None,
     lags: Sequence[tuple[str, float]] = (),
     containers: Sequence[str] = (),
+    *,
+    plugin: str = "",
 ) -> Iterator[Case]:
     """The containers of a workload that run gunicorn."""
     if workload.kind == "Service":
@@ -111,6 +116,7 @@ def cases_of(
         seen = see(
             container, launch, workload.source, configuration, found.others, workload.namespace
         )
+        seen.plugin = seen.plugin or plugin
         yield Case(workload, container, launch, seen, found.others, lags)
 
 

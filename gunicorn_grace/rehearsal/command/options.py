@@ -9,9 +9,12 @@ import shlex
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+if TYPE_CHECKING:
+    from ...operate.manifest import Workload
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -121,7 +124,7 @@ def _resolve_fields(
     }
     rollout = Rollout()
     if given["manifest"] is not None:
-        played = _read_manifest(given)
+        played = _read_manifest(given, tell)
         for note in played.notes:
             tell(note)
         asked = {**played.probes, **asked}
@@ -174,7 +177,7 @@ def _parse_hook(text: str) -> Any:
         raise PlanFailed(f"--prestop {text}: {error}") from error
 
 
-def _read_manifest(given: Mapping[str, Any]) -> Any:
+def _read_manifest(given: Mapping[str, Any], tell: Callable[[str], None]) -> Any:
     from ..errors import PlanFailed
 
     try:
@@ -190,14 +193,49 @@ def _read_manifest(given: Mapping[str, Any]) -> Any:
     source = "<stdin>" if name == "-" else name
     try:
         text = sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
-        return played(
-            choose(read(text, source), source, given["workload"]), rolled_out=given["rollout"]
-        )
+        workload = choose(read(text, source), source, given["workload"])
+        _judge(text, source, workload, given["config"], tell)
+        return played(workload, rolled_out=given["rollout"])
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise PlanFailed(f"-f {name}: {reason or error}") from error
     except ManifestError as error:
         raise PlanFailed(str(error)) from error
+
+
+def _judge(
+    text: str, source: str, workload: Workload, config: str | None, tell: Callable[[str], None]
+) -> None:
+    """Tell what the rules of ``gunicorn-grace check`` find in a workload, but for notes. A
+    rehearsal plays a manifest on one machine, so it cannot see everything that they see."""
+    from ...operate.check.configuration import ConfigurationUnreadable, read_configuration
+    from ...operate.check.documents import Input, read_text
+    from ...operate.check.findings import Severity
+    from ...operate.check.judging import judge
+    from ...operate.check.output import place, printable
+    from ..errors import PlanFailed
+
+    try:
+        configuration = None if config is None else read_configuration(config)
+    except ConfigurationUnreadable as error:
+        raise PlanFailed(str(error)) from error
+    found = Input()
+    read_text(found, text.encode(), source)
+    found.workloads = [
+        each for each in found.workloads if (each.kind, each.name) == (workload.kind, workload.name)
+    ]
+    found.findings = []
+    verdict = judge(
+        found, configuration, containers=[workload.serving().name], plugin="the rehearsal"
+    )
+    for finding in verdict.findings:
+        if finding.severity is not Severity.NOTE:
+            tell(
+                printable(
+                    f"{place(finding)}: {finding.severity.value}: {finding.what}; {finding.fix} "
+                    f"({finding.rule.page})"
+                )
+            )
 
 
 def _read_requests(given: Mapping[str, Any], explicit: Callable[[str], bool]) -> list[Any]:
