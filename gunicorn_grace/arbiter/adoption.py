@@ -17,7 +17,7 @@ from ..errors import UnknownSetting
 from ..shared import settings as table
 from ..shared.settings import NAMES, PREFIX, SECTION, Settings, check, rows
 from ..shared.text import printable
-from . import stack
+from . import checking, stack
 
 if TYPE_CHECKING:
     from gunicorn.config import Config
@@ -165,6 +165,7 @@ def adopt(cfg: Config, hooks: Mapping[str, Hook]) -> None:
     for name, hook in hooks.items():
         _chain(settings[name], hook)
     _check_after_loading(cfg)
+    checking.watch(cfg)
 
 
 def withdraw(cfg: Config, names: Iterable[str]) -> None:

@@ -86,21 +86,26 @@ def _source(s: Settings, platform: Platform) -> str:
     )
 
 
-def tell(arbiter: Any, settings: Settings) -> None:
-    """Log what the timeline comes to. Runs in ``on_starting`` and ``on_reload``."""
+def line_of(cfg: Any, settings: Settings) -> tuple[bool, str]:
+    """The sum for a loaded gunicorn configuration, and whether it is a warning."""
 
     def given(name: str) -> bool:
-        return bool(getattr(arbiter.cfg.settings[name], "given", False))
+        return bool(getattr(cfg.settings[name], "given", False))
 
-    platform = platforms.here()
     ours = ("termination_period", "shutdown_delay", "drain_reserve", "exit_margin")
-    warn, line = budget_line(
+    return budget_line(
         settings,
         graceful_timeout_given=given("graceful_timeout"),
         all_defaults=not any(given(f"grace_{name}") for name in ours),
-        platform=platform,
+        platform=platforms.here(),
     )
+
+
+def tell(arbiter: Any, settings: Settings) -> None:
+    """Log what the timeline comes to. Runs in ``on_starting`` and ``on_reload``."""
+    warn, line = line_of(arbiter.cfg, settings)
     (arbiter.log.warning if warn else arbiter.log.info)("gunicorn-grace: %s", line)
+    platform = platforms.here()
     if platform.signal:
         # Whoever has set the period has probably set the signal too.
         log = arbiter.log.warning if settings.period_is_assumed else arbiter.log.info

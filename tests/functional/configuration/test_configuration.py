@@ -92,6 +92,23 @@ def test_the_environment_wins_over_the_file(way: str, tmp_path: Path) -> None:
 
 @pytest.mark.long(but="module")
 @pytest.mark.parametrize("way", WAYS)
+def test_check_config_says_what_does_not_fit(way: str, tmp_path: Path) -> None:
+    """`--check-config` warns with the sum that the boot would warn with, and says nothing where it
+    fits. The command line counts as well: it is read after the file."""
+    args = ways_in("grace_termination_period = 30\ngrace_shutdown_delay = 7\n", tmp_path)[way]
+    fits = gunicorn(*args, "--check-config", cwd=tmp_path)
+    assert (fits.returncode, fits.stdout, fits.stderr) == (0, "", "")
+    cut = gunicorn(*args, "--check-config", "--graceful-timeout", "25", cwd=tmp_path)
+    assert (cut.returncode, cut.stdout) == (0, "")
+    assert cut.stderr.startswith(
+        "Warning: gunicorn-grace: grace_shutdown_delay 7 + graceful_timeout 25 + "
+        "grace_exit_margin 2 = 34 s > grace_termination_period 30 s"
+    )
+    assert cut.stderr.count("\n") == 1
+
+
+@pytest.mark.long(but="module")
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize(
     ("line", "words"),
     [
