@@ -70,8 +70,19 @@ def _construct(loader: Any, node: yaml.MappingNode) -> Iterator[Table]:
         found.lines[key] = key_node.start_mark.line + 1
 
 
+def _construct_tagged(loader: Any, suffix: str, node: yaml.Node) -> Any:
+    """A value with a tag of somebody else's (``!Ref``), as if it had none. Kubernetes does the
+    same."""
+    if isinstance(node, yaml.ScalarNode):
+        return loader.construct_scalar(node)
+    if isinstance(node, yaml.SequenceNode):
+        return loader.construct_sequence(node, deep=True)
+    return dict(loader.construct_mapping(node, deep=True))
+
+
 for _loader in (Loader, QuickLoader):
     _loader.add_constructor("tag:yaml.org,2002:map", _construct)
+    _loader.add_multi_constructor("!", _construct_tagged)
 
 
 def parse_documents(text: str, source: str) -> list[Any]:

@@ -12,11 +12,14 @@ from dataclasses import dataclass
 from ..manifest import Container
 
 SHELLS = ("sh", "bash", "ash", "dash", "zsh", "ksh")
-_GUNICORN = r"(?:[\w./${}-]*/)?gunicorn[0-9.]*"
+_GUNICORN = r"(?:[\w./${}-]*/)?gunicorn(?:\.app\.wsgiapp|[0-9.]*)"
 _IN_SCRIPT = re.compile(
     rf"(?:^|(?<=[\s;&|(]))(?:[\w./-]*python[0-9.]*\s+-m\s+)?{_GUNICORN}(?=\s|$)"
 )
 _OPERATORS = ("&&", "||", ";", "|", "&", "\n", ";;", "|&", ")")
+_REDIRECTION = re.compile(
+    r"(?P<quoted>'[^']*'|\"[^\"]*\"|\\.)|(?:\d+|&)?>{1,2}(?:&?\d+|&?\s*[^\s;&|]+)|\d*<\s*[^\s;&|]+"
+)
 _EXEC = re.compile(r"(?:^|[\s;&|(])exec\s[^;&|\n]*$")
 
 
@@ -102,7 +105,7 @@ def _read_script(script: str, shell: str, part: int) -> Launch | None:
 
 def _split(text: str) -> tuple[list[str], str]:
     """The words of a command until an operator, and that operator if a command comes after it."""
-    text = text.replace("\\\n", " ")
+    text = _REDIRECTION.sub(lambda m: m["quoted"] or " ", text.replace("\\\n", " "))
     lexer = shlex.shlex(text.replace("\n", " ; "), posix=True, punctuation_chars=";&|()")
     lexer.whitespace_split = True
     lexer.commenters = ""
@@ -112,8 +115,6 @@ def _split(text: str) -> tuple[list[str], str]:
             if token and set(token) <= set(";&|()"):
                 rest = list(lexer)
                 return words, token if any(set(t) - set(";") for t in rest) or token == "&" else ""
-            if re.fullmatch(r"\d?>{1,2}.*|\d?<.*", token):
-                continue
             words.append(token)
     except ValueError:  # An open quote.
         return words, ""
@@ -140,5 +141,6 @@ def options_of(words: tuple[str, ...], names: dict[str, str]) -> dict[str, list[
                 value = left.pop(0) if left else ""
         else:
             continue
-        found.setdefault(names[name], []).append(value)
+        # An argument such as "-w 4" in one word: argparse keeps the space, and gunicorn strips it.
+        found.setdefault(names[name], []).append(value.strip())
     return found
