@@ -80,9 +80,18 @@ def _construct_tagged(loader: Any, suffix: str, node: yaml.Node) -> Any:
     return dict(loader.construct_mapping(node, deep=True))
 
 
+def _construct_text(loader: Any, node: yaml.ScalarNode) -> Any:
+    """A date, or a lone equals sign: JSON knows neither, so Kubernetes takes them for text."""
+    return loader.construct_scalar(node)
+
+
 for _loader in (Loader, QuickLoader):
     _loader.add_constructor("tag:yaml.org,2002:map", _construct)
+    _loader.add_constructor("tag:yaml.org,2002:timestamp", _construct_text)
+    _loader.add_constructor("tag:yaml.org,2002:value", _construct_text)
     _loader.add_multi_constructor("!", _construct_tagged)
+    # Named, never made: MkDocs has such tags in files beside the manifests.
+    _loader.add_multi_constructor("tag:yaml.org,2002:python/", _construct_tagged)
 
 
 def parse_documents(text: str, source: str) -> list[Any]:
@@ -90,6 +99,10 @@ def parse_documents(text: str, source: str) -> list[Any]:
 
     :raises ManifestError: it is not YAML, or its aliases stand for too many values.
     """
+    # PyYAML refuses a tab at the end of a line, and in front of an item of a flow list; Kubernetes'
+    # parser does not.
+    text = re.sub(r"(?m)\t+[ \t]*(?=(?:#.*)?$)", " ", text)
+    text = re.sub(r"(?m)^[ \t]*\t[ \t]*(?=[\"'\]},])", "        ", text)
     try:
         loader = (QuickLoader if len(text) > LONG else Loader)(text)
         try:

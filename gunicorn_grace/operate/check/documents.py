@@ -5,6 +5,7 @@ Whatever is in a file, the result is objects or one finding. Nothing of it is ex
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -161,7 +162,32 @@ def _sort(item: Table, source: str, found: Input) -> None:
     try:
         found.workloads.append(read_workload(item, source))
     except ManifestError as error:
-        found.findings.append(_invalid(source, error, label))
+        if is_part(item):
+            skip(PART, "render it first: kubectl kustomize")
+        elif re.search(r"\{\{|\$\{|\$\(", error.what):
+            skip(f"a template: {error.what}", "render it first")
+        else:
+            found.findings.append(_invalid(source, error, label))
+
+
+PART = "a part of an object, such as a patch"
+
+
+def is_part(item: Table) -> bool:
+    """Whether an object is only a part of one, such as a patch of Kustomize: it selects no pods,
+    and a container has no image, or there are none. The API server wants both."""
+    spec = item.get("spec")
+    if not isinstance(spec, Table):
+        return True
+    template = item if item.get("kind") == "Pod" else spec.get("template")
+    pod = template.get("spec") if isinstance(template, Table) else None
+    containers = pod.get("containers") if isinstance(pod, Table) else None
+    if isinstance(containers, list) and containers:
+        has_image = all(isinstance(c, Table) and "image" in c for c in containers)
+    else:
+        has_image = False
+    selects = "selector" in spec or item.get("kind") in ("Pod", "ReplicationController", "Service")
+    return not has_image and not (selects and containers)
 
 
 def name_of(item: Table) -> str:

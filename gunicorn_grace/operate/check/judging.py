@@ -11,7 +11,7 @@ from ..manifest_yaml import Table
 from . import budget, ports, probing, process, rollout
 from .case import Case
 from .configuration import Configuration
-from .documents import SKIPPED, Input
+from .documents import PART, SKIPPED, Input, is_part
 from .findings import RULES, Finding, Rule, Severity, add
 from .launch import read_launch
 from .seen import see
@@ -81,9 +81,19 @@ def judge(
     for workload in found.workloads:
         reasons, complaints = _ignored(workload)
         findings += complaints
+        if is_part(workload.document) and not {*containers} & {c.name for c in workload.containers}:
+            findings.append(_skipped(workload, PART, "render it first: kubectl kustomize"))
+            continue
         cases = list(cases_of(workload, found, configuration, lags, containers, plugin=plugin))
         if not cases:
-            findings.append(_no_gunicorn(workload))
+            findings.append(
+                _skipped(
+                    workload,
+                    "nothing in it names gunicorn",
+                    "if its image runs gunicorn, say which container: --container NAME, or the "
+                    f"annotation {CONTAINER}",
+                )
+            )
         for case in cases:
             judged.append(f"{label_of(workload)}, container {case.container.name}")
             for finding in judge_case(case):
@@ -167,15 +177,14 @@ def _hints(container: Container) -> bool:
     )
 
 
-def _no_gunicorn(workload: Workload) -> Finding:
+def _skipped(workload: Workload, why: str, fix: str) -> Finding:
     return Finding(
         SKIPPED,
         Severity.NOTE,
         workload.source,
         workload.line,
-        f"{label_of(workload)}: nothing in it names gunicorn",
-        "if its image runs gunicorn, say which container: --container NAME, or the annotation "
-        f"{CONTAINER}",
+        f"{label_of(workload)}: {why}",
+        fix,
         label_of(workload),
     )
 

@@ -160,8 +160,11 @@ MERGES = "a: &a {x: 1, y: 2}\n" + "".join(
         (BOMB.encode(), "its aliases stand for more than"),
         (MERGES.encode(), "its aliases stand for more than"),
         (b"x" * (LARGEST + 1), "more than 4 MiB"),
-        (b"a: !!python/object/apply:os.system ['touch /tmp/x']\n", "not YAML"),
-        (b"kind: Deployment\n", "has no containers"),
+        (b"kind: Deployment\n", "Deployment (no name): a part of an object, such as a patch"),
+        (
+            b"kind: Pod\nspec: {containers: [{image: a, ports: [{containerPort: '${P}'}]}]}",
+            "template",
+        ),
     ],
     ids=lambda value: "" if isinstance(value, bytes) else value[:20],
 )
@@ -174,10 +177,44 @@ def test_what_cannot_be_read_is_one_finding(raw: bytes, said: str) -> None:
     assert "\n" not in finding.what
 
 
+@pytest.mark.parametrize("kind", ["object/apply:os.system ['touch {}']", "name:os.system ''"])
+def test_nothing_of_a_manifest_is_run(kind: str, tmp_path: Path) -> None:
+    """Tags of Python's are read as if they were not there."""
+    found = Input()
+    tag = kind.format(tmp_path / "touched")
+    read_text(found, f"kind: Deployment\nspec: !!python/{tag}\n".encode(), "bad.yaml")
+    assert [f.rule.id for f in judge(found).findings] == ["not-judged"]
+    assert not (tmp_path / "touched").exists()
+
+
+def test_what_kubernetes_reads_is_read() -> None:
+    """A tab at the end of a line, a date that is none and a lone equals sign: PyYAML alone would
+    refuse them."""
+    found = Input()
+    text = BAD.replace("kind: Deployment", "kind: Deployment\t\nday: 2024-99-99\nis: =\t# so")
+    text = text.replace('["sh", "-c",', '["sh",\n\t\t"-c",')
+    read_text(found, text.encode(), "web.yaml")
+    assert judge(found).judged == ("Deployment web, container app",)
+
+
+def test_a_patch_of_kustomize_is_not_taken_for_a_whole_object() -> None:
+    """It selects no pods and has no image, so what is missing in it is elsewhere."""
+    found = Input()
+    env = "env: [{name: GUNICORN_CMD_ARGS, value: -w 1}]"
+    patch = (
+        f"kind: Deployment\nspec: {{template: {{spec: {{containers: [{{name: app, {env}}}]}}}}}}\n"
+    )
+    read_text(found, patch.encode(), "patch.yaml")
+    (finding,) = judge(found).findings
+    assert finding.what == "Deployment (no name): a part of an object, such as a patch"
+
+
 def test_yaml_that_is_no_object_is_passed_over() -> None:
     """Values of a chart, a workflow, a list: not ours to judge. A template is a note."""
     found = Input()
-    foreign = "Resources: {A: !Sub x, B: !Join [a, [b]], C: !Map {d: e}}\n"
+    foreign = (
+        "Resources: {A: !Sub x, B: !Join [a, [b]], C: !Map {d: e}, F: !!python/name:os.system ''}\n"
+    )
     for text in ("replicas: 3\n", "- a\n- b\n", "", "on: push\njobs: {}\n", "kind: [a]\n", foreign):
         read_text(found, text.encode(), "values.yaml")
     assert judge(found).findings == ()
