@@ -68,8 +68,7 @@ def budget(case: Case) -> Iterator[Hit]:
             f"sleep less, or raise {PERIOD} to {math.ceil(slept) + GUNICORNS}",
             period_patch(case, slept + GUNICORNS) if not case.has_plugin else None,
         )
-        if not case.has_plugin:
-            return
+        return
     yield from (_with_plugin if case.has_plugin else _plain)(case, slept)
 
 

@@ -10,7 +10,7 @@ import yaml
 from gunicorn_grace.operate.check.configuration import Configuration, read_configuration
 from gunicorn_grace.operate.check.documents import Input, read_text
 from gunicorn_grace.operate.check.findings import RULES, Finding, Severity
-from gunicorn_grace.operate.check.judging import Verdict, judge
+from gunicorn_grace.operate.check.judging import Verdict, cases_of, judge
 from gunicorn_grace.operate.check.patch import fix, merge
 
 pytestmark = pytest.mark.once
@@ -576,3 +576,23 @@ def test_what_does_not_run_gunicorn_is_named_and_not_judged() -> None:
     assert [(f.rule.id, f.severity) for f in found.findings] == [("not-judged", NOTE)]
     assert found.judged == ()
     assert verdict(other, containers=["app"]).judged == ("Deployment web, container app",)
+
+
+@pytest.mark.parametrize(
+    ("script", "seconds"),
+    [
+        ("sleep 5; sleep 10", 15),
+        ("/bin/sleep 1m", 60),
+        ("if ready; then sleep 5; else sleep 100; fi", 5),
+        ("while busy; do sleep 1; done", 1),
+        ("nginx -s quit; sleep 2.5s", 2.5),
+        ("sleepy 100", 0),
+    ],
+)
+def test_a_hook_sleeps_at_least_as_long_as_it_says(script: str, seconds: float) -> None:
+    """The sum, and where there are branches the least of them."""
+    hook = {"lifecycle": {"preStop": {"exec": {"command": ["sh", "-c", script]}}}}
+    found = Input()
+    read_text(found, plain(hook).encode(), "web.yaml")
+    (case,) = cases_of(found.workloads[0], found)
+    assert case.slept == seconds
