@@ -106,6 +106,31 @@ class Case:
         return found
 
     @property
+    def others_ports(self) -> dict[int, str]:
+        """The ports that the other containers of the pod declare, and the name of each."""
+        found = {
+            port: container.name
+            for container in self.workload.containers
+            if container is not self.container
+            for port in container.ports.values()
+        }
+        # A sidecar may also be an init container that is restarted.
+        starters = self.workload.pod.get("initContainers")
+        for item in starters if isinstance(starters, list) else []:
+            declared = item.get("ports") if isinstance(item, Table) else None
+            for port in declared if isinstance(declared, list) else []:
+                number = port.get("containerPort") if isinstance(port, Table) else None
+                if isinstance(number, int):
+                    found[number] = str(item.get("name", ""))
+        return found
+
+    def asks_gunicorn(self, action: Action) -> bool:
+        """Whether gunicorn or the plugin answers a probe, and not another container."""
+        if action.port is None or action.port == self.probe_port:
+            return True
+        return action.port in self.ports if self.ports else action.port not in self.others_ports
+
+    @property
     def probe_port(self) -> int | None:
         """The port of ``grace_probe_bind``; None if there is none."""
         bind = self.seen.settings.probe_bind

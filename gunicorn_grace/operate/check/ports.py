@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from .budget import env
 from .case import Case
 from .findings import Hit, Patch, Severity, rule
 from .probing import probes_of, right_port
@@ -26,12 +27,7 @@ def probe_port(case: Case) -> Iterator[Hit]:
     actions = [(f"{name} probe", probe.action) for name, probe in probes_of(case)]
     if case.hook is not None:
         actions.append(("preStop hook", case.hook))
-    elsewhere = {
-        port
-        for container in case.workload.containers
-        if container is not case.container
-        for port in container.ports.values()
-    }
+    elsewhere = {*case.others_ports}
     right = right_port(case)
     for name, action in actions:
         key = name.partition(" ")[0]
@@ -54,6 +50,15 @@ def probe_port(case: Case) -> Iterator[Hit]:
             )
             continue
         ours = case.ports
+        bind = case.seen.settings.probe_bind or ""
+        is_probe_port = action.port is not None and action.port == case.probe_port
+        if is_probe_port and bind.startswith(LOOPBACK) and not action.host:
+            yield Hit(
+                case.line("port", of=action.table),
+                f"{name}: the probe port listens on {bind}, where the kubelet cannot reach it",
+                f'set GRACE_PROBE_BIND to "0.0.0.0:{action.port}"',
+                Patch(container=env(GRACE_PROBE_BIND=f"0.0.0.0:{action.port}")),
+            )
         if action.port is None or ours is None or case.seen.unseen & {"probe_bind"}:
             continue
         line = case.line("port", of=action.table)
@@ -133,12 +138,7 @@ def probe_port_clash(case: Case) -> Iterator[Hit]:
         return
     source, line = case.seen.lines.get("probe_bind", ("", 0))
     line = line if source == case.workload.source else case.container.line
-    others = {
-        number: container.name
-        for container in case.workload.containers
-        if container is not case.container
-        for number in container.ports.values()
-    }
+    others = case.others_ports
     if case.ports and port in case.ports:
         yield Hit(line, f"grace_probe_bind has port {port}, which gunicorn binds", "give another")
     elif port in others:

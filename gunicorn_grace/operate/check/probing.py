@@ -98,6 +98,8 @@ def readiness_path(case: Case) -> Iterator[Hit]:
     for _, probe in probes_of(case, "readiness"):
         if not case.has_plugin or probe.action.kind != "httpGet":
             return
+        if not case.asks_gunicorn(probe.action):
+            return
         path = probe.action.path.partition("?")[0]
         question = asked(case, probe.action)
         if question == "readiness" or "readiness_path" in case.seen.unseen:
@@ -135,7 +137,7 @@ def liveness_path(case: Case) -> Iterator[Hit]:
     """The path of the liveness probe."""
     readiness = case.container.probes.get("readiness")
     for _, probe in probes_of(case, "liveness"):
-        if probe.action.kind != "httpGet":
+        if probe.action.kind != "httpGet" or not case.asks_gunicorn(probe.action):
             return
         wanted = case.seen.settings.liveness_path
         path = probe.action.path.partition("?")[0]

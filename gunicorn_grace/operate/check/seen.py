@@ -261,6 +261,17 @@ def _settle(found: Seen, values: Mapping[str, Any], source: str) -> None:
         good["termination_period"] = PERIOD
         found.given.discard("termination_period")
     found.settings = Settings(**good)
+    if found.problems or found.unseen:
+        return
+    try:
+        table.check(found.settings)
+    except ConfigurationError as error:
+        lines = [found.lines[name] for name in ("trigger", *_PATHS) if name in found.lines]
+        found.problems.append((*(lines or [(source, 0)])[0], str(error)))
+
+
+_PATHS = ("readiness_path", "liveness_path", "startup_path")
+"""The settings that may not be equal."""
 
 
 def _token(value: Any) -> Any:

@@ -240,6 +240,18 @@ CASES: list[tuple[str, Severity, str, str, str]] = [
         "127.0.0.1:8080, where the kubelet cannot reach it",
     ),
     (
+        "probe-port",
+        ERROR,
+        given(
+            {
+                **env(GRACE_PROBE_BIND="127.0.0.1:8081"),
+                "livenessProbe": {"httpGet": {"port": 8081}},
+            }
+        ),
+        "port: 8081",
+        "the probe port listens on 127.0.0.1:8081, where the kubelet cannot reach it",
+    ),
+    (
         "readiness-kind",
         WARNING,
         given({"readinessProbe": {"httpGet": None, "tcpSocket": {"port": "http"}}}),
@@ -381,6 +393,20 @@ CASES: list[tuple[str, Severity, str, str, str]] = [
         given(env(GRACE_SHUTDOWN_DELAY="10 s")),
         "name: GRACE_SHUTDOWN_DELAY",
         "GRACE_SHUTDOWN_DELAY = '10 s' is not a number",
+    ),
+    (
+        "setting",
+        ERROR,
+        given(env(GRACE_TRIGGER="token")),
+        "name: GRACE_TRIGGER",
+        "grace_trigger_token is not set",
+    ),
+    (
+        "setting",
+        ERROR,
+        given(env(GRACE_LIVENESS_PATH="/readyz")),
+        "name: GRACE_LIVENESS_PATH",
+        "grace_readiness_path and grace_liveness_path are both '/readyz'",
     ),
     (
         "unknown-setting",
@@ -596,3 +622,15 @@ def test_a_hook_sleeps_at_least_as_long_as_it_says(script: str, seconds: float) 
     read_text(found, plain(hook).encode(), "web.yaml")
     (case,) = cases_of(found.workloads[0], found)
     assert case.slept == seconds
+
+
+@pytest.mark.parametrize("key", ["containers", "initContainers"])
+def test_what_a_sidecar_answers_is_its_own(key: str) -> None:
+    """A proxy in front of gunicorn has paths and ports of its own, and may well be asked."""
+    proxy = {"name": "proxy", "image": "envoy", "ports": [{"containerPort": 9000}]}
+    probes = {
+        "readinessProbe": {"httpGet": {"path": "/healthz", "port": 9000}},
+        "livenessProbe": {"httpGet": {"path": "/readyz", "port": 9000}},
+    }
+    assert [f for f in verdict(given(probes, {key: [proxy]})).findings if f.severity is ERROR] == []
+    assert {f.rule.id for f in verdict(given(probes)).findings} == {"probe-port"}
