@@ -99,10 +99,16 @@ def judge(
             for finding in judge_case(case):
                 if finding.rule.id in reasons:
                     ignored.append((finding, reasons[finding.rule.id]))
-                elif finding not in findings:
+                else:
                     findings.append(finding)
-    order = list(dict.fromkeys(finding.source for finding in findings))
-    findings.sort(key=lambda finding: (order.index(finding.source), finding.line))
+    # A fault in the file of --config is found again for each container.
+    unique = {(f.rule.id, f.source, f.line, f.what, f.container): f for f in findings}
+    if configuration is not None:
+        unique = {key: f for key, f in unique.items() if f.source != configuration.source} | {
+            (*key[:4], ""): f for key, f in unique.items() if f.source == configuration.source
+        }
+    order = {source: n for n, source in enumerate(dict.fromkeys(f.source for f in findings))}
+    findings = sorted(unique.values(), key=lambda f: (order[f.source], f.line))
     return Verdict(tuple(findings), tuple(judged), tuple(ignored))
 
 

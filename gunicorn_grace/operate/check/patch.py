@@ -75,11 +75,12 @@ def fix(
             if finding is None or workload.name == "(no name)":
                 break
             step = _whole(mended, finding)
-            after = copy.deepcopy(_plain(mended.document))
-            merge(after, step)
             try:
+                after = _plain(mended.document)
+                merge(after, step)
                 mended = _read_again(after, workload)
-            except ManifestError:
+            except (ManifestError, RecursionError):
+                # Nested so deeply that it can be read, and not written.
                 break
             patch = combine(patch, step)
         if patch:

@@ -472,6 +472,19 @@ def test_a_patch_is_printed_and_what_it_leaves_is_said(
     assert {f.severity.value for f in judge(found).findings} <= {"note"}
 
 
+@pytest.mark.parametrize("depth", [50, 150, 200, 250, 300, 320, 340, 900, 5000])
+@pytest.mark.parametrize("length", [0, 200_000])
+def test_whatever_is_nested_there_is_no_traceback(depth: int, length: int) -> None:
+    """Also where a document can just be read, and not be written again."""
+    nested = f"data: {'[' * depth}{']' * depth}\n# {'x' * length}\n"
+    found = Input()
+    read_text(found, (BAD + nested).encode(), "web.yaml")
+    verdict = judge(found)
+    assert verdict.findings
+    fixed = fix(found)
+    assert fixed.text or fixed.left
+
+
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not here")
 @pytest.mark.parametrize("kind", ["Deployment", "StatefulSet", "DaemonSet", "Rollout"])
 def test_kustomize_applies_the_patch(

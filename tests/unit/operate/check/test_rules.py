@@ -547,6 +547,17 @@ def test_the_environment_wins_over_the_file_and_the_file_over_the_default(tmp_pa
     assert "graceful_timeout 58" in found["budget"].what
 
 
+def test_a_fault_in_the_file_is_found_once(tmp_path: Any) -> None:
+    """Two containers read the same file; its line is told once."""
+    path = tmp_path / "gunicorn.conf.py"
+    path.write_text("import gunicorn_grace\ngrace_shutdown_delay = 'soon'\n")
+    second = {"containers": [{"name": "second", "image": "i", "command": ["gunicorn", "a:a"]}]}
+    found = verdict(given(None, second), configuration=read_configuration(str(path)))
+    (fault,) = [f for f in found.findings if f.rule.id == "setting"]
+    assert (fault.source, fault.line) == (str(path), 2)
+    assert len(found.judged) == 2
+
+
 def test_no_error_rests_on_what_is_not_seen() -> None:
     """A ConfigMap that is not in the input may set the period; one that is in it is read."""
     removed = [{"name": "GRACE_TERMINATION_PERIOD", "$patch": "delete"}]
