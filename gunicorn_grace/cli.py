@@ -149,6 +149,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except click.ClickException as error:
         error.show()
         return error.exit_code
+    except OSError as error:
+        # A full disk behind standard output, for example; click itself handles a closed pipe.
+        give_up_stdout()
+        click.echo(f"Error: {error.filename or 'standard output'}: {error.strerror}", err=True)
+        return EXIT_FAILED
     except (click.Abort, KeyboardInterrupt):
         click.echo("Aborted!", err=True)
         return 130

@@ -82,6 +82,8 @@ def read_all(names: Iterable[str]) -> Input:
     for name in names:
         source = "<stdin>" if name == "-" else name
         try:
+            if name == "-" and sys.stdin is None:
+                raise ValueError("standard input is closed")
             if name == "-":
                 raw = sys.stdin.buffer.read(LARGEST + 1)
             else:

@@ -139,6 +139,33 @@ def test_wrong_usage_is_one_line(
     assert err.count("\n") == 1
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full is Linux's")
+def test_a_full_disk_is_one_line(bad: str) -> None:
+    """What cannot be written is said on standard error."""
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "gunicorn_grace.cli", "check", bad],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+        )
+    assert (done.returncode, done.stderr) == (
+        1,
+        "Error: standard output: No space left on device\n",
+    )
+
+
+def test_a_closed_standard_input_is_one_finding(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python has no ``sys.stdin`` then."""
+    monkeypatch.setattr(sys, "stdin", None)
+    code, out, _ = run(capsys, "-")
+    assert code == 1
+    assert "  standard input is closed\n" in out
+
+
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{new}: &{new} [{', '.join(['*' + old] * 9)}]\n"
     for old, new in zip("abcdefgh", "bcdefghi", strict=True)
