@@ -84,7 +84,7 @@ def _with_plugin(case: Case, slept: float) -> Iterator[Hit]:
     line = _line(case, "shutdown_delay" if not slept else "")
     advice = max(least, whole if chosen else 0)
     if least > case.period:
-        certain = case.seen.is_certain("shutdown_delay", "drain_reserve", "exit_margin")
+        certain = case.seen.is_chosen("shutdown_delay")
         yield Hit(
             line,
             f"{before}grace_shutdown_delay {s.shutdown_delay:g} + grace_drain_reserve "
@@ -167,7 +167,7 @@ def period(case: Case) -> Iterator[Hit]:
         what = f"{called} is not set, so {ours:g} s are assumed, and the manifest has {asked}"
     else:
         what = f"{called} {ours:g} {'>' if ours > case.period else '<'} {asked}"
-    if ours > case.period and seen.is_certain("termination_period"):
+    if ours > case.period and seen.is_chosen("termination_period"):
         severity = Severity.ERROR
     yield Hit(
         line if source == case.workload.source and line else case.period_line,

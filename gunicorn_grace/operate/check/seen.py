@@ -57,6 +57,7 @@ class Seen:
     :ivar gunicorn: gunicorn's own settings that were chosen, as text.
     :ivar binds: what gunicorn listens on; None if it is not known.
     :ivar problems: values that the plugin refuses: file, line, what.
+    :ivar is_shown: whether the configuration file was shown. Otherwise the image may have one.
     """
 
     settings: Settings = field(default_factory=lambda: Settings(termination_period=PERIOD))
@@ -68,10 +69,15 @@ class Seen:
     gunicorn: dict[str, str] = field(default_factory=dict)
     binds: tuple[str, ...] | None = None
     problems: list[tuple[str, int, str]] = field(default_factory=list)
+    is_shown: bool = False
 
     def is_certain(self, *names: str) -> bool:
         """Whether the values of these settings are those that count in the container."""
         return not self.unseen & {*names} and (not self.elsewhere or {*names} <= self.given)
+
+    def is_chosen(self, *names: str) -> bool:
+        """Whether a person chose these values, or the defaults are known to count."""
+        return self.is_certain(*names) and (self.is_shown or {*names} <= self.given)
 
     @property
     def graceful_timeout(self) -> float:
@@ -101,7 +107,7 @@ def see(
     :param others: the other objects of the input, among which ConfigMaps are looked up.
     :param namespace: the namespace of the workload.
     """
-    found = Seen()
+    found = Seen(is_shown=configuration is not None)
     environ = _environ(container, others, namespace, found)
     words = launch.words if launch else ()
     from_env = _split(environ.get("GUNICORN_CMD_ARGS", ""))

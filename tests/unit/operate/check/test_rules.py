@@ -128,7 +128,8 @@ CASES: list[tuple[str, Severity, str, str, str]] = [
         "budget",
         ERROR,
         given(
-            {**env(GRACE_TERMINATION_PERIOD="30"), **SLEEP}, {"terminationGracePeriodSeconds": 30}
+            {**env(GRACE_TERMINATION_PERIOD="30", GRACE_SHUTDOWN_DELAY="10"), **SLEEP},
+            {"terminationGracePeriodSeconds": 30},
         ),
         "sleep",
         "preStop sleep 15 + grace_shutdown_delay 10 + grace_drain_reserve 5 + grace_exit_margin 2 "
@@ -162,7 +163,7 @@ CASES: list[tuple[str, Severity, str, str, str]] = [
     ),
     (
         "period",
-        ERROR,
+        WARNING,
         given(
             {
                 "env": [{"name": "GRACE_TERMINATION_PERIOD", "$patch": "delete"}],
@@ -571,6 +572,17 @@ def test_no_error_rests_on_what_is_not_seen() -> None:
         "data": {"GRACE_TERMINATION_PERIOD": "20"},
     }
     assert findings(given(container, short, None, None, BUDGET, config)) == {}
+
+
+def test_a_default_makes_no_error_unless_the_file_was_shown(tmp_path: Any) -> None:
+    """The image may have a gunicorn.conf.py that nobody showed."""
+    removed = {"env": [{"name": "GRACE_TERMINATION_PERIOD", "$patch": "delete"}]}
+    text = given(removed, {"terminationGracePeriodSeconds": 20})
+    assert findings(text)["period"].severity is WARNING
+    path = tmp_path / "gunicorn.conf.py"
+    path.write_text("import gunicorn_grace\n")
+    shown = read_configuration(str(path))
+    assert findings(text, configuration=shown)["period"].severity is ERROR
 
 
 def test_an_annotation_with_a_reason_ignores_a_rule() -> None:
