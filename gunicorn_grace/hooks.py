@@ -34,7 +34,7 @@ from .shared.guard import guarded, tell_once
 from .worker import classes, probes_only, process, shortcut
 from .worker.access_log import quieten_probes
 from .worker.answering import WorkerAnswers
-from .worker.asgi_servers import stand_in_front_of_asgi
+from .worker.asgi_servers import answer_probes_in_front_of_asgi, stand_in_front_of_asgi
 from .worker.counting import Counting
 from .worker.overlay import Overlay
 from .worker.publishing import publish
@@ -163,6 +163,8 @@ def _answer_probes_only(worker: Any, ours: probes_only.ProbesOnly) -> None:
             how = None
         if how in (classes.HOOKS, classes.WSGI) and ours.settings.overlay:
             worker.wsgi = Overlay(worker.wsgi, WorkerAnswers(None)).serve
+        elif how is not None and ours.settings.overlay:
+            answer_probes_in_front_of_asgi(worker)
     finally:
         ours.booted(worker)
     worker.cfg.settings = dict(worker.cfg.settings)

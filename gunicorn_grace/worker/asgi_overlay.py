@@ -36,7 +36,73 @@ COUNTED = "gunicorn_grace.counted"
 :class:`gunicorn_grace.asgi.Probes` inside so."""
 
 
-class AsgiOverlay:
+class AsgiProbes:
+    """Answers the probes in front of an ASGI application, and nothing else.
+
+    :param app: the application.
+    :param answers: answers the probes.
+    :ivar serve: it as an ASGI application, a coroutine function.
+    """
+
+    def __init__(self, app: Application, answers: WorkerAnswers) -> None:
+        self.app = app
+        self.answers = answers
+        self._ownership = Ownership()
+        self.serve: Application = self._serve
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Call the application, or answer a probe."""
+        if scope["type"] == "http":
+            path = path_of(scope)
+            target = self.answers.answers.target(path)
+            if target is not None:
+                await self.probe(target, path, scope, receive, send, send)
+                return
+        await self.app(scope, receive, send)
+
+    async def probe(
+        self,
+        target: Target,
+        path: str,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        servers_own: Send,
+    ) -> None:
+        """Answer a probe, or let the application do so if it has that path.
+
+        :param servers_own: the server's ``send``, by which its connection is found.
+        """
+        answers, environ = self.answers, environ_of(scope)
+        if answers.is_trigger(target, environ):
+            with connection_in(environ, scope, servers_own):
+                refused = await in_a_thread(lambda: answers.refuse(target, environ))
+            assert refused is not None
+            await respond(send, refused, scope["method"])
+            return
+        ours = answers.is_ours(target)
+        # Only existing probes are remembered, because invented names would fill the memory.
+        request = request_of_scope(scope) if not ours and answers.knows(target) else None
+        if ours or self._ownership.is_refused(request):
+            await respond(send, await answer(answers, target, environ), scope["method"])
+            return
+
+        async def instead(status: str) -> Answer | None:
+            """Return the plugin's answer to the probe; ``None`` if the application's stands."""
+            host = environ.get("HTTP_HOST", "")
+            if not self._ownership.learn(path, host, request, status):
+                return await answer(answers, target, environ)
+            if status[0] != "2" or ANSWERED in scope:
+                return None
+            if not answers.is_ours(target) and not answers.have_checks(target, environ):
+                return None
+            found = await answer(answers, target, environ)
+            return None if found.status == 200 else found
+
+        await self.app(scope, receive, _Listening(send, scope["method"], instead).send)
+
+
+class AsgiOverlay(AsgiProbes):
     """Answers the probes in front of an ASGI application, and counts all other requests while the
     application serves them.
 
@@ -51,16 +117,14 @@ class AsgiOverlay:
     """
 
     def __init__(self, app: Application, ours: WorkerProcess, *, reads_rest: bool) -> None:
-        self.app = app
-        self.answers = WorkerAnswers(ours)
+        super().__init__(app, WorkerAnswers(ours))
         self._ours = ours
         self._reads_rest = reads_rest
-        self._ownership = Ownership()
         self._websockets = WebSockets(ours)
         self.serve = self._as_function()
 
     def _as_function(self) -> Application:
-        app, ours, probe, reads_rest = self.app, self._ours, self._probe, self._reads_rest
+        app, ours, probe, reads_rest = self.app, self._ours, self.probe, self._reads_rest
         begin, end, is_closing = ours.begin, ours.end, self._is_closing
         answers = self.answers.answers
         # Without the overlay there is no path of a probe.
@@ -112,43 +176,6 @@ class AsgiOverlay:
 
     def _is_closing(self) -> bool:
         return self._ours.is_leaving or self._ours.memory.is_terminating()
-
-    async def _probe(
-        self,
-        target: Target,
-        path: str,
-        scope: Scope,
-        receive: Receive,
-        send: Send,
-        servers_own: Send,
-    ) -> None:
-        answers, environ = self.answers, environ_of(scope)
-        if answers.is_trigger(target, environ):
-            with connection_in(environ, scope, servers_own):
-                refused = await in_a_thread(lambda: answers.refuse(target, environ))
-            assert refused is not None
-            await respond(send, refused, scope["method"])
-            return
-        ours = answers.is_ours(target)
-        # Only existing probes are remembered, because invented names would fill the memory.
-        request = request_of_scope(scope) if not ours and answers.knows(target) else None
-        if ours or self._ownership.is_refused(request):
-            await respond(send, await answer(answers, target, environ), scope["method"])
-            return
-
-        async def instead(status: str) -> Answer | None:
-            """Return the plugin's answer to the probe; ``None`` if the application's stands."""
-            host = environ.get("HTTP_HOST", "")
-            if not self._ownership.learn(path, host, request, status):
-                return await answer(answers, target, environ)
-            if status[0] != "2" or ANSWERED in scope:
-                return None
-            if not answers.is_ours(target) and not answers.have_checks(target, environ):
-                return None
-            found = await answer(answers, target, environ)
-            return None if found.status == 200 else found
-
-        await self.app(scope, receive, _Listening(send, scope["method"], instead).send)
 
 
 class _Listening:

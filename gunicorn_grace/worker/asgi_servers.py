@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from . import classes
+from .answering import WorkerAnswers
 from .process import WorkerProcess
 
 Wrap = Callable[..., Any]
@@ -56,6 +57,22 @@ def stand_in_front_of_asgi(worker: Any, ours: WorkerProcess) -> bool:
                 type(worker).__name__,
             )
     return ours.is_wrapped
+
+
+def answer_probes_in_front_of_asgi(worker: Any) -> bool:
+    """Put the probes, and nothing else, in front of the application of an ASGI worker: the instance
+    is switched off. Runs in ``post_worker_init``.
+
+    :param worker: gunicorn's worker.
+    :returns: whether they are there, or will be before the worker serves.
+    """
+
+    def wrap_app(app: Any, config: Any = None) -> Any:
+        from .asgi_overlay import AsgiProbes  # Here, because no other worker class needs it.
+
+        return AsgiProbes(app, WorkerAnswers(None)).serve
+
+    return _wrap(worker, wrap_app)
 
 
 def _running_loop() -> Any:

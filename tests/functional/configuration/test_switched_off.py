@@ -229,6 +229,20 @@ def test_an_asgi_worker_is_plain_gunicorns_too(
     assert_alike(off, plain)
 
 
+@pytest.mark.once
+@pytest.mark.parametrize("worker_class", ["asgi", "uvicorn_worker.UvicornWorker"])
+def test_an_asgi_application_has_the_probes_in_front_of_it(worker_class: str, serve: Serve) -> None:
+    """Without a line of code, as in an instance that serves; and a hook does not fail."""
+    module = "gunicorn.workers.gasgi" if worker_class == "asgi" else "uvicorn_worker"
+    if importlib.util.find_spec(module) is None:
+        pytest.skip(f"no {module} here")
+    server = serve("asgi_service:bare", args=("-k", worker_class, "-w", "1"), settings=OFF)
+    assert server.get("/readyz").body == b"ok\n"
+    assert with_json(server, "/readyz")["phase"] == "SERVING"
+    assert server.get("/readyz?down=true").body.startswith(b"gunicorn-grace is switched off")
+    assert server.get("/").status == 200
+
+
 # -- triggers and commands ----
 
 
