@@ -46,6 +46,25 @@ def test_the_example_runs_both_ways(config: tuple[str, ...], serve: Serve) -> No
     assert server.wait(20) == 0, server.output
 
 
+@pytest.mark.parametrize("worker_class", ["asgi", "uvicorn_worker.UvicornWorker"])
+def test_the_example_for_fastapi_needs_no_code(worker_class: str, serve: Serve) -> None:
+    """Its routes, the probes that it does not have, the flip, and the stream that ends."""
+    pytest.importorskip("fastapi")
+    args = ("-k", worker_class)
+    settings = {**QUICK_END, "shutdown_delay": 60}
+    server = serve("main:app", cwd=EXAMPLES / "asgi", args=args, settings=settings)
+    assert server.get("/").body == b"hello\n"
+    assert server.get("/readyz").body == b"ok\n"
+    server.signal(signal.SIGTERM)
+    server.wait_line("shutdown_initiated")
+    assert server.get("/readyz").status == 503
+    assert server.get("/healthz").status == 200
+    assert server.get("/stream").body == b"tick 0\n"
+    server.end_delay()
+    assert server.wait(20) == 0, server.output
+    assert "0 cut off" in server.summary()
+
+
 def test_the_file_that_was_there_before_keeps_its_hooks(serve: Serve) -> None:
     """An existing gunicorn.conf.py with hooks of its own, found by gunicorn itself, plus two
     lines."""
