@@ -55,6 +55,12 @@ def cpu_ns(pids: Sequence[int]) -> int:
 
 HOT = ("-k", "gthread", "-w", "1", "--threads", "2", "--keep-alive", "600")
 
+ASGI = {
+    "asgi": ("-k", "asgi", "-w", "1", "--keep-alive", "600"),
+    "uvicorn": ("-k", "uvicorn_worker.UvicornWorker", "-w", "1", "--keep-alive", "600"),
+}
+"""Worker classes that serve FastAPI: gunicorn's own is there from 24.1 on."""
+
 EVERYTHING: dict[str, object] = {"dockerflow": "true", "ignore_paths": "/metrics,/debug"}
 
 
@@ -74,6 +80,14 @@ def cpu_a_request(boots: int, rounds: int, requests: int) -> None:
     gunicorn."""
     for what, server in compared():
         compare(f"CPU a request, {what}", boots, rounds, requests, server)
+
+
+def cpu_of_asgi(boots: int, rounds: int, requests: int) -> None:
+    """The same for the smallest FastAPI application, under both worker classes that serve it."""
+    for kind, args in ASGI.items():
+        compare(
+            f"CPU a request, FastAPI, {kind}", boots, rounds, requests, ("smallest:app", args, {})
+        )
 
 
 def compare(
@@ -291,12 +305,13 @@ def flip(runs: int) -> None:
 def exit_time(runs: int) -> None:
     """From the end of the delay, or of the longest request in flight if that is later, to the end
     of the process."""
-    for kind in WORKERS:
+    for kind, args in {**WORKERS, **ASGI}.items():
         found = []
         for number in range(runs):
             delay, request = (0.5, 1.5) if number % 2 else (1.5, 0.5)
             settings = {"shutdown_delay": delay, "min_delay": 0, "extend_delay": "false"}
-            with serve("tiny:app", kind=kind, settings=settings) as server:
+            app = "smallest:app" if kind in ASGI else "tiny:app"
+            with serve(app, args=args, settings=settings) as server:
                 server.wait_ready()
                 client = Client(server.address)
                 client.send(f"/sleep?{request}")
@@ -488,6 +503,7 @@ def memory_of(pid: int) -> str:
 
 BENCHMARKS: dict[str, Callable[[], None]] = {
     "cpu": lambda: cpu_a_request(40, 6, 400),
+    "cpu-asgi": lambda: cpu_of_asgi(40, 6, 400),
     "instructions": lambda: instructions_a_request(200, 1200),
     "probe": lambda: cpu_a_probe(5_000, 5),
     "flip": lambda: flip(5),
