@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import gunicorn.app.base
+from speech import say
 
 WAY, BIND = sys.argv[1:3]
 sys.argv = sys.argv[:1]
@@ -53,8 +54,8 @@ def hooks() -> dict[str, Any]:
     def hook(name: str) -> Any:
         two = name in ("pre_fork", "post_fork", "pre_request", "post_request", "child_exit")
         if two:
-            return lambda first, second: print("hook", name, file=sys.stderr, flush=True)
-        return lambda first: print("hook", name, file=sys.stderr, flush=True)
+            return lambda first, second: say(f"hook {name}")
+        return lambda first: say(f"hook {name}")
 
     return {name: hook(name) for name in os.environ.get("HOOKS", "").split()}
 

@@ -278,9 +278,7 @@ def test_a_damaged_memory_is_never_taken_for_the_only_one(content: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done
     assert done.stderr.count("\n") == 1, done.stderr
-    assert done.stderr.startswith(
-        "Error: no gunicorn with gunicorn-grace that this user may open (/proc/"
-    )
+    assert done.stderr.startswith("Error: no gunicorn with gunicorn-grace that lives: /proc/")
     assert done.stdout.endswith(": not ready until undrain\n")
 
 
