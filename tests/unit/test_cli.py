@@ -122,14 +122,17 @@ def test_without_an_instance_a_command_is_one_line(
 def test_another_users_gunicorn_is_named() -> None:
     """Not permitted is told from not there: with the owner, and what to do about it."""
     with subprocess.Popen(
-        ["gunicorn: master [main:app]", "-c", "import sys; print(flush=True); sys.stdin.read()"],
-        executable="/usr/bin/python3",
+        ["gunicorn: master [main:app]"],
+        executable="/bin/cat",
         user="nobody",
         cwd="/",
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     ) as theirs:
+        assert theirs.stdin is not None
         assert theirs.stdout is not None
+        theirs.stdin.write(b"begun\n")
+        theirs.stdin.flush()
         assert theirs.stdout.readline()
         found = instance_module._gunicorn_of_another_user()
         theirs.communicate(timeout=PATIENCE)
