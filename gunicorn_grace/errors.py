@@ -42,7 +42,7 @@ class UnknownSetting(GraceError, AttributeError):
         hint = (
             f"did you mean {nearest}?"
             if nearest
-            else "see docs/settings.md for the list of settings"
+            else "see docs/reference/settings.md for the list of settings"
         )
         super().__init__(f"unknown setting {name}: {hint}")
         self.name = name

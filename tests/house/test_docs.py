@@ -44,21 +44,8 @@ from support.paths import DOCS, TESTS
 pytestmark = pytest.mark.once
 
 PACKAGE = Path(gunicorn_grace.__file__).parent
-NAMES = (
-    "settings.md",
-    "how-it-works.md",
-    "application.md",
-    "probes.md",
-    "probe-port.md",
-    "metrics.md",
-    "check.md",
-    "commands.md",
-    "rehearsal.md",
-    "balancers.md",
-    "faults.md",
-    "worker-classes.md",
-    "evidence.md",
-)
+NAMES = tuple(sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md")))
+"""Every page, by its path in ``docs/``."""
 
 HINT = (
     "\n\nThe documentation parted from the code. Run python tests/house/test_docs.py, or paste "
@@ -431,26 +418,26 @@ def kind(field: dict[str, Any]) -> str:
 
 
 RENDERED: dict[str, tuple[str, Callable[[], str]]] = {
-    "settings": ("settings.md", settings),
-    "sums": ("settings.md", sums),
-    "platforms": ("settings.md", platform_rows),
-    "times": ("how-it-works.md", times),
-    "metrics": ("metrics.md", measured),
-    "gauges": ("metrics.md", gauges),
-    "report": ("metrics.md", reported),
-    "phases": ("how-it-works.md", phases),
-    "probes": ("probes.md", probe_table),
-    "answers": ("probes.md", probe_answers),
-    "options of reports": ("commands.md", options("reports")),
-    "options of status": ("commands.md", options("status")),
-    "options of end-delay": ("commands.md", options("end-delay")),
-    "options of prestop": ("commands.md", options("prestop")),
-    "options of drain": ("commands.md", options("drain")),
-    "options of undrain": ("commands.md", options("undrain")),
-    "options of check": ("commands.md", options("check")),
-    "options of rehearse": ("commands.md", options("rehearse")),
-    "rules": ("check.md", judged),
-    "document": ("rehearsal.md", document),
+    "settings": ("reference/settings.md", settings),
+    "sums": ("reference/settings.md", sums),
+    "platforms": ("reference/settings.md", platform_rows),
+    "times": ("explanation/how-it-works.md", times),
+    "metrics": ("reference/metrics.md", measured),
+    "gauges": ("reference/metrics.md", gauges),
+    "report": ("reference/metrics.md", reported),
+    "phases": ("explanation/how-it-works.md", phases),
+    "probes": ("reference/probes.md", probe_table),
+    "answers": ("reference/probes.md", probe_answers),
+    "options of reports": ("reference/commands.md", options("reports")),
+    "options of status": ("reference/commands.md", options("status")),
+    "options of end-delay": ("reference/commands.md", options("end-delay")),
+    "options of prestop": ("reference/commands.md", options("prestop")),
+    "options of drain": ("reference/commands.md", options("drain")),
+    "options of undrain": ("reference/commands.md", options("undrain")),
+    "options of check": ("reference/commands.md", options("check")),
+    "options of rehearse": ("reference/commands.md", options("rehearse")),
+    "rules": ("reference/check.md", judged),
+    "document": ("reference/rehearsal.md", document),
 }
 
 
@@ -500,7 +487,7 @@ def first_column(page: str, head: str) -> list[str]:
 
 def test_every_reason_is_explained() -> None:
     """The table of reasons has each one, once, in the words of the log."""
-    assert sorted(first_column("how-it-works.md", "reason")) == sorted(map(str, Reason))
+    assert sorted(first_column("explanation/how-it-works.md", "reason")) == sorted(map(str, Reason))
 
 
 def test_every_transition_of_the_diagram_is_reached() -> None:
@@ -512,15 +499,15 @@ def test_every_transition_of_the_diagram_is_reached() -> None:
 
 def test_the_cells_of_the_shared_memory_exist() -> None:
     """Who reads the table of writers finds the same names in ``gunicorn_grace.shared.memory``."""
-    cells = first_column("how-it-works.md", "cells")
+    cells = first_column("explanation/how-it-works.md", "cells")
     assert len(cells) > 10
     known = {*vars(Header), *vars(Record), *vars(Board)}
     assert [name for name in cells if name not in known] == []
 
 
 def test_the_times_and_sizes_of_the_metrics_are_those_of_the_code() -> None:
-    """What docs/metrics.md says of how often, how long and how much."""
-    page = " ".join(read("metrics.md").split())
+    """What docs/reference/metrics.md says of how often, how long and how much."""
+    page = " ".join(read("reference/metrics.md").split())
     assert notify.GAUGE_EVERY == 1
     assert f"every second from T0 on, every {notify.GAUGE_EVERY_SERVING:g} s before" in page
     assert f"`EXTEND_TIMEOUT_USEC=`, every {notify.RENEW_EVERY:g} s" in page
@@ -583,20 +570,20 @@ def test_every_event_is_shown(word: str) -> None:
     """The docs show a line of each event that the arbiter logs."""
     source = "".join(path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py"))
     assert f'"gunicorn-grace: {word}' in source
-    assert f"\ngunicorn-grace: {word}" in read("how-it-works.md")
+    assert f"\ngunicorn-grace: {word}" in read("explanation/how-it-works.md")
 
 
 def test_the_verdicts_in_the_docs_are_those_of_the_code() -> None:
     """The last words of the summary, with their numbers."""
     assert report.verdict(3.1, 10) == "last request came 3.1 s after T0; a delay of 6 s would do"
-    for page in ("settings.md", "how-it-works.md"):
+    for page in ("reference/settings.md", "explanation/how-it-works.md"):
         assert report.verdict(3.1, 10) in read(page)
-    assert report.verdict(9.7, 10) in read("how-it-works.md")
+    assert report.verdict(9.7, 10) in read("explanation/how-it-works.md")
 
 
 def test_every_command_has_its_section() -> None:
     """A section for each command, and none for one that is not there."""
-    sections = re.findall(r"^## gunicorn-grace (\S+)$", read("commands.md"), re.M)
+    sections = re.findall(r"^## gunicorn-grace (\S+)$", read("reference/commands.md"), re.M)
     assert sorted(sections) == sorted(cli.cli.commands)
 
 
@@ -614,7 +601,7 @@ def test_settings_named_in_the_docs_exist() -> None:
 def test_the_parameters_of_a_check_and_their_defaults_are_those_of_the_code() -> None:
     """The table has each of them, in order."""
     rows = re.findall(
-        r"^\| `(\w+)` \| (\S*) ?\|", read("probes.md").partition("| parameter |")[2], re.M
+        r"^\| `(\w+)` \| (\S*) ?\|", read("reference/probes.md").partition("| parameter |")[2], re.M
     )
     defaults = {
         name: "" if parameter.default is parameter.empty else repr(parameter.default).strip("'")
@@ -625,7 +612,7 @@ def test_the_parameters_of_a_check_and_their_defaults_are_those_of_the_code() ->
 
 def faults() -> list[str]:
     """The tests that the table of faults names."""
-    return re.findall(r"`(test_\w+)`", read("faults.md"))
+    return re.findall(r"`(test_\w+)`", read("reference/faults.md"))
 
 
 def test_every_fault_names_a_test_that_exists() -> None:
@@ -639,7 +626,7 @@ def test_every_fault_names_a_test_that_exists() -> None:
     assert set(faults()) - tests == set()
     rows = [
         row
-        for row in read("faults.md").splitlines()
+        for row in read("reference/faults.md").splitlines()
         if row.startswith("| ") and not row.startswith("| fault |")
     ]
     assert len(rows) > 30
@@ -660,7 +647,7 @@ def test_every_test_of_a_fault_is_in_the_table() -> None:
 def test_every_cell_about_a_worker_class_names_a_test_that_exists() -> None:
     """Each row of those tables ends with the tests that prove it, and they are there; and none of
     them is left out."""
-    page = read("worker-classes.md")
+    page = read("reference/worker-classes.md")
     tests = {
         node.name
         for name in (
@@ -721,7 +708,7 @@ def test_links_lead_somewhere(page: str) -> None:
     """Every relative link names a file that is there, and a heading of it."""
     for target in re.findall(r"\]\((?!https://)([^)]+)\)", read(page)):
         path, _, anchor = target.partition("#")
-        file = DOCS / path if path else DOCS / page
+        file = (DOCS / page).parent / path if path else DOCS / page
         assert file.is_file(), target
         if anchor:
             assert anchor in anchors(file.read_text(encoding="utf-8")), target

@@ -54,7 +54,7 @@ def rows(page: str, head: str) -> dict[str, list[str]]:
 
 def test_every_guarantee_is_proved_with_each_worker_class(run: dict[str, set[str]]) -> None:
     """The four of the README, each by tests that run with sync, gthread and gevent."""
-    guarantees = rows("evidence.md", "guarantee")
+    guarantees = rows("reference/evidence.md", "guarantee")
     assert (
         len(guarantees)
         == len(re.findall(r"^\d\. ", (ROOT / "README.md").read_text(encoding="utf-8"), re.M))
@@ -76,7 +76,7 @@ def test_every_guarantee_is_proved_with_each_worker_class(run: dict[str, set[str
 def test_every_event_and_listener_is_proved(head: str, run: dict[str, set[str]]) -> None:
     """Each row of these tables names its tests, and one variant of each at least is not left
     out."""
-    for row, tests in rows("how-it-works.md", head).items():
+    for row, tests in rows("explanation/how-it-works.md", head).items():
         assert tests, row
         assert [test for test in tests if test not in run] == [], row
 

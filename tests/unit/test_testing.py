@@ -240,9 +240,9 @@ def test_no_command_finds_it() -> None:
 
 
 def test_the_code_in_the_documentation_works(app: Flask, grace_instance: Instance) -> None:
-    """Every block of docs/application.md is executed, its tests are run, and its callbacks and
+    """Every block of docs/how-to/application.md is executed, its tests are run, and its callbacks and
     holds do as it says."""
-    page = DOCS / "application.md"
+    page = DOCS / "how-to/application.md"
     left: list[str] = []
     sent: SimpleQueue[str] = SimpleQueue()
     sent.put("hello")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .case import Case
 
-PAGE = "docs/check.md"
+PAGE = "docs/reference/check.md"
 """The page that explains the rules. Each has a heading of its id."""
 
 

@@ -229,7 +229,7 @@ def _ignored(workload: Workload) -> tuple[dict[str, str], list[Finding]]:
                 workload.source,
                 annotations.lines.get(IGNORE, workload.line),
                 what,
-                'write "rule: reason", with a rule of docs/check.md',
+                'write "rule: reason", with a rule of docs/reference/check.md',
                 label_of(workload),
             )
         )

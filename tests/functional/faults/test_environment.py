@@ -1,7 +1,7 @@
 """What happens when what a process stands on gives way: its output, /proc, its files, its memory,
 the clock.
 
-``docs/faults.md`` is the table of all faults. ``Server.assert_gone`` says what must hold after each
+``docs/reference/faults.md`` is the table of all faults. ``Server.assert_gone`` says what must hold after each
 of them.
 """
 

@@ -1,7 +1,7 @@
 """What happens when others misbehave at T0: forged triggers, thousands of idle or slow clients, a
 stopped arbiter.
 
-``docs/faults.md`` is the table of all faults. ``Server.assert_gone`` says what must hold after each
+``docs/reference/faults.md`` is the table of all faults. ``Server.assert_gone`` says what must hold after each
 of them.
 """
 

@@ -1,7 +1,7 @@
 """What happens when a process dies, hangs or has no memory, or something of ours raises: nothing
 else is lost.
 
-``docs/faults.md`` is the table of all faults. ``Server.assert_gone`` says what must hold after each
+``docs/reference/faults.md`` is the table of all faults. ``Server.assert_gone`` says what must hold after each
 of them.
 """
 

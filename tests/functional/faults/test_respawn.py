@@ -1,7 +1,7 @@
 """What happens when a worker has died and no other can take its place: gunicorn halts, but not in a
 shutdown.
 
-``docs/faults.md`` is the table of all faults. ``Server.assert_gone`` says what must hold after each
+``docs/reference/faults.md`` is the table of all faults. ``Server.assert_gone`` says what must hold after each
 of them.
 """
 

@@ -54,7 +54,7 @@ FLAGS = (
     "--hide-scrollbars",
 )
 MARK = "REHEARSAL_PAGE"
-PAGE = DOCS / "rehearsal.md"
+PAGE = DOCS / "reference/rehearsal.md"
 
 APP = """
 def app(environ, start_response):

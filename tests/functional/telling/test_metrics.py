@@ -192,8 +192,8 @@ def test_a_shutdown_shows_in_the_metrics(serve: Serve) -> None:
 @pytest.mark.long
 @pytest.mark.once
 def test_the_example_of_the_docs(serve: Serve, tmp_path: Path) -> None:
-    """What docs/metrics.md shows is a page of metrics, also with preload_app."""
-    page = (DOCS / "metrics.md").read_text(encoding="utf-8")
+    """What docs/reference/metrics.md shows is a page of metrics, also with preload_app."""
+    page = (DOCS / "reference/metrics.md").read_text(encoding="utf-8")
     code = re.findall(r"```python\n(.*?)```", page, re.S)[0]
     (tmp_path / "documented.py").write_text(code)
     server = serve("documented:app", kind="sync", args=("--preload",))

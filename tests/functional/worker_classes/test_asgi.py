@@ -1,6 +1,6 @@
 """ASGI applications, unchanged, under each worker class that serves them.
 
-docs/worker-classes.md is the table of what is proved here.
+docs/reference/worker-classes.md is the table of what is proved here.
 """
 
 from __future__ import annotations

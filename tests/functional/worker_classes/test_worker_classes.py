@@ -1,7 +1,7 @@
 """The worker classes beside sync, gthread and gevent: what works for each, and what is said to work
 not.
 
-docs/worker-classes.md is the table of what is proved here.
+docs/reference/worker-classes.md is the table of what is proved here.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ def test_a_manifests_hook_is_told_before_it_runs_here(explicit: bool, tmp_path: 
             "    spec:\n      terminationGracePeriodSeconds: 20\n      containers",
             ":8: warning: grace_termination_period is not set, so 30 s are assumed, and the manifest "
             'has terminationGracePeriodSeconds 20; set GRACE_TERMINATION_PERIOD to "20" '
-            "(docs/check.md#period)",
+            "(docs/reference/check.md#period)",
         ),
         (
             "exec: {command: [sh, -c, \"touch 'a b'\"]}",

@@ -151,7 +151,7 @@ def test_the_achieved_rate_leaves_out_what_was_skipped() -> None:
     assert Tally().rate_achieved == 0.0
 
 
-PAGE = DOCS / "rehearsal.md"
+PAGE = DOCS / "reference/rehearsal.md"
 
 
 def test_every_outcome_is_in_the_docs() -> None:

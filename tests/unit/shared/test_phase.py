@@ -86,7 +86,7 @@ def test_terminating_and_serving_overlap_in_lame_duck_and_draining() -> None:
             errors.UnknownSetting("grace_dely", None),
             AttributeError,
             {"name": "grace_dely", "nearest": None},
-            "unknown setting grace_dely: see docs/settings.md for the list of settings",
+            "unknown setting grace_dely: see docs/reference/settings.md for the list of settings",
         ),
         (errors.ConfigurationError("a and b"), RuntimeError, {}, "a and b"),
         (errors.StateError("too short"), errors.GraceError, {}, "too short"),
