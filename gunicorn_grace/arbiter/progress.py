@@ -44,6 +44,7 @@ class Progress:
     :param failed: whether the plugin has given up.
     :param rate: requests in 1000 seconds, before T0.
     :param delay: how long LAME_DUCK lasts at most unless late requests extend it.
+    :param handed_over: whether somebody else made the listening sockets and keeps them.
     :param reasons: why each phase was entered.
     :param stamps: when each phase was entered.
     :param in_flight: how many requests were in flight then; ``None`` if nobody can count them.
@@ -71,6 +72,7 @@ class Progress:
     failed: bool = False
     rate: int = 0
     delay: int = 0
+    handed_over: bool = False
     reasons: dict[Phase, Reason] = field(default_factory=dict)
     stamps: dict[Phase, int] = field(default_factory=dict)
     in_flight: dict[Phase, int | None] = field(default_factory=dict)
@@ -103,6 +105,7 @@ _SHOWN = (
     "failed",
     "rate",
     "delay",
+    "handed_over",
     "consumed",
     "phase",
 )

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..shared.cells import Lost
+from .lifecycle import Reason
 from .safe_open import safe_open
 
 LIMIT = 4096
@@ -58,6 +59,10 @@ class Report:
     )
     last_request_after_t0_seconds: float | None = _key(
         "when the last of them came; `null` when none did"
+    )
+    handed_over: bool = _key(
+        "whether somebody else made the listening sockets and keeps them (systemd), so that nobody "
+        "is turned away"
     )
     in_flight_at_t0: int | None = _key("requests in flight when the shutdown began")
     in_flight_at_drain: int | None = _key("the same when draining began")
@@ -143,14 +148,32 @@ def uncounted(report: Report) -> Report:
     )
 
 
-def verdict(last_after: float | None, delay: float, cut_short: str = "") -> str:
+def verdict(
+    last_after: float | None,
+    delay: float,
+    cut_short: str = "",
+    *,
+    lasted: float = 0.0,
+    handed_over: bool = False,
+) -> str:
     """The advice about the delay that follows from the last request.
 
     :param last_after: seconds after T0 at which it came; ``None`` when none came.
     :param delay: ``grace_shutdown_delay``, in seconds.
     :param cut_short: what ended the delay before its time, for a reason that has nothing to do with
         the requests. Nobody knows then when the last one would have come.
+    :param lasted: how long the delay really was, in seconds.
+    :param handed_over: whether somebody else made the listening sockets and keeps them. Then
+        requests come all the time, and wait for the next process when this one accepts no more.
     """
+    if handed_over:
+        return "no delay is needed: the listening sockets were handed over, and stay open"
+    if cut_short == Reason.BUDGET and last_after is not None and lasted >= delay:
+        return (
+            f"requests came until the budget ended the delay after {lasted:.1f} s (last one: "
+            f"{last_after:.1f} s): whoever sends them has nowhere else to go, or does not see the "
+            "readiness; a longer delay would not help"
+        )
     if cut_short:
         return f"the delay was cut short ({cut_short}): nothing is known about its length"
     if last_after is None:

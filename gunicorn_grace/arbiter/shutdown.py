@@ -111,16 +111,16 @@ class Shutdown:
         self.use(settings)
 
     def use(self, settings: Settings) -> None:
-        """Take these settings from now on, and publish those that the commands need. Where the
-        listening sockets were handed to us, whoever keeps them turns nobody away: then there is no
-        delay unless one was set."""
+        """Take these settings from now on, and publish those that the commands need. Whoever hands
+        the listening sockets over turns nobody away: there is no delay then unless one was set."""
         self.as_set = settings
         self.listeners.note_paths()
-        if self.listeners.are_handed_to_us() and not self.arbiter.cfg.settings[DELAY].given:
+        self.progress.handed_over = self.listeners.are_handed_to_us()
+        if self.progress.handed_over and not self.arbiter.cfg.settings[DELAY].given:
             settings = dataclasses.replace(settings, shutdown_delay=0.0, extend_delay=False)
             self._log.info(
-                "gunicorn-grace: no delay, because the listening sockets were handed to this "
-                "process, and whoever keeps them turns nobody away; set %s for one",
+                "gunicorn-grace: no delay, because the listening sockets were handed over, and "
+                "whoever keeps them turns nobody away; set %s for one",
                 DELAY,
             )
         self.settings = self.telling.settings = settings

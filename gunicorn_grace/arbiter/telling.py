@@ -213,6 +213,7 @@ class Telling:
             draining_seconds=round((end - drain) / NS, 3) if drain else 0.0,
             requests_since_t0=self._memory.total_ever(Record.since_t0) - self._since_before,
             last_request_after_t0_seconds=None if last_after is None else round(last_after, 3),
+            handed_over=progress.handed_over,
             in_flight_at_t0=progress.in_flight.get(Phase.LAME_DUCK, 0),
             in_flight_at_drain=progress.in_flight.get(Phase.DRAINING, 0),
             in_flight_at_stop=progress.in_flight.get(Phase.STOPPED),
@@ -223,7 +224,11 @@ class Telling:
                 "the delay was an operator's drain"
                 if progress.held
                 else verdict(
-                    last_after, self.settings.shutdown_delay, self._cut_short(drain or end)
+                    last_after,
+                    self.settings.shutdown_delay,
+                    self._cut_short(drain or end),
+                    lasted=((drain or end) - t0) / NS,
+                    handed_over=progress.handed_over,
                 )
             ),
         )

@@ -42,9 +42,12 @@ class Service:
     :ivar cut_off: how many requests got no complete response.
     :ivar hurt: in how many shutdowns that was.
     :ivar uncounted: in how many shutdowns requests could not be counted.
-    :ivar last: when the last request came after T0, for each shutdown in which one came and whose
-        delay was not cut short.
+    :ivar last: when the last request came after T0, for each shutdown in which one came, and that
+        is not counted below.
     :ivar silent: in how many shutdowns none came.
+    :ivar endless: in how many shutdowns requests came until the budget ended the delay.
+    :ivar handed_over: in how many shutdowns somebody else kept the listening sockets. Requests come
+        all the time then, and say nothing about the delay.
     :ivar longest_drain: the longest drain.
     :ivar routers: how many late requests came from which router.
     """
@@ -56,6 +59,8 @@ class Service:
     uncounted: int = 0
     last: array[float] = field(default_factory=lambda: array("d"))
     silent: int = 0
+    endless: int = 0
+    handed_over: int = 0
     longest_drain: float = 0.0
     routers: Counter[str] = field(default_factory=Counter)
 
@@ -71,7 +76,11 @@ class Service:
             self.cut_off += int(lost)
             self.hurt += 1
         last = _number(report.get("last_request_after_t0_seconds"))
-        if last is not None and last >= 0:
+        if report.get("handed_over") is True:
+            self.handed_over += 1
+        elif last is not None and report.get("lame_duck_ended") == "budget":
+            self.endless += 1
+        elif last is not None and last >= 0:
             self.last.append(last)
         elif lost is not None:
             self.silent += 1

@@ -36,6 +36,10 @@ def _paragraph(name: str, service: Service) -> Iterator[str]:
         )
     for router, count in service.routers.most_common(MOST_ROUTERS):
         yield _cut(f"  late router: {router}, {count} requests")
+    if service.endless:
+        yield (
+            f"  in {service.endless}, requests never stopped coming: a longer delay would not help"
+        )
     yield f"  {_advice(service)}"
 
 
@@ -45,6 +49,8 @@ def _advice(service: Service) -> str:
         drain = f"the longest drain took {service.longest_drain:.0f} s"
         longer = "make the period longer, or what is in flight shorter"
         return f"{service.killed} were not over in time ({drain}): {longer}"
+    if delay is None and service.handed_over:
+        return "the listening sockets are handed over, and stay open: no delay is needed"
     if delay is None:
         return "nothing is known about the delay"
     return f"would do: grace_shutdown_delay {delay} s, grace_termination_period {period} s"
@@ -86,6 +92,8 @@ def _object(service: Service) -> dict[str, Any]:
             "most": service.percentile(1.0),
             "none_in": service.silent,
         },
+        "delay_ended_by_budget": service.endless,
+        "sockets_handed_over": service.handed_over,
         "longest_drain_seconds": service.longest_drain,
         "late_requests_by_router": dict(service.routers),
         "delay_that_would_do": service.delay(),

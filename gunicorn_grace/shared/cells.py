@@ -143,6 +143,9 @@ class Header(View):
     switched_off = Cell(51)
     """Whether the instance is switched off (``grace_enabled``). There is then no shutdown of ours,
     and no command can begin one."""
+    handed_over = Cell(52)
+    """Whether somebody else made the listening sockets and keeps them, so that nobody is turned
+    away while the instance drains."""
     uncounted = Cell(28)
     """Whether the requests of the workers cannot be counted. The counts then say nothing."""
     plugin = Text(31, 2)

@@ -110,7 +110,7 @@ class Counter:
         :param now: the monotonic clock, in nanoseconds.
         """
         header, t0 = self._memory.header, self._memory.t0()
-        if header.late or not t0 or header.drain:
+        if header.late or not t0 or header.drain or header.handed_over:
             return
         if self._memory.is_triggered() and header.trigger & ORIGIN_MASK == Origin.DRAIN:
             return  # A request hours after an operator's drain says nothing about the routers.

@@ -86,6 +86,7 @@ def test_a_socket_that_was_handed_to_us_is_never_sealed(
             "its only worker was busy to the end"
         )
     server.wait_line("gunicorn-grace: stopped.* 0 cut off", after=seen)
+    server.wait_line("no delay is needed: the listening sockets were handed over", after=seen)
     assert "sealed" not in server.output
     assert ("no delay, because" in server.output) is (how == "activate")
 

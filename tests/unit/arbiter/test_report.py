@@ -38,6 +38,7 @@ def report(**changes: Any) -> Report:
         "draining_seconds": 1.4,
         "requests_since_t0": 130,
         "last_request_after_t0_seconds": 3.1,
+        "handed_over": False,
         "in_flight_at_t0": 3,
         "in_flight_at_drain": 1,
         "in_flight_at_stop": 0,
@@ -74,6 +75,7 @@ def test_it_never_exceeds_the_limit(
         ended=reason,
         requests_since_t0=number,
         last_request_after_t0_seconds=seconds,
+        handed_over=False,
         lame_duck_seconds=seconds or 0.0,
         draining_seconds=seconds or 0.0,
         in_flight_at_t0=number,
@@ -240,3 +242,27 @@ def test_no_space_is_an_error() -> None:
 def test_the_verdict(last_after: float | None, delay: float, words: str) -> None:
     """What the last request says about the delay."""
     assert verdict(last_after, delay) == words
+
+
+@pytest.mark.parametrize(
+    ("cut_short", "lasted", "handed_over", "words"),
+    [
+        ("budget", 21.0, False, "requests came until the budget ended the delay after 21.0 s"),
+        (
+            "budget",
+            8.0,
+            False,
+            "the delay was cut short (budget): nothing is known about its length",
+        ),
+        ("", 21.0, True, "no delay is needed: the listening sockets were handed over"),
+        ("SIGINT", 1.0, True, "no delay is needed: the listening sockets were handed over"),
+    ],
+)
+def test_a_longer_delay_is_not_advised_where_it_would_not_help(
+    cut_short: str, lasted: float, handed_over: bool, words: str
+) -> None:
+    """Requests that never stop coming, and sockets that somebody else keeps, ask for no longer
+    delay."""
+    told = verdict(10.0, 10, cut_short, lasted=lasted, handed_over=handed_over)
+    assert told.startswith(words)
+    assert "make it longer" not in told

@@ -151,6 +151,25 @@ def test_the_delay_and_the_period_that_would_do(
     assert max(map(len, lines)) <= reports_text.WIDTH
 
 
+def test_requests_that_never_stop_say_nothing_about_the_delay(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The budget ended the delay, or somebody else keeps the sockets: the advice comes from the
+    other shutdowns, and none is given where there are no others."""
+    file = tmp_path / "log"
+    endless = report(last_request_after_t0_seconds=21.0, lame_duck_ended="budget")
+    kept = report(last_request_after_t0_seconds=0.3, handed_over=True)
+    file.write_text("\n".join(map(json.dumps, [endless, kept, report()])))
+    (service,) = told(capsys, file).values()
+    assert (service["delay_ended_by_budget"], service["sockets_handed_over"]) == (1, 1)
+    assert service["delay_that_would_do"] == 5
+    assert cli.main(["reports", str(file)]) == 0
+    assert "in 1, requests never stopped coming" in capsys.readouterr().out
+    file.write_text(json.dumps(kept))
+    assert cli.main(["reports", str(file)]) == 0
+    assert "no delay is needed" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("content", [None, b"", b"\xff\xfe{", b"[1, 2]", b"{" * 10000, b"no\n"])
 def test_input_without_a_report_is_one_line(
     content: bytes | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
