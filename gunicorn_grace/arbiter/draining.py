@@ -64,6 +64,14 @@ class Draining:
             if self._listeners.are_shut and self._is_awaited(self._progress.t0):
                 self._make_room()
 
+    def _none_is_kept_alive(self) -> bool:
+        """Whether the workers close each connection after its response: gunicorn's sync worker does
+        (22.0 to 27.0), and what is derived from it."""
+        from gunicorn.workers.sync import SyncWorker
+
+        worker_class = self._arbiter.worker_class
+        return isinstance(worker_class, type) and issubclass(worker_class, SyncWorker)
+
     def _make_room(self) -> None:
         """Give up what a successor needs besides the addresses. It may come at any time."""
         if self._arbiter.pidfile is not None:
@@ -84,8 +92,9 @@ class Draining:
             else:
                 # Somebody else keeps the sockets. Where there was no delay in which kept-alive
                 # connections were told to close, they are told now.
-                was_told = progress.delay and not progress.upgraded
-                is_served = bool(was_told) or now - progress.drain >= LINGER * NS
+                was_told = bool(progress.delay) and not progress.upgraded
+                lingered = now - progress.drain >= LINGER * NS
+                is_served = was_told or lingered or self._none_is_kept_alive()
             if not is_served:
                 return
             progress.emptied = self._listeners.are_sealed

@@ -172,7 +172,7 @@ def verdict(
         return (
             f"requests came until the budget ended the delay after {lasted:.1f} s (last one: "
             f"{last_after:.1f} s): whoever sends them has nowhere else to go, or does not see the "
-            "readiness; a longer delay would not help"
+            "readiness; a longer delay would not help: see docs/how-to/one-host.md"
         )
     if cut_short:
         return f"the delay was cut short ({cut_short}): nothing is known about its length"

@@ -27,6 +27,7 @@ import click
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import balancers
+import one_host
 import quiet
 
 from gunicorn_grace.rehearsal.kubernetes.routing import EndpointTable
@@ -513,6 +514,7 @@ BENCHMARKS: dict[str, Callable[[], None]] = {
     "load": lambda: load(1000, 20),
     "quiet": quiet_test,
     "balancers": balancers.show,
+    "one-host": one_host.show,
 }
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
+import signal
 import time
 from types import SimpleNamespace
 from typing import Any
@@ -131,3 +133,28 @@ def test_what_cannot_be_a_trigger_is_cleared(
     assert memory.trigger(Origin.PRESTOP)
     shutdown.step()
     assert shutdown.progress.phase is Phase.LAME_DUCK
+
+
+@pytest.mark.parametrize(
+    ("worker_class", "keeps"), [("sync.SyncWorker", False), ("gthread.ThreadWorker", True)]
+)
+def test_only_connections_that_are_kept_alive_have_to_be_told(
+    worker_class: str, keeps: bool, arbiter: Any, shutdown: Shutdown
+) -> None:
+    """Where the sockets were handed over and there is no delay, sync workers are dismissed at once:
+    they close each connection after its response. Others first say so for a while."""
+    module, name = worker_class.split(".")
+    arbiter.systemd = True
+    arbiter.worker_class = getattr(importlib.import_module(f"gunicorn.workers.{module}"), name)
+    arbiter.cfg.settings = {
+        "grace_shutdown_delay": SimpleNamespace(given=False),
+        "graceful_timeout": SimpleNamespace(value=30),
+    }
+    dismissed: list[int] = []
+    arbiter.kill_workers = dismissed.append
+    shutdown.use(Settings())
+    shutdown.on_sigterm()
+    for _ in range(4):
+        shutdown.step()
+    assert shutdown.progress.phase is Phase.DRAINING
+    assert (signal.SIGTERM in dismissed) is not keeps
