@@ -3,7 +3,8 @@
 =====================================  =========================================================
 hook                                   the part that it calls
 =====================================  =========================================================
-``on_starting``, ``on_reload``         arbiter: attach, the settings, the budget, the probe port
+``on_starting``, ``on_reload``         arbiter: attach, the settings, the budget, the probe port,
+                                       and what it warns of at boot
 ``pre_fork``, ``child_exit``           arbiter: the roster
 ``post_fork``                          worker: join, before gunicorn sets the signals
 ``post_worker_init``                   worker: the overlay, the access log, publishing, booted
@@ -25,7 +26,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from .arbiter import adoption, budget, embedding, overrides, reach, stack, switched_off
+from .arbiter import adoption, budget, embedding, overrides, reach, stack, switched_off, tested
 from .arbiter.roster import Roster
 from .arbiter.switched_off import SwitchedOff
 from .errors import ConfigurationError
@@ -77,6 +78,7 @@ def on_starting(server: Any) -> None:
     if classes.tracking(server.cfg.worker_class) is None:
         server.log.warning(_UNTRACKED, f"the worker class {server.cfg.worker_class_str}")
     reach.tell(server)
+    tested.tell(server.log)
 
 
 def on_reload(server: Any) -> None:

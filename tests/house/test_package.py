@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -16,24 +17,52 @@ ROOT = Path(__file__).parents[2]
 PACKED = ("setup.py", "setup.cfg", "pyproject.toml", "README.md", "LICENSE", "gunicorn_grace")
 
 
-def test_a_file_of_a_former_build_is_not_packed(tmp_path: Path) -> None:
-    """``pip install .`` leaves ``build/`` in the source tree; a module that has moved since then
-    must not be in the next wheel."""
-    pytest.importorskip("setuptools", minversion="77")
+def copy(folder: Path) -> Path:
+    """The files that the wheel is made of, in a folder."""
     for name in PACKED:
         source = ROOT / name
         if source.is_dir():
-            shutil.copytree(source, tmp_path / name)
+            shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
         else:
-            shutil.copy(source, tmp_path / name)
-    stale = tmp_path / "build" / "lib" / "gunicorn_grace" / "stale.py"
+            folder.mkdir(exist_ok=True)
+            shutil.copy(source, folder / name)
+    return folder
+
+
+def build(folder: Path, **env: str) -> Path:
+    """Build the wheel of a folder."""
+    pytest.importorskip("setuptools", minversion="77")
+    code = "import sys; from setuptools import build_meta; build_meta.build_wheel(sys.argv[1])"
+    command = [sys.executable, "-c", code, str(folder)]
+    environ = {**os.environ, **env}
+    subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=100, env=environ)
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+def test_a_file_of_a_former_build_is_not_packed(tmp_path: Path) -> None:
+    """``pip install .`` leaves ``build/`` in the source tree; a module that has moved since then
+    must not be in the next wheel."""
+    folder = copy(tmp_path / "source")
+    stale = folder / "build" / "lib" / "gunicorn_grace" / "stale.py"
     stale.parent.mkdir(parents=True)
     stale.write_text("")
-    build = "import sys; from setuptools import build_meta; build_meta.build_wheel(sys.argv[1])"
-    command = [sys.executable, "-c", build, str(tmp_path)]
-    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=100)
-    (wheel,) = tmp_path.glob("*.whl")
+    wheel = build(folder)
     names = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("gunicorn")}
     packed = {name for name in names if "dist-info" not in name and name.endswith(".py")}
     sources = {str(path.relative_to(ROOT)) for path in (ROOT / "gunicorn_grace").rglob("*.py")}
     assert packed == sources
+
+
+def test_everybody_builds_the_same_wheel(tmp_path: Path) -> None:
+    """Neither the umask of a checkout nor the time of its files is in it."""
+    wheels = []
+    for name, mode, when in (("one", 0o644, 1_600_000_000), ("two", 0o600, 1_700_000_000)):
+        folder = copy(tmp_path / name)
+        for path in folder.rglob("*"):
+            if path.is_file():
+                path.chmod(mode)
+                os.utime(path, (when, when))
+        wheels.append(build(folder, SOURCE_DATE_EPOCH="1767225600"))
+    one, two = (wheel.read_bytes() for wheel in wheels)
+    assert one == two

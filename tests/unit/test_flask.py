@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from importlib.metadata import version
 
 import pytest
 from flask import Flask, request, url_for
@@ -165,6 +166,7 @@ def test_overlay_and_blueprint_agree(app: Flask, ours: WorkerProcess) -> None:
     assert [client.get(path).status_code for path in PATHS] == [503, 200, 200, 200]
 
 
+@pytest.mark.skipif(version("flask") < "3.1", reason="Flask has TRUSTED_HOSTS since 3.1")
 def test_trusted_hosts_do_not_break_the_overlay(ours: WorkerProcess) -> None:
     """kubelet asks by the pod's address, which an application with TRUSTED_HOSTS answers with
     400."""

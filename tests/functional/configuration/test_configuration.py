@@ -259,3 +259,15 @@ def test_the_sum_is_told_at_boot(serve: Serve) -> None:
     line = cut.wait_line("draining will be cut to 18 s")
     assert "WARNING" in line
     assert "grace_shutdown_delay 10 + graceful_timeout 25 + grace_exit_margin 2 = 37 s" in line
+
+
+def test_a_gunicorn_that_nobody_has_tested_is_named_at_boot(serve: Serve, tmp_path: Path) -> None:
+    """One line for a newer minor version. The versions that are tested get none."""
+    newer = "import gunicorn\ngunicorn.version_info, gunicorn.__version__ = (99, 1, 2), '99.1.2'\n"
+    file = tmp_path / "newer.py"
+    file.write_text(IMPORT_FIRST + newer)
+    server = serve(config=("-c", str(file)))
+    server.wait_booted(1)
+    (line,) = [line for line in server.output.splitlines() if "is newer than" in line]
+    assert "[WARNING] gunicorn-grace: gunicorn 99.1.2 is newer than 27.0, the newest that" in line
+    assert "is newer than" not in serve().output
