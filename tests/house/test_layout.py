@@ -155,7 +155,7 @@ def test_nothing_imports_the_users_names() -> None:
 
 def test_the_docs_name_every_room() -> None:
     """A reader finds each folder, and the process in which its files run."""
-    page = (DOCS / "explanation/how-it-works.md").read_text()
+    page = (DOCS / "architecture/code.md").read_text()
     rows = re.findall(r"^\| `(\w+)` \| .+ \|$", page.partition("## Where the code is")[2], re.M)
     assert set(rows) == {room(module) for module in FILES} - {""}
 
@@ -266,3 +266,22 @@ def test_the_parser_sees_deferred_and_hides_type_checking_imports() -> None:
         f"{PACKAGE}.errors",
     }
     assert {i.target for i in found if i.deferred} == {"elsewhere", "gunicorn", f"{PACKAGE}.wsgi"}
+
+
+ARCHITECTURE = sorted((DOCS / "architecture").glob("*.md"))
+
+
+@pytest.mark.parametrize("page", ARCHITECTURE, ids=lambda page: page.stem)
+def test_the_walks_lead_along_files_and_names_that_exist(page: Path) -> None:
+    """Each file, folder and method that the pages on the architecture name is there."""
+    text = page.read_text(encoding="utf-8")
+    roots = (ROOT, DOCS.parent)
+    files = re.findall(r"`((?:[\w-]+/)*[\w-]+\.py|(?:tests|docs)/[\w/-]+|[\w-]+/[\w/-]*)`", text)
+    theirs = {"arbiter.py", "config.py", "workers/", "http/", "asgi/", "dirty/"}
+    assert [f for f in files if f not in theirs and not any((r / f).exists() for r in roots)] == []
+    source = "\n".join(path.read_text(encoding="utf-8") for path in ROOT.rglob("*.py"))
+    for owner, name in re.findall(r"`([A-Z]\w+)\.(\w+)`", text):
+        # Two classes may have one name, in two processes.
+        bodies = re.findall(rf"^class {owner}\b.*?(?=^\S|\Z)", source, re.M | re.S)
+        is_there = re.compile(rf"\b(def {name}\b|self\.{name}\b|{name}:)")
+        assert any(map(is_there.search, bodies)), (owner, name)
