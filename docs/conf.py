@@ -22,7 +22,7 @@ project = "gunicorn-grace"
 author = "the authors of gunicorn-grace"
 release = version = _version["__version__"]
 
-extensions = ["myst_parser", "contents", "diagrams", "repository"]
+extensions = ["myst_parser", "contents", "diagrams", "repository", "tables"]
 exclude_patterns = ["_extensions"]
 nitpicky = True
 highlight_language = "text"

@@ -1,7 +1,7 @@
 """The documentation says what the code does.
 
 What a table of the code says is rendered from that table; everything else that can be compared is.
-When a test here fails, ``python tests/house/test_docs.py`` writes the rendered parts anew.
+When a test here fails, ``PYTHONPATH=tests python tests/house/test_docs.py`` writes the rendered parts anew.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ NAMES = tuple(sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*
 """Every page, by its path in ``docs/``."""
 
 HINT = (
-    "\n\nThe documentation parted from the code. Run python tests/house/test_docs.py, or paste "
+    "\n\nThe documentation parted from the code. Run PYTHONPATH=tests python tests/house/test_docs.py, or paste "
     "this:\n\n"
 )
 
@@ -66,13 +66,13 @@ def table(head: Iterable[str], body: Iterable[Iterable[str]]) -> str:
 def settings() -> str:
     """The settings, from the table that the code reads."""
     return table(
-        ("setting", "environment", "default", "meaning"),
+        ("setting", "default", "meaning", "environment"),
         (
             (
                 f"`grace_{row.name}`",
-                f"`GRACE_{row.name.upper()}`",
                 default(row),
                 row.metadata["meaning"],
+                f"`GRACE_{row.name.upper()}`",
             )
             for row in rows()
         ),
