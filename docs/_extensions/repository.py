@@ -16,7 +16,17 @@ from docutils import nodes
 from sphinx import addnodes
 from sphinx.util.osutil import relative_uri
 
-LANGUAGES = {".py": "python", ".yaml": "yaml", ".json": "json", ".conf": "python", ".md": "text"}
+LANGUAGES = {
+    "nginx.conf": "nginx",
+    ".conf": "python",
+    ".json": "json",
+    ".py": "python",
+    ".service": "ini",
+    ".socket": "ini",
+    ".yaml": "yaml",
+}
+"""How a file is coloured, by its name or the end of it. Every other file is plain text."""
+
 PAGES = "repository/"
 
 
@@ -42,7 +52,8 @@ def pages(app: Any) -> Iterator[tuple[str, dict[str, Any], str]]:
     """Yield a page for each linked file."""
     for path, file in sorted(getattr(app.env, "repository_files", {}).items()):
         text = file.read_text(encoding="utf-8")
-        shown = app.builder.highlighter.highlight_block(text, LANGUAGES.get(file.suffix, "text"))
+        language = LANGUAGES.get(file.name) or LANGUAGES.get(file.suffix, "text")
+        shown = app.builder.highlighter.highlight_block(text, language)
         body = f"<section><h1><code>{html.escape(path)}</code></h1>\n{shown}</section>"
         yield PAGES + path, {"title": path, "body": body, "parents": []}, "page.html"
 

@@ -1,7 +1,7 @@
 """What the pages show can be used: each block of code is parsed by what it is for.
 
 The tutorial is run as a whole (``tests/long/test_tutorial.py``), and what an application can do is
-executed (``tests/unit/test_testing.py``). Here are all blocks of all pages, and of the README.
+executed (``tests/unit/test_testing.py``). Here are all blocks of all pages, and of those beside the README.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from support.paths import DOCS, ROOT
 pytestmark = pytest.mark.once
 
 PAGES = {path.relative_to(ROOT).as_posix(): path for path in [*DOCS.rglob("*.md")]}
-PAGES["README.md"] = ROOT / "README.md"
+PAGES |= {name: ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")}
 BLOCK = re.compile(r"^(?P<indent> *)```(?P<kind>\w*)\n(?P<body>.*?)^ *```$", re.M | re.S)
 KINDS = {
     *("python", "sh", "yaml", "json", "toml", "ini", "dockerfile"),

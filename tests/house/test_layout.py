@@ -155,7 +155,7 @@ def test_nothing_imports_the_users_names() -> None:
 
 def test_the_docs_name_every_room() -> None:
     """A reader finds each folder, and the process in which its files run."""
-    page = (DOCS / "architecture/code.md").read_text()
+    page = (DOCS / "architecture/index.md").read_text()
     rows = re.findall(r"^\| `(\w+)` \| .+ \|$", page.partition("## Where the code is")[2], re.M)
     assert set(rows) == {room(module) for module in FILES} - {""}
 
