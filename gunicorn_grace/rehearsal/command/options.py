@@ -61,7 +61,7 @@ _OPTIONS = (
         "--requests",
         "request_file",
         metavar="FILE",
-        help="File with the requests to send, one per line; see the docs.",
+        help="File with the requests to send, one per line; see docs/reference/rehearsal.md.",
     ),
     click.option(
         "--think", default=0.0, help="Seconds that a kept-alive connection rests between requests."
