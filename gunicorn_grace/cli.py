@@ -27,7 +27,7 @@ PID_HELP = "The arbiter, where there is more than one instance."
 EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
 
 
-@click.group()
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="gunicorn-grace")
 def cli() -> None:
     """Shut gunicorn services down without losing a request."""

@@ -107,7 +107,9 @@ class Observer:
     def _take_up_the_wishes(self, origin: Origin, t0: int) -> None:
         """Note who wants this shutdown, besides the one who began it."""
         progress, header, now = self._progress, self._memory.header, time.monotonic_ns()
-        progress.held |= origin is Origin.DRAIN or progress.consumed < header.operator <= now
+        # A drain after a SIGTERM holds nothing.
+        wished = progress.consumed < header.operator <= min(now, progress.sigterm or now)
+        progress.held |= origin is Origin.DRAIN or wished
         if progress.platform:
             return  # The first one has started the clock.
         if origin in PLATFORM and progress.platform_over < t0:

@@ -15,6 +15,8 @@ PATIENCE = 10.0
 """Seconds until a command gives up on an arbiter that does not look. One that serves looks once a
 second, and one that shuts down ten times as often."""
 
+TOO_LATE = "a SIGTERM has come: the shutdown cannot be taken back; start another instance"
+
 
 def drain(pid: int | None, say: Callable[[str], object], *, wait: bool = False) -> None:
     """Take an instance out of rotation: not ready, and served as ever.
@@ -25,26 +27,40 @@ def drain(pid: int | None, say: Callable[[str], object], *, wait: bool = False) 
     :raises StateError: there is no such instance, or more than one; or it is switched off.
     """
     memory = find(pid)
-    if is_switched_off(memory):
-        raise StateError(f"{OFF}, so it stays ready: take it out of rotation at the balancer")
-    say = naming(memory, say)
-    if memory.trigger(Origin.DRAIN):
-        say("not ready until undrain")
-    elif _hold(memory):
-        say("it was not ready before; now it stays so until undrain")
-    else:
-        say("a SIGTERM has come: it is shutting down, and nothing holds that")
-    if not wait:
-        return
-    if metrics.read(memory).in_flight is None:
-        raise StateError("its requests are not counted, so nothing says when the last one ends")
-    while metrics.read(memory).in_flight:
+    with naming(memory, say) as say:
+        if is_switched_off(memory):
+            raise StateError(f"{OFF}, so it stays ready: take it out of rotation at the balancer")
+        cut_off = metrics.read(memory).cut_off
+        if memory.trigger(Origin.DRAIN):
+            say("not ready until undrain")
+        elif _hold(memory):
+            say("it was not ready before; now it stays so until undrain")
+        else:
+            say("a SIGTERM has come: it is shutting down, and nothing holds that")
+        if wait:
+            _wait_for_the_last(memory, cut_off or 0)
+            say("no request is in flight")
+
+
+def _wait_for_the_last(memory: Memory, cut_off: int) -> None:
+    """Wait until no request is in flight.
+
+    :param cut_off: how many had been cut off before.
+    :raises StateError: one of them was cut off, or nothing says when the last one ends.
+    """
+    while (seen := metrics.read(memory)).in_flight:
         if not lives(memory.holder):
-            raise StateError(f"arbiter {memory.holder} is gone")
+            raise StateError(f"it is gone, with {seen.in_flight} in flight")
         if not memory.is_terminating():
             raise StateError("it serves again: the drain was taken back")
         time.sleep(LOOK)
-    say("no request is in flight")
+    if seen.in_flight is None:
+        raise StateError("its requests are not counted, so nothing says when the last one ends")
+    # An arbiter frees the record of a dead worker, and then counts what was in it.
+    time.sleep(LOOK)
+    lost = (metrics.read(memory).cut_off or 0) - cut_off
+    if lost > 0:
+        raise StateError(f"no request is in flight, but {lost} did not end: cut off; see its log")
 
 
 def _hold(memory: Memory) -> bool:
@@ -72,7 +88,12 @@ def undrain(pid: int | None, say: Callable[[str], object], *, wait: bool = False
     :raises StateError: there is no such instance, or more than one; or a SIGTERM has come.
     """
     memory = find(pid)
-    header, say = memory.header, naming(memory, say)
+    with naming(memory, say) as say:
+        _undrain(memory, say, wait=wait)
+
+
+def _undrain(memory: Memory, say: Callable[[str], object], *, wait: bool) -> None:
+    header = memory.header
     if is_switched_off(memory):
         say(f"{OFF}: it was never taken out of rotation, nothing to do")
         return
@@ -81,13 +102,13 @@ def undrain(pid: int | None, say: Callable[[str], object], *, wait: bool = False
         say("it is serving: nothing to do")
         return
     if header.sigterm or header.phase > Phase.LAME_DUCK:
-        raise StateError("a SIGTERM has come: the shutdown cannot be taken back")
+        raise StateError(TOO_LATE)
     header.undrain = time.monotonic_ns()
     look = _Look(memory.holder)
     while memory.is_terminating() and not header.sigterm:
         look.again()
     if memory.is_terminating():
-        raise StateError("a SIGTERM has come: the shutdown cannot be taken back")
+        raise StateError(TOO_LATE)
     say("serving")
     if not wait:
         return
@@ -95,7 +116,7 @@ def undrain(pid: int | None, say: Callable[[str], object], *, wait: bool = False
         raise StateError("its requests are not counted, so nothing says when the next one comes")
     while _arrived(memory) == before:
         if not lives(memory.holder):
-            raise StateError(f"arbiter {memory.holder} is gone")
+            raise StateError("it is gone")
         if memory.is_terminating():
             raise StateError("it is out of rotation again")
         time.sleep(LOOK)
@@ -116,7 +137,12 @@ def end_delay(pid: int | None, say: Callable[[str], object]) -> None:
     :raises StateError: there is no such instance, or more than one; or it is not shutting down.
     """
     memory = find(pid)
-    header, say = memory.header, naming(memory, say)
+    with naming(memory, say) as say:
+        _end_delay(memory, say)
+
+
+def _end_delay(memory: Memory, say: Callable[[str], object]) -> None:
+    header = memory.header
     if is_switched_off(memory):
         say(f"{OFF}: it has no delay, nothing to do")
         return
@@ -151,9 +177,10 @@ class _Look:
         :raises StateError: the arbiter is gone, or does not look.
         """
         if not lives(self._arbiter):
-            raise StateError(f"arbiter {self._arbiter} is gone")
+            raise StateError("it is gone")
         if time.monotonic() > self._until:
             raise StateError(
-                f"arbiter {self._arbiter} has not taken it up within {PATIENCE:g} s: is it stopped?"
+                f"it has not taken that up within {PATIENCE:g} s: is it stopped (SIGSTOP)? It "
+                "does when it goes on"
             )
         time.sleep(LOOK)

@@ -6,11 +6,12 @@ worker.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from ..errors import StateError
 from ..probes.processes import arguments, is_gunicorn, users
@@ -18,6 +19,7 @@ from ..shared.instances import Search, lives, search
 from ..shared.memory import Memory
 from ..shared.text import printable
 from .process import directory
+from .process import parent as _parent
 
 __all__ = ["LOOK", "MENDING", "OFF", "every", "find", "is_switched_off", "lives", "naming"]
 
@@ -63,7 +65,8 @@ def find(pid: int | None) -> Memory:
     if len(found.instances) > 1:
         found.close()
         raise StateError(
-            f"{len(found.instances)} instances, arbiters {_pids(found)}: choose with --pid"
+            f"{len(found.instances)} instances, arbiters {_pids(found)}: choose with --pid; "
+            "`gunicorn-grace status` shows them"
         )
     arbiter, memory, problem = found.instances[0]
     if memory is None:
@@ -72,14 +75,20 @@ def find(pid: int | None) -> Memory:
     return memory
 
 
-def naming(memory: Memory, say: Callable[[str], object]) -> Callable[[str], object]:
-    """Return ``say`` with the instance that a command acts on in front of each line.
+@contextlib.contextmanager
+def naming(memory: Memory, say: Callable[[str], object]) -> Iterator[Callable[[str], object]]:
+    """Give ``say`` with the instance that a command acts on in front of each line; an error gets
+    the same.
 
     :param memory: as :func:`find` returns it.
     """
     where = directory(memory.holder)
     place = "" if where is None else f" in {printable(where)}"
-    return lambda line: say(f"arbiter {memory.holder}{place}: {line}")
+    name = f"arbiter {memory.holder}{place}"
+    try:
+        yield lambda line: say(f"{name}: {line}")
+    except StateError as error:
+        raise StateError(f"{name}: {error}") from None
 
 
 def is_switched_off(memory: Memory) -> bool:
@@ -95,12 +104,7 @@ def _is_unsettled(found: Search) -> bool:
 
 def _refusal(found: Search, pid: int | None) -> str:
     if pid is not None:
-        others = search()
-        others.close()
-        return (
-            f"no instance with arbiter {pid} that this user may open; found: "
-            f"{_pids(others) or 'none'}"
-        )
+        return _refusal_of(found, pid)
     theirs = _gunicorn_of_another_user()
     if theirs is not None:
         number, owner = theirs
@@ -114,10 +118,29 @@ def _refusal(found: Search, pid: int | None) -> str:
     )
 
 
+def _refusal_of(found: Search, pid: int) -> str:
+    """Why this process is no instance that this user may open."""
+    owners = users("/proc", pid)
+    if owners and os.geteuid() != 0 and not owners <= {os.geteuid()}:
+        owner = _name(max(owners))
+        return f"not permitted: process {pid} belongs to user {owner}: run this as {owner}"
+    others = search()
+    others.close()
+    arbiters = [instance.pid for instance in others.instances]
+    there = f"the arbiters here: {_pids(others) or 'none'}"
+    if not owners:
+        return f"there is no process {pid}; {there}"
+    if (parent := _parent(pid)) in arbiters:
+        return f"process {pid} is a child of arbiter {parent}: choose it with --pid {parent}"
+    if found.passed_over:
+        return f"process {pid} is no arbiter: {found.passed_over[0]}; {there}"
+    return f"process {pid} is no arbiter of a gunicorn with gunicorn-grace; {there}"
+
+
 def _gunicorn_of_another_user() -> tuple[int, str] | None:
     """Return the first gunicorn that this user may not look into, and its owner. It need not have
-    the plugin."""
-    us = {0, os.geteuid()}
+    the plugin. Nobody but root may look into root's."""
+    us = {os.geteuid()}
     for number in sorted(int(name) for name in os.listdir("/proc") if name.isdigit()):
         owners = users("/proc", number)
         if owners and not owners <= us and is_gunicorn(arguments("/proc", number)):

@@ -70,6 +70,7 @@ class Status:
     :ivar since: when the phase began, as a Unix time; ``None`` for one before T0.
     :ivar begun_by: who began the shutdown: ``SIGTERM``, ``prestop``, ``?down=true`` or ``drain``.
     :ivar t0: when the shutdown began, as a Unix time.
+    :ivar sigterm: when SIGTERM came, as a Unix time; ``None`` while it has not.
     :ivar is_held: whether it waits for ``undrain``.
     :ivar has_given_up: whether the plugin has given up, so that gunicorn shuts down by itself.
     :ivar is_switched_off: whether the plugin is switched off (``grace_enabled``), so that gunicorn
@@ -92,6 +93,7 @@ class Status:
     since: float | None = None
     begun_by: str | None = None
     t0: float | None = None
+    sigterm: float | None = None
     is_held: bool | None = None
     has_given_up: bool | None = None
     is_switched_off: bool | None = None
@@ -146,7 +148,9 @@ def _inside(outside: Status, memory: Memory) -> Status:
         since=unix_time(since) if is_over and since else None,
         begun_by=_NAMES.get(origin) if is_over else None,
         t0=unix_time(began) if is_over and began else None,
-        is_held=bool(header.held),
+        sigterm=unix_time(header.sigterm) if is_over and header.sigterm else None,
+        # An arbiter that serves takes a drain up within a second.
+        is_held=is_over and not header.sigterm and (bool(header.held) or origin is Origin.DRAIN),
         has_given_up=bool(header.failed),
         is_switched_off=bool(header.switched_off),
         seconds_left=memory.seconds_left() if is_over else None,

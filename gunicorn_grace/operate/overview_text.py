@@ -56,10 +56,11 @@ def _phase(one: Status) -> str:
         clock = time.strftime("%H:%M:%S", time.localtime(one.since))
         words.append(f"since {clock} ({_duration(time.time() - one.since)})")
     if one.begun_by is not None:
-        words.append(f"begun by {one.begun_by}")
+        later = one.sigterm is not None and one.begun_by != "SIGTERM"
+        words.append(f"begun by {one.begun_by}" + (", then SIGTERM" if later else ""))
     if one.is_held:
         words.append("until undrain")
-    if one.seconds_left is not None:
+    elif one.seconds_left is not None:
         words.append(f"{one.seconds_left:.0f} s left")
     return ", ".join(words)
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 
 from ..shared.cells import NS
+from ..shared.memory import Memory
 from ..shared.phase import Origin, Phase
 from .instance import LOOK, OFF, find, is_switched_off, lives, naming
 
@@ -18,7 +19,12 @@ def prestop(pid: int | None, say: Callable[[str], object]) -> None:
     :raises StateError: there is no such instance, or more than one.
     """
     memory = find(pid)
-    header, say = memory.header, naming(memory, say)
+    with naming(memory, say) as say:
+        _prestop(memory, say)
+
+
+def _prestop(memory: Memory, say: Callable[[str], object]) -> None:
+    header = memory.header
     if is_switched_off(memory):
         say(f"{OFF}: no delay")
         return

@@ -39,6 +39,15 @@ def started(pid: int) -> float | None:
         return None
 
 
+def parent(pid: int) -> int | None:
+    """Return the parent of a process; ``None`` if it cannot be read."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as stream:
+            return int(stream.read().rpartition(b")")[2].split()[1])
+    except (OSError, ValueError, IndexError):
+        return None
+
+
 def children(pid: int) -> dict[int, int]:
     """Return the children of an arbiter: by the number that each has in its own PID namespace, the
     number that it has here."""

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from .collecting import UNKNOWN
 from .reports import Service
 
 VERSION = 1
@@ -24,9 +25,10 @@ def text(services: Mapping[str, Service]) -> str:
 
 def _paragraph(name: str, service: Service) -> Iterator[str]:
     begun = _counts(service.begun_by)
-    yield _cut(f"{name}: {service.shutdowns} shutdowns, begun by {begun}")
+    name = "a service without a name" if name == UNKNOWN else name
+    yield _cut(f"{name}: {_many(service.shutdowns, 'shutdown')}, begun by {begun}")
     yield _cut(f"  ended: {_counts(service.ended)}")
-    lost = f"{service.cut_off} requests in {service.hurt} shutdowns"
+    lost = f"{_many(service.cut_off, 'request')} in {_many(service.hurt, 'shutdown')}"
     yield f"  cut off: {lost if service.cut_off else 'none'}{_uncounted(service)}"
     if service.last:
         half, most = service.percentile(0.5), service.percentile(1.0)
@@ -35,7 +37,7 @@ def _paragraph(name: str, service: Service) -> Iterator[str]:
             f"most {most:.1f} s; none in {service.silent}"
         )
     for router, count in service.routers.most_common(MOST_ROUTERS):
-        yield _cut(f"  late router: {router}, {count} requests")
+        yield _cut(f"  late router: {router}, {_many(count, 'request')}")
     if service.endless:
         yield (
             f"  in {service.endless}, requests never stopped coming: a longer delay would not help"
@@ -46,9 +48,11 @@ def _paragraph(name: str, service: Service) -> Iterator[str]:
 def _advice(service: Service) -> str:
     delay, period = service.delay(), service.period()
     if service.killed:
-        drain = f"the longest drain took {service.longest_drain:.0f} s"
-        longer = "make the period longer, or what is in flight shorter"
-        return f"{service.killed} were not over in time ({drain}): {longer}"
+        return (
+            f"not over in time: {service.killed}; the longest drain took "
+            f"{service.longest_drain:.1f} s\n"
+            "  lengthen the period, or shorten what is in flight"
+        )
     if delay is None and service.handed_over:
         return "the listening sockets are handed over, and stay open: no delay is needed"
     if delay is None:
@@ -57,7 +61,12 @@ def _advice(service: Service) -> str:
 
 
 def _uncounted(service: Service) -> str:
-    return f"; not counted in {service.uncounted} shutdowns" if service.uncounted else ""
+    many = _many(service.uncounted, "shutdown")
+    return f"; not counted in {many}" if service.uncounted else ""
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def _counts(counted: Counter[str]) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from gunicorn_grace import __version__, cli
+from gunicorn_grace.operate import drain
 from gunicorn_grace.operate import instance as instance_module
 from gunicorn_grace.shared import cells as layout
 from gunicorn_grace.shared import instances
@@ -35,7 +36,19 @@ from gunicorn_grace.shared import memory as shm
 memory = shm.Memory.create(slots=1)
 for cell, value in eval(sys.argv[1]).items(): setattr(memory.header, cell, value)
 print(memory.fd, flush=True)
-sys.stdin.read()
+if "child" in sys.stdin.readline():
+    import subprocess
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as child:
+        print(child.pid, flush=True)
+        sys.stdin.read()
+"""
+
+# The command of a user who may not even read this Python's packages: it is imported before.
+AS_NOBODY = """
+import os, pwd, sys
+from gunicorn_grace import cli
+os.setresuid(*[pwd.getpwnam("nobody").pw_uid] * 3)
+sys.exit(cli.main(sys.argv[1:]))
 """
 
 
@@ -54,6 +67,14 @@ class Instance:
         self.pid = self.process.pid
         self.path = f"/proc/{self.pid}/fd/{int(self.process.stdout.readline())}"
         self.memory = Memory.open(self.path)
+
+    def child(self) -> int:
+        """Have it start a process, as an arbiter does; its pid."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write("child\n")
+        self.process.stdin.flush()
+        return int(self.process.stdout.readline())
 
     def close(self) -> None:
         if self.memory.fd >= 0 and self.process.poll() is None:
@@ -107,6 +128,19 @@ def said(instance: Instance, text: str) -> list[str]:
     return [line.removeprefix(name) for line in lines]
 
 
+@pytest.mark.parametrize("command", [None, *sorted(cli.cli.commands)])
+def test_every_command_takes_the_short_flag_for_help(
+    command: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """``-h`` says what ``--help`` says."""
+    words = [] if command is None else [command]
+    assert cli.main([*words, "-h"]) == 0
+    short = capsys.readouterr().out
+    assert cli.main([*words, "--help"]) == 0
+    assert capsys.readouterr().out == short
+    assert "-h, --help" in short
+
+
 @pytest.mark.parametrize("command", ["status", "prestop", "drain", "undrain", "end-delay"])
 def test_without_an_instance_a_command_is_one_line(
     command: str, start: Start, capsys: pytest.CaptureFixture[str]
@@ -146,26 +180,66 @@ def test_prestop_with_two_instances_asks_which(
     """Both are named; neither is touched."""
     pids = sorted([start().pid, start().pid])
     assert cli.main(["prestop"]) == 1
-    assert (
-        error(capsys) == f"Error: 2 instances, arbiters {pids[0]}, {pids[1]}: choose with --pid\n"
+    assert error(capsys) == (
+        f"Error: 2 instances, arbiters {pids[0]}, {pids[1]}: choose with --pid; "
+        "`gunicorn-grace status` shows them\n"
     )
 
 
-def test_prestop_with_a_wrong_pid_names_those_there_are(
+def test_a_wrong_pid_is_told_from_those_there_are(
     start: Start, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """``none`` where there are none."""
-    assert cli.main(["prestop", "--pid", "1"]) == 1
-    assert (
-        error(capsys) == "Error: no instance with arbiter 1 that this user may open; found: none\n"
+    """A number that nobody has, a process that is something else, and a worker: each has a line,
+    with the arbiters there are."""
+    of_us = os.getpid()
+    assert cli.main(["prestop", "--pid", str(of_us)]) == 1
+    assert error(capsys) == (
+        f"Error: process {of_us} is no arbiter of a gunicorn with gunicorn-grace; "
+        "the arbiters here: none\n"
     )
     instance = start()
-    assert cli.main(["prestop", "--pid", "1"]) == 1
-    assert (
-        error(capsys)
-        == f"Error: no instance with arbiter 1 that this user may open; found: {instance.pid}\n"
+    gone = 2**22 + 1  # Above the largest number that Linux gives (proc(5), pid_max).
+    assert cli.main(["prestop", "--pid", str(gone)]) == 1
+    assert error(capsys) == (
+        f"Error: there is no process {gone}; the arbiters here: {instance.pid}\n"
+    )
+    worker = instance.child()
+    assert cli.main(["status", "--pid", str(worker)]) == 1
+    assert error(capsys) == (
+        f"Error: process {worker} is a child of arbiter {instance.pid}: "
+        f"choose it with --pid {instance.pid}\n"
     )
     assert not instance.memory.is_terminating()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be two users")
+@pytest.mark.parametrize("chosen", [False, True], ids=["any", "chosen"])
+def test_roots_gunicorn_is_not_permitted_to_another_user(chosen: bool) -> None:
+    """It is there, and the line says who may: "none runs here" would send somebody away."""
+    with subprocess.Popen(
+        ["gunicorn: master [main:app]"],
+        executable="/bin/cat",
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+    ) as theirs:
+        words = ["status", "--pid", str(theirs.pid)] if chosen else ["status"]
+        done = subprocess.run(
+            [sys.executable, "-c", AS_NOBODY, *words],
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+        )
+        theirs.communicate(timeout=PATIENCE)
+    assert done.returncode == 1
+    if chosen:
+        wanted = f"not permitted: process {theirs.pid} belongs to user root: run this as root"
+        assert done.stderr == f"Error: {wanted}\n"
+    else:
+        # Another one may run on this machine.
+        assert re.fullmatch(
+            r"Error: not permitted: gunicorn \d+ belongs to user \w+: run this as \w+\n",
+            done.stderr,
+        )
 
 
 def test_prestop_begins_the_shutdown_of_the_one_chosen(
@@ -260,7 +334,10 @@ def test_an_arbiter_that_does_not_look_is_an_error(
     instance = start()
     assert instance.memory.trigger(Origin.PRESTOP)
     assert cli.main(["drain"]) == 1
-    assert "has not taken it up within 0.2 s: is it stopped?" in error(capsys)
+    assert error(capsys) == (
+        f"Error: arbiter {instance.pid} in {ROOT}: it has not taken that up within 0.2 s: "
+        "is it stopped (SIGSTOP)? It does when it goes on\n"
+    )
 
 
 @pytest.mark.parametrize("cell", ["sigterm", "phase"])
@@ -305,7 +382,10 @@ def test_a_shutdown_with_a_sigterm_is_not_taken_back(
     """One line, exit code 1, and nothing is asked of the arbiter."""
     instance = start(**{cell: value})
     assert cli.main(["undrain"]) == 1
-    assert error(capsys) == "Error: a SIGTERM has come: the shutdown cannot be taken back\n"
+    assert error(capsys) == (
+        f"Error: arbiter {instance.pid} in {ROOT}: a SIGTERM has come: the shutdown cannot be "
+        "taken back; start another instance\n"
+    )
     assert not instance.memory.header.undrain
 
 
@@ -336,10 +416,11 @@ def test_undrain_returns_with_the_arbiters_answer(start: Start, answer: str) -> 
             instance.process.kill()
             instance.process.communicate(timeout=PATIENCE)
         out, err = command.communicate(timeout=PATIENCE)
+    name = f"Error: arbiter {instance.pid} in {ROOT}: "
     assert (command.returncode, said(instance, out), err) == {
         "serving": (0, ["serving"], ""),
-        "SIGTERM": (1, [], "Error: a SIGTERM has come: the shutdown cannot be taken back\n"),
-        "gone": (1, [], f"Error: arbiter {instance.pid} is gone\n"),
+        "SIGTERM": (1, [], f"{name}{drain.TOO_LATE}\n"),
+        "gone": (1, [], f"{name}it is gone\n"),
     }[answer]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import gunicorn
@@ -14,7 +15,7 @@ import pytest
 import gunicorn_grace
 from gunicorn_grace.operate.overview_text import WIDTH, schema
 from gunicorn_grace.shared.phase import Phase
-from support.servers import GRACE_COMMAND, HOLD, Connect, Serve, Server, hold_a_request
+from support.servers import GRACE_COMMAND, HOLD, QUICK, Connect, Serve, Server, hold_a_request
 
 pytestmark = pytest.mark.ends
 
@@ -69,6 +70,8 @@ def test_who_began_it(how: str, serve: Serve) -> None:
     server.wait_booted(2)
     if how == "drain":
         server.operate("drain")
+        # At once: the arbiter may take it up as late as a second after.
+        assert status(server)["is_held"]
         server.wait_line("shutdown_initiated by trigger .drain.: not ready until undrain")
     else:
         run = [*GRACE_COMMAND, "prestop", "--pid", str(server.arbiter_pid)]
@@ -80,6 +83,31 @@ def test_who_began_it(how: str, serve: Serve) -> None:
         seen = status(server)
     assert (seen["begun_by"], seen["is_held"]) == (how, how == "drain")
     assert len(seen["workers"]) == 2
+    server.signal(signal.SIGTERM)
+    server.wait_for(lambda: server.memory.header.sigterm, "the SIGTERM")
+    seen = status(server)
+    assert (seen["begun_by"], seen["is_held"]) == (how, False)
+    assert seen["sigterm"] > seen["t0"]
+    assert f"begun by {how}, then SIGTERM, " in server.operate("status").stdout
+
+
+def test_a_drain_does_not_say_that_what_was_cut_off_has_ended(
+    serve: Serve, connect: Connect, tmp_path: Path
+) -> None:
+    """``drain --wait`` waits for a request that the drain limit cuts off, and fails. A drain after
+    the SIGTERM holds nothing, and the verdict does not take the delay for an operator's."""
+    server = serve(kind="gthread", settings={**QUICK, "termination_period": 5})
+    client = connect(server)
+    client.send(f"/wait?for={tmp_path / 'never'}")
+    server.wait_line("slow request begins")
+    server.terminate()
+    server.wait_phase(Phase.LAME_DUCK)
+    done = server.operate("drain", "--wait")
+    assert done.returncode == 1
+    assert "a SIGTERM has come: it is shutting down, and nothing holds that" in done.stdout
+    assert "no request is in flight, but 1 did not end: cut off" in done.stderr
+    server.assert_gone()
+    assert "; no request came after T0" in server.summary()
 
 
 def test_a_drain_waits_for_the_last_request_and_an_undrain_for_the_next(

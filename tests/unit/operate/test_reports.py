@@ -121,6 +121,12 @@ def test_what_was_lost_or_killed_fails(tmp_path: Path, capsys: pytest.CaptureFix
     assert (service["cut_off"], service["shutdowns_with_cut_off"]) == (3, 1)
     assert (service["shutdowns_not_counted"], service["not_over_in_time"]) == (1, 2)
     assert service["period_that_would_do"] is None
+    assert cli.main(["reports", str(file)]) == 1
+    said = capsys.readouterr().out.splitlines()
+    assert "  cut off: 3 requests in 1 shutdown; not counted in 1 shutdown" in said
+    assert said[-2].startswith("  not over in time: 2; the longest drain took ")
+    assert said[-1] == "  lengthen the period, or shorten what is in flight"
+    assert max(map(len, said)) <= reports_text.WIDTH
     file.write_text(json.dumps(report(cut_off=None)))
     told(capsys, file)
 
