@@ -94,6 +94,8 @@ class Telling:
         """The instance serves again: requests until now belong to a shutdown that is over."""
         self._told_of_forking = False
         self._since_before = self._memory.total_ever(Record.since_t0)
+        for record in self._memory.records():
+            record.since_t0_before = record.since_t0
 
     def others(self) -> None:
         """Tell the service manager and StatsD what they do not know yet."""

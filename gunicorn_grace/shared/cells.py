@@ -231,7 +231,8 @@ class Record(View):
     requests_before = Cell(22)
     """The value of ``requests`` when the worker got this record."""
     since_t0_before = Cell(23)
-    """The value of ``since_t0`` when the worker got this record."""
+    """The value of ``since_t0`` when the worker got this record, or when the last shutdown was
+    taken back."""
     requests_at_look = Cell(24)
     """The value of ``requests`` when the worker last looked for what waits in it."""
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import subprocess
 from collections import Counter
 from pathlib import Path
@@ -148,6 +149,15 @@ def test_the_manifests_scrape_the_port_that_they_open(capsys: pytest.CaptureFixt
     assert pod["metadata"]["annotations"]["prometheus.io/port"] == str(ports[endpoint["port"]])
     assert pod["metadata"]["annotations"]["prometheus.io/path"] == endpoint["path"] == "/metrics"
     assert [port["targetPort"] for port in service["spec"]["ports"]] == ["http"]
+
+
+def test_the_files_that_the_readme_names_are_there() -> None:
+    """Each link of it leads to a file, and it names every file of the folder."""
+    page = (MONITORING / "README.md").read_text(encoding="utf-8")
+    links = re.findall(r"\]\((?!https://)([^)#]+)", page)
+    assert [link for link in links if not (MONITORING / link).is_file()] == []
+    there = {str(path.relative_to(MONITORING)) for path in MONITORING.rglob("*.*")}
+    assert there - {"README.md"} <= set(links)
 
 
 @needs_promtool

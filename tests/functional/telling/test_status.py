@@ -114,7 +114,7 @@ def test_a_drain_waits_for_the_last_request_and_an_undrain_for_the_next(
     serve: Serve, connect: Connect
 ) -> None:
     """``drain --wait`` returns when nothing is in flight; ``undrain --wait`` when the routers have
-    noticed, because a request has come."""
+    noticed, because a request has come. What came during the drain belongs to no later shutdown."""
     server = serve(kind="gthread", settings=HOLD)
     client = connect(server)
     release = hold_a_request(server, client)
@@ -129,6 +129,9 @@ def test_a_drain_waits_for_the_last_request_and_an_undrain_for_the_next(
         assert client.receive().status == 200
         assert "no request is in flight" in drain.stdout.readline()
         assert drain.wait(20) == 0
+    assert server.get("/").status == 200
+    server.wait_in_flight(0)
+    assert sum(row["since_t0"] for row in status(server)["workers"]) == 1
     with subprocess.Popen(
         [*GRACE_COMMAND, "undrain", "--wait", "--pid", pid], stdout=subprocess.PIPE, text=True
     ) as undrain:
@@ -138,3 +141,4 @@ def test_a_drain_waits_for_the_last_request_and_an_undrain_for_the_next(
         assert server.get("/").status == 200
         assert "a request has come" in undrain.stdout.readline()
         assert undrain.wait(20) == 0
+    assert sum(row["since_t0"] for row in status(server)["workers"]) == 0
