@@ -22,11 +22,20 @@ With ``grace_enabled = False`` the arbiter and the workers keep the probes alone
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Any
 
-from .arbiter import adoption, budget, embedding, overrides, reach, stack, switched_off, tested
+from .arbiter import (
+    adoption,
+    budget,
+    checking,
+    embedding,
+    overrides,
+    reach,
+    stack,
+    switched_off,
+    tested,
+)
 from .arbiter.roster import Roster
 from .arbiter.switched_off import SwitchedOff
 from .errors import ConfigurationError
@@ -61,10 +70,8 @@ def on_starting(server: Any) -> None:
     """Runs in the arbiter, before the first fork."""
     loaded = settings.Settings.of(server.cfg)
     settings.check(loaded)
-    if unknown := adoption.unknown_variables(os.environ):
-        server.log.warning(
-            "gunicorn-grace: environment variables that are no settings: %s", ", ".join(unknown)
-        )
+    for line in checking.told_of_variables(server.cfg):
+        server.log.warning("gunicorn-grace: %s", line)
     if not loaded.enabled:
         server.grace_off = off = SwitchedOff(loaded)
         off.start(server)

@@ -6,50 +6,19 @@ Runs in the arbiter, while gunicorn loads its configuration, and again after SIG
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import os
-import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UnknownSetting
 from ..shared import settings as table
+from ..shared.names import nearest
 from ..shared.settings import NAMES, PREFIX, SECTION, Settings, check, rows
-from ..shared.text import printable
 from . import checking, stack
 
 if TYPE_CHECKING:
     from gunicorn.config import Config
-
-
-_OF_A_SERVICE = re.compile(r"_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_\w+)?)$")
-"""What Kubernetes tells about a Service whose name begins with "grace"."""
-
-
-def unknown_variables(environ: Mapping[str, str]) -> list[str]:
-    """Return the environment variables that look like settings and are none, each with the nearest
-    name if there is one.
-
-    :param environ: the environment.
-    """
-    prefix, known = PREFIX.upper(), {name.upper() for name in NAMES}
-    found = []
-    for name in sorted(environ):
-        if name.startswith(prefix) and name not in known and not _OF_A_SERVICE.search(name):
-            near = nearest(name.lower())
-            hint = f" (did you mean {near.upper()}?)" if near else ""
-            found.append(printable(name) + hint)
-    return found
-
-
-def nearest(name: str) -> str | None:
-    """Return the setting with the most similar name; ``None`` if none is similar."""
-    # Without the prefix, which all have in common: with it, any two names would be.
-    names = [known.removeprefix(PREFIX) for known in NAMES]
-    found = difflib.get_close_matches(name.removeprefix(PREFIX), names, n=1)
-    return PREFIX + found[0] if found else None
-
 
 Hook = Callable[..., None]
 

@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from ..shared.agreed import HANDED_OVER
 from ..shared.settings import address_of
 
 BACKLOG = 128
@@ -25,10 +26,6 @@ BACKLOG = 128
 BIND_FOR = 3.0
 """Seconds in which an address that is taken is tried again. The responder of an arbiter that got
 SIGKILL keeps it for up to a second, until it sees that its arbiter is gone."""
-
-HANDED_OVER = "GUNICORN_GRACE_PROBE_FD"
-"""In the environment of an arbiter that another one has executed (SIGUSR2): the descriptor of the
-listener."""
 
 
 class ProbeListener:

@@ -19,6 +19,10 @@ WORKERS_MARK = "GUNICORN_GRACE_WORKER"
 """The name of an environment variable that workers set. Whatever they start inherits it, orphans
 too, so a trigger can be refused that the application was made to send."""
 
+HANDED_OVER = "GUNICORN_GRACE_PROBE_FD"
+"""The name of an environment variable of an arbiter that another one has executed (SIGUSR2): the
+descriptor of the listener of its probe port."""
+
 LINGER = 2.0
 """Seconds that an idle connection stays open after draining began. A request that the client is
 just sending is then still answered, with ``Connection: close`` (RFC 9112, section 9.6). gunicorn

@@ -28,6 +28,8 @@ OF_COMMANDS = {"operate", "rehearsal"}
 """Rooms whose lines are not in gunicorn's log."""
 
 BEHIND = {
+    "environment variables that are no settings are ignored: ...": "no settings are ignored: ",
+    "raw_env (--env) comes too late for ...": "raw_env (--env) comes too late for ",
     "lame duck ...": "lame duck {",
     "trigger obeyed, from ...": "trigger obeyed, from ",
     "trigger refused, from ...": "trigger refused, from ",

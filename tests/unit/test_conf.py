@@ -11,7 +11,7 @@ import pytest
 from gunicorn.config import Config
 
 from gunicorn_grace import conf, hooks
-from gunicorn_grace.arbiter.adoption import adopt, unknown_variables
+from gunicorn_grace.arbiter.adoption import adopt
 from gunicorn_grace.errors import ConfigurationError
 from gunicorn_grace.shared import guard
 
@@ -212,23 +212,3 @@ def test_the_configuration_module_brings_no_setting_by_accident() -> None:
     conf.install(cfg)
     assert conf.__all__ == []
     assert not [name for name in vars(conf) if conf._is_setting(cfg, name)]
-
-
-@pytest.mark.parametrize(
-    ("name", "told"),
-    [
-        ("GRACE_SHUTDOWN_DELY", ["GRACE_SHUTDOWN_DELY (did you mean GRACE_SHUTDOWN_DELAY?)"]),
-        ("GRACE_\x1b", [r"GRACE_\x1b"]),
-        ("GRACE_HOPPER_URL", ["GRACE_HOPPER_URL"]),
-        ("GRACE_SHUTDOWN_DELAY", []),
-        ("GRACEFUL", []),
-        ("GRACE_SERVICE_HOST", []),
-        ("GRACE_API_SERVICE_PORT_HTTP", []),
-        ("GRACE_PORT", []),
-        ("GRACE_API_PORT_80_TCP_ADDR", []),
-    ],
-)
-def test_a_variable_that_is_no_setting_is_told(name: str, told: list[str]) -> None:
-    """With the nearest name, if there is one. What Kubernetes says about a Service called "grace"
-    is none of them."""
-    assert unknown_variables({name: "1", "PATH": "/bin"}) == told

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterator
 from typing import Any
 
-from ...shared.settings import LOCAL, NAMES, OFF, PREFIX, TOKEN
+from ...shared import names
+from ...shared.settings import LOCAL, OFF, PREFIX, TOKEN
 from .budget import hook_patch
 from .case import DOWN, Case
 from .findings import Hit, Patch, Severity, rule
@@ -15,7 +15,6 @@ from .findings import Hit, Patch, Severity, rule
 TOKEN_HEADER = "x-grace-token"
 INITS = ("dumb-init", "s6-svscan", "supervisord")
 """What passes a signal on to every process below it."""
-_OF_A_SERVICE = re.compile(r"_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_\w+)?)$")
 _BASE = re.compile(
     r"(?:docker\.io/|(?:docker\.io/)?library/)?(python|debian|ubuntu|alpine|nginx|busybox)"
     r"(:[\w.-]+)?(@.*)?"
@@ -234,19 +233,17 @@ def setting(case: Case) -> Iterator[Hit]:
 )
 def unknown_setting(case: Case) -> Iterator[Hit]:
     """``GRACE_`` variables that nobody reads."""
-    known = [name.upper() for name in NAMES]
-    prefix = PREFIX.upper()
     if not case.has_plugin:
         return
     for name, line in case.container.env_lines.items():
-        if not name.startswith(prefix) or name in known or _OF_A_SERVICE.search(name):
+        if not names.looks_like_a_setting(name):
             continue
-        nearest = difflib.get_close_matches(name, known, n=1)
+        meant = names.variable_meant(name)
         yield Hit(
             line,
             f"{name} is no setting",
-            f"write {nearest[0]}" if nearest else "leave it out, or give it another prefix",
-            _renamed(case, name, nearest[0]) if nearest else None,
+            f"write {meant}" if meant else "leave it out, or give it another prefix",
+            _renamed(case, name, meant) if meant else None,
         )
 
 

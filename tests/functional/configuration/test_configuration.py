@@ -107,6 +107,29 @@ def test_check_config_says_what_does_not_fit(way: str, tmp_path: Path) -> None:
     assert cut.stderr.count("\n") == 1
 
 
+@pytest.mark.ends
+def test_a_misspelled_variable_is_told(tmp_path: Path, serve: Serve) -> None:
+    """At boot and by ``--check-config``, in one line, with the nearest name. Another program's
+    variable gets no more than that, and no error. What gunicorn itself sets comes too late to be a
+    setting, and that is told as well."""
+    misspelled = {"GRACE_SHUTDOWN_DELY": "3", "GRACE_PERIOD_DAYS": "30"}
+    late = ("--env", "GRACE_MIN_DELAY=3", "--env", "GRACE_OVERLAI=false")
+    args = ways_in("grace_termination_period = 30\n", tmp_path)["module"]
+    lines = [
+        "environment variables that are no settings are ignored: "
+        "GRACE_OVERLAI (did you mean GRACE_OVERLAY?), GRACE_PERIOD_DAYS, "
+        "GRACE_SHUTDOWN_DELY (did you mean GRACE_SHUTDOWN_DELAY?)",
+        "raw_env (--env) comes too late for GRACE_MIN_DELAY, because gunicorn reads the settings "
+        "before it: set grace_min_delay in the configuration file",
+    ]
+    checked = gunicorn(*args, *late, "--check-config", cwd=tmp_path, env=misspelled)
+    assert (checked.returncode, checked.stdout) == (0, "")
+    assert checked.stderr.splitlines() == [f"Warning: gunicorn-grace: {line}" for line in lines]
+    server = serve(kind="sync", args=late, env=misspelled)
+    told = [line for line in server.output.splitlines() if "_env" in line or "ignored" in line]
+    assert [line.partition("[WARNING] gunicorn-grace: ")[2] for line in told] == lines
+
+
 @pytest.mark.long(but="module")
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize(

@@ -298,7 +298,9 @@ def test_a_link_of_another_user_is_one_warning(serve: Serve, report: Path, tmp_p
     assert "a link of user 65534 in a folder that everybody may write to" in line
     assert report.read_text() == "secret"
     assert "Traceback" not in server.output
-    told_at_start = "are no settings: GRACE_SHUTDOWN_DELY (did you mean GRACE_SHUTDOWN_DELAY?)"
+    told_at_start = (
+        "are no settings are ignored: GRACE_SHUTDOWN_DELY (did you mean GRACE_SHUTDOWN_DELAY?)"
+    )
     assert server.output.count(told_at_start) == 1
 
 
