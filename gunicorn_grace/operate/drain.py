@@ -69,7 +69,7 @@ def _hold(memory: Memory) -> bool:
 
     :returns: whether it is held; false after a SIGTERM.
     """
-    header, look = memory.header, _Look(memory.holder)
+    header, look = memory.header, _Look(memory)
     while not header.held:
         if header.sigterm or header.phase > Phase.LAME_DUCK:
             return False
@@ -104,7 +104,7 @@ def _undrain(memory: Memory, say: Callable[[str], object], *, wait: bool) -> Non
     if header.sigterm or header.phase > Phase.LAME_DUCK:
         raise StateError(TOO_LATE)
     header.undrain = time.monotonic_ns()
-    look = _Look(memory.holder)
+    look = _Look(memory)
     while memory.is_terminating() and not header.sigterm:
         look.again()
     if memory.is_terminating():
@@ -152,7 +152,7 @@ def _end_delay(memory: Memory, say: Callable[[str], object]) -> None:
         say("the delay was over before: nothing to do")
         return
     header.end_delay = time.monotonic_ns()
-    look = _Look(memory.holder)
+    look = _Look(memory)
     while header.phase <= Phase.LAME_DUCK and (header.sigterm or not header.delay_over):
         if not memory.is_terminating():
             raise StateError("it serves again: the shutdown was taken back, or its trigger expired")
@@ -164,11 +164,11 @@ def _end_delay(memory: Memory, say: Callable[[str], object]) -> None:
 class _Look:
     """A wait for the arbiter to take up a wish.
 
-    :param arbiter: its pid.
+    :param memory: the memory of the instance.
     """
 
-    def __init__(self, arbiter: int) -> None:
-        self._arbiter = arbiter
+    def __init__(self, memory: Memory) -> None:
+        self._memory = memory
         self._until = time.monotonic() + PATIENCE
 
     def again(self) -> None:
@@ -176,9 +176,11 @@ class _Look:
 
         :raises StateError: the arbiter is gone, or does not look.
         """
-        if not lives(self._arbiter):
+        if not lives(self._memory.holder):
             raise StateError("it is gone")
         if time.monotonic() > self._until:
+            if self._memory.header.phase == Phase.STARTING:
+                raise StateError("no worker has booted yet: it takes that up when one has")
             raise StateError(
                 f"it has not taken that up within {PATIENCE:g} s: is it stopped (SIGSTOP)? It "
                 "does when it goes on"

@@ -78,7 +78,7 @@ def find(pid: int | None) -> Memory:
 @contextlib.contextmanager
 def naming(memory: Memory, say: Callable[[str], object]) -> Iterator[Callable[[str], object]]:
     """Give ``say`` with the instance that a command acts on in front of each line; an error gets
-    the same.
+    the same. After Ctrl-C one line says that nothing was taken back.
 
     :param memory: as :func:`find` returns it.
     """
@@ -89,6 +89,9 @@ def naming(memory: Memory, say: Callable[[str], object]) -> Iterator[Callable[[s
         yield lambda line: say(f"{name}: {line}")
     except StateError as error:
         raise StateError(f"{name}: {error}") from None
+    except KeyboardInterrupt:
+        print(f"\n{name}: not waited for any longer; what has begun goes on", file=sys.stderr)
+        raise
 
 
 def is_switched_off(memory: Memory) -> bool:
@@ -111,7 +114,7 @@ def _refusal(found: Search, pid: int | None) -> str:
         way_out = f"name it with --pid {number}" if os.geteuid() == 0 else f"run this as {owner}"
         return f"not permitted: gunicorn {number} belongs to user {owner}: {way_out}"
     if found.passed_over:
-        return f"no gunicorn with gunicorn-grace that lives: {found.passed_over[0]}"
+        return f"no gunicorn with gunicorn-grace that lives: {found.passed_over[0]}: start another"
     return (
         "no gunicorn with gunicorn-grace runs here: start it with "
         "`-c python:gunicorn_grace.conf`, or run this in its container"

@@ -150,7 +150,9 @@ def _inside(outside: Status, memory: Memory) -> Status:
         t0=unix_time(began) if is_over and began else None,
         sigterm=unix_time(header.sigterm) if is_over and header.sigterm else None,
         # An arbiter that serves takes a drain up within a second.
-        is_held=is_over and not header.sigterm and (bool(header.held) or origin is Origin.DRAIN),
+        is_held=memory.is_terminating()
+        and not header.sigterm
+        and (bool(header.held) or origin is Origin.DRAIN),
         has_given_up=bool(header.failed),
         is_switched_off=bool(header.switched_off),
         seconds_left=memory.seconds_left() if is_over else None,

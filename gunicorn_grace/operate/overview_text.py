@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..shared.phase import Phase
 from .overview import Status, Worker
 
 VERSION = 1
@@ -59,7 +60,8 @@ def _phase(one: Status) -> str:
         later = one.sigterm is not None and one.begun_by != "SIGTERM"
         words.append(f"begun by {one.begun_by}" + (", then SIGTERM" if later else ""))
     if one.is_held:
-        words.append("until undrain")
+        is_starting = one.phase is Phase.STARTING
+        words.append(("then LAME_DUCK " if is_starting else "") + "until undrain")
     elif one.seconds_left is not None:
         words.append(f"{one.seconds_left:.0f} s left")
     return ", ".join(words)

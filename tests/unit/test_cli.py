@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -338,6 +339,41 @@ def test_an_arbiter_that_does_not_look_is_an_error(
         f"Error: arbiter {instance.pid} in {ROOT}: it has not taken that up within 0.2 s: "
         "is it stopped (SIGSTOP)? It does when it goes on\n"
     )
+
+
+def test_a_drain_before_a_worker_has_booted_waits_for_that(
+    start: Start, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``status`` shows what is to come, and ``undrain`` does not take a long boot for an arbiter
+    that is stopped."""
+    monkeypatch.setattr("gunicorn_grace.operate.drain.PATIENCE", 0.2)
+    instance = start(phase=Phase.STARTING)
+    assert cli.main(["drain"]) == 0
+    assert cli.main(["status"]) == 0
+    assert "  STARTING, then LAME_DUCK until undrain\n" in capsys.readouterr().out
+    assert cli.main(["undrain"]) == 1
+    told = "no worker has booted yet: it takes that up when one has"
+    assert error(capsys) == f"Error: arbiter {instance.pid} in {ROOT}: {told}\n"
+
+
+def test_ctrl_c_says_that_nothing_was_taken_back(start: Start) -> None:
+    """Whoever gives up waiting has to know that the instance stays out."""
+    instance = start(delay_over=0)
+    words = [sys.executable, "-m", "gunicorn_grace.cli", "prestop", "--pid", str(instance.pid)]
+    with subprocess.Popen(
+        words,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as waiting:
+        assert waiting.stdout is not None
+        assert "not ready" in waiting.stdout.readline()
+        waiting.send_signal(signal.SIGINT)
+        _, err = waiting.communicate(timeout=PATIENCE)
+    assert waiting.returncode == 130
+    assert "not waited for any longer; what has begun goes on" in err
+    assert instance.memory.is_terminating()
 
 
 @pytest.mark.parametrize("cell", ["sigterm", "phase"])
