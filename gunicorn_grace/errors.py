@@ -24,7 +24,7 @@ class SettingError(GraceError, ValueError):
 
     def __init__(self, name: str, value: Any, problem: str, fix: str) -> None:
         super().__init__(f"{name} = {value!r} {problem}: {fix}")
-        self.name = name
+        self.name: str = name
         self.value = value
 
 
@@ -45,7 +45,7 @@ class UnknownSetting(GraceError, AttributeError):
             else "see docs/reference/settings.md for the list of settings"
         )
         super().__init__(f"unknown setting {name}: {hint}")
-        self.name = name
+        self.name: str = name
         self.nearest = nearest
 
 

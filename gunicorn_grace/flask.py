@@ -21,7 +21,7 @@ from .worker.answering import WorkerAnswers
 
 EXTENSION = "gunicorn_grace"
 
-blueprint = Blueprint(EXTENSION, __name__)
+blueprint: Blueprint = Blueprint(EXTENSION, __name__)
 """The blueprint with the probes: ``app.register_blueprint(blueprint)``. The settings give the
 paths."""
 

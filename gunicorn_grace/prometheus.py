@@ -17,13 +17,13 @@ try:
     from prometheus_client.metrics_core import Metric
 
     from .shared import exposition
-except ModuleNotFoundError as error:
-    if error.name != "prometheus_client":
+except ModuleNotFoundError as _error:
+    if _error.name != "prometheus_client":
         raise
     raise ModuleNotFoundError(
         "gunicorn_grace.prometheus needs prometheus_client: "
         "pip install 'gunicorn-grace[prometheus]'",
-        name=error.name,
+        name=_error.name,
     ) from None
 
 

@@ -39,7 +39,8 @@ class Listeners:
         self._counterpart = counterpart
         self._waiting: list[Any] = []
         """Those whose queues are served to their end before the workers are dismissed."""
-        self.are_sealed = self.are_shut = False
+        self.are_sealed: bool = False
+        self.are_shut: bool = False
         self._to_shut: list[Any] = []
         self._files: dict[str | bytes, tuple[int, ...]] = {}
         self._empty_since = 0

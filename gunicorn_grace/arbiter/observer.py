@@ -58,7 +58,7 @@ class Observer:
         self._counterpart = counterpart
         self._observed_at = self._blind_until = 0
         self._traffic = Traffic()
-        self.looked_at = time.monotonic_ns()
+        self.looked_at: int = time.monotonic_ns()
 
     def has_begun(self) -> bool:
         """Whether the shutdown has begun, also where the loop has not yet noticed."""

@@ -96,7 +96,7 @@ class GraceArbiter(PortArbiter):
 
     grace: Shutdown
     grace_adopt: Callable[[Any], None]
-    grace_reloads = False
+    grace_reloads: bool = False
     grace_paces: dict[str, Pace]
     log: Any
 

@@ -42,6 +42,7 @@ class ProbeListener:
         self._arbiter = arbiter
         self._bind = bind
         self._inode = 0
+        self.is_inherited: bool
         self._sock, self.is_inherited = self._listen()
 
     def fileno(self) -> int:

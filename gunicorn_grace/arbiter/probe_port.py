@@ -50,14 +50,14 @@ class ProbePort:
         assert settings.probe_bind is not None
         self.arbiter = arbiter
         self.memory = memory
-        self.bind = settings.probe_bind
+        self.bind: str = settings.probe_bind
         self._responder: Responder | None = None
         self._retired: list[Responder] = []
         self._owner = os.getpid()
         self._began = self._next = 0.0
         self._failed = False
         self._orders = self._orders_of(settings)
-        self.listener = ProbeListener(arbiter, self.bind)
+        self.listener: ProbeListener = ProbeListener(arbiter, self.bind)
 
     @property
     def log(self) -> Any:

@@ -68,7 +68,7 @@ class Responder:
     """
 
     def __init__(self, child: int, is_detached: bool, pipe: int) -> None:
-        self.pid = 0 if is_detached else child
+        self.pid: int = 0 if is_detached else child
         self._child = 0 if is_detached else child
         self._starter = _descriptor_of(child) if is_detached else -1
         self._pidfd = -1

@@ -27,7 +27,7 @@ class AcceptQueues:
     def __init__(self, arbiter: Any) -> None:
         self._arbiter = arbiter
         self._kept: list[Any] = []
-        self.lost = 0
+        self.lost: int = 0
 
     def _are_ours_alone(self) -> bool:
         """Whether what waits in them is lost when this instance ends. It is not where systemd or

@@ -39,7 +39,7 @@ class Roster:
         self._gone = self._gone_before = Lost()
         self._are_counted = True
         self._told_of_garbage = False
-        self.queues = AcceptQueues(arbiter)
+        self.queues: AcceptQueues = AcceptQueues(arbiter)
         self.lost: list[tuple[int, int]] = []
         self.are_dismissed = False
         self.gave_up_forking = ""

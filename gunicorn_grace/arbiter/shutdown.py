@@ -82,14 +82,14 @@ class Shutdown:
     def __init__(self, arbiter: Any, memory: Memory, settings: Settings) -> None:
         self.arbiter = arbiter
         self.memory = memory
-        self.progress = Progress()
-        self.roster = Roster(arbiter, memory)
-        self.counterpart = Counterpart(arbiter, memory)
-        self.listeners = Listeners(arbiter, self.roster, self.counterpart)
-        self.observer = Observer(
+        self.progress: Progress = Progress()
+        self.roster: Roster = Roster(arbiter, memory)
+        self.counterpart: Counterpart = Counterpart(arbiter, memory)
+        self.listeners: Listeners = Listeners(arbiter, self.roster, self.counterpart)
+        self.observer: Observer = Observer(
             arbiter, memory, self.progress, self.roster, self.listeners, self.counterpart
         )
-        self.draining = Draining(
+        self.draining: Draining = Draining(
             arbiter,
             self.progress,
             self.roster,
@@ -98,8 +98,8 @@ class Shutdown:
             self._publish,
             self.observer.is_awaited,
         )
-        self.timer = Timer(arbiter, self.roster)
-        self.telling = Telling(
+        self.timer: Timer = Timer(arbiter, self.roster)
+        self.telling: Telling = Telling(
             arbiter, memory, self.progress, self.roster, self.counterpart, settings
         )
         self._enter: dict[Phase, Callable[[Observation, Reason], None]] = {

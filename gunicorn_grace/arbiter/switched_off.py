@@ -51,7 +51,7 @@ class SwitchedOff:
     """
 
     def __init__(self, settings: Settings) -> None:
-        self.settings = settings
+        self.settings: Settings = settings
         self.memory: Memory | None = None
         self.roster: Roster | None = None
 

@@ -59,7 +59,8 @@ class Telling:
         self.settings = settings
         self.interrupted = ""
         self.halted = ""
-        self.is_exiting = self.has_finished = False
+        self.is_exiting: bool = False
+        self.has_finished: bool = False
         self._since_before = 0
         self._told_of_forking = self._have_told = False
         self._untold: list[BaseException] = []

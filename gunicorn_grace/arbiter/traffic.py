@@ -23,7 +23,7 @@ class Traffic:
     """
 
     def __init__(self) -> None:
-        self.rate = 0
+        self.rate: int = 0
         self._samples: deque[tuple[float, int]] = deque()
         self._silences: deque[tuple[float, float]] = deque()
         self._last_arrival = 0

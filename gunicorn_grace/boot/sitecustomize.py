@@ -70,6 +70,6 @@ if "_gunicorn_grace_run" not in _state:
     if sys.version_info >= (3, 10):  # noqa: UP036 - it runs in whatever Python is below.
         try:
             _wait()
-        except Exception as problem:
-            print(f"gunicorn-grace run: {problem}", file=sys.stderr, flush=True)
+        except Exception as _problem:
+            print(f"gunicorn-grace run: {_problem}", file=sys.stderr, flush=True)
 _go_on(_state["_gunicorn_grace_run"])

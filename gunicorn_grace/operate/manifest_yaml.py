@@ -52,7 +52,7 @@ class Loader(yaml.SafeLoader):
 _Quick: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
-class QuickLoader(_Quick):  # type: ignore[misc]
+class _QuickLoader(_Quick):  # type: ignore[misc]
     """The same for a long text."""
 
 
@@ -85,7 +85,7 @@ def _construct_text(loader: Any, node: yaml.ScalarNode) -> Any:
     return loader.construct_scalar(node)
 
 
-for _loader in (Loader, QuickLoader):
+for _loader in (Loader, _QuickLoader):
     _loader.add_constructor("tag:yaml.org,2002:map", _construct)
     _loader.add_constructor("tag:yaml.org,2002:timestamp", _construct_text)
     _loader.add_constructor("tag:yaml.org,2002:value", _construct_text)
@@ -104,7 +104,7 @@ def parse_documents(text: str, source: str) -> list[Any]:
     text = re.sub(r"(?m)\t+[ \t]*(?=(?:#.*)?$)", " ", text)
     text = re.sub(r"(?m)^[ \t]*\t[ \t]*(?=[\"'\]},])", "        ", text)
     try:
-        loader = (QuickLoader if len(text) > LONG else Loader)(text)
+        loader = (_QuickLoader if len(text) > LONG else Loader)(text)
         try:
             return list(_documents(loader, source))
         finally:

@@ -92,7 +92,7 @@ class Run:
     def __init__(self, runner: Runner, deadline: float) -> None:
         self._runner = runner
         self.deadline = deadline
-        self.done = threading.Event()
+        self.done: threading.Event = threading.Event()
         self.result: Outcome | None = None
         """The first result stays. A value that the function returns after the deadline is
         ignored."""
@@ -119,7 +119,7 @@ class Runner:
 
     def __init__(self, check: Check, registry: Registry) -> None:
         self.check = check
-        self.clock = registry.clock
+        self.clock: Callable[[], float] = registry.clock
         self._registry = registry
         self._logged_passed, self._logged_reason, self._logged_at = True, "", -math.inf
         self.forget()
@@ -209,7 +209,7 @@ class Registry:
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self.clock = clock
+        self.clock: Callable[[], float] = clock
         self.log: Any = logging.getLogger("gunicorn_grace")
         # The tuples are replaced as a whole, so an iteration sees either the old or the new one.
         self._of: dict[Kind, tuple[Runner, ...]] = dict.fromkeys(Kind, ())
@@ -386,7 +386,7 @@ def _one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {shown}" if shown else type(error).__name__
 
 
-registry = Registry()
+registry: Registry = Registry()
 """The checks of this process."""
 
 os.register_at_fork(after_in_child=registry.forget)

@@ -32,7 +32,7 @@ class Cell:
     __slots__ = ("offset",)
 
     def __init__(self, offset: int) -> None:
-        self.offset = offset
+        self.offset: int = offset
 
     @overload
     def __get__(self, view: None, owner: type) -> Cell: ...
@@ -54,8 +54,8 @@ class Text:
     __slots__ = ("cells", "offset")
 
     def __init__(self, offset: int, cells: int) -> None:
-        self.offset = offset
-        self.cells = cells
+        self.offset: int = offset
+        self.cells: int = cells
 
     @overload
     def __get__(self, view: None, owner: type) -> Text: ...
@@ -79,80 +79,84 @@ class View:
     __slots__ = ("begin", "cells")
 
     def __init__(self, cells: memoryview[int], begin: int) -> None:
-        self.cells = cells
-        self.begin = begin
+        self.cells: memoryview[int] = cells
+        self.begin: int = begin
 
 
 class Header(View):
-    """The cells that exist once per instance."""
+    """The cells that exist once per instance.
+
+    It has more attributes than a class should, because it is the layout of the memory, in one
+    place.
+    """
 
     __slots__ = ()
 
-    magic = Cell(0)
-    layout = Cell(1)
-    slot_count = Cell(2)
-    arbiter = Cell(3)
+    magic: Cell = Cell(0)
+    layout: Cell = Cell(1)
+    slot_count: Cell = Cell(2)
+    arbiter: Cell = Cell(3)
     """The arbiter's pid."""
-    phase = Cell(4)
-    t0 = Cell(5)
-    sigterm = Cell(6)
-    trigger = Cell(7)
+    phase: Cell = Cell(4)
+    t0: Cell = Cell(5)
+    sigterm: Cell = Cell(6)
+    trigger: Cell = Cell(7)
     """When a shutdown was triggered, and its origin: see ``ORIGIN_MASK``."""
-    consumed = Cell(8)
+    consumed: Cell = Cell(8)
     """Triggers up to this time are no longer in force: they were taken back or have expired."""
-    undrain = Cell(9)
-    drain = Cell(10)
-    drain_limit = Cell(11)
-    deadline = Cell(12)
-    upgraded = Cell(13)
+    undrain: Cell = Cell(9)
+    drain: Cell = Cell(10)
+    drain_limit: Cell = Cell(11)
+    deadline: Cell = Cell(12)
+    upgraded: Cell = Cell(13)
     """Whether another arbiter serves the same sockets (SIGUSR2)."""
-    http_shut = Cell(14)
+    http_shut: Cell = Cell(14)
     """Whether ``?down=true`` is disabled until restart."""
-    rate = Cell(15)
+    rate: Cell = Cell(15)
     """Requests in 1000 seconds."""
-    delay = Cell(16)
+    delay: Cell = Cell(16)
     """The longest duration of LAME_DUCK unless late requests extend it, in nanoseconds."""
-    delay_over = Cell(17)
+    delay_over: Cell = Cell(17)
     """The first moment at which a SIGTERM would start draining at once. ``prestop`` waits for
     it."""
-    slots_used = Cell(18)
+    slots_used: Cell = Cell(18)
     """One more than the highest record number ever used."""
-    gone_cut_off = Cell(19)
-    late = Cell(20)
-    failed = Cell(21)
+    gone_cut_off: Cell = Cell(19)
+    late: Cell = Cell(20)
+    failed: Cell = Cell(21)
     """Whether the plugin has given up and gunicorn shuts down by itself."""
-    boards = Cell(22)
+    boards: Cell = Cell(22)
     """The cell at which the boards begin; 0 without boards."""
-    platform = Cell(23)
+    platform: Cell = Cell(23)
     """When the platform last gave a trigger (``prestop`` or ``?down=true``), and its origin, also
     if the shutdown had begun before: see ``ORIGIN_MASK``."""
-    operator = Cell(24)
+    operator: Cell = Cell(24)
     """When ``drain`` was last called, also if the shutdown had begun before."""
-    end_delay = Cell(25)
+    end_delay: Cell = Cell(25)
     """When ``end-delay`` was last called."""
-    held = Cell(26)
+    held: Cell = Cell(26)
     """Whether an operator's drain is in force, which waits for ``undrain``."""
-    emptied = Cell(29)
+    emptied: Cell = Cell(29)
     """Whether the accept queues were served to their end when the workers were dismissed."""
-    successor = Cell(30)
+    successor: Cell = Cell(30)
     """When an instance that waits for the addresses of this one has last asked it to end its
     delay."""
-    told = Cell(27)
+    told: Cell = Cell(27)
     """When the arbiter got its first SIGTERM, also if it serves on because of SIGUSR2. Another
     arbiter reads it."""
-    switched_off = Cell(51)
+    switched_off: Cell = Cell(51)
     """Whether the instance is switched off (``grace_enabled``). There is then no shutdown of ours,
     and no command can begin one."""
-    handed_over = Cell(52)
+    handed_over: Cell = Cell(52)
     """Whether somebody else made the listening sockets and keeps them, so that nobody is turned
     away while the instance drains."""
-    uncounted = Cell(28)
+    uncounted: Cell = Cell(28)
     """Whether the requests of the workers cannot be counted. The counts then say nothing."""
-    plugin = Text(31, 2)
+    plugin: Text = Text(31, 2)
     """The version of gunicorn-grace in the arbiter."""
-    gunicorn = Text(33, 2)
+    gunicorn: Text = Text(33, 2)
     """The version of gunicorn."""
-    application = Text(35, 16)
+    application: Text = Text(35, 16)
     """What the arbiter serves, as gunicorn names it."""
 
 
@@ -187,58 +191,62 @@ class Lost(NamedTuple):
 
 class Record(View):
     """The cells that exist once per worker. ``requests`` and ``since_t0`` are sums over all workers
-    that have used this record, one after another."""
+    that have used this record, one after another.
+
+    It has more attributes than a class should, because it is the layout of the memory, in one
+    place.
+    """
 
     __slots__ = ("number",)
 
-    pid = Cell(0)
-    age = Cell(1)
-    booted = Cell(2)
-    in_flight = Cell(3)
-    requests = Cell(4)
-    since_t0 = Cell(5)
-    last_arrival = Cell(6)
-    holds = Cell(7)
+    pid: Cell = Cell(0)
+    age: Cell = Cell(1)
+    booted: Cell = Cell(2)
+    in_flight: Cell = Cell(3)
+    requests: Cell = Cell(4)
+    since_t0: Cell = Cell(5)
+    last_arrival: Cell = Cell(6)
+    holds: Cell = Cell(7)
 
-    claimed = Cell(8)
-    dismissed = Cell(9)
+    claimed: Cell = Cell(8)
+    dismissed: Cell = Cell(9)
     """When the arbiter dismissed the worker for the first time."""
-    term_seen = Cell(10)
+    term_seen: Cell = Cell(10)
     """When the worker last handled a SIGTERM. It stores this before it checks whether it may
     leave."""
-    cut_off = Cell(11)
-    longest = Cell(12)
+    cut_off: Cell = Cell(11)
+    longest: Cell = Cell(12)
     """The longest request since ``window`` began, in nanoseconds."""
-    longest_before = Cell(13)
+    longest_before: Cell = Cell(13)
     """The longest request of the window before."""
-    window = Cell(14)
-    empty_since = Cell(15)
+    window: Cell = Cell(14)
+    empty_since: Cell = Cell(15)
     """Since when this worker's own accept queues (``reuse_port``) have been empty."""
 
-    waiting = Cell(16)
+    waiting: Cell = Cell(16)
     """Connections that the worker has accepted, with a request that no thread or greenlet has
     begun. It is right while the shutdown is under way, at worst 0.2 s old, and 0 otherwise."""
-    half_read = Cell(17)
+    half_read: Cell = Cell(17)
     """Requests of which the worker has read a part, and not yet enough to serve them."""
-    pipelined = Cell(18)
+    pipelined: Cell = Cell(18)
     """Requests that wait behind one in flight, on the same connection."""
-    uncounted = Cell(19)
+    uncounted: Cell = Cell(19)
     """Whether the worker's requests cannot be counted. Its numbers then say nothing."""
-    queued = Cell(20)
+    queued: Cell = Cell(20)
     """Connections in accept queues that are the worker's own (``reuse_port``)."""
-    may_shut = Cell(21)
+    may_shut: Cell = Cell(21)
     """Whether this worker copes with listening sockets that are shut."""
-    requests_before = Cell(22)
+    requests_before: Cell = Cell(22)
     """The value of ``requests`` when the worker got this record."""
-    since_t0_before = Cell(23)
+    since_t0_before: Cell = Cell(23)
     """The value of ``since_t0`` when the worker got this record, or when the last shutdown was
     taken back."""
-    requests_at_look = Cell(24)
+    requests_at_look: Cell = Cell(24)
     """The value of ``requests`` when the worker last looked for what waits in it."""
 
     def __init__(self, cells: memoryview[int], begin: int, number: int) -> None:
         super().__init__(cells, begin)
-        self.number = number
+        self.number: int = number
 
     @classmethod
     def private(cls) -> Record:

@@ -122,7 +122,7 @@ def _the_kernels_poll() -> Callable[[], Any]:
     return poll
 
 
-poll = _the_kernels_poll()
+poll: Callable[[], Any] = _the_kernels_poll()
 
 
 def are_waiting(socks: Iterable[Any]) -> bool:

@@ -127,14 +127,14 @@ class Memory:
     def __init__(self, fd: int, mapping: mmap.mmap, slots: int, boards: int = 0) -> None:
         self.fd = fd
         self._mapping = mapping
-        self.cells = memoryview(mapping)[: len(mapping) // 8 * 8].cast("q")
-        self.header = Header(self.cells, 0)
+        self.cells: memoryview[int] = memoryview(mapping)[: len(mapping) // 8 * 8].cast("q")
+        self.header: Header = Header(self.cells, 0)
         self.slot_count = slots
         self.boards = boards
         self.holder = 0
         self.is_booted_worker = False
         self.is_inherited = False
-        self.is_terminating = _terminating(self.cells)
+        self.is_terminating: Callable[[], bool] = _terminating(self.cells)
 
     @classmethod
     def create(cls, slots: int = SLOTS, *, boards: bool = False) -> Memory:

@@ -15,7 +15,7 @@ class QuietProbes(logging.Filter):
 
     def __init__(self) -> None:
         super().__init__()
-        self.thread = threading.local()
+        self.thread: threading.local = threading.local()
 
     def filter(self, record: logging.LogRecord) -> bool:
         return not getattr(self.thread, "is_quiet", False)

@@ -78,8 +78,8 @@ class WorkerAnswers:
     def __init__(self, worker: WorkerProcess | None, settings: Settings | None = None) -> None:
         self.worker = worker
         ours = worker or probes_only.this_worker
-        self.settings = ours.settings if ours else settings or Settings()
-        self.answers = worker.answers if worker else Answers(self.settings)
+        self.settings: Settings = ours.settings if ours else settings or Settings()
+        self.answers: Answers = worker.answers if worker else Answers(self.settings)
         self.log: Any = ours.log if ours else logging.getLogger("gunicorn_grace")
         self.trigger: Trigger | SwitchedOff | None = None
         if worker is not None:

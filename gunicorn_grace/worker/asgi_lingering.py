@@ -134,7 +134,7 @@ class Rest:
     ) -> None:
         self._receive = receive
         self._is_leaving = is_leaving
-        self.is_complete = False
+        self.is_complete: bool = False
 
     async def receive(self) -> Message:
         """Receive, and note the end of the body."""

@@ -33,7 +33,7 @@ class AsgiCall:
 
     def __init__(self, scope: Scope, path: str) -> None:
         self._scope = scope
-        self.path = path
+        self.path: str = path
 
     @property
     def method(self) -> str:

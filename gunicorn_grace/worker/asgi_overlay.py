@@ -121,7 +121,7 @@ class AsgiOverlay(AsgiProbes):
         self._ours = ours
         self._reads_rest = reads_rest
         self._websockets = WebSockets(ours)
-        self.serve = self._as_function()
+        self.serve: Application = self._as_function()
 
     def _as_function(self) -> Application:
         app, ours, probe, reads_rest = self.app, self._ours, self.probe, self._reads_rest

@@ -76,10 +76,13 @@ class Counter:
         self._answers = answers
         self._log = log
         self.probe_paths: set[str] = set()
-        self.uncounted = _as_requested(settings.ignore_paths)
+        self.uncounted: set[str] = _as_requested(settings.ignore_paths)
         self.note_probe_paths()
         self.in_flight: dict[Any, Entry] = {}
         self._window_ends = 0
+        self.begin: Callable[[Any], None]
+        self.end: Callable[[Any], None]
+        self.detach: Callable[[], None]
         self.begin, self.end, self.detach = _hot_path(
             self, memory, record, shedding, owner, threaded
         )

@@ -64,7 +64,7 @@ class Draining:
         self._log = log
         self.sees_all = True
         self.owns_listeners = False
-        self.accepting = Accepting(memory, record)
+        self.accepting: Accepting = Accepting(memory, record)
         self._is_watching = False
         self._speaks_http2 = self._speaks_tls = False
         self._listeners: list[Any] = []

@@ -45,7 +45,7 @@ class Holds:
     """
 
     def __init__(self, record: Record) -> None:
-        self.pid = os.getpid()
+        self.pid: int = os.getpid()
         """The worker's pid. A child that the application forks inherits this object and must not
         write into its parent's record."""
         self._record = record

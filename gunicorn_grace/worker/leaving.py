@@ -64,7 +64,7 @@ class Leaving:
         self._pid = os.getpid()
         self._told_to_leave = 0
         self._sigterm = sigterm
-        self.is_hurried = False
+        self.is_hurried: bool = False
 
     def is_dismissed(self) -> bool:
         """Whether the arbiter has dismissed this worker. A worker that is not counted leaves at any

@@ -35,7 +35,7 @@ class Overlay:
         self.app = app
         self.answers = answers
         self._ownership = Ownership()
-        self.serve = self._as_function()
+        self.serve: WSGIApplication = self._as_function()
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         return self.serve(environ, start_response)

@@ -80,10 +80,11 @@ class WorkerProcess:
         self.log = log
         self.tracking = tracking
         self.is_wrapped = self.is_leaving = False
-        self.record = record = Record.private() if number is None else memory.record(number)
-        self.answers = Answers(settings)
-        self.shedding = Shedding(memory.is_terminating, tracking)
-        self.counter = Counter(
+        record = Record.private() if number is None else memory.record(number)
+        self.record: Record = record
+        self.answers: Answers = Answers(settings)
+        self.shedding: Shedding = Shedding(memory.is_terminating, tracking)
+        self.counter: Counter = Counter(
             memory,
             record,
             settings,
@@ -93,13 +94,16 @@ class WorkerProcess:
             owner=owner,
             threaded=threaded,
         )
-        self.begin, self.end = self.counter.begin, self.counter.end
-        self.duties = Duties(Holds(record), CallbackRunner(memory, log), log)
-        self.unfinished = Unfinished(self.counter, self.duties, log)
+        self.begin: Callable[[Any], None] = self.counter.begin
+        self.end: Callable[[Any], None] = self.counter.end
+        self.duties: Duties = Duties(Holds(record), CallbackRunner(memory, log), log)
+        self.unfinished: Unfinished = Unfinished(self.counter, self.duties, log)
         lingering = Lingering(log)
-        self.draining = Draining(memory, record, self.counter, self.unfinished, lingering, log)
-        self.waiting = Waiting(memory, record, self.counter, log)
-        self.leaving = Leaving(
+        self.draining: Draining = Draining(
+            memory, record, self.counter, self.unfinished, lingering, log
+        )
+        self.waiting: Waiting = Waiting(memory, record, self.counter, log)
+        self.leaving: Leaving = Leaving(
             memory,
             record,
             number is not None,

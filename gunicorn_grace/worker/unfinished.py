@@ -31,7 +31,7 @@ class Unfinished:
         self._duties = duties
         self._log = log
         self._is_told = self._is_interrupted = False
-        self.package = ""
+        self.package: str = ""
 
     def booted(self, worker: Any) -> None:
         """Note the name of the application. Called just before the worker serves."""

@@ -76,7 +76,7 @@ class Waiting:
         self._pid = os.getpid()
         self._is_watching = self._is_final = self._speaks_http2 = False
         self._look_closely_at = 0.0
-        self.looks_early = True
+        self.looks_early: bool = True
         self.addresses: frozenset[Any] = frozenset()
         self._own_listeners: list[Any] = []
 

@@ -213,7 +213,7 @@ def test_files_and_classes_are_small() -> None:
             if isinstance(node, ast.ClassDef):
                 assert node.end_lineno is not None
                 assert node.end_lineno - node.lineno < 250, (module, node.name)
-                explained = REASON in (ast.get_docstring(node) or "")
+                explained = REASON in " ".join((ast.get_docstring(node) or "").split())
                 assert explained or len(attributes(node)) <= 20, (module, node.name)
 
 
