@@ -18,6 +18,7 @@ from .operate import reports_text
 from .operate import run as _run
 from .operate import status as _status
 from .operate.check.command import check
+from .operate.fragments.command import manifest
 from .rehearsal.command.command import rehearse
 from .rehearsal.command.output import give_up_stdout
 from .shared.version import __version__
@@ -130,7 +131,13 @@ def _say(line: str) -> None:
         give_up_stdout()
 
 
+def _in_one_line(text: str) -> str:
+    """A message with its control characters escaped: a file's name may hold any."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 cli.add_command(check)
+cli.add_command(manifest)
 cli.add_command(rehearse)
 
 
@@ -144,7 +151,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             standalone_mode=False,
         )
     except GraceError as error:
-        click.echo(f"Error: {error}", err=True)
+        click.echo(f"Error: {_in_one_line(str(error))}", err=True)
         return EXIT_FAILED
     except click.ClickException as error:
         error.show()

@@ -27,6 +27,8 @@ from gunicorn_grace.arbiter import draining, lifecycle, listeners, notify, repor
 from gunicorn_grace.arbiter.budget import budget_line
 from gunicorn_grace.arbiter.lifecycle import Observation, Reason, decide
 from gunicorn_grace.operate.check import judging
+from gunicorn_grace.operate.fragments.places import PLACES
+from gunicorn_grace.operate.routers import ROUTERS
 from gunicorn_grace.probes import asker, trigger
 from gunicorn_grace.probes.answers import Answers, Query, Situation
 from gunicorn_grace.probes.checks import Outcome
@@ -132,6 +134,38 @@ def platform_rows() -> str:
                 ", ".join(f"[{n}]({url})" for n, url in enumerate(each.sources, 1)),
             )
             for each in PLATFORMS
+        ),
+    )
+
+
+def router_rows() -> str:
+    """The table of the routers."""
+    return table(
+        ("router", "goes on sending for", "because", "sources"),
+        (
+            (
+                f"`{each.name}`",
+                f"{each.delay} s",
+                each.why,
+                ", ".join(f"[{n}]({url})" for n, url in enumerate(each.sources, 1)),
+            )
+            for each in ROUTERS.values()
+        ),
+    )
+
+
+def fragments() -> str:
+    """What ``gunicorn-grace manifest`` prints, and where."""
+    return table(
+        ("`--for`", "what is printed", "the period is", "at most"),
+        (
+            (
+                f"`{each.name}`",
+                each.what,
+                f"[`{each.knob}`]({each.source})" if each.knob else f"[fixed]({each.source})",
+                f"{each.limit} s" if each.limit else "",
+            )
+            for each in PLACES.values()
         ),
     )
 
@@ -434,6 +468,9 @@ RENDERED: dict[str, tuple[str, Callable[[], str]]] = {
     "options of prestop": ("reference/commands.md", options("prestop")),
     "options of drain": ("reference/commands.md", options("drain")),
     "options of undrain": ("reference/commands.md", options("undrain")),
+    "routers": ("how-to/balancers.md", router_rows),
+    "fragments": ("reference/commands.md", fragments),
+    "options of manifest": ("reference/commands.md", options("manifest")),
     "options of check": ("reference/commands.md", options("check")),
     "options of rehearse": ("reference/commands.md", options("rehearse")),
     "rules": ("reference/check.md", judged),

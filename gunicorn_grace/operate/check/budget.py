@@ -151,7 +151,8 @@ def period(case: Case) -> Iterator[Hit]:
         return
     ours = seen.settings.termination_period
     chosen = "termination_period" in seen.given
-    if ours == case.period:
+    # The plugin knows Cloud Run by its environment, and counts on its period by itself.
+    if ours == case.period or (case.is_cloud_run and not chosen):
         return
     source, line = seen.lines.get("termination_period", ("", 0))
     called = (
@@ -159,7 +160,11 @@ def period(case: Case) -> Iterator[Hit]:
         if source != case.workload.source
         else ("GRACE_TERMINATION_PERIOD")
     )
-    asked = f"{'timeoutSeconds' if case.is_knative else PERIOD} {case.period}"
+    asked = f"{PERIOD} {case.period}"
+    if case.is_knative:
+        asked = f"timeoutSeconds {case.period}"
+    if case.is_cloud_run:
+        asked = f"Cloud Run's period, {case.period} s"
     severity = Severity.WARNING
     if not ours:
         what = f"{called} 0 says that the period is not known, and the manifest has {asked}"
@@ -219,8 +224,8 @@ def prestop_sleep(case: Case) -> Iterator[Hit]:
     "Requests still come when draining begins. The plugin extends the delay for them while the "
     "budget lasts; after that they are refused.",
     "Let the readiness probe ask more often and believe the first failure (`periodSeconds: 5`, "
-    "`failureThreshold: 1`), or make `grace_shutdown_delay` longer. Give the time that your router "
-    "takes as `--lag NAME=SECONDS`.",
+    "`failureThreshold: 1`), or make `grace_shutdown_delay` longer. Name your router, "
+    "`--lag aws-alb`, or give the time that it takes, `--lag NAME=SECONDS`.",
 )
 def delay(case: Case) -> Iterator[Hit]:
     """The delay against the readiness probe, and against the named routers."""

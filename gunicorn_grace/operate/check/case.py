@@ -43,6 +43,11 @@ class Case:
         """Whether Knative makes the pods, and sets their period and hooks."""
         return self.workload.kind == "Service"
 
+    @property
+    def is_cloud_run(self) -> bool:
+        """Whether it is Knative's only in form, and Cloud Run's in fact."""
+        return is_cloud_run(self.workload.document)
+
     def line(self, *keys: str, of: Table | None = None) -> int:
         """The line of the first of these keys that is there, in the container unless told."""
         table = self.container.table if of is None else of
@@ -137,3 +142,19 @@ class Case:
         if not bind or bind.startswith("unix:"):
             return None
         return int(bind.rpartition(":")[2])
+
+
+def is_cloud_run(document: Table) -> bool:
+    """Whether an annotation or a label of an object, or of its template, is one of Cloud Run's."""
+    spec = document.get("spec")
+    template = spec.get("template") if isinstance(spec, Table) else None
+    for item in (document, template):
+        metadata = item.get("metadata") if isinstance(item, Table) else None
+        for key in ("annotations", "labels"):
+            found = metadata.get(key) if isinstance(metadata, Table) else None
+            if isinstance(found, Table) and any(
+                str(name).startswith(("run.googleapis.com/", "cloud.googleapis.com/"))
+                for name in found
+            ):
+                return True
+    return False

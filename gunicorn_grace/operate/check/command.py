@@ -9,6 +9,8 @@ from typing import NoReturn
 
 import click
 
+from ..routers import ROUTERS
+
 FOUND, COULD_NOT_RUN = 1, 2
 
 _COLOURS: dict[str, dict[str, object]] = {
@@ -36,10 +38,10 @@ _COLOURS: dict[str, dict[str, object]] = {
 @click.option(
     "--lag",
     "lags",
-    metavar="[NAME=]SECONDS",
+    metavar="ROUTER|[NAME=]SECONDS",
     multiple=True,
-    help="How long a router goes on sending to a pod that is going, such as `alb=25`. May be "
-    "repeated.",
+    help="A router that is known, such as `aws-alb`, or how long yours goes on sending to a pod "
+    "that is going, such as `edge=25`. May be repeated.",
 )
 @click.option(
     "--format",
@@ -120,9 +122,15 @@ def paint(text: str, what: str) -> str:
 
 
 def _lag(context: click.Context, text: str) -> tuple[str, float]:
+    if text in ROUTERS:
+        return text, ROUTERS[text].delay
     name, _, seconds = text.rpartition("=")
-    if not re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6})?", seconds):
-        _fail(context, f"--lag {text}: {seconds!r} is no number of seconds, such as alb=25")
+    if not re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6})?", seconds, re.ASCII):
+        _fail(
+            context,
+            f"--lag {text!r}: {seconds!r} is no number of seconds, such as edge=25, and no router "
+            f"that is known: {', '.join(ROUTERS)}",
+        )
     return name, float(seconds)
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from ..manifest import Container, Workload
 from ..manifest_yaml import Table
 from . import budget, ports, probing, process, rollout
-from .case import Case
+from .case import Case, is_cloud_run
 from .configuration import Configuration
 from .documents import PART, SKIPPED, Input, is_part
 from .findings import RULES, Finding, Rule, Severity, add
@@ -25,6 +25,10 @@ CONTAINER = "gunicorn-grace/container"
 KNATIVE_PERIOD = 300
 """timeoutSeconds of a Knative revision, which its pods have as their period; seconds
 (config-defaults, ``revision-timeout-seconds``)."""
+
+CLOUD_RUN_PERIOD = 10
+"""The period of Cloud Run, whatever timeoutSeconds says; seconds
+(https://cloud.google.com/run/docs/container-contract)."""
 
 BAD_IGNORE = add(
     Rule(
@@ -161,6 +165,8 @@ def label_of(workload: Workload) -> str:
 
 
 def _knative_period(workload: Workload) -> int:
+    if is_cloud_run(workload.document):
+        return CLOUD_RUN_PERIOD
     seconds = workload.pod.get("timeoutSeconds")
     if isinstance(seconds, int) and not isinstance(seconds, bool) and seconds > 0:
         return seconds

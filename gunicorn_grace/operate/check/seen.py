@@ -282,7 +282,7 @@ _PATHS = ("readiness_path", "liveness_path", "startup_path")
 
 def _token(value: Any) -> Any:
     """A token that is in a file of the container is not read here."""
-    return "from a file" if isinstance(value, str) and value.startswith("file:") else value
+    return "from-a-file" if isinstance(value, str) and value.startswith("file:") else value
 
 
 def _sign(

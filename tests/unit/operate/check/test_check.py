@@ -22,6 +22,7 @@ from gunicorn_grace.operate.check.documents import LARGEST, Input, read_text
 from gunicorn_grace.operate.check.findings import RULES
 from gunicorn_grace.operate.check.judging import judge
 from gunicorn_grace.operate.check.patch import fix, merge
+from gunicorn_grace.operate.routers import ROUTERS
 from support.paths import EXAMPLES
 
 pytestmark = pytest.mark.once
@@ -95,6 +96,15 @@ def test_the_text_fits_80_columns_and_names_file_and_line(
     assert "\x1b" not in out
 
 
+def test_a_router_that_is_known_needs_no_number(
+    capsys: pytest.CaptureFixture[str], bad: str
+) -> None:
+    """``--lag aws-nlb`` takes the seconds from the table that ``manifest`` has, too."""
+    _, out, _ = run(capsys, bad, "--lag", "aws-nlb", "--format", "json")
+    what = [f["message"] for f in json.loads(out)["findings"] if f["rule"] == "delay"]
+    assert f"10 s < {ROUTERS['aws-nlb'].delay} s, for which aws-nlb goes on sending" in what[0]
+
+
 def test_standard_input_and_lists_are_read(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -125,7 +135,8 @@ def test_the_exit_code_is_that_of_the_worst_finding(
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (["--lag", "alb=soon"], "check: --lag alb=soon: 'soon' is no number of seconds"),
+        (["--lag", "alb=soon"], "check: --lag 'alb=soon': 'soon' is no number of seconds"),
+        (["--lag", "f5"], "check: --lag 'f5': 'f5' is no number of seconds, such as edge=25, and"),
         (["--config", "nowhere.py"], "check: --config nowhere.py: No such file"),
     ],
 )

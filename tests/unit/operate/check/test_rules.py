@@ -618,6 +618,38 @@ def test_a_pod_and_a_knative_service_are_judged() -> None:
     assert "60 > timeoutSeconds 50" in findings(yaml.safe_dump(knative))["period"].what
 
 
+def test_cloud_run_has_a_period_of_its_own() -> None:
+    """A sign of Cloud Run makes it 10 s, whatever timeoutSeconds says, and the plugin knows that
+    by itself."""
+    container = dict(GOOD["spec"]["template"]["spec"]["containers"][0])
+    service = {
+        "apiVersion": "serving.knative.dev/v1",
+        "kind": "Service",
+        "metadata": {"name": "k", "labels": {"cloud.googleapis.com/location": "europe-west1"}},
+        "spec": {"template": {"spec": {"timeoutSeconds": 50, "containers": [container]}}},
+    }
+    assert "60 > Cloud Run's period, 10 s" in findings(yaml.safe_dump(service))["period"].what
+    container["env"] = []
+    assert "period" not in findings(yaml.safe_dump(service))
+
+
+def test_a_path_of_its_own_comes_before_a_single_check() -> None:
+    """``/health/ready`` is readiness if it was set to that, although start-up is ``/health``."""
+    paths = env(GRACE_STARTUP_PATH="/health", GRACE_READINESS_PATH="/health/ready")
+    probes = {
+        "startupProbe": {"httpGet": {"path": "/health/booted"}},
+        "readinessProbe": {"httpGet": {"path": "/health/ready"}},
+    }
+    assert findings(given({**paths, **probes})) == {}
+    probes["readinessProbe"] = {"httpGet": {"path": "/health/ready/a/b"}}
+    assert "readiness-path" in findings(given({**paths, **probes}))
+
+
+def test_a_token_that_is_in_a_file_is_taken_for_one() -> None:
+    """The file is the container's, so nothing is read, and nothing is wrong with it."""
+    assert findings(given(env(GRACE_TRIGGER="token", GRACE_TRIGGER_TOKEN="file:/run/token"))) == {}
+
+
 def test_what_does_not_run_gunicorn_is_named_and_not_judged() -> None:
     """A container is judged if its command names gunicorn, or a person says so."""
     other = given({"command": ["celery", "-A", "gunicorn"], "args": None, "lifecycle": None})

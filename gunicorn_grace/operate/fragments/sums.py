@@ -1,0 +1,141 @@
+"""Adds the seconds up: the delay, the drain, the reserve and the margin, within a platform's limit.
+
+All durations are seconds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+
+from ...errors import ConfigurationError
+from ...shared.budget import MARGIN_SHARE, drain_reserve, exit_margin, longest_delay
+from ...shared.settings import A_YEAR, Settings
+from ..routers import Router
+from .places import Place
+
+SHORTEST = 2
+"""The shortest period that is printed: what ECS takes at least (``stopTimeout``)."""
+
+ROOM = 3
+"""The shortest delay in which a readiness probe can turn red: one probe each second, which may take
+two."""
+
+
+@dataclass(frozen=True)
+class Sum:
+    """What the seconds come to.
+
+    :ivar settings: the settings, with the delay and the period that are printed.
+    :ivar told: the sum in words.
+    :ivar warnings: what is printed otherwise than it was set, each with the fix.
+    """
+
+    settings: Settings
+    told: str
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def period(self) -> int:
+        """The platform's period."""
+        return int(self.settings.termination_period)
+
+    @property
+    def delay(self) -> float:
+        """``grace_shutdown_delay``."""
+        return self.settings.shutdown_delay
+
+    @property
+    def drain(self) -> float:
+        """What is left for the drain at least, if the delay is not extended."""
+        s = self.settings
+        return min(s.graceful_timeout, s.termination_period - exit_margin(s) - s.shutdown_delay)
+
+
+def add_up(s: Settings, given: Collection[str], place: Place, router: Router | None) -> Sum:
+    """Find the delay and the period.
+
+    The period has room for the whole delay, the whole ``graceful_timeout``, the reserve and the
+    margin. So late requests may extend the delay, and the requests that are then in flight still
+    have their time.
+
+    :param s: the settings as they are now.
+    :param given: the names of those that a person chose.
+    :param place: the platform.
+    :param router: what stands in front; None if that is not said.
+    :raises ConfigurationError: the sum is more than a setting can hold.
+    """
+    warnings = []
+    delay = s.shutdown_delay
+    if router is not None:
+        if "shutdown_delay" not in given:
+            delay = router.delay
+        elif delay < router.delay:
+            warnings.append(
+                f"grace_shutdown_delay {number(delay)} s < {router.delay} s, for which "
+                f"{router.name} goes on sending: {router.delay} is printed; set it to that"
+            )
+            delay = router.delay
+    least = math.ceil(s.readiness_delay) + ROOM
+    if place.is_kubernetes and delay < least:
+        if "shutdown_delay" in given:
+            warnings.append(
+                f"grace_shutdown_delay {number(delay)} s < grace_readiness_delay "
+                f"{number(s.readiness_delay)} + {ROOM} s, before which no readiness probe turns "
+                f"red: {least} is printed; set it to that"
+            )
+        delay = least
+    s = replace(s, shutdown_delay=delay)
+    base = delay + s.graceful_timeout + s.drain_reserve
+    # Of the margin only a share of the period counts, so a large one does not make it larger.
+    wanted = max(SHORTEST, math.ceil(min(base + s.exit_margin, base / (1 - MARGIN_SHARE)) - 1e-9))
+    chosen = s.termination_period if "termination_period" in given else 0
+    period = max(wanted, math.ceil(chosen))
+    if place.is_fixed and place.limit is not None:
+        period = place.limit
+    s = replace(s, termination_period=min(period, place.limit or period))
+    told = (
+        f"delay {number(delay)} + graceful_timeout {number(s.graceful_timeout)} + "
+        f"grace_drain_reserve {number(s.drain_reserve)} + grace_exit_margin "
+        f"{number(exit_margin(replace(s, termination_period=wanted)))} = {wanted} s"
+    )
+    if s.termination_period > A_YEAR:
+        raise ConfigurationError(
+            f"{told} > {A_YEAR} s, the most that grace_termination_period takes: lower one of them"
+        )
+    if 0 < chosen < wanted and not place.is_fixed and s.termination_period >= wanted:
+        warnings.append(
+            f"{told} > grace_termination_period {number(chosen)}: {wanted} is printed; set "
+            "grace_termination_period to that"
+        )
+    if wanted > s.termination_period:
+        s, warning = _cut(s, told, place)
+        warnings.append(warning)
+    return Sum(s, told, tuple(warnings))
+
+
+def _cut(s: Settings, told: str, place: Place) -> tuple[Settings, str]:
+    """Cut the delay to what the limit leaves, and say what does not fit."""
+    whole = s.shutdown_delay
+    s = replace(s, shutdown_delay=longest_delay(s))
+    left = s.termination_period - exit_margin(s) - s.shutdown_delay
+    cuts = []
+    if s.shutdown_delay < whole:
+        cuts.append(f"the delay is cut to {number(s.shutdown_delay)} s")
+    if left < s.graceful_timeout:
+        cuts.append(f"requests that need more than {number(left)} s to drain are cut off")
+    else:
+        cuts.append(f"late requests extend the delay by {number(left - drain_reserve(s))} s only")
+    most = f"{place.limit} s, " + (
+        f"after which {place.title} sends SIGKILL"
+        if place.is_fixed
+        else f"the most of {place.knob}"
+    )
+    return s, f"{told} > {most}: {', and '.join(cuts)}; lower them, or {place.way_out}"
+
+
+def number(seconds: float) -> str:
+    """Seconds as a setting takes them, with all their digits and without an exponent."""
+    rounded = round(float(seconds), 9)
+    return str(int(rounded)) if rounded.is_integer() else f"{rounded:.9f}".rstrip("0")
