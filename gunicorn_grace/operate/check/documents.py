@@ -13,7 +13,11 @@ from pathlib import Path
 
 from ..manifest import Workload, read_workload
 from ..manifest_yaml import ManifestError, Table, find_objects, parse_documents
+from . import budget, ports, probing, process, rollout
 from .findings import Finding, Rule, Severity, add
+
+FIRST = (budget, ports, probing, process, rollout)
+"""Their rules come before those of this module, whichever module is imported first."""
 
 LARGEST = 4 * 1024 * 1024
 """Bytes of a file that are read. An object in Kubernetes has at most 1.5 MiB (etcd's limit)."""

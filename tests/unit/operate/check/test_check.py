@@ -567,3 +567,19 @@ def test_kubectl_patches_one_object(
     assert done.returncode == 0, done.stderr
     (tmp_path / "done.yaml").write_text(done.stdout)
     assert run(capsys, "--strict", str(tmp_path / "done.yaml"))[0] == 0
+
+
+@pytest.mark.parametrize("first", ["documents", "output", "patch", "command"])
+def test_the_rules_have_one_order(first: str) -> None:
+    """Whichever module of the check is imported first: SARIF numbers the rules, and the docs list
+    them."""
+    code = (
+        f"import gunicorn_grace.operate.check.{first}\n"
+        "from gunicorn_grace.operate.check.judging import RULES\nprint(*RULES)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.split() == list(RULES)
+    assert done.stdout.split()[0] == "budget"
+    assert done.stdout.split()[-4:] == ["unreadable", "invalid-manifest", "not-judged", "ignore"]
