@@ -1,5 +1,6 @@
-"""``gunicorn --check-config`` also says when delay and drain do not fit into the period, and which
-environment variables are ignored.
+"""``gunicorn --check-config`` also says when delay and drain do not fit into the period, which
+environment variables are ignored, and when the report cannot be written. None of them keeps the
+server from serving, so they are warnings.
 
 gunicorn loads the configuration and the application, and exits before there is an arbiter
 (``Application.run``, 22.0 to 27.0). So the hook ``on_starting``, which logs the sum, never runs.
@@ -9,11 +10,13 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 from ..shared import names
 from ..shared.settings import Settings
-from . import budget, stack
+from ..shared.text import printable
+from . import budget, report, stack
 
 
 def told_of_variables(cfg: Any) -> list[str]:
@@ -60,9 +63,24 @@ def _tell_after_loading() -> None:
     def loaded() -> Any:
         application = load()
         app.load = load
-        warn, line = budget.line_of(app.cfg, Settings.of(app.cfg))
-        for told in (*told_of_variables(app.cfg), *([line] if warn else [])):
-            print(f"Warning: gunicorn-grace: {told}", file=sys.stderr, flush=True)
+        for line in _warnings(app.cfg):
+            print(f"Warning: gunicorn-grace: {line}", file=sys.stderr, flush=True)
         return application
 
     app.load = loaded
+
+
+def _warnings(cfg: Any) -> Iterator[str]:
+    yield from told_of_variables(cfg)
+    settings = Settings.of(cfg)
+    warns, line = budget.line_of(cfg, settings)
+    if warns:
+        yield line
+    path = settings.report
+    if path is not None and getattr(cfg.settings["grace_report"], "given", False):
+        why = report.why_unwritable(path)
+        if why is not None:
+            yield (
+                f"grace_report {printable(path)} cannot be written here: {printable(why)}: give a "
+                "file in a folder that this user may write to, if it is the same where it serves"
+            )

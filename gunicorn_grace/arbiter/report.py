@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..shared.cells import Lost
+from ..shared.settings import TERMINATION_LOG
 from .lifecycle import Reason
 from .safe_open import safe_open
 
@@ -187,6 +188,33 @@ def verdict(
     if enough >= delay:
         return f"last request came {last_after:.1f} s after T0; the delay of {delay:g} s fits"
     return f"last request came {last_after:.1f} s after T0; a delay of {enough} s would do"
+
+
+def why_unwritable(path: str) -> str | None:
+    """Say why a report could not be written to this file; ``None`` if it could. Nothing is created
+    or changed. ``gunicorn --check-config``.
+
+    The termination message is a mount of the pod's. Elsewhere it is not there, and nothing follows
+    from that.
+
+    :param path: the file, FIFO or terminal.
+    """
+    try:
+        os.close(
+            safe_open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK),
+        )
+    except FileNotFoundError as error:
+        is_pods = path == TERMINATION_LOG and "KUBERNETES_SERVICE_HOST" not in os.environ
+        folder = os.path.dirname(path) or "."
+        if is_pods or os.access(folder, os.W_OK | os.X_OK):
+            return None
+        return f"{folder} may not be written to" if os.path.isdir(folder) else error.strerror
+    except OSError as error:
+        # Nobody reads the FIFO now.
+        return None if error.errno == errno.ENXIO else error.strerror
+    except ValueError as error:  # A null byte.
+        return str(error)
+    return None
 
 
 def write(path: str, report: Report, *, last: bool) -> None:

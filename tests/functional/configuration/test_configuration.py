@@ -130,6 +130,25 @@ def test_a_misspelled_variable_is_told(tmp_path: Path, serve: Serve) -> None:
     assert [line.partition("[WARNING] gunicorn-grace: ")[2] for line in told] == lines
 
 
+@pytest.mark.once
+def test_check_config_says_where_the_report_cannot_be_written(tmp_path: Path) -> None:
+    """A warning: the server serves without it. The pod's termination message is no fault outside of
+    the pod, and nothing is created."""
+    args = ways_in("grace_termination_period = 60\n", tmp_path)["module"]
+    missing = tmp_path / "reports" / "web.json"
+    told = gunicorn(*args, "--check-config", cwd=tmp_path, env={"GRACE_REPORT": str(missing)})
+    assert (told.returncode, told.stdout) == (0, "")
+    assert told.stderr.startswith(
+        f"Warning: gunicorn-grace: grace_report {missing} cannot be written here: No such file"
+    )
+    assert told.stderr.count("\n") == 1
+    missing.parent.mkdir()
+    for path in (str(missing), "/dev/termination-log"):
+        fine = gunicorn(*args, "--check-config", cwd=tmp_path, env={"GRACE_REPORT": path})
+        assert (fine.returncode, fine.stdout, fine.stderr) == (0, "", "")
+    assert list(missing.parent.iterdir()) == []
+
+
 @pytest.mark.long(but="module")
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize(

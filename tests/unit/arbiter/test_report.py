@@ -266,3 +266,32 @@ def test_a_longer_delay_is_not_advised_where_it_would_not_help(
     told = verdict(10.0, 10, cut_short, lasted=lasted, handed_over=handed_over)
     assert told.startswith(words)
     assert "make it longer" not in told
+
+
+def test_whether_it_could_be_written_is_known_without_writing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that is there keeps its content, one that is not there is not made, and a FIFO needs
+    no reader."""
+    monkeypatch.chdir(tmp_path)
+    Path("there").write_text("before")
+    os.mkfifo("fifo")
+    for path in ("there", "new", "fifo", str(tmp_path / "new"), "/dev/null", "/dev/stderr"):
+        assert reporting.why_unwritable(path) is None, path
+    assert Path("there").read_text() == "before"
+    assert not Path("new").exists()
+    assert reporting.why_unwritable(str(tmp_path)) == os.strerror(errno.EISDIR)
+    assert reporting.why_unwritable("there/new") == os.strerror(errno.ENOTDIR)
+    assert reporting.why_unwritable("nowhere/new") == os.strerror(errno.ENOENT)
+    assert reporting.why_unwritable("a\0b") is not None
+
+
+def test_the_termination_message_is_there_in_the_pod_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Where Kubernetes shows itself it has to be writable; elsewhere its absence is no fault."""
+    monkeypatch.setattr(reporting, "TERMINATION_LOG", str(tmp_path / "none" / "log"))
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    assert reporting.why_unwritable(reporting.TERMINATION_LOG) is None
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    assert reporting.why_unwritable(reporting.TERMINATION_LOG) == os.strerror(errno.ENOENT)
