@@ -136,6 +136,7 @@ def _translate_probe(written: ContainerProbe) -> KubeletProbe:
             written.success_threshold,
             float(written.initial_delay),
             written.action.headers,
+            None if written.grace is None else float(written.grace),
         )
     except ValueError as error:
         raise PlanFailed(str(error)) from error

@@ -229,9 +229,8 @@ class Pod:
         probe = self.probes[kind]
         why = f"{kind.value} probe failed {probe.failure_threshold} times: GET {probe.path}"
         self.restarts.append((time.monotonic(), why))
-        self._ending = Deletion(
-            self.instance, None, period=self._period, pre_stop=self._pre_stop
-        ).start()
+        period = self._period if probe.grace is None else probe.grace
+        self._ending = Deletion(self.instance, None, period=period, pre_stop=self._pre_stop).start()
         self._restart = threading.Thread(
             target=self._run_restart, name=f"restart of {self.name}", daemon=True
         )

@@ -46,6 +46,8 @@ class KubeletProbe:
     :ivar success_threshold: successes in a row after which the probe passes again.
     :ivar initial_delay: seconds after the container's start before the first request.
     :ivar headers: of the request; a ``Host`` among them replaces the address.
+    :ivar grace: terminationGracePeriodSeconds of its own: the period of a restart that it causes;
+        None for the pod's.
     """
 
     path: str
@@ -55,6 +57,7 @@ class KubeletProbe:
     success_threshold: int = 1
     initial_delay: float = 0.0
     headers: tuple[tuple[str, str], ...] = ()
+    grace: float | None = None
 
     def __post_init__(self) -> None:
         for name, seconds in (("period", self.period), ("timeout", self.timeout)):

@@ -225,6 +225,22 @@ def test_a_failed_liveness_probe_restarts_the_container_at_its_address(
     assert pod.instance.exit_code == 0
 
 
+def test_a_restart_has_the_period_of_the_probe_that_causes_it(
+    watched: Callable[..., Watched],
+) -> None:
+    """terminationGracePeriodSeconds of the liveness probe counts, and not the pod's: the hook is
+    ended after it, and SIGTERM follows."""
+    alive = KubeletProbe("/alive", period=0.1, failure_threshold=2, grace=1.0)
+    probes = {ProbeKind.READINESS: READY, ProbeKind.LIVENESS: alive}
+    fleet = watched(1, probes, pre_stop=("sleep", "600"), period=600.0)
+    (pod,) = fleet.pods
+    pod.wait_ready(20)
+    first = pod.instance
+    fleet.sick.touch()
+    first.wait_line("Handling signal: term", timeout=20)
+    fleet.sick.unlink()
+
+
 def test_a_pod_being_deleted_is_not_restarted(watched: Callable[..., Watched]) -> None:
     """Its liveness fails within the shutdown: the kubelet does not ask any more; readiness it still
     does."""

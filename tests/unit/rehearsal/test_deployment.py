@@ -32,7 +32,8 @@ def test_everything_is_taken_over() -> None:
         workload(
             READY + ", ports: [{containerPort: 80}], livenessProbe: {httpGet: {path: /l, port: 80, "
             "httpHeaders: "
-            "[{name: Host, value: me}]}, initialDelaySeconds: 3}, lifecycle: {preStop: {sleep: "
+            "[{name: Host, value: me}]}, initialDelaySeconds: 3, terminationGracePeriodSeconds: 7}, "
+            "lifecycle: {preStop: {sleep: "
             "{seconds: 15}}}, env: "
             "[{name: GRACE_SHUTDOWN_DELAY, value: '4'}, {name: WEB_CONCURRENCY, value: '2'}, "
             "{name: DB, value: x}]",
@@ -43,7 +44,7 @@ def test_everything_is_taken_over() -> None:
     assert (found.instances, found.period) == (4, 40.0)
     assert found.probes == {
         ProbeKind.READINESS: KubeletProbe("/r", 5.0, 1.0, 1, 1, 0.0),
-        ProbeKind.LIVENESS: KubeletProbe("/l", 10.0, 1.0, 3, 1, 3.0, (("Host", "me"),)),
+        ProbeKind.LIVENESS: KubeletProbe("/l", 10.0, 1.0, 3, 1, 3.0, (("Host", "me"),), 7.0),
     }
     assert found.pre_stop == Sleep(15.0)
     assert found.rollout == Rollout("2", "25%", 2.0)
