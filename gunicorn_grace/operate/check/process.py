@@ -15,6 +15,8 @@ from .findings import Hit, Patch, Severity, rule
 TOKEN_HEADER = "x-grace-token"
 INITS = ("dumb-init", "s6-svscan", "supervisord")
 """What passes a signal on to every process below it."""
+_URL = re.compile(r"(?:https?://)?([^\s/'\"=(]+)(/[^\s'\"]*)")
+"""A URL in a command: host and port, path and query."""
 _BASE = re.compile(
     r"(?:docker\.io/|(?:docker\.io/)?library/)?(python|debian|ubuntu|alpine|nginx|busybox)"
     r"(:[\w.-]+)?(@.*)?"
@@ -147,6 +149,41 @@ def trigger(case: Case) -> Iterator[Hit]:
         Patch(container=hook_patch(case)),
         None if case.seen.is_certain("trigger") else Severity.WARNING,
     )
+
+
+@rule(
+    "trigger-path",
+    Severity.ERROR,
+    "The preStop hook asks for `?down=true` at a path that is not readiness.",
+    "The hook does nothing, and nobody says so: that path answers as ever. The clock begins only "
+    "with SIGTERM, so readiness turns red later than you counted on.",
+    "Let the hook be `exec: {command: [gunicorn-grace, prestop]}`, or ask the path of readiness, "
+    "`/readyz?down=true`.",
+)
+def trigger_path(case: Case) -> Iterator[Hit]:
+    """The path of ``?down=true`` against ``grace_readiness_path``."""
+    hook = case.hook
+    if hook is None or not case.has_plugin or "readiness_path" in case.seen.unseen:
+        return
+    if hook.kind == "httpGet":
+        asked = [hook.path] if case.asks_gunicorn(hook) else []
+    else:
+        elsewhere = {f":{port}" for port in case.others_ports}
+        found = _URL.findall(" ".join(hook.command))
+        asked = [path for host, path in found if not host.endswith(tuple(elsewhere))]
+    wanted = case.seen.settings.readiness_path
+    right = {wanted, *(("/__heartbeat__",) if case.seen.settings.dockerflow else ())}
+    for path, _, query in (text.partition("?") for text in asked):
+        if DOWN not in query or path in right:
+            continue
+        certain = case.seen.is_certain("readiness_path", "dockerflow")
+        yield Hit(
+            hook.line,
+            f"preStop asks {path}?{DOWN}, and only {wanted} takes it",
+            f"let the hook be exec: gunicorn-grace prestop, or ask {wanted}",
+            Patch(container=hook_patch(case)),
+            None if certain else Severity.WARNING,
+        )
 
 
 @rule(

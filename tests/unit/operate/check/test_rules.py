@@ -361,6 +361,36 @@ CASES: list[tuple[str, Severity, str, str, str]] = [
         "it sends no X-Grace-Token",
     ),
     (
+        "trigger-path",
+        ERROR,
+        given(
+            {
+                "lifecycle": {
+                    "preStop": {
+                        "exec": {"command": ["sh", "-c", "curl 'localhost:8080/livez?down=true'"]}
+                    }
+                }
+            }
+        ),
+        "exec:",
+        "preStop asks /livez?down=true, and only /readyz takes it",
+    ),
+    (
+        "trigger-path",
+        WARNING,
+        given(
+            {
+                "envFrom": [{"configMapRef": {"name": "elsewhere"}}],
+                "env": [{"name": "GRACE_TRIGGER", "value": "token"}],
+                "lifecycle": {
+                    "preStop": {"exec": None, "httpGet": {"path": "/?down=true", "port": "http"}}
+                },
+            }
+        ),
+        "httpGet",
+        "preStop asks /?down=true",
+    ),
+    (
         "hook-tool",
         NOTE,
         given(
@@ -631,6 +661,24 @@ def test_cloud_run_has_a_period_of_its_own() -> None:
     assert "60 > Cloud Run's period, 10 s" in findings(yaml.safe_dump(service))["period"].what
     container["env"] = []
     assert "period" not in findings(yaml.safe_dump(service))
+
+
+@pytest.mark.parametrize(
+    ("command", "settings"),
+    [
+        ("curl -f http://localhost:8080/readyz?down=true", {}),
+        ("curl -s 'http://[::1]:8080/up?verbose&down=true'", {"GRACE_READINESS_PATH": "/up"}),
+        ("wget -qO- 127.0.0.1:8080/__heartbeat__?down=true", {"GRACE_DOCKERFLOW": "true"}),
+        ("curl localhost:15020/quit?down=true", {}),
+        ("/usr/bin/curl localhost:8080/livez; gunicorn-grace prestop", {}),
+    ],
+)
+def test_the_right_path_of_a_trigger_is_no_fault(command: str, settings: dict[str, str]) -> None:
+    """Readiness, however it is called, and what another container of the pod answers."""
+    sidecar = {"name": "mesh", "image": "mesh", "ports": [{"containerPort": 15020}]}
+    hook = {"lifecycle": {"preStop": {"exec": {"command": ["sh", "-c", command]}}}}
+    found = findings(given({**env(**settings), **hook}, {"containers": [sidecar]}))
+    assert "trigger-path" not in found
 
 
 def test_a_path_of_its_own_comes_before_a_single_check() -> None:
