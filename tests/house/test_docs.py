@@ -625,6 +625,17 @@ def test_every_command_has_its_section() -> None:
     assert sorted(sections) == sorted(cli.cli.commands)
 
 
+def test_every_command_has_its_exit_codes() -> None:
+    """The first table names the commands that it is about; the others have a table in their
+    section."""
+    head, *sections = re.split(r"^## gunicorn-grace ", read("reference/commands.md"), flags=re.M)
+    (named,) = re.findall(r"^\| exit code \| of (.*) \|$", head, re.M)
+    common = set(re.findall(r"`([^`]+)`", named))
+    own = {part.split()[0] for part in sections if "| exit code | meaning |" in part}
+    assert common | own == set(cli.cli.commands)
+    assert common & own == set()
+
+
 def test_settings_named_in_the_docs_exist() -> None:
     """No page speaks of a ``grace_`` setting or a variable that nobody reads."""
     known = {f"grace_{row.name}" for row in rows()}
