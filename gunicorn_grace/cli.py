@@ -21,6 +21,7 @@ from .operate.check.command import check
 from .operate.fragments.command import manifest
 from .rehearsal.command.command import rehearse
 from .rehearsal.command.output import give_up_stdout
+from .shared.text import in_one_line
 from .shared.version import __version__
 
 PID_HELP = "The arbiter, where there is more than one instance."
@@ -31,7 +32,10 @@ EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="gunicorn-grace")
 def cli() -> None:
-    """Shut gunicorn services down without losing a request."""
+    """Shut gunicorn services down without losing a request.
+
+    Example: gunicorn-grace status
+    """
 
 
 @cli.command()
@@ -73,7 +77,9 @@ def reports(files: tuple[str, ...], as_json: bool) -> int:
 def prestop(pid: int | None) -> None:
     """Begin the shutdown and return when the delay is over: when a SIGTERM drains at once.
 
-    For a Kubernetes preStop hook: exec, command ["gunicorn-grace", "prestop"].
+    \b
+    Example, for a Kubernetes preStop hook:
+    exec: {command: [gunicorn-grace, prestop]}
     """
     _prestop.prestop(pid, _say)
 
@@ -105,17 +111,20 @@ def undrain(pid: int | None, wait: bool) -> None:
 @click.option("--pid", type=int, help=PID_HELP)
 def end_delay(pid: int | None) -> None:
     """End the delay of an instance that is shutting down. It drains at once: it takes no new
-    connection, and finishes what is in flight. A SIGTERM that is repeated does not do that."""
+    connection, and finishes what is in flight. A SIGTERM that is repeated does not do that.
+
+    Example: gunicorn-grace end-delay --pid 4711
+    """
     _drain.end_delay(pid, _say)
 
 
 @cli.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def run(command: tuple[str, ...]) -> int:
-    """Run a command that starts gunicorn in Python, with the plugin in it: gunicorn-grace run --
-    CMD ...
+    """Run a command that starts gunicorn in Python, with the plugin in it. For programs that nobody
+    can edit. The command takes the place of this process.
 
-    For programs that nobody can edit. The command takes the place of this process.
+    Example: gunicorn-grace run -- mlflow server --gunicorn-opts "--threads 4"
     """
     code, why = _run.run(command)
     click.echo(f"Error: {why}", err=True)
@@ -131,9 +140,16 @@ def _say(line: str) -> None:
         give_up_stdout()
 
 
-def _in_one_line(text: str) -> str:
-    """A message with its control characters escaped: a file's name may hold any."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+def _show(error: click.ClickException) -> None:
+    """Say what is wrong with the command line, in one line. Where there is no command at all, click
+    shows the help."""
+    if isinstance(error, getattr(click.exceptions, "NoArgsIsHelpError", ())):
+        error.show()
+        return
+    told = in_one_line(" ".join(error.format_message().split())).removesuffix(".")
+    context = getattr(error, "ctx", None)
+    fix = f": see {context.command_path} --help" if context is not None else ""
+    click.echo(f"Error: {told}{fix}", err=True)
 
 
 cli.add_command(check)
@@ -151,10 +167,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             standalone_mode=False,
         )
     except GraceError as error:
-        click.echo(f"Error: {_in_one_line(str(error))}", err=True)
+        click.echo(f"Error: {in_one_line(str(error))}", err=True)
         return EXIT_FAILED
     except click.ClickException as error:
-        error.show()
+        _show(error)
         return error.exit_code
     except OSError as error:
         # A full disk behind standard output, for example; click itself handles a closed pipe.

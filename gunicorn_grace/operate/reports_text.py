@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -29,20 +30,20 @@ def _paragraph(name: str, service: Service) -> Iterator[str]:
     yield _cut(f"{name}: {_many(service.shutdowns, 'shutdown')}, begun by {begun}")
     yield _cut(f"  ended: {_counts(service.ended)}")
     lost = f"{_many(service.cut_off, 'request')} in {_many(service.hurt, 'shutdown')}"
-    yield f"  cut off: {lost if service.cut_off else 'none'}{_uncounted(service)}"
+    yield _cut(f"  cut off: {lost if service.cut_off else 'none'}{_uncounted(service)}")
     if service.last:
         half, most = service.percentile(0.5), service.percentile(1.0)
-        yield (
+        yield _cut(
             f"  last request after T0: median {half:.1f} s, 99 % {service.percentile(0.99):.1f} s, "
             f"most {most:.1f} s; none in {service.silent}"
         )
     for router, count in service.routers.most_common(MOST_ROUTERS):
         yield _cut(f"  late router: {router}, {_many(count, 'request')}")
     if service.endless:
-        yield (
+        yield _cut(
             f"  in {service.endless}, requests never stopped coming: a longer delay would not help"
         )
-    yield f"  {_advice(service)}"
+    yield from textwrap.wrap(_advice(service), WIDTH, initial_indent="  ", subsequent_indent="    ")
 
 
 def _advice(service: Service) -> str:

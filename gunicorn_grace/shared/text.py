@@ -24,3 +24,10 @@ def printable(value: object, longest: int = LONGEST) -> str:
     # have to be imported.
     shown = "'".join(ascii(part)[1:-1] for part in text[:longest].split("'"))
     return shown if len(text) <= longest else f"{shown}..."
+
+
+def in_one_line(text: str) -> str:
+    """Return a message for a person, with everything escaped that is not printable: the name of a
+    file may hold line breaks, and orders to the terminal. Letters of any language stay as they are.
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -35,6 +35,7 @@ USERS_NAMES = {
             "application",
             "pytest_plugin",
             "cli",
+            "__main__",
         )
     ),
 }

@@ -9,6 +9,7 @@ from typing import NoReturn
 
 import click
 
+from ...shared.text import in_one_line
 from ..routers import ROUTERS
 
 FOUND, COULD_NOT_RUN = 1, 2
@@ -74,6 +75,7 @@ def check(
     FILE may be - for standard input. Nothing of a manifest is run.
 
     \b
+    Examples:
     helm template . | gunicorn-grace check -
     kubectl kustomize . | gunicorn-grace check --config gunicorn.conf.py -
 
@@ -135,5 +137,5 @@ def _lag(context: click.Context, text: str) -> tuple[str, float]:
 
 
 def _fail(context: click.Context, line: str) -> NoReturn:
-    click.echo(f"check: {line}", err=True)
+    click.echo(f"check: {in_one_line(line)}", err=True)
     context.exit(COULD_NOT_RUN)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote
 
+from ...shared.text import in_one_line
 from ...shared.version import __version__
 from .findings import PAGE, RULES, Finding, Rule, Severity
 from .judging import Verdict
@@ -75,9 +76,8 @@ def _wrap(what: str, head: str) -> list[str]:
     )
 
 
-def printable(what: str) -> str:
-    """In one line, with its control characters escaped: a manifest is somebody else's text."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in what)
+printable = in_one_line
+"""A manifest is somebody else's text."""
 
 
 def place(finding: Finding) -> str:

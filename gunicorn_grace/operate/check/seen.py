@@ -253,7 +253,7 @@ def _settle(found: Seen, values: Mapping[str, Any], source: str) -> None:
         where = found.lines.get(name, (source, 0))
         try:
             if name == "graceful_timeout":
-                good[name] = float(value)
+                good[name] = _whole(value)
             else:
                 good[name] = parsers[name](
                     (PREFIX + name).upper() if where[0] == source else PREFIX + name,
@@ -274,6 +274,23 @@ def _settle(found: Seen, values: Mapping[str, Any], source: str) -> None:
     except ConfigurationError as error:
         lines = [found.lines[name] for name in ("trigger", *_PATHS) if name in found.lines]
         found.problems.append((*(lines or [(source, 0)])[0], str(error)))
+
+
+def _whole(value: Any) -> int:
+    """``graceful_timeout``, as gunicorn takes it (``validate_pos_int``, 22.0 to 27.0).
+
+    :raises SettingError: gunicorn refuses it.
+    :raises ValueError: it is a text that only the container can complete.
+    """
+    number = int(value) if isinstance(value, (int, str)) else value
+    if not isinstance(number, int) or not 0 <= number <= table.A_YEAR:
+        raise SettingError(
+            "graceful_timeout",
+            value if isinstance(number, float) else number,
+            f"is not a whole number of seconds, from 0 to {table.A_YEAR}",
+            "give one",
+        )
+    return number
 
 
 _PATHS = ("readiness_path", "liveness_path", "startup_path")

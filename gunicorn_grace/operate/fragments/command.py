@@ -43,6 +43,7 @@ def manifest(
     from --config and from the defaults. What does not fit is said on standard error.
 
     \b
+    Examples:
     gunicorn-grace manifest --for deployment --router aws-alb
     GRACE_SHUTDOWN_DELAY=15 gunicorn-grace manifest --for systemd > web.service
     """
@@ -61,7 +62,9 @@ def manifest(
         )
     for option, value in (("--app", app), ("--image", image)):
         if not value or re.search(r"\s", value) or not value.isprintable():
-            raise GraceError(f"{option} {value!r} is empty, or has white space: give one word")
+            raise GraceError(
+                f"{option} {value!r} is empty, or has a blank or a control character: give one word"
+            )
     plan = make_plan(
         Names(name, app, image),
         PLACES[place],

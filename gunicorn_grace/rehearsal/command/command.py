@@ -139,6 +139,9 @@ def rehearse(
     Runs real gunicorn on loopback, first plain, then with the plugin. Further arguments for
     gunicorn go after --.
 
+    \b
+    Example: gunicorn-grace rehearse app:app --config gunicorn.conf.py --delay 5
+
     Exit code: 0 if at most --max-lost requests were lost; 1 if more were lost, or an instance had
     to be killed; 2 if the rehearsal could not be run; 130 after Ctrl-C, with a report on the run
     until then. Only the last contender decides between 0 and 1: by default the plugin.

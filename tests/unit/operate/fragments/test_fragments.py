@@ -415,7 +415,7 @@ def run(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str, str]:
         ),
         (["--for", "ecs", "--router", "gke-neg"], "", "and --for ecs has none"),
         (["--for", "ecs", "--name", "Web_1"], "", "--name 'Web_1' is no name of a service"),
-        (["--for", "ecs", "--app", "a b"], "", "--app 'a b' is empty, or has white space"),
+        (["--for", "ecs", "--app", "a b"], "", "--app 'a b' is empty, or has a blank"),
         (["--for", "ecs", "--config", "nowhere.py"], "", "nowhere.py: No such file"),
         (["--for", "ecs", "--config", "new\nline.py"], "", r"new\nline.py: No such file"),
         (["--for", "ecs"], "bind = (", "conf.py:1: "),
