@@ -693,6 +693,16 @@ def test_a_path_of_its_own_comes_before_a_single_check() -> None:
     assert "readiness-path" in findings(given({**paths, **probes}))
 
 
+@pytest.mark.parametrize("value", ["float('nan')", "1e999", "12.5", "-1", "1000000000 * 100"])
+def test_gunicorns_own_setting_is_taken_as_gunicorn_takes_it(value: str, tmp_path: Any) -> None:
+    """gunicorn refuses what is no whole number of seconds, so no sum is made of it."""
+    path = tmp_path / "gunicorn.conf.py"
+    path.write_text(f"import gunicorn_grace\ngraceful_timeout = {value}\n")
+    found = findings(given(), configuration=read_configuration(str(path)))
+    assert "graceful_timeout = " in found["setting"].what
+    assert (found["setting"].source, found["setting"].line) == (str(path), 2)
+
+
 def test_a_token_that_is_in_a_file_is_taken_for_one() -> None:
     """The file is the container's, so nothing is read, and nothing is wrong with it."""
     assert findings(given(env(GRACE_TRIGGER="token", GRACE_TRIGGER_TOKEN="file:/run/token"))) == {}

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from gunicorn_grace import cli
+from gunicorn_grace.arbiter.budget import budget_line
 from gunicorn_grace.errors import GraceError
 from gunicorn_grace.operate.check.configuration import read_configuration
 from gunicorn_grace.operate.check.documents import Input, read_text
@@ -166,8 +167,9 @@ def attempt(place: str, router: str | None, environ: dict[str, str]) -> tuple[Pl
 def test_any_settings_give_a_fragment_that_fits_or_one_line(
     place: str, router: str | None, environ: dict[str, str]
 ) -> None:
-    """Whatever the settings are: the fragment passes the check, and delay, drain, reserve and
-    margin fit into its period; or the command refuses in one line, which names the fix."""
+    """Whatever the settings are: the fragment passes the check, delay, drain, reserve and margin fit
+    into its period, and gunicorn boots with it without a warning; or the command refuses in one
+    line, which names the fix."""
     made, refusal = attempt(place, router, environ)
     if made is None:
         assert "\n" not in refusal
@@ -181,6 +183,9 @@ def test_any_settings_give_a_fragment_that_fits_or_one_line(
         needed = s.shutdown_delay + s.graceful_timeout + exit_margin(s)
         assert needed <= made.sum.period + 1e-6
         assert router is None or s.shutdown_delay >= ROUTERS[router].delay
+        given = "--graceful-timeout" in made.command
+        warns, line = budget_line(s, graceful_timeout_given=given)
+        assert not warns, line
     else:
         assert made.sum.period <= limit
     assert "s3cret" not in printed(made).text
@@ -422,6 +427,9 @@ def run(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str, str]:
         (["--for", "ecs"], "grace_shutdown_delay = -1", "conf.py:1: grace_shutdown_delay = -1"),
         (["--for", "ecs"], "grace_shutdown_delay = f()", "is not seen without executing it: set"),
         (["--for", "ecs"], "grace_probe_bind = ':::'", "conf.py:1: grace_probe_bind = ':::'"),
+        (["--for", "ecs"], "graceful_timeout = float('nan')", "graceful_timeout = nan is not a"),
+        (["--for", "ecs"], "graceful_timeout = 1e999", "graceful_timeout = inf is not a whole"),
+        (["--for", "ecs"], f"graceful_timeout = {10**30}", "from 0 to 31536000: give one"),
         (["--for", "systemd"], "grace_exit_margin = 1e8", "grace_exit_margin = 100000000"),
         (["--for", "systemd"], "grace_shutdown_delay = 31536000", "> 31536000 s, the most that"),
         (
