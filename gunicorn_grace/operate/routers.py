@@ -20,6 +20,7 @@ class Router:
     :ivar why: what the number consists of.
     :ivar sources: the pages that say so.
     :ivar of_pods: whether it routes to the pods of Kubernetes alone.
+    :ivar asks_readiness: whether it learns by asking for readiness, and not from the platform.
     """
 
     name: str
@@ -27,6 +28,11 @@ class Router:
     why: str
     sources: tuple[str, ...]
     of_pods: bool = False
+    asks_readiness: bool = False
+
+    def needs(self, readiness_delay: float) -> float:
+        """The delay that it needs, in seconds, where readiness stays 200 for so long after T0."""
+        return self.delay + (readiness_delay if self.asks_readiness else 0)
 
 
 ROUTERS = {
@@ -92,6 +98,7 @@ ROUTERS = {
             (
                 "https://www.envoyproxy.io/docs/envoy/latest/api-v3/config/core/v3/health_check.proto",
             ),
+            asks_readiness=True,
         ),
         Router(
             "haproxy",
@@ -102,6 +109,7 @@ ROUTERS = {
                 "https://docs.haproxy.org/2.6/configuration.html#5.2-fall",
                 "https://docs.haproxy.org/2.6/configuration.html#5.2-inter",
             ),
+            asks_readiness=True,
         ),
     )
 }

@@ -189,8 +189,10 @@ def _env(plan: Plan, about_period: str) -> list[Any]:
 
 def about_delay(plan: Plan) -> str:
     """Why the delay is as long as it is."""
-    if plan.router is not None and plan.sum.delay == plan.router.delay:
-        return f"As long as {plan.router.name} goes on sending; see above."
+    stays = plan.settings.readiness_delay
+    if plan.router is not None and plan.sum.delay == plan.router.needs(stays):
+        after = f", and {number(stays)} s of grace_readiness_delay" if stays else ""
+        return f"As long as {plan.router.name} goes on sending, see above{after}."
     return "The delay: requests are served as ever, while routers learn that the instance goes."
 
 

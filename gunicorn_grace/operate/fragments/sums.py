@@ -69,14 +69,14 @@ def add_up(s: Settings, given: Collection[str], place: Place, router: Router | N
     warnings = []
     delay = s.shutdown_delay
     if router is not None:
-        if "shutdown_delay" not in given:
-            delay = router.delay
-        elif delay < router.delay:
+        needed = router.needs(s.readiness_delay)
+        if "shutdown_delay" in given and delay < needed:
             warnings.append(
-                f"grace_shutdown_delay {number(delay)} s < {router.delay} s, for which "
-                f"{router.name} goes on sending: {router.delay} is printed; set it to that"
+                f"grace_shutdown_delay {number(delay)} s < {number(needed)} s, for which "
+                f"{router.name} goes on sending: {number(needed)} is printed; set it to that"
             )
-            delay = router.delay
+        if "shutdown_delay" not in given or delay < needed:
+            delay = needed
     least = math.ceil(s.readiness_delay) + ROOM
     if place.is_kubernetes and delay < least:
         if "shutdown_delay" in given:

@@ -182,7 +182,7 @@ def test_any_settings_give_a_fragment_that_fits_or_one_line(
     if limit is None:
         needed = s.shutdown_delay + s.graceful_timeout + exit_margin(s)
         assert needed <= made.sum.period + 1e-6
-        assert router is None or s.shutdown_delay >= ROUTERS[router].delay
+        assert router is None or s.shutdown_delay >= ROUTERS[router].needs(s.readiness_delay)
         given = "--graceful-timeout" in made.command
         warns, line = budget_line(s, graceful_timeout_given=given)
         assert not warns, line
@@ -401,6 +401,15 @@ def test_a_delay_that_is_too_short_for_the_router_is_told() -> None:
     assert 'GRACE_SHUTDOWN_DELAY, value: "20"' in made.text
     assert not fragment("deployment", "aws-alb", GRACE_SHUTDOWN_DELAY="30").beside
     assert not fragment("deployment", "aws-alb").beside
+
+
+@pytest.mark.parametrize(
+    ("router", "delay"), [("envoy", 26), ("haproxy", 28), ("kube-proxy", 23), ("aws-nlb", 120)]
+)
+def test_who_asks_for_readiness_learns_later_where_it_stays_green(router: str, delay: int) -> None:
+    """``grace_readiness_delay`` is added for routers that learn by asking; the others are told by
+    Kubernetes, and only the probe has to have its turn."""
+    assert plan("deployment", router, GRACE_READINESS_DELAY="20").sum.delay == delay
 
 
 def run(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str, str]:
