@@ -8,6 +8,7 @@ has set up in another way has another number: the last line of the log says it a
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 
@@ -32,7 +33,7 @@ class Router:
 
     def needs(self, readiness_delay: float) -> float:
         """The delay that it needs, in seconds, where readiness stays 200 for so long after T0."""
-        return self.delay + (readiness_delay if self.asks_readiness else 0)
+        return self.delay + (math.ceil(readiness_delay) if self.asks_readiness else 0)
 
 
 ROUTERS = {

@@ -61,7 +61,7 @@ def test_every_command_has_help_with_an_example(
         (["manifest", "--for", "ecs", "--config", "\udcff"], r"Error: --config \udcff: No such"),
         (["rehearse"], "Error: Missing argument 'APP'"),
         (["run"], "Error: Missing argument 'COMMAND...'"),
-        (["drain", "--no-such"], "Error: No such option '--no-such'"),
+        (["drain", "--no-such"], "Error: No such option"),
     ],
     ids=lambda value: ascii(" ".join(value))[:40] if isinstance(value, list) else "",
 )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 from dataclasses import dataclass, replace
+from decimal import Decimal
 
 from ...errors import ConfigurationError
 from ...shared.budget import MARGIN_SHARE, drain_reserve, exit_margin, longest_delay
@@ -137,5 +138,6 @@ def _cut(s: Settings, told: str, place: Place) -> tuple[Settings, str]:
 
 def number(seconds: float) -> str:
     """Seconds as a setting takes them, with all their digits and without an exponent."""
-    rounded = round(float(seconds), 9)
-    return str(int(rounded)) if rounded.is_integer() else f"{rounded:.9f}".rstrip("0")
+    if float(seconds).is_integer():
+        return str(int(seconds))
+    return format(Decimal(repr(float(seconds))), "f")

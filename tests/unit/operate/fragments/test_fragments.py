@@ -125,6 +125,7 @@ paths = some.from_regex(r"/[A-Za-z0-9_~.{}\"'#%é-]{1,8}(/[a-z]{1,4})?", fullmat
 seconds = some.one_of(
     some.integers(0, 10_000).map(str),
     some.floats(0, 1e6, allow_nan=False).map(repr),
+    some.floats(0, 20, allow_nan=False).map(repr),
     some.sampled_from(["0", "31536000", "1e3", "0.001"]),
 )
 environments = some.fixed_dictionaries(
