@@ -4,7 +4,8 @@ No line of it is the plugin's but `until_terminating`, which ends the stream in 
 
 gunicorn -c python:gunicorn_grace.conf -k uvicorn_worker.UvicornWorker main:app
 gunicorn -c python:gunicorn_grace.conf -k asgi main:app   # gunicorn's own, 24.1 and later
-gunicorn-grace rehearse main:app --worker-class uvicorn_worker.UvicornWorker --slow-path /slow
+gunicorn-grace rehearse main:app --worker-class uvicorn_worker.UvicornWorker --slow-path /slow \
+    --stream-path /stream --websocket-path /echo
 """
 
 from __future__ import annotations

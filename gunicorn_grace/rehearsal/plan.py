@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import random
 import sys
 from collections.abc import Mapping, Sequence
@@ -66,7 +67,8 @@ class Plan:
         instance answers the probe ``WATCHED``.
     :ivar rollout: replace every instance, in place of a scale-down.
     :ivar paths: see ``Load``, also for ``requests``, ``think``, ``keepalive_share``, ``slow_path``,
-        ``slow_share``, ``timeout``, ``clients``, ``host`` and ``seed``.
+        ``slow_share``, ``timeout``, ``clients``, ``host``, ``seed``, ``stream_path``,
+        ``websocket_path`` and ``held``.
     :ivar warm_up: requests that must have ended before the deletion. The default is a second's
         worth, at least 20.
     :ivar cool_down: requests that must have ended after the deletion, with the same default.
@@ -95,6 +97,9 @@ class Plan:
     keepalive_share: float = 0.5
     slow_path: str | None = None
     slow_share: float = 0.0
+    stream_path: str | None = None
+    websocket_path: str | None = None
+    held: int = 10
     timeout: float = 10.0
     clients: int = 10
     host: str | None = None
@@ -137,7 +142,16 @@ class Plan:
         if self.through is not None:
             if self.through not in PRODUCTS:
                 raise PlanFailed(f"through {self.through!r}: choose one of {', '.join(PRODUCTS)}")
+            if self.stream_path or self.websocket_path:
+                raise PlanFailed(
+                    f"through {self.through}: streams and WebSockets are held at the instances "
+                    "themselves; leave out --stream-path and --websocket-path, or --through"
+                )
             PRODUCTS[self.through].require()
+        if self.websocket_path and importlib.util.find_spec("websockets") is None:
+            raise PlanFailed(
+                "--websocket-path needs websockets: pip install 'gunicorn-grace[rehearse]'"
+            )
         try:
             Load(EndpointTable(), **self.load_options())
         except ValueError as error:
@@ -158,6 +172,15 @@ class Plan:
             "requests": self.requests,
             "think": self.think,
             "slow_node_share": self.routing.slow_share if self.routing else 0.0,
+            **self.held_options(),
+        }
+
+    def held_options(self) -> dict[str, Any]:
+        """The arguments of ``Load`` that are about streams and WebSockets."""
+        return {
+            "stream_path": self.stream_path,
+            "websocket_path": self.websocket_path,
+            "held": self.held,
         }
 
     def lags(self) -> float | tuple[float, ...]:

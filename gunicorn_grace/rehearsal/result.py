@@ -87,6 +87,7 @@ class Result:
     :ivar lives: every instance, also those that stayed and those that a roll-out added.
     :ivar memory: the memory of the instances.
     :ivar fell_behind: a sentence that says why the numbers cannot be trusted, empty if they can.
+    :ivar boot_warnings: warnings and errors that the instances logged while they booted.
     :ivar complete: whether the run came to its end. After Ctrl-C it has the counts until then.
     """
 
@@ -101,6 +102,7 @@ class Result:
     memory: MemoryUse = MemoryUse()
     fell_behind: str = ""
     complete: bool = True
+    boot_warnings: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         """A short text, because pytest shows it in a failing assertion and there are many
@@ -213,6 +215,7 @@ class Result:
             "flawless": self.flawless,
             "trustworthy": self.trustworthy,
             "fell_behind": self.fell_behind,
+            "boot_warnings": list(self.boot_warnings),
             "killed": self.killed,
             "exit_after": self.exit_after,
             "gone_after": self.gone_after,

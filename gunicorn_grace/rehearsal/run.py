@@ -8,11 +8,13 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 
+from .booting import boot_warnings
 from .errors import PlanFailed
 from .kubernetes.deletion import Deletion
 from .kubernetes.pod import Pod
 from .kubernetes.replicas import Replicas
 from .load.generator import Generator
+from .load.held import try_out
 from .load.running import RunningLoad
 from .load.tally import Tally
 from .load.wire import IncompleteResponse, fetch, show_address
@@ -67,6 +69,7 @@ def play(
     cool_down = max(20, round(plan.rate)) if plan.cool_down is None else plan.cool_down
     load: RunningLoad | None = None
     origin: float | None = None
+    warned: list[str] = []
     with ExitStack() as stack:
         replicas = stack.enter_context(Replicas(plan, contender))
         balancer: Balancer | None = None
@@ -93,11 +96,15 @@ def play(
                     max((deletion.unrouted or origin for deletion in deletions), default=origin),
                 ),
                 complete,
+                tuple(warned),
             )
 
         try:
             tell(f"{contender.name}: starting {plan.instances} instances")
             replicas.start(tell)
+            warned += boot_warnings(
+                (instance.lines for instance in replicas.containers()), time.monotonic()
+            )
             _expect_success(plan, replicas.fleet)
             stack.enter_context(watch)
             balancer = _balancer(plan, replicas.fleet, tell)
@@ -161,6 +168,14 @@ def _expect_success(plan: Plan, fleet: Fleet) -> None:
                 f"{what} answers {response.status}, not 2xx, before anything was deleted: "
                 f"name a path that succeeds\n{fleet[0].output}"
             )
+    try_out(
+        fleet[0].address,
+        **plan.held_options(),
+        clients=plan.clients,
+        timeout=plan.timeout,
+        host=plan.host,
+        seed=plan.seed,
+    )
 
 
 def _balancer(plan: Plan, fleet: Fleet, tell: Callable[[str], None]) -> Balancer | None:

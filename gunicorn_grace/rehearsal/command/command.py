@@ -71,6 +71,11 @@ _COLOURS: dict[str, dict[str, Any]] = {
 @click.option(
     "--slow-share", type=float, help="Share of slow requests.  [default: 0.02 with --slow-path]"
 )
+@click.option(
+    "--stream-path", metavar="PATH", help="Path of a stream that clients hold open, such as SSE."
+)
+@click.option("--websocket-path", metavar="PATH", help="Path of WebSockets that are held open.")
+@click.option("--held", default=10, help="How many streams, and how many WebSockets, are open.")
 @click.option("--timeout", default=10.0, help="Time limit for a request, in seconds.")
 @click.option(
     "--config", metavar="FILE", help="Your gunicorn configuration, which loads the plugin."
@@ -122,6 +127,9 @@ def rehearse(
     keepalive_share: float,
     slow_path: str | None,
     slow_share: float | None,
+    stream_path: str | None,
+    websocket_path: str | None,
+    held: int,
     timeout: float,
     config: str | None,
     delay: float | None,
@@ -183,6 +191,9 @@ def rehearse(
             keepalive_share=keepalive_share,
             slow_path=slow_path,
             slow_share=(0.02 if slow_path else 0.0) if slow_share is None else slow_share,
+            stream_path=stream_path,
+            websocket_path=websocket_path,
+            held=held,
             timeout=timeout,
             host=host,
             through=through,

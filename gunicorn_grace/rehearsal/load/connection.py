@@ -3,19 +3,44 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import select
 import socket
+import time
 from collections import deque
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
 
 import h11
 
+from ..errors import RehearsalError
 from .requests import PIECES, PlannedRequest
-from .tally import RequestOutcome
+from .tally import ConnectionKind, RequestOutcome, RequestRecord
 from .wire import Address, family_of
 
 #: Headers that the plugin sends with its answers to probes. They are repeated here, because the
 #: rehearsal does not import the plugin.
 _OUR_HEADERS = {(b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff")}
+
+
+#: Errors of connecting for lack of a resource on the client's side.
+_OURS = {errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM}
+#: On Linux, a RST in answer to a SYN is ECONNREFUSED (tcp_reset()). These two mean that the
+#: handshake was complete and the reset came before the client looked.
+_AFTER_CONNECTING = {errno.ECONNRESET, errno.EPIPE}
+
+_Protocol = TypeVar("_Protocol", bound=asyncio.Protocol)
+
+
+class Ending(NamedTuple):
+    """How an exchange ended: its outcome, the status if it is known, the error, and the code of
+    the server's close frame on a WebSocket."""
+
+    outcome: RequestOutcome
+    status: int | None
+    error: str
+    close_code: int | None = None
 
 
 def classify(status: int, ours: bool) -> RequestOutcome:
@@ -41,7 +66,9 @@ class ClientConnection(asyncio.Protocol):
         self._registry = registry
         self._transport: asyncio.Transport | None = None
         self._poll = select.poll()
-        self._answer: asyncio.Future[tuple[RequestOutcome, int | None, str]] | None = None
+        self._answer: asyncio.Future[Ending] | None = None
+        # The status of the first response, as soon as it begins.
+        self.begun: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._received = False
         self._status: int | None = None
         self._ours = False
@@ -64,17 +91,10 @@ class ClientConnection(asyncio.Protocol):
         same before it reuses a connection."""
         return self.idle and not self._poll.poll(0)
 
-    async def exchange(
-        self, request: PlannedRequest, *, close: bool, host: str | None
-    ) -> tuple[RequestOutcome, int | None, str]:
-        """Send a request.
-
-        :returns: the outcome, the status if it is known, and the error text.
-        """
+    async def exchange(self, request: PlannedRequest, *, close: bool, host: str | None) -> Ending:
+        """Send a request, and wait until its exchange has ended."""
         assert self._transport is not None
-        answer: asyncio.Future[tuple[RequestOutcome, int | None, str]] = (
-            asyncio.get_running_loop().create_future()
-        )
+        answer: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
         self._answer = answer
         self._received, self._status, self._ours = False, None, False
         self._to_rest, self._pause = request.read, request.read / PIECES
@@ -147,6 +167,8 @@ class ClientConnection(asyncio.Protocol):
                     return
                 if isinstance(event, h11.Response):
                     self._status = event.status_code
+                    if not self.begun.done():
+                        self.begun.set_result(event.status_code)
                     self._ours = _OUR_HEADERS.issubset(
                         (name, value.lower()) for name, value in event.headers
                     )
@@ -169,19 +191,14 @@ class ClientConnection(asyncio.Protocol):
         else:
             self._close()
         outcome = classify(self._status, self._ours)
-        self._resolve(
-            (
-                outcome,
-                self._status,
-                "" if outcome is RequestOutcome.OK else f"status {self._status}",
-            )
-        )
+        error = "" if outcome is RequestOutcome.OK else f"status {self._status}"
+        self._resolve(Ending(outcome, self._status, error))
 
     def _lost(self, error: str) -> None:
         outcome = RequestOutcome.TRUNCATED if self._received else RequestOutcome.RESET
-        self._resolve((outcome, self._status, error))
+        self._resolve(Ending(outcome, self._status, error))
 
-    def _resolve(self, answer: tuple[RequestOutcome, int | None, str]) -> None:
+    def _resolve(self, answer: Ending) -> None:
         future, self._answer = self._answer, None
         if future is not None and not future.done():
             future.set_result(answer)
@@ -192,6 +209,14 @@ class ClientConnection(asyncio.Protocol):
 
 
 async def connect(address: Address, registry: set[ClientConnection]) -> ClientConnection:
+    return await open_connection(address, lambda: ClientConnection(address, registry))
+
+
+async def open_connection(address: Address, make: Callable[[], _Protocol]) -> _Protocol:
+    """Connect to ``address``; ``make`` makes the protocol of the connection.
+
+    :raises OSError: connecting failed; see ``connect_failed``.
+    """
     loop = asyncio.get_running_loop()
     sock = socket.socket(family_of(address), socket.SOCK_STREAM)
     try:
@@ -202,13 +227,53 @@ async def connect(address: Address, registry: set[ClientConnection]) -> ClientCo
             sock.connect(address)
         else:
             await loop.sock_connect(sock, address)
-        _, connection = await loop.create_connection(
-            lambda: ClientConnection(address, registry), sock=sock
-        )
+        _, connection = await loop.create_connection(make, sock=sock)
     except BaseException:
         sock.close()
         raise
     return connection
+
+
+def connect_failed(problem: OSError, remedy: str) -> Ending:
+    """The ending of a request that got no connection.
+
+    :param problem: what connecting raised.
+    :param remedy: what the user can do if this machine has no more connections.
+
+    :raises RehearsalError: this machine has no more connections, so the server lost nothing.
+    """
+    if problem.errno in _OURS:
+        raise RehearsalError(
+            f"no more connections can be opened ({problem}): {remedy} or raise `ulimit -n`"
+        ) from problem
+    outcome = RequestOutcome.RESET if problem.errno in _AFTER_CONNECTING else RequestOutcome.REFUSED
+    error = os.strerror(problem.errno) if problem.errno else str(problem)
+    return Ending(outcome, None, error)
+
+
+def record_of(
+    request: PlannedRequest,
+    kind: ConnectionKind,
+    started: float,
+    endpoint: str,
+    ending: Ending,
+    reused: bool = False,
+) -> RequestRecord:
+    """The record of a request that has just ended."""
+    return RequestRecord(
+        started,
+        kind,
+        request.path,
+        ending.outcome,
+        ending.status,
+        time.monotonic() - started,
+        endpoint,
+        ending.error,
+        request.slow,
+        reused,
+        request.method,
+        ending.close_code,
+    )
 
 
 def take_idle(pool: deque[ClientConnection], rested: float | None) -> ClientConnection | None:

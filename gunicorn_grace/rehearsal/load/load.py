@@ -11,8 +11,6 @@ idle connection and do not use it. A request that was sent and not answered is l
 from __future__ import annotations
 
 import asyncio
-import errno
-import os
 import random
 import threading
 import time
@@ -21,20 +19,14 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 
-from ..errors import RehearsalError
 from ..kubernetes.routing import EndpointTable, NoEndpoint
-from .connection import ClientConnection, connect, take_idle
+from .connection import ClientConnection, Ending, connect, connect_failed, record_of, take_idle
+from .held import HeldClients
 from .mix import RequestMix
 from .requests import PlannedRequest
 from .running import RunningLoad
 from .tally import ConnectionKind, RequestOutcome, RequestRecord, Tally
 from .wire import show_address
-
-#: Errors of connecting for lack of a resource on the client's side.
-_OURS = {errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM}
-#: On Linux, a RST in answer to a SYN is ECONNREFUSED (tcp_reset()). These two mean that the
-#: handshake was complete and the reset came before the client looked.
-_AFTER_CONNECTING = {errno.ECONNRESET, errno.EPIPE}
 
 
 class Load(RunningLoad):
@@ -57,6 +49,7 @@ class Load(RunningLoad):
         slow node of a ``Lag``. Client n uses the routing of node n.
     :param seed: of the random choices. Loads with the same seed send the same requests at the same
         times.
+    :param stream_path: see ``HeldClients``, also for ``websocket_path`` and ``held``.
 
     :raises ValueError: a number is out of its range.
     """
@@ -77,6 +70,9 @@ class Load(RunningLoad):
         requests: Sequence[PlannedRequest] = (),
         think: float = 0.0,
         slow_node_share: float = 0.0,
+        stream_path: str | None = None,
+        websocket_path: str | None = None,
+        held: int = 10,
     ) -> None:
         if rate <= 0:
             raise ValueError(f"rate {rate:g} is not above 0 requests per second")
@@ -100,6 +96,17 @@ class Load(RunningLoad):
         super().__init__(Tally(rate=rate), timeout)
         # Separate, because the service decides when connections are made.
         self._routing = random.Random(seed)
+        self._held = HeldClients(
+            table,
+            stream_path=stream_path,
+            websocket_path=websocket_path,
+            held=held,
+            clients=clients,
+            timeout=timeout,
+            host=host,
+            seed=seed,
+            record=self._record,
+        )
         self._pools: list[deque[ClientConnection]] = [deque() for _ in range(clients + 1)]
         self._tasks: set[asyncio.Task[None]] = set()
         self._connections: set[ClientConnection] = set()
@@ -168,11 +175,14 @@ class Load(RunningLoad):
             self._progress.notify_all()
         schedule = asyncio.create_task(self._schedule())
         finish = asyncio.create_task(self._finish.wait())
+        for client in self._held.start():
+            self._watch(client)
         try:
             await asyncio.wait({schedule, finish}, return_when=asyncio.FIRST_COMPLETED)
             if schedule.done():
                 schedule.result()  # it ends only by failing
             schedule.cancel()
+            self._held.leave()
             if not self._abandon and self._tasks:
                 await asyncio.wait(self._tasks)
         finally:
@@ -203,7 +213,9 @@ class Load(RunningLoad):
             number += 1
 
     def _launch(self, request: PlannedRequest, kind: ConnectionKind, client: int) -> None:
-        task = asyncio.create_task(self._request(request, kind, client))
+        self._watch(asyncio.create_task(self._request(request, kind, client)))
+
+    def _watch(self, task: asyncio.Task[None]) -> None:
         self._tasks.add(task)
         task.add_done_callback(self._landed)
 
@@ -220,7 +232,7 @@ class Load(RunningLoad):
         pool = self._pools[client] if kind is ConnectionKind.KEPT else None
         connection = take_idle(pool, started - self.think if self.think else None) if pool else None
         reused = connection is not None
-        endpoint, status, error = "", None, ""
+        endpoint = ""
         task = asyncio.current_task()
         assert task is not None
         expired = False
@@ -237,52 +249,32 @@ class Load(RunningLoad):
                 endpoint = show_address(address)
                 connection = await connect(address, self._connections)
             endpoint = show_address(connection.address)
-            outcome, status, error = await connection.exchange(
+            ending = await connection.exchange(
                 request, close=kind is ConnectionKind.FRESH, host=self.host
             )
             if pool is not None and connection.idle:
                 connection.rested = time.monotonic()
                 pool.append(connection)
-        except (OSError, NoEndpoint) as problem:  # only connecting raises these
-            if isinstance(problem, OSError) and problem.errno in _OURS:
-                raise RehearsalError(
-                    f"no more connections can be opened ({problem}): "
-                    f"lower the rate of {self.rate:g} per s or raise `ulimit -n`"
-                ) from problem
-            number = problem.errno if isinstance(problem, OSError) else None
-            outcome = (
-                RequestOutcome.RESET if number in _AFTER_CONNECTING else RequestOutcome.REFUSED
-            )
-            error = os.strerror(number) if number else str(problem)
+        except NoEndpoint as problem:
+            ending = Ending(RequestOutcome.REFUSED, None, str(problem))
+        except OSError as problem:  # only connecting raises it
+            ending = connect_failed(problem, f"lower the rate of {self.rate:g} per s")
         except asyncio.CancelledError:
             if not expired:  # the load was abandoned
                 raise
             if connection is None:
-                outcome, error = RequestOutcome.REFUSED, f"not connected within {self.timeout:g} s"
+                said = f"not connected within {self.timeout:g} s"
+                ending = Ending(RequestOutcome.REFUSED, None, said)
             else:
-                outcome, error = (
-                    RequestOutcome.TIMEOUT,
-                    f"no complete response within {self.timeout:g} s",
-                )
+                said = f"no complete response within {self.timeout:g} s"
+                ending = Ending(RequestOutcome.TIMEOUT, None, said)
                 connection.abort()
         finally:
             timer.cancel()
-        latency = time.monotonic() - started
-        self._tally.records.append(
-            RequestRecord(
-                started,
-                kind,
-                request.path,
-                outcome,
-                status,
-                latency,
-                endpoint,
-                error,
-                request.slow,
-                reused,
-                request.method,
-            )
-        )
+        self._record(record_of(request, kind, started, endpoint, ending, reused))
+
+    def _record(self, record: RequestRecord) -> None:
+        self._tally.records.append(record)
         # Waking the waiter for every request would disturb the schedule.
         if self.completed >= self._target:
             with self._progress:

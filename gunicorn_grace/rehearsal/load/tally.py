@@ -18,7 +18,8 @@ class RequestOutcome(str, Enum):
     """
 
     OK = "ok"
-    """A complete response with a status of 2xx."""
+    """A complete response with a status of 2xx, or a WebSocket that ended with a close frame. Also
+    a stream or a WebSocket that its client left."""
     REFUSED = "refused"
     """The connection was never established: refused, unreachable, no endpoint, no SYN-ACK in
     time."""
@@ -43,12 +44,20 @@ class ConnectionKind(str, Enum):
     """A connection of its own, with ``Connection: close``."""
     KEPT = "kept"
     """A connection from a pool of kept-alive ones, or a new one that is put back there."""
+    STREAM = "stream"
+    """A connection of its own for a response without an end."""
+    WEBSOCKET = "websocket"
+    """A connection that becomes a WebSocket."""
+
+
+#: The kinds whose clients hold the connection open. Their latency says how long it lasted.
+HELD = frozenset({ConnectionKind.STREAM, ConnectionKind.WEBSOCKET})
 
 
 @dataclass(frozen=True, slots=True)
 class RequestRecord:
-    """One request. Times are ``time.monotonic()`` seconds; ``latency`` is from ``started`` to the
-    outcome."""
+    """One request, stream or WebSocket. Times are ``time.monotonic()`` seconds; ``latency`` is from
+    ``started`` to the outcome."""
 
     started: float
     kind: ConnectionKind
@@ -61,6 +70,8 @@ class RequestRecord:
     slow: bool = False
     reused: bool = False
     method: str = "GET"
+    #: The code of the server's close frame, None if it sent none.
+    close_code: int | None = None
 
     @property
     def ended(self) -> float:
@@ -111,6 +122,10 @@ class Tally:
         """The number of requests with this outcome, and on this kind of connection if given."""
         return sum(r.outcome is outcome and (kind is None or r.kind == kind) for r in self.records)
 
+    def of(self, kind: ConnectionKind) -> int:
+        """The number of requests on this kind of connection."""
+        return sum(record.kind is kind for record in self.records)
+
     @property
     def rate_achieved(self) -> float:
         """Requests that were started per second, from the first that was due to the last."""
@@ -154,14 +169,21 @@ class Tally:
         """The numbers as values for JSON. Latencies are those of complete 2xx responses, in
         seconds."""
         latencies = [
-            record.latency for record in self.records if record.outcome is RequestOutcome.OK
+            record.latency
+            for record in self.records
+            if record.outcome is RequestOutcome.OK and record.kind not in HELD
         ]
         return {
             "requests": self.total,
             "lost": self.lost,
             **{outcome.value: self.count(outcome) for outcome in RequestOutcome},
-            "lost_fresh": sum(record.kind is ConnectionKind.FRESH for record in self.lost_records),
-            "lost_kept": sum(record.kind is ConnectionKind.KEPT for record in self.lost_records),
+            **{
+                f"lost_{kind.value}": sum(record.kind is kind for record in self.lost_records)
+                for kind in ConnectionKind
+            },
+            "streams": self.of(ConnectionKind.STREAM),
+            "websockets": self.of(ConnectionKind.WEBSOCKET),
+            "websockets_closed": sum(record.close_code is not None for record in self.records),
             "latency_p50": percentile(latencies, 50),
             "latency_p99": percentile(latencies, 99),
             "latency_max": percentile(latencies, 100),

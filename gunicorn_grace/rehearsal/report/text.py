@@ -10,7 +10,7 @@ import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ..load.tally import RequestOutcome, RequestRecord, percentile
+from ..load.tally import ConnectionKind, RequestOutcome, RequestRecord, Tally, percentile
 from ..plan import Plan
 from ..result import Result
 
@@ -29,6 +29,17 @@ LABELS: dict[str, str] = {
     "status": "not 2xx",
 }
 """The labels of outcomes whose own names are not clear to a reader."""
+
+KINDS = {
+    ConnectionKind.FRESH: "fresh connection",
+    ConnectionKind.KEPT: "kept connection",
+    ConnectionKind.STREAM: "stream",
+    ConnectionKind.WEBSOCKET: "WebSocket",
+}
+"""The kinds of connections in words."""
+
+MOST_WARNINGS = 5
+"""The maximum of boot warnings among the notes; the JSON document has all."""
 
 Paint = Callable[[str, str], str]
 """Colours a text by its role: ``good``, ``bad``, ``dim`` or ``head``."""
@@ -107,6 +118,15 @@ def rows(results: Sequence[Result]) -> list[Row]:
         counts = [tally.count(outcome) for tally in tallies]
         if outcome is not RequestOutcome.OK and any(counts):
             found.append(Row(label(outcome), tuple(map(str, counts)), losses=True, detail=True))
+    for word, kind in (
+        ("streams", ConnectionKind.STREAM),
+        ("WebSockets", ConnectionKind.WEBSOCKET),
+    ):
+        opened = [tally.of(kind) for tally in tallies]
+        if any(opened):
+            losses = [tally.summary()[f"lost_{kind.value}"] for tally in tallies]
+            found.append(Row(word, tuple(map(str, opened))))
+            found.append(Row("lost", tuple(map(str, losses)), losses=True, detail=True))
     if any(result.killed for result in results):
         found.append(
             Row("ended by SIGKILL", tuple(str(result.killed) for result in results), losses=True)
@@ -220,7 +240,7 @@ def lost_at(record: RequestRecord, result: Result) -> float:
 def described(record: RequestRecord) -> str:
     """A lost request in a few words."""
     to = record.endpoint or "no instance"
-    return f"{label(record.outcome)}, {record.kind.value} connection to {to}"
+    return f"{label(record.outcome)}, {KINDS[record.kind]} to {to}"
 
 
 def notes(results: Sequence[Result]) -> list[str]:
@@ -233,8 +253,13 @@ def notes(results: Sequence[Result]) -> list[str]:
         if result.fell_behind:
             found.append(f"{name}: CANNOT BE TRUSTED: {result.fell_behind}.")
         if tally.lost:
-            fresh, kept = (tally.summary()[f"lost_{kind}"] for kind in ("fresh", "kept"))
-            found.append(f"{name}: {fresh} lost on fresh connections, {kept} on kept-alive ones.")
+            found.append(f"{name}: {_lost_by_kind(tally)}.")
+        if closed := tally.summary()["websockets_closed"]:
+            codes = sorted({r.close_code for r in tally.records if r.close_code is not None})
+            found.append(
+                f"{name}: the server closed {_number(closed, 'WebSocket')} with a close frame "
+                f"({', '.join(map(str, codes))}); the clients connected again."
+            )
         if result.lost_elsewhere:
             found.append(
                 f"{name}: {result.lost_elsewhere} of them lost at instances that stayed, "
@@ -253,6 +278,40 @@ def notes(results: Sequence[Result]) -> list[str]:
         )
         if codes:
             found.append(f"{name}: exit codes other than 0: {', '.join(map(str, codes))}.")
+    return found + _boot_notes(results)
+
+
+def _lost_by_kind(tally: Tally) -> str:
+    """How many were lost on which kind of connection."""
+    counts = tally.summary()
+    text = (
+        f"{counts['lost_fresh']} lost on fresh connections, {counts['lost_kept']} on kept-alive "
+        "ones"
+    )
+    held = [
+        f"{counts[f'lost_{kind.value}']} {word}"
+        for kind, word in (
+            (ConnectionKind.STREAM, "streams"),
+            (ConnectionKind.WEBSOCKET, "WebSockets"),
+        )
+        if tally.of(kind)
+    ]
+    return text + (f", and {' and '.join(held)}" if held else "")
+
+
+def _boot_notes(results: Sequence[Result]) -> list[str]:
+    """What the instances warned of while they booted. If all contenders said it, it has no
+    name."""
+    said: dict[str, list[str]] = {}
+    for result in results:
+        for text in result.boot_warnings:
+            said.setdefault(text, []).append(result.contender.name)
+    found = [
+        ("" if len(names) == len(results) else f"{', '.join(names)}: ") + f"at boot, {text}"
+        for text, names in said.items()
+    ]
+    if (more := len(found) - MOST_WARNINGS) > 0:
+        found[MOST_WARNINGS:] = [f"at boot, {more} more warnings and errors; --json has them all."]
     return found
 
 
@@ -279,7 +338,7 @@ def verdict(results: Sequence[Result], max_lost: int = 0, interrupted: bool = Fa
     if result.killed:
         return (
             f"{name} LOST {tally.lost} of {tally.total} requests; "
-            f"{result.killed} instances had to be killed."
+            f"{_number(result.killed, 'instance')} had to be killed."
         )
     if tally.lost > max_lost:
         allowed = f" --max-lost allows {max_lost}." if max_lost else ""
@@ -287,6 +346,10 @@ def verdict(results: Sequence[Result], max_lost: int = 0, interrupted: bool = Fa
     others = "".join(f" {other.contender.name} lost {other.tally.lost}." for other in results[:-1])
     lost = f"{tally.lost}, as --max-lost {max_lost} allows, of" if tally.lost else "none of"
     return f"{name} lost {lost} {tally.total} requests.{others}"
+
+
+def _number(count: int, thing: str) -> str:
+    return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
 
 
 def _lag(plan: Plan) -> str:

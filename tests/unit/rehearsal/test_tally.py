@@ -63,7 +63,7 @@ def test_counts_are_kept_by_outcome_and_by_kind() -> None:
 
 
 def test_the_summary_adds_up_and_goes_into_json() -> None:
-    """The outcomes sum up to the requests, both kinds of lost ones to the lost, and JSON takes all
+    """The outcomes sum up to the requests, the kinds of lost ones to the lost, and JSON takes all
     of it."""
     tally = Tally(
         [record(o, k) for o in RequestOutcome for k in ConnectionKind],
@@ -74,12 +74,12 @@ def test_the_summary_adds_up_and_goes_into_json() -> None:
     assert (
         sum(summary[outcome.value] for outcome in RequestOutcome)
         == summary["requests"]
-        == 2 * len(RequestOutcome)
+        == len(ConnectionKind) * len(RequestOutcome)
     )
     assert (
-        summary["lost_fresh"] + summary["lost_kept"]
+        sum(summary[f"lost_{kind.value}"] for kind in ConnectionKind)
         == summary["lost"]
-        == 2 * len(RequestOutcome) - 2
+        == len(ConnectionKind) * (len(RequestOutcome) - 1)
     )
     assert summary["skipped"] == 3
     assert summary["lag_max"] == 0.002

@@ -138,7 +138,7 @@ def test_an_instance_ended_by_sigkill_fails_whatever_may_be_lost() -> None:
     end = Gone("instance 3", DELETED, 0.0, 30.0, 30.0, -9, True, None, "", ())
     run = result(gone=(end,))
     assert not report_text.passed([run], max_lost=100)
-    assert "1 instances had to be killed" in report_text.verdict([run])
+    assert "1 instance had to be killed" in report_text.verdict([run])
     assert ("ended by SIGKILL", ("1",)) in [
         (row.label, row.cells) for row in report_text.rows([run])
     ]
