@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 
 from ..errors import GraceError
@@ -13,6 +14,12 @@ _CAUSE = re.compile(
     r"|Invalid value for|Failed to (find|parse)"
     r"|\[ALERT\].*\.cfg:\d+\]|nginx: \[emerg\]|\[.*\]\[critical\]"
 )
+
+
+#: A frame of a traceback: its file and line.
+_FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
+#: Files that a user did not write: installed packages, and Python's own.
+_FOREIGN = re.compile(r"<|.*/(site-packages|dist-packages|lib/python3[^/]*)/")
 
 
 class RehearsalError(GraceError):
@@ -60,8 +67,27 @@ def likely_cause(output: str) -> str:
     """The line of ``output`` that best explains a failed start; empty when there is no output.
 
     It is the last line that names an error: a traceback ends with it, and the end of a chained
-    traceback is nearest to the user's mistake. If no line names an error, it is the last line.
+    traceback is nearest to the user's mistake. If no line names an error, it is the last line. In
+    front of it stands the place in the user's own code, if a traceback shows one: the innermost
+    frame that is neither of an installed package nor of Python.
     """
     lines = [line.strip() for line in output.splitlines() if line.strip()]
-    named = [line for line in lines if _CAUSE.match(line)]
-    return (named or lines or [""])[-1]
+    named = [number for number, line in enumerate(lines) if _CAUSE.match(line)]
+    if not named:
+        return (lines or [""])[-1]
+    number = named[-1]
+    frames = [match for line in lines[:number] if (match := _FRAME.match(line))]
+    own = [frame for frame in frames if not _FOREIGN.match(frame["file"])]
+    place = f"{_shown(own[-1]['file'])}:{own[-1]['line']}: " if own else ""
+    return place + lines[number]
+
+
+def traceback_cause(output: str) -> str:
+    """The same, only if ``output`` has a traceback of an error."""
+    return likely_cause(output) if "Traceback (most recent call last)" in output else ""
+
+
+def _shown(file: str) -> str:
+    """The path of a file below the working directory, or the whole path."""
+    folder = os.getcwd() + os.sep
+    return file.removeprefix(folder)

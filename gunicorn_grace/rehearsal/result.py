@@ -3,6 +3,7 @@ instance."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -11,6 +12,11 @@ from typing import Any
 from .load.tally import RequestRecord, Tally
 from .plan import Contender, Plan
 from .report.series import Series, count
+
+#: The termination period in the plugin's line about its budget.
+_PERIOD = re.compile(
+    r"gunicorn-grace: .*(?:gone by [\d.]+ s of|grace_termination_period) ([\d.]+) s"
+)
 
 
 @dataclass(frozen=True)
@@ -136,6 +142,16 @@ class Result:
     def killed(self) -> int:
         """How many of the deleted instances had to be killed at the end of the period."""
         return sum(gone.killed for gone in self.gone)
+
+    @property
+    def period_counted_on(self) -> float | None:
+        """The termination period that the plugin logged at boot, None without the plugin."""
+        found = [
+            float(match[1])
+            for gone in self.gone
+            if (match := _PERIOD.search(self.outputs.get(gone.name, "")))
+        ]
+        return max(found, default=None)
 
     @property
     def flawless(self) -> bool:

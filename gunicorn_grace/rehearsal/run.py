@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 
 from .booting import boot_warnings
-from .errors import PlanFailed
+from .errors import PlanFailed, traceback_cause
 from .kubernetes.deletion import Deletion
 from .kubernetes.pod import Pod
 from .kubernetes.replicas import Replicas
@@ -166,7 +166,7 @@ def _expect_success(plan: Plan, fleet: Fleet) -> None:
         if not 200 <= response.status < 300:
             raise PlanFailed(
                 f"{what} answers {response.status}, not 2xx, before anything was deleted: "
-                f"name a path that succeeds\n{fleet[0].output}"
+                f"{_remedy(response.status, plan, fleet[0].output)}\n{fleet[0].output}"
             )
     try_out(
         fleet[0].address,
@@ -176,6 +176,30 @@ def _expect_success(plan: Plan, fleet: Fleet) -> None:
         host=plan.host,
         seed=plan.seed,
     )
+
+
+def _remedy(status: int, plan: Plan, output: str) -> str:
+    """What to do about a path that does not succeed.
+
+    :param status: its status.
+    :param plan: the plan.
+    :param output: what the instance printed.
+    """
+    # Django, Flask's TRUSTED_HOSTS and Starlette's TrustedHostMiddleware answer 400 to a host that
+    # they do not know; RFC 9110, section 15.5.20, has 421 for it.
+    if status in (400, 421) and plan.host is None:
+        return (
+            "the Host header is the instance's address; if the application refuses it (Django's "
+            "ALLOWED_HOSTS), name one that it accepts with --host"
+        )
+    if status in (400, 421):
+        return (
+            f"if the application refuses the Host header {plan.host} (Django's ALLOWED_HOSTS), "
+            "name another one with --host"
+        )
+    if status >= 500 and (cause := traceback_cause(output)):
+        return cause
+    return "name a path that succeeds with --path"
 
 
 def _balancer(plan: Plan, fleet: Fleet, tell: Callable[[str], None]) -> Balancer | None:

@@ -9,11 +9,14 @@ from dataclasses import dataclass, replace
 from ..result import Result
 from .phases import Span
 
-#: Pixels of the narrowest phone and of a letter. Labels do not overlap on a screen this wide.
-_NARROWEST = 320.0
-
-
-_LETTER = 6.3
+#: Pixels of the narrowest phone. Labels do not overlap on a screen this wide.
+NARROWEST = 320.0
+#: Pixels of the narrowest screen that is not narrow; see ``page.css``.
+WIDE = 640.0
+#: The maximum of letters in the name of an instance.
+LONGEST_NAME = 30
+#: Pixels of a letter, and those beside a picture.
+_LETTER, _MARGINS = 6.3, 40.0
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class Axis:
             (s for s in (1, 2, 5, 10, 20, 30, 60, 120, 300, 600) if self.span / s <= 14), 1800
         )
         numbers = range(math.ceil(self.low / step), math.floor(self.high / step) + 1)
-        return [(self.percent(n * step), f"{n * step}", n % 2 == 0) for n in numbers]
+        return [(self.percent(n * step), f"{n * step} s", n % 2 == 0) for n in numbers]
 
 
 @dataclass(frozen=True)
@@ -123,13 +126,22 @@ def _row(percent: float, text: str, anchor: str, marks: Sequence[Mark]) -> int:
     return next((row for row in candidates if not crosses(row)), lowest)
 
 
-def name_position(name: str, spans: Sequence[Span], axis: Axis) -> float:
-    """The position of a lane's name, in percent: behind the lane, or on it if there is no room."""
+def name_of_lane(name: str, spans: Sequence[Span], axis: Axis) -> tuple[str, float, str]:
+    """The name above a lane: shortened if it is too long, its position in percent and its
+    anchor."""
+    shown = name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 3] + "..."
     start, end = (spans[0].start, spans[-1].end) if spans else (0.0, 0.0)
-    room = 100 - axis.percent(end)
-    return axis.percent(end if room > _width(name) + 2 else start)
+    at = axis.percent(start)
+    if at + _width(shown) < 100:
+        return shown, at, "start"
+    return shown, max(axis.percent(end), _width(shown)), "end"
+
+
+def fits(text: str, percent: float, screen: float) -> bool:
+    """Whether a text has room in so many percent of a screen that is so many pixels wide."""
+    return len(text) * _LETTER + 8 < percent * (screen - _MARGINS) / 100
 
 
 def _width(text: str) -> float:
     """The width of a text in percent of the narrowest screen."""
-    return 100 * len(text) * _LETTER / _NARROWEST
+    return 100 * len(text) * _LETTER / NARROWEST

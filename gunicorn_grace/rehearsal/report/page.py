@@ -15,6 +15,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
+import re
 from collections.abc import Sequence
 from datetime import datetime
 from functools import cache
@@ -26,7 +27,9 @@ from markupsafe import Markup
 from ..load.tally import RequestOutcome
 from ..result import Result
 from . import text as report_text
+from .advice import advice
 from .labels import Axis
+from .notes import notes
 from .phases import KINDS
 from .picture import MOST_LANES, Picture, picture_of
 from .schema import versions
@@ -68,9 +71,11 @@ def page(
         plan=results[0].plan,
         heading=report_text.heading(results[0].plan),
         verdict=report_text.verdict(results, max_lost, interrupted),
+        advice=advice(results, max_lost, interrupted),
         passed=report_text.passed(results, max_lost, interrupted),
         rows=report_text.rows(results),
-        notes=report_text.notes(results),
+        meanings=report_text.MEANINGS,
+        notes=notes(results),
         outcomes=[(outcome.value, report_text.label(outcome)) for outcome in used],
         axis=axis,
         pictures=pictures,
@@ -88,6 +93,8 @@ def _template() -> jinja2.Template:
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["n"] = lambda value: f"{value:.2f}".rstrip("0").rstrip(".")
+    # A unit stays on the line of its number.
+    environment.filters["units"] = lambda text: re.sub(r"(?<=\d) (?=%|m?s\b)", "\u00a0", text)
     return environment.from_string(_source("page.html"))
 
 

@@ -9,36 +9,19 @@ from dataclasses import dataclass, field
 from ..load.tally import RequestOutcome
 from ..result import Gone, Life, Result
 from . import text as report_text
-from .labels import Axis, Mark, marks_of, name_position
+from .labels import NARROWEST, WIDE, Axis, Mark, fits, marks_of, name_of_lane
 from .phases import Span, phases
 
 #: The maximum of lanes for deleted instances in a picture.
 MOST_LANES = 6
 
 
-# Heights in pixels: the bars, below them the marks of losses, the requests in flight and the lanes.
+# Heights in pixels: a row of labels; the bars, below them the marks of losses, and the requests in
+# flight; a lane's name, the lane and the line that says ready; a gap, and the seconds.
 _LABEL_ROW = 15
-
-
-_BARS = 120
-
-
-_MARKS = 10
-
-
-_FLIGHT = 36
-
-
-_LANE = 17
-
-
-_READY = 5
-
-
-_GAP = 8
-
-
-_TICKS = 20
+_BARS, _MARKS, _FLIGHT = 120, 10, 36
+_NAME, _LANE, _READY = 14, 17, 5
+_GAP, _TICKS = 8, 20
 
 
 @dataclass(frozen=True)
@@ -52,6 +35,15 @@ class Bar:
 
 
 @dataclass(frozen=True)
+class PhaseName:
+    """The name of a phase on its lane; ``wide`` says that a narrow screen has no room for it."""
+
+    label: str
+    percent: float
+    wide: bool
+
+
+@dataclass(frozen=True)
 class Lane:
     """A deleted instance: its phases, and the intervals in which the platform considered it
     ready."""
@@ -61,7 +53,10 @@ class Lane:
     spans: tuple[Span, ...]
     ready: tuple[tuple[float, float], ...]
     end: Span | None
+    shown: str
     name_at: float
+    anchor: str
+    phase_names: tuple[PhaseName, ...]
 
 
 @dataclass(frozen=True)
@@ -113,7 +108,7 @@ def picture_of(
         if len(order) <= MOST_LANES
         else [*order[: MOST_LANES // 2], *order[-(MOST_LANES // 2) :]]
     )
-    lanes = []
+    lanes, each = [], _NAME + _LANE + _READY + 4
     for index, gone in enumerate(followed):
         life = lives.get(gone.name)
         spans = phases(gone, life)
@@ -124,11 +119,12 @@ def picture_of(
         lanes.append(
             Lane(
                 gone.name,
-                lanes_top + index * (_LANE + _READY + 4),
+                lanes_top + index * each + _NAME,
                 spans,
                 _ready(life, gone, axis),
                 lane_end,
-                name_position(gone.name, spans, axis),
+                *name_of_lane(gone.name, spans, axis),
+                _phase_names(spans, axis),
             )
         )
 
@@ -178,7 +174,7 @@ def picture_of(
         flight_deleted=_outline(series.in_flight_deleted, series.at, level, flight_end),
         most_in_flight=max(series.in_flight, default=0),
         grid=tuple((n, round(bars_end - n * scale, 2)) for n in _grid(highest)),
-        height=lanes_top + len(lanes) * (_LANE + _READY + 4) + _TICKS,
+        height=lanes_top + len(lanes) * each + _TICKS,
         table=tuple(
             (
                 f"{series.at(index):.1f}",
@@ -188,6 +184,15 @@ def picture_of(
             )
             for index in range(len(series))
         ),
+    )
+
+
+def _phase_names(spans: Sequence[Span], axis: Axis) -> tuple[PhaseName, ...]:
+    """The names of the phases that are long enough for theirs."""
+    return tuple(
+        PhaseName(span.label, axis.percent(span.start), not fits(span.label, room, NARROWEST))
+        for span in spans
+        if fits(span.label, room := axis.percent(span.end) - axis.percent(span.start), WIDE)
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..result import Result
 from . import text as report_text
+from .advice import advice
 
 VERSION = 1
 """It grows when a field is removed or changes its meaning, not when one is added."""
@@ -59,5 +60,6 @@ def document(
         "passed": report_text.passed(results, max_lost, interrupted),
         "interrupted": interrupted,
         "verdict": report_text.verdict(results, max_lost, interrupted),
+        "advice": advice(results, max_lost, interrupted),
         "results": [result.as_dict() for result in results],
     }

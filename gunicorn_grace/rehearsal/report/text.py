@@ -10,9 +10,11 @@ import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ..load.tally import ConnectionKind, RequestOutcome, RequestRecord, Tally, percentile
+from ..load.tally import ConnectionKind, RequestOutcome, RequestRecord, percentile
 from ..plan import Plan
 from ..result import Result
+from .advice import advice
+from .notes import notes, number
 
 WIDTH = 80
 #: The timeline shows up to this many instances. If there are more, it shows only the first.
@@ -21,6 +23,9 @@ _FOLLOWED = 2
 _ABREAST = 3
 _LABEL = 17
 _CELL = (WIDTH - _LABEL) // _ABREAST
+
+#: The width of a time in the timeline.
+_INDENT = " " * 12
 
 LABELS: dict[str, str] = {
     "truncated": "cut off",
@@ -38,9 +43,6 @@ KINDS = {
 }
 """The kinds of connections in words."""
 
-MOST_WARNINGS = 5
-"""The maximum of boot warnings among the notes; the JSON document has all."""
-
 Paint = Callable[[str, str], str]
 """Colours a text by its role: ``good``, ``bad``, ``dim`` or ``head``."""
 
@@ -53,6 +55,16 @@ def unpainted(text: str, what: str) -> str:
 def label(outcome: RequestOutcome) -> str:
     """The label of an outcome for readers."""
     return LABELS.get(outcome.value, outcome.value.replace("_", " "))
+
+
+MEANINGS = {
+    "gone after": "from the deletion of an instance to its end, the longest",
+    "budget used": "the same as a share of the period",
+    "last request": "when the last one was sent to a deleted instance, since then",
+    "slowest answer": "the slowest of the requests that were not lost",
+    "generator lag p99": "how late the load started 99 of 100 requests",
+}
+"""The meaning of the rows that do not explain themselves."""
 
 
 @dataclass(frozen=True)
@@ -77,9 +89,14 @@ def render(
 ) -> str:
     """The whole report on one or more runs of the same plan."""
     good = passed(results, max_lost, interrupted)
-    parts = [heading(results[0].plan), table(results, paint)]
+    parts = [
+        heading(results[0].plan),
+        table(results, paint),
+        paint("\n".join(f"{row:19}{text}" for row, text in MEANINGS.items()), "dim"),
+    ]
     parts += [timeline(result, paint) for result in results]
     parts += ["\n".join(textwrap.fill(note, WIDTH) for note in notes(results))]
+    parts += [textwrap.fill(advice(results, max_lost, interrupted), WIDTH)]
     # Programs look for the last line, so it is wrapped only if it is too long.
     parts += [
         paint(
@@ -174,12 +191,15 @@ def table(results: Sequence[Result], paint: Paint = unpainted) -> str:
 def timeline(result: Result, paint: Paint = unpainted) -> str:
     """The events of a run, in seconds since the deletion."""
     lines = [paint(f"{result.contender.name}:", "head")]
-    lines += [_fit(f"  {at:6.1f} s  {text}", WIDTH) for at, text in moments(result, _FOLLOWED)]
+    lines += [
+        textwrap.fill(f"  {at:6.1f} s  {text}", WIDTH, subsequent_indent=_INDENT)
+        for at, text in moments(result, _FOLLOWED)
+    ]
     count = len(result.gone)
     if count > _FOLLOWED:
         ends = [gone.exited for gone in result.gone if gone.exited is not None]
         lines.append(
-            f"            {count - 1} more like it, "
+            f"{_INDENT}{count - 1} more like it, "
             f"the last one gone at {max(ends, default=0.0):.1f} s"
         )
     return "\n".join(lines)
@@ -243,78 +263,6 @@ def described(record: RequestRecord) -> str:
     return f"{label(record.outcome)}, {KINDS[record.kind]} to {to}"
 
 
-def notes(results: Sequence[Result]) -> list[str]:
-    """Notes that a reader needs to judge the numbers."""
-    found = []
-    for result in results:
-        name, tally = result.contender.name, result.tally
-        if not result.complete:
-            found.append(f"{name}: interrupted; the numbers cover the run until then.")
-        if result.fell_behind:
-            found.append(f"{name}: CANNOT BE TRUSTED: {result.fell_behind}.")
-        if tally.lost:
-            found.append(f"{name}: {_lost_by_kind(tally)}.")
-        if closed := tally.summary()["websockets_closed"]:
-            codes = sorted({r.close_code for r in tally.records if r.close_code is not None})
-            found.append(
-                f"{name}: the server closed {_number(closed, 'WebSocket')} with a close frame "
-                f"({', '.join(map(str, codes))}); the clients connected again."
-            )
-        if result.lost_elsewhere:
-            found.append(
-                f"{name}: {result.lost_elsewhere} of them lost at instances that stayed, "
-                "which may be overloaded."
-            )
-        if tally.skipped and not result.fell_behind:
-            found.append(
-                f"{name}: {tally.skipped} requests were not sent, because this machine was too "
-                "busy; lower --rate."
-            )
-        found += sorted(
-            {f"{name}: {gone.pre_stop_problem}" for gone in result.gone if gone.pre_stop_problem}
-        )
-        codes = sorted(
-            {gone.exit_code for gone in result.gone if gone.exit_code and not gone.killed}
-        )
-        if codes:
-            found.append(f"{name}: exit codes other than 0: {', '.join(map(str, codes))}.")
-    return found + _boot_notes(results)
-
-
-def _lost_by_kind(tally: Tally) -> str:
-    """How many were lost on which kind of connection."""
-    counts = tally.summary()
-    text = (
-        f"{counts['lost_fresh']} lost on fresh connections, {counts['lost_kept']} on kept-alive "
-        "ones"
-    )
-    held = [
-        f"{counts[f'lost_{kind.value}']} {word}"
-        for kind, word in (
-            (ConnectionKind.STREAM, "streams"),
-            (ConnectionKind.WEBSOCKET, "WebSockets"),
-        )
-        if tally.of(kind)
-    ]
-    return text + (f", and {' and '.join(held)}" if held else "")
-
-
-def _boot_notes(results: Sequence[Result]) -> list[str]:
-    """What the instances warned of while they booted. If all contenders said it, it has no
-    name."""
-    said: dict[str, list[str]] = {}
-    for result in results:
-        for text in result.boot_warnings:
-            said.setdefault(text, []).append(result.contender.name)
-    found = [
-        ("" if len(names) == len(results) else f"{', '.join(names)}: ") + f"at boot, {text}"
-        for text, names in said.items()
-    ]
-    if (more := len(found) - MOST_WARNINGS) > 0:
-        found[MOST_WARNINGS:] = [f"at boot, {more} more warnings and errors; --json has them all."]
-    return found
-
-
 def passed(results: Sequence[Result], max_lost: int = 0, interrupted: bool = False) -> bool:
     """Whether the run came to its end and the judged contender, the last one, passed.
 
@@ -336,9 +284,10 @@ def verdict(results: Sequence[Result], max_lost: int = 0, interrupted: bool = Fa
             for each in results
         )
     if result.killed:
+        lost = f"LOST {tally.lost} of" if tally.lost else "lost none of"
         return (
-            f"{name} LOST {tally.lost} of {tally.total} requests; "
-            f"{_number(result.killed, 'instance')} had to be killed."
+            f"{name} {lost} {tally.total} requests, "
+            f"but {number(result.killed, 'instance')} had to be ENDED BY SIGKILL."
         )
     if tally.lost > max_lost:
         allowed = f" --max-lost allows {max_lost}." if max_lost else ""
@@ -346,10 +295,6 @@ def verdict(results: Sequence[Result], max_lost: int = 0, interrupted: bool = Fa
     others = "".join(f" {other.contender.name} lost {other.tally.lost}." for other in results[:-1])
     lost = f"{tally.lost}, as --max-lost {max_lost} allows, of" if tally.lost else "none of"
     return f"{name} lost {lost} {tally.total} requests.{others}"
-
-
-def _number(count: int, thing: str) -> str:
-    return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
 
 
 def _lag(plan: Plan) -> str:

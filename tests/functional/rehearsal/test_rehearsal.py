@@ -42,7 +42,10 @@ def app(environ, start_response):
     if path == "/hang":
         print("hanging", flush=True)
         time.sleep(60)
-    start_response("404 Not Found" if path == "/gone" else "200 OK", [("Content-Length", "2")])
+    if path == "/broken":
+        raise LookupError("no row")
+    status = {"/gone": "404 Not Found", "/picky": "400 Bad Request"}.get(path, "200 OK")
+    start_response(status, [("Content-Length", "2")])
     return [b"ok"]
 """
 
@@ -118,6 +121,21 @@ def test_a_path_that_fails_anyway_is_told_before_the_load(folder: Path) -> None:
     """A path with 404 would count as lost all the time; the plan is refused instead."""
     with pytest.raises(PlanFailed, match="GET /gone answers 404"):
         play(Plan("app:app", instances=2, paths=["/", "/gone"], cwd=str(folder)), PLAIN)
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("/picky", "GET /picky answers 400, .*ALLOWED_HOSTS.*, name one .* with --host"),
+        ("/broken", "GET /broken answers 500, .*app.py:10: LookupError: no row"),
+    ],
+)
+def test_a_path_that_fails_is_told_with_its_remedy(folder: Path, path: str, said: str) -> None:
+    """An application that refuses the host needs --host, and one that raises needs a place in its
+    code."""
+    with pytest.raises(PlanFailed) as caught:
+        play(Plan("app:app", instances=2, paths=[path], cwd=str(folder)), PLAIN)
+    assert re.search(said, caught.value.line)
 
 
 @pytest.mark.long
@@ -493,4 +511,4 @@ def test_a_result_is_judged_by_losses_and_by_the_period() -> None:
     end = Gone("instance 2", "127.0.0.1:1", 0.0, 30.0, 30.0, -9, True, None, "", ())
     result = Result(PLAIN, Plan("app:app"), Tally(), 0.0, 40.0, (end,), {})
     assert not result.flawless
-    assert "1 instances had to be killed" in verdict([result])
+    assert "1 instance had to be ENDED BY SIGKILL" in verdict([result])

@@ -122,7 +122,15 @@ const found = {
   font: Math.min(...[...document.querySelectorAll("svg text")].map(t => parseFloat(getComputedStyle(t).fontSize))),
   resources: performance.getEntriesByType("resource").map(r => r.name),
   outside: [], overlaps: [],
+  figures: [...document.querySelectorAll(".figures")].map(t => t.scrollWidth - t.parentNode.clientWidth),
+  times: 0,
 };
+for (const details of document.querySelectorAll("details:not(.behind)")) details.open = true;
+const range = document.createRange();
+for (const cell of document.querySelectorAll(".left td:first-child")) {
+  range.selectNodeContents(cell);
+  found.times = Math.max(found.times, new Set([...range.getClientRects()].map(r => r.top)).size);
+}
 for (const picture of document.querySelectorAll("svg.picture")) {
   const frame = picture.closest("figure").getBoundingClientRect();
   const boxes = [...picture.querySelectorAll("text")].map(t => [t.textContent, t.getBoundingClientRect()])
@@ -196,7 +204,7 @@ def drawn() -> str:
 
 @needs_browser
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-@pytest.mark.parametrize("width", [360, 1100], ids=["phone", "desktop"])
+@pytest.mark.parametrize("width", [320, 1280], ids=["phone", "desktop"])
 def test_the_page_is_readable_on_every_screen(
     tmp_path: Path, browse: Browse, width: int, dark: bool
 ) -> None:
@@ -206,6 +214,8 @@ def test_the_page_is_readable_on_every_screen(
     found = examine(browse, tmp_path, drawn(), width=width, dark=dark)
     assert found["width"] == width
     assert found["overflow"] == width
+    assert found["figures"] == [0], "no column of the comparison is cut off"
+    assert found["times"] == 1, "no time breaks across lines"
     assert found["outside"] == []
     assert found["overlaps"] == []
     assert float(str(found["font"])) >= 11

@@ -21,6 +21,7 @@ from gunicorn_grace.rehearsal.plan import Contender, Plan
 from gunicorn_grace.rehearsal.report import labels
 from gunicorn_grace.rehearsal.report import page as page_module
 from gunicorn_grace.rehearsal.report import text as report_text
+from gunicorn_grace.rehearsal.report.advice import advice
 from gunicorn_grace.rehearsal.report.labels import Axis
 from gunicorn_grace.rehearsal.report.page import MOST_LOSSES, page
 from gunicorn_grace.rehearsal.report.phases import phases
@@ -95,7 +96,8 @@ def test_the_page_tells_what_the_terminal_tells() -> None:
     assert all(note in text for note in report_text.notes(results))
     for row in report_text.rows(results):
         assert row.label in shown.text("th")
-        assert all(cell in shown.text("td") for cell in row.cells)
+        cells = [text.replace("\u00a0", " ") for text in shown.text("td")]
+        assert all(cell in cells for cell in row.cells)
     assert shown.text("title")[0] == "Rehearsal of app:app"
     assert "2026-07-01 12:00 UTC" in text
 
@@ -176,6 +178,37 @@ def test_phases_are_read_from_what_was_said() -> None:
     assert names(slept) == [("prestop", 0.0, 15.0), ("stopping", 15.0, 15.5)]
     assert names(replace(gone, exited=None)) == [("lame-duck", 0.01, 5.0), ("draining", 5.0, 5.5)]
     assert names(replace(silent, sigterm=None, exited=None)) == []
+
+
+def test_the_verdict_has_its_remedy_or_its_gain() -> None:
+    """The page says it where it says the verdict."""
+    for run in (result(), plain(1.0)):
+        assert advice([run]) in rendered(run).text("p")
+
+
+def test_one_contender_is_not_side_by_side() -> None:
+    """The heading of the table says what is in it."""
+    assert "Side by side" in rendered(*three()).text("h2")
+    assert "Figures" in rendered(result()).text("h2")
+    assert "Side by side" not in rendered(result()).text("h2")
+
+
+def test_axes_have_units_and_lanes_have_names() -> None:
+    """Seconds across, requests upwards; the name of a phase stands on its lane if it has room."""
+    texts = rendered(result()).text("text")
+    assert "2 requests" in texts
+    assert {"0 s", "2 s", "4 s"} <= set(texts)
+    assert {"instance 3", "lame duck"} <= set(texts)
+    assert "draining" not in texts, "0.6 s are too short for the word"
+    (gone,) = result().gone
+    long = replace(gone, name="x" * 99, exited=5.6)
+    assert "x" * 27 + "..." in rendered(result(gone=(long,), lives=())).text("text")
+
+
+def test_the_page_explains_its_rows() -> None:
+    """What is meant by each row that does not explain itself."""
+    shown = rendered(result())
+    assert dict(zip(shown.text("dt"), shown.text("dd"), strict=True)) == report_text.MEANINGS
 
 
 def test_many_instances_are_drawn_by_the_first_and_the_last_to_go() -> None:
@@ -354,6 +387,8 @@ def test_text_and_shapes_stand_out(dark: bool) -> None:
     for text in ("ink", "soft", "good", "bad"):
         for ground in ("paper", "card"):
             assert contrast(theme[text], theme[ground]) >= 4.5, (text, ground)
+    for phase in ("lame-duck", "draining", "stopping", "prestop"):
+        assert contrast(theme["paper"], theme[phase]) >= 4.5, f"the name of the phase {phase}"
     for shape in (
         *(outcome.value for outcome in RequestOutcome),
         "lame-duck",
@@ -384,7 +419,7 @@ def test_a_loss_differs_from_an_answer_for_every_eye(dark: bool, kind: str) -> N
 
     losses = [outcome.value for outcome in RequestOutcome if outcome is not RequestOutcome.OK]
     pairs = [("ok", loss) for loss in losses] + [("refused", "reset"), ("prestop", "stopping")]
-    pairs += [("lame-duck", "draining"), ("prestop", "lame-duck")]
+    pairs += [("lame-duck", "draining"), ("prestop", "lame-duck"), ("ready", "lame-duck")]
     close = {
         pair: round(d, 1) for pair in pairs if (d := difference(seen(pair[0]), seen(pair[1]))) < 15
     }

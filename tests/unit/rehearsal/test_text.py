@@ -38,8 +38,8 @@ def three() -> list[Result]:
 
 def test_three_contenders_stand_side_by_side_in_80_columns() -> None:
     """Lost, exit, budget and slowest answer of each in one row, under the names."""
-    lines = report_text.render(three()).splitlines()
-    assert max(map(len, lines)) <= report_text.WIDTH
+    assert max(map(len, report_text.render(three()).splitlines())) <= report_text.WIDTH
+    lines = report_text.table(three()).splitlines()
     cells = {line[:17].strip(): line[17:].split() for line in lines if line[:17].strip()}
     assert next(line.split() for line in lines if "sleep 15" in line)[:2] == ["plain", "gunicorn"]
     assert cells["lost"] == ["3", "0", "0"]
@@ -68,7 +68,7 @@ def test_three_contenders_stand_side_by_side_in_80_columns() -> None:
 def test_more_contenders_than_fit_go_below() -> None:
     """A fourth one gets a table of its own, and nothing is wider than the terminal."""
     results = [*three()[:2], result(contender_named("sleep:5")), result()]
-    text = report_text.render(results)
+    text = report_text.table(results)
     assert max(map(len, text.splitlines())) <= report_text.WIDTH
     assert len([line for line in text.splitlines() if line.startswith("budget used")]) == 2
 
@@ -138,7 +138,7 @@ def test_an_instance_ended_by_sigkill_fails_whatever_may_be_lost() -> None:
     end = Gone("instance 3", DELETED, 0.0, 30.0, 30.0, -9, True, None, "", ())
     run = result(gone=(end,))
     assert not report_text.passed([run], max_lost=100)
-    assert "1 instance had to be killed" in report_text.verdict([run])
+    assert "1 instance had to be ENDED BY SIGKILL" in report_text.verdict([run])
     assert ("ended by SIGKILL", ("1",)) in [
         (row.label, row.cells) for row in report_text.rows([run])
     ]
@@ -176,6 +176,51 @@ def test_the_timeline_follows_the_instance() -> None:
     text = report_text.timeline(result())
     places = [text.index(word) for word in words]
     assert places == sorted(places)
+
+
+def test_long_events_are_wrapped_and_not_cut() -> None:
+    """The verdict of the plugin's own summary stands at the end of a long line."""
+    summary = (
+        "stopped: lame duck 5.0 s, draining 0.7 s, " + "12 requests since T0, " * 5 + "it fits"
+    )
+    run = result(events=[(0.0, "shutdown_initiated by SIGTERM"), (5.5, summary)])
+    lines = report_text.timeline(run).splitlines()
+    assert max(map(len, lines)) <= report_text.WIDTH
+    assert summary in " ".join(" ".join(lines).split())
+
+
+def test_rows_that_do_not_explain_themselves_are_explained() -> None:
+    """Every explanation is of a row that exists, and both the terminal and the page have it."""
+    rows = {row.label for row in report_text.rows([result()])}
+    assert set(report_text.MEANINGS) <= rows
+    for row, meaning in report_text.MEANINGS.items():
+        assert f"{row:19}{meaning}\n" in report_text.render([result()])
+
+
+def test_streams_and_websockets_have_rows_and_notes() -> None:
+    """How many there were, how many were lost, and that the server ended some of them well."""
+    held = [
+        record(1.0, latency=3, kind=ConnectionKind.STREAM),
+        record(1.0, latency=3, kind=ConnectionKind.WEBSOCKET, close_code=1012),
+        record(2.0, RequestOutcome.REFUSED, kind=ConnectionKind.WEBSOCKET, endpoint=DELETED),
+    ]
+    run = result(lost=held)
+    rows = [(row.label, row.cells) for row in report_text.rows([run])]
+    at = rows.index(("streams", ("1",)))
+    assert rows[at : at + 4] == [
+        ("streams", ("1",)),
+        ("lost", ("0",)),
+        ("WebSockets", ("2",)),
+        ("lost", ("1",)),
+    ]
+    assert report_text.notes([run]) == [
+        "gunicorn-grace: 0 lost on fresh connections, 0 on kept-alive ones, 0 streams, "
+        "1 WebSocket.",
+        "gunicorn-grace: the server closed 1 WebSocket with a close frame (1012); the clients "
+        "connected again.",
+    ]
+    assert "refused, WebSocket to" in report_text.timeline(run)
+    assert ("slowest answer", ("0.01 s",)) in rows
 
 
 def test_colours_are_paint_and_no_more() -> None:
