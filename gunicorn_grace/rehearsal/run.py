@@ -16,7 +16,7 @@ from .kubernetes.replicas import Replicas
 from .load.generator import Generator
 from .load.held import try_out
 from .load.running import RunningLoad
-from .load.tally import Tally
+from .load.tally import HELD, Tally
 from .load.wire import IncompleteResponse, fetch, show_address
 from .plan import Contender, Plan
 from .processes.balancer import Balancer, Setup
@@ -116,10 +116,11 @@ def play(
                 watch_load(load)
                 load.wait_completed(warm_up)
                 if lost := load.snapshot().lost_records:
+                    less = "--rate or --held" if lost[0].kind in HELD else "--rate"
                     raise PlanFailed(
                         f"{len(lost)} of {load.completed} requests were lost before anything was "
                         f"deleted (the first: {lost[0].outcome.value}, {lost[0].error}): "
-                        "lower --rate or add --workers"
+                        f"lower {less}, or add --workers"
                     )
                 origin = time.monotonic()
                 if plan.rollout is None:

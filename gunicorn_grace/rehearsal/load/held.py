@@ -33,6 +33,13 @@ SPACING = 1.0
 PING_EVERY = 1.0
 #: Seconds that a server has to answer a client's close frame.
 GOODBYE = 2.0
+#: The kinds in words, and the paths to name when one fails.
+WORDS = {ConnectionKind.STREAM: "stream", ConnectionKind.WEBSOCKET: "WebSocket"}
+REMEDIES = {
+    ConnectionKind.STREAM: "succeeds with --stream-path",
+    ConnectionKind.WEBSOCKET: "takes WebSockets with --websocket-path, and a worker class that "
+    "speaks them with --worker-class",
+}
 #: Seconds for which a connection is tried out before the load begins.
 TRIAL = 0.1
 
@@ -225,7 +232,8 @@ def try_out(address: Address, **options: Any) -> None:
             ending = await clients.hold(kind, path, address, TRIAL)
             if ending.outcome is not RequestOutcome.OK:
                 raise PlanFailed(
-                    f"{kind.value} {path} failed before anything was deleted: {ending.error}"
+                    f"{WORDS[kind]} {path} failed before anything was deleted: {ending.error}: "
+                    f"name a path that {REMEDIES[kind]}"
                 )
 
     asyncio.run(run())

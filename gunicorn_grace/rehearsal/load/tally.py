@@ -127,6 +127,11 @@ class Tally:
         return sum(record.kind is kind for record in self.records)
 
     @property
+    def held(self) -> int:
+        """The number of streams and WebSockets."""
+        return sum(self.of(kind) for kind in HELD)
+
+    @property
     def rate_achieved(self) -> float:
         """Requests that were started per second, from the first that was due to the last."""
         return self.rate * (1 - self.skipped / len(self.lags)) if self.lags else 0.0

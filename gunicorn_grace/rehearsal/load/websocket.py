@@ -135,7 +135,7 @@ class WebSocketConnection(asyncio.Protocol):
             return Ending(outcome, status, f"the handshake was answered {status}, not 101")
         if not self._received:
             return Ending(RequestOutcome.RESET, None, error or "closed by the peer")
-        if isinstance(problem, InvalidHandshake):
+        if status is None or isinstance(problem, InvalidHandshake):  # websockets 13: EOFError
             return Ending(RequestOutcome.TRUNCATED, status, f"the handshake failed: {problem}")
         if (broken := self._protocol.parser_exc) is not None and not isinstance(broken, EOFError):
             return Ending(RequestOutcome.TRUNCATED, status, str(broken))

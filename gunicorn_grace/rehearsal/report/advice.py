@@ -101,8 +101,12 @@ def _pending(result: Result) -> list[RequestRecord]:
 def _why_lost(result: Result) -> str:
     """What to do about lost requests."""
     lost = result.tally.lost_records
-    if result.lost_elsewhere == len(lost):
-        return "All of them went to instances that stayed: lower --rate, or add --workers."
+    if 2 * result.lost_elsewhere >= len(lost):
+        less = "--rate or --held" if result.tally.held else "--rate"
+        return (
+            f"{result.lost_elsewhere} of {len(lost)} went to instances that stayed: "
+            f"lower {less}, or add --workers."
+        )
     if any(record.outcome is RequestOutcome.NOT_READY for record in lost):
         named = _named([r for r in lost if r.outcome is RequestOutcome.NOT_READY])
         return f"{named} is a probe, which is not ready during a shutdown: leave it out."

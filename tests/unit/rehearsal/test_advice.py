@@ -95,7 +95,7 @@ def test_what_held_an_instance_to_the_end_is_named() -> None:
     [
         (
             result(lost=[record(1.0, RequestOutcome.REFUSED, endpoint=STAYED)]),
-            "went to instances that stayed: lower --rate",
+            "1 of 1 went to instances that stayed: lower --rate, or add --workers.",
         ),
         (
             result(lost=[record(1.0, RequestOutcome.NOT_READY, path="/readyz", endpoint=DELETED)]),

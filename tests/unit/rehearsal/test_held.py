@@ -156,7 +156,7 @@ def test_a_client_that_leaves_by_itself_has_lost_nothing() -> None:
     async def listen(connection: ServerConnection) -> None:
         async for _ in connection:
             pass
-        seen.append(connection.close_code)
+        seen.append(connection.protocol.close_code)
 
     assert held_websocket(listen, seconds=0.1) == Ending(RequestOutcome.OK, 101, "")
     assert seen == [1000]
@@ -314,7 +314,8 @@ def test_a_path_that_takes_no_websockets_is_told_before_the_load() -> None:
             await asyncio.to_thread(held.try_out, address, **plan.held_options(), **options)
 
     with pytest.raises(
-        PlanFailed, match=r"websocket /ws failed before anything was deleted: .* 404, not 101"
+        PlanFailed,
+        match=r"WebSocket /ws failed before .*: the handshake .* 404, not 101: name a path",
     ):
         asyncio.run(start())
 
