@@ -88,6 +88,10 @@ class HeldClients:
             if not path.startswith("/"):
                 raise ValueError(f"{path!r} is not a path: begin it with /")
             PlannedRequest(path).check(host)
+        if websocket_path is not None:
+            # It needs a library that not everybody has, and takes a tenth of a second. Imported
+            # under load, it would keep requests from being sent.
+            from . import websocket  # noqa: F401
         self._table = table
         self._held = held
         self._clients = clients
@@ -168,7 +172,7 @@ class HeldClients:
             connection.abort()
 
     async def _websocket(self, path: str, address: Address, seconds: float | None) -> Ending:
-        from .websocket import WebSocketConnection  # needs a library that not everybody has
+        from .websocket import WebSocketConnection
 
         deadline = time.monotonic() + self._timeout
         connection = await asyncio.wait_for(
