@@ -73,8 +73,8 @@ class Plan:
         worth, at least 20.
     :ivar cool_down: requests that must have ended after the deletion, with the same default.
     :ivar through: the balancer between load and instances, a key of ``balancers.PRODUCTS``.
-    :ivar setup: the settings of the balancer. Its ``path`` and ``timeout`` follow from the rest of
-        the plan.
+    :ivar setup: the settings of the balancer. Its ``path``, ``timeout`` and ``stream_path`` follow
+        from the rest of the plan.
     :ivar cwd: see ``Instance``, also for ``python``.
     :ivar start_timeout: limit for one instance to listen, and again to answer.
     """
@@ -142,11 +142,6 @@ class Plan:
         if self.through is not None:
             if self.through not in PRODUCTS:
                 raise PlanFailed(f"through {self.through!r}: choose one of {', '.join(PRODUCTS)}")
-            if self.stream_path or self.websocket_path:
-                raise PlanFailed(
-                    f"through {self.through}: streams and WebSockets are held at the instances "
-                    "themselves; leave out --stream-path and --websocket-path, or --through"
-                )
             PRODUCTS[self.through].require()
         if self.websocket_path and importlib.util.find_spec("websockets") is None:
             raise PlanFailed(

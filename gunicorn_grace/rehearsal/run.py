@@ -219,7 +219,7 @@ def _balancer(plan: Plan, fleet: Fleet, tell: Callable[[str], None]) -> Balancer
             "(GRACE_READINESS_PATH names another path)"
         )
         path = plan.paths[0]
-    setup = replace(plan.setup, path=path, timeout=plan.timeout)
+    setup = replace(plan.setup, path=path, timeout=plan.timeout, stream_path=plan.stream_path)
     return PRODUCTS[plan.through]([instance.address for instance in fleet], setup)
 
 

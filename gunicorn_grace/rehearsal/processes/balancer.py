@@ -59,6 +59,7 @@ class Setup:
     :ivar forwarded: whether to send ``X-Forwarded-For`` and similar headers, as a balancer should.
     :ivar panic: Envoy's ``healthy_panic_threshold``. With a lower percentage of instances ready,
         Envoy sends to all of them, also to those that are shutting down. Its default is 50.
+    :ivar stream_path: path of a response without an end, which ``timeout`` must not cut off.
     """
 
     path: str = "/readyz"
@@ -71,6 +72,7 @@ class Setup:
     retries_at_once: int = 1000
     forwarded: bool = True
     panic: float = 0.0
+    stream_path: str | None = None
 
 
 class Balancer(SupervisedProcess):

@@ -47,6 +47,18 @@ class Envoy(Balancer):
             if setup.retries
             else ""
         )
+
+        def route(match: str, timeout: float) -> str:
+            return f"""\
+              - match: {{ {match} }}
+                route:
+                  cluster: instances
+                  timeout: {timeout:g}s
+{retry}"""
+
+        # 0 is no limit. A route's path has no query.
+        path = (setup.stream_path or "").partition("?")[0]
+        stream = route(f"path: {json.dumps(path)}", 0) if path else ""
         most, panic = setup.retries_at_once, f"{setup.panic:g}"
         text = f"""\
 admin:
@@ -62,16 +74,13 @@ static_resources:
         typed_config:
           "@type": {_TYPE}.filters.network.http_connection_manager.v3.HttpConnectionManager
           stat_prefix: front
+          upgrade_configs: [ {{ upgrade_type: websocket }} ]    # refused unless set
 {headers}\
             virtual_hosts:
             - name: instances
               domains: ["*"]
               routes:
-              - match: {{ prefix: / }}
-                route:
-                  cluster: instances
-                  timeout: {setup.timeout:g}s
-{retry}\
+{stream}{route("prefix: /", setup.timeout)}\
           http_filters:
           - name: envoy.filters.http.router
             typed_config: {{ "@type": {_TYPE}.filters.http.router.v3.Router }}

@@ -37,6 +37,7 @@ defaults
     timeout connect {milliseconds(setup.connect_timeout)}
     timeout server {milliseconds(setup.timeout)}
     timeout client 60s
+    timeout tunnel 1h    # WebSockets; without it, the two above count
     timeout check {milliseconds(setup.check_timeout)}
     retries {setup.retries}
     option redispatch 1    # every retry goes to another server, not only the last one

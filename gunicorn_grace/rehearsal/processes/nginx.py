@@ -36,6 +36,27 @@ class Nginx(Balancer):
         # this folder.
         user = "user root root;\n" if os.geteuid() == 0 else ""
         retry = "error timeout" if setup.retries else "off"
+
+        def location(match: str, more: str = "") -> str:
+            return f"""\
+        location {match} {{
+            proxy_pass http://instances;
+            proxy_http_version 1.1;
+            proxy_set_header Upgrade $http_upgrade;
+            proxy_set_header Connection $upgrade_or_not;
+            proxy_set_header Host $http_host;
+{forwarded if setup.forwarded else ""}\
+            proxy_connect_timeout {milliseconds(setup.connect_timeout)};    # 60s unless set
+            proxy_read_timeout {milliseconds(setup.timeout)};
+            proxy_next_upstream {retry};    # a POST only if it was not sent
+{more}\
+        }}
+"""
+
+        # A location has no query.
+        path = (setup.stream_path or "").partition("?")[0]
+        unbuffered = "            proxy_buffering off;\n"
+        stream = location(f'= "{path}"', unbuffered) if path else ""
         text = f"""\
 daemon off;
 {user}\
@@ -55,19 +76,10 @@ http {{
         keepalive 16;
         keepalive_timeout {milliseconds(setup.idle)};    # 60s unless set
     }}
+    map $http_upgrade $upgrade_or_not {{ default upgrade; "" ""; }}    # of WebSockets, of others
     server {{
         listen {_nginx_server(front)};
-        location / {{
-            proxy_pass http://instances;
-            proxy_http_version 1.1;
-            proxy_set_header Connection "";
-            proxy_set_header Host $http_host;
-{forwarded if setup.forwarded else ""}\
-            proxy_connect_timeout {milliseconds(setup.connect_timeout)};    # 60s unless set
-            proxy_read_timeout {milliseconds(setup.timeout)};
-            proxy_next_upstream {retry};    # a POST only if it was not sent
-        }}
-    }}
+{stream}{location("/")}    }}
 }}
 """
         return {cls.main_file: text}

@@ -4,6 +4,7 @@ depend on gunicorn's version, so that one version is enough for this file.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,9 @@ import pytest
 
 from gunicorn_grace.rehearsal.errors import InstanceFailed
 from gunicorn_grace.rehearsal.kubernetes.routing import EndpointTable
+from gunicorn_grace.rehearsal.load.connection import Ending
+from gunicorn_grace.rehearsal.load.held import HeldClients
+from gunicorn_grace.rehearsal.load.tally import RequestOutcome
 from gunicorn_grace.rehearsal.load.wire import fetch
 from gunicorn_grace.rehearsal.plan import GRACE, PLAIN
 from gunicorn_grace.rehearsal.processes import procfs
@@ -102,6 +107,38 @@ def test_it_works_over_unix_sockets(serve: Serve, balance: Balance, tmp_path: Pa
     balancer = balance(a, b, bind=str(tmp_path / "front.sock"))
     assert balancer.address == str(tmp_path / "front.sock")
     assert answering(balancer) == {a_pid, b_pid}
+
+
+def test_streams_and_websockets_last_longer_than_a_request(serve: Serve, balance: Balance) -> None:
+    """Neither is cut off by the balancer's limit for a response, and the beginning of a stream is
+    passed on at once."""
+    server = serve("asgi_service:bare", args=("-k", "uvicorn_worker.UvicornWorker"))
+    balancer = balance(
+        server, setup=replace(QUICK, timeout=1.5, stream_path="/stream?n=60&pause=0.1")
+    )
+
+    async def hold() -> list[Ending]:
+        clients = HeldClients(
+            EndpointTable(),
+            stream_path="/stream?n=60&pause=0.1",
+            websocket_path="/websocket",
+            held=1,
+            clients=1,
+            timeout=5.0,
+            host=None,
+            seed=0,
+            record=lambda record: None,
+        )
+        return await asyncio.gather(
+            *(
+                clients.hold(kind, path, balancer.address, 2.5)
+                for kind, path in clients.kinds.items()
+            )
+        )
+
+    stream, websocket = asyncio.run(hold())
+    assert stream == Ending(RequestOutcome.OK, 200, "")
+    assert websocket == Ending(RequestOutcome.OK, 101, "")
 
 
 def test_what_it_learns_by_itself(serve: Serve, balance: Balance) -> None:

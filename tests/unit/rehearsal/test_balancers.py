@@ -54,6 +54,17 @@ def test_envoy_gets_yaml_and_its_endpoints_apart() -> None:
     ]
 
 
+@products
+def test_a_stream_has_a_place_of_its_own(product: type[Balancer]) -> None:
+    """What cuts off slow responses, or holds them back, is lifted for its path alone, and for a
+    path with a query too."""
+    plain, stream = main_file(product), main_file(product, stream_path="/events?all=1")
+    assert "/events" not in plain
+    if product is not HAProxy:  # its limit is that of silence
+        assert "/events" in stream
+        assert "all=1" not in stream
+
+
 def test_no_endpoint_is_a_file_of_endpoints_too() -> None:
     """When the last instance is forgotten, what Envoy reads is still JSON."""
     (assignment,) = json.loads(Envoy.config(FRONT, "/run/x", [], Setup())["endpoints.json"])[

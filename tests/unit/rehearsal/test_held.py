@@ -326,7 +326,6 @@ def test_a_path_that_takes_no_websockets_is_told_before_the_load() -> None:
         ({"websocket_path": "ws"}, "'ws' is not a path"),
         ({"stream_path": "/a b"}, "cannot be sent"),
         ({"held": 0}, "held 0 is not 1 or more"),
-        ({"stream_path": "/s", "through": "envoy"}, "leave out --stream-path"),
     ],
 )
 def test_what_cannot_be_held_is_refused(options: dict[str, object], said: str) -> None:
