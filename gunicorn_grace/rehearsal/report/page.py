@@ -69,7 +69,7 @@ def page(
         script=Markup(script),
         results=results,
         plan=results[0].plan,
-        heading=report_text.heading(results[0].plan),
+        heading=" ".join(report_text.sentences(results[0].plan)),
         verdict=report_text.verdict(results, max_lost, interrupted),
         advice=advice(results, max_lost, interrupted),
         passed=report_text.passed(results, max_lost, interrupted),

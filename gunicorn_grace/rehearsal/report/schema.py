@@ -54,7 +54,7 @@ def document(
             "to": plan.remaining,
             "rate": plan.rate,
             "period": plan.period,
-            "heading": " ".join(report_text.heading(plan).split()),
+            "heading": " ".join(report_text.sentences(plan)),
         },
         "max_lost": max_lost,
         "passed": report_text.passed(results, max_lost, interrupted),

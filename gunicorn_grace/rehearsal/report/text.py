@@ -107,6 +107,11 @@ def render(
 
 
 def heading(plan: Plan) -> str:
+    """The plan in words, as lines of at most ``WIDTH`` columns."""
+    return "\n".join(textwrap.fill(sentence, WIDTH) for sentence in sentences(plan))
+
+
+def sentences(plan: Plan) -> list[str]:
     """The plan in words."""
     what = f"{plan.instances} instances scaled down to {plan.remaining}"
     if (rollout := plan.rollout) is not None:
@@ -116,12 +121,22 @@ def heading(plan: Plan) -> str:
             else f"surge {rollout.max_surge}, unavailable {rollout.max_unavailable}"
         )
         what = f"{plan.instances} instances replaced ({how})"
-    lines = (
+    return [
         f"{plan.app}: {what} at {plan.rate:g} requests per second.",
         f"The routing learns of it {_lag(plan)} later; the period is {plan.period:g} s.",
         *([f"All requests go through {plan.through}."] if plan.through else []),
-    )
-    return "\n".join(textwrap.fill(line, WIDTH) for line in lines)
+        *_held(plan),
+    ]
+
+
+def _held(plan: Plan) -> list[str]:
+    """The streams and WebSockets of a plan in words."""
+    held = [
+        f"{number(plan.held, word)} at {path}"
+        for word, path in (("stream", plan.stream_path), ("WebSocket", plan.websocket_path))
+        if path is not None
+    ]
+    return [f"Held open: {' and '.join(held)}."] if held else []
 
 
 def rows(results: Sequence[Result]) -> list[Row]:

@@ -186,6 +186,12 @@ def test_the_verdict_has_its_remedy_or_its_gain() -> None:
         assert advice([run]) in rendered(run).text("p")
 
 
+def test_a_long_name_is_not_broken() -> None:
+    """The terminal has to break it, and the page has the whole width of the screen."""
+    app = "organisation.department.service.application:create_application('production', debug=0)"
+    assert f"{app}: 3 instances scaled" in rendered(result(plan=Plan(app, rate=10))).text("p")[0]
+
+
 def test_one_contender_is_not_side_by_side() -> None:
     """The heading of the table says what is in it."""
     assert "Side by side" in rendered(*three()).text("h2")
@@ -420,6 +426,7 @@ def test_a_loss_differs_from_an_answer_for_every_eye(dark: bool, kind: str) -> N
     losses = [outcome.value for outcome in RequestOutcome if outcome is not RequestOutcome.OK]
     pairs = [("ok", loss) for loss in losses] + [("refused", "reset"), ("prestop", "stopping")]
     pairs += [("lame-duck", "draining"), ("prestop", "lame-duck"), ("ready", "lame-duck")]
+    pairs += [(loss, "lame-duck") for loss in losses] if kind == "trichromacy" else []
     close = {
         pair: round(d, 1) for pair in pairs if (d := difference(seen(pair[0]), seen(pair[1]))) < 15
     }

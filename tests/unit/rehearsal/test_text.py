@@ -160,6 +160,8 @@ def test_the_heading_says_what_was_played() -> None:
     assert "3 instances replaced (surge 25%, unavailable 25%)" in report_text.heading(rollout)
     assert "1 to 8 s" in report_text.heading(rollout)
     assert max(map(len, report_text.heading(rollout).splitlines())) <= report_text.WIDTH
+    held = Plan("a:b", stream_path="/events", websocket_path="/ws", held=4)
+    assert "Held open: 4 streams at /events and 4 WebSockets at /ws." in report_text.heading(held)
 
 
 def test_the_timeline_follows_the_instance() -> None:
