@@ -51,8 +51,7 @@ def _advice(service: Service) -> str:
     if service.killed:
         return (
             f"not over in time: {service.killed}; the longest drain took "
-            f"{service.longest_drain:.1f} s\n"
-            "  lengthen the period, or shorten what is in flight"
+            f"{service.longest_drain:.1f} s: lengthen the period, or shorten what is in flight"
         )
     if delay is None and service.handed_over:
         return "the listening sockets are handed over, and stay open: no delay is needed"

@@ -49,7 +49,7 @@ def test_every_command_has_help_with_an_example(
     [
         (["statos"], "Error: No such command 'statos'"),
         (["status", "--pid", "x"], "Error: Invalid value for '--pid': 'x' is not a valid integer"),
-        (["status", "--pid", "-1"], "Error: no instance with arbiter -1 that this user may open"),
+        (["status", "--pid", "-1"], "Error: there is no process -1; the arbiters here: "),
         (["status", "more"], "Error: Got unexpected extra argument (more)"),
         (["reports"], "Error: Missing argument 'FILE...'"),
         (["reports", "a\nb"], r"Error: a\nb: No such file or directory"),
