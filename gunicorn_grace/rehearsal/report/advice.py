@@ -50,7 +50,7 @@ def _gain(results: Sequence[Result]) -> str:
         seconds, name = min(slept)
         than = f"sooner than with {name}"
     else:
-        seconds, than = SLEEP, f"before a preStop hook `sleep {SLEEP:g}` would have ended"
+        seconds, than = SLEEP, f"before a preStop hook that sleeps {SLEEP:g} s would have ended"
     if gone is None or seconds - gone < 1:
         return ""
     return f"The last instance was gone {seconds - gone:.0f} s {than}."

@@ -162,7 +162,7 @@ def test_what_passed_tells_its_gain() -> None:
         "The last instance was gone 10 s sooner than with preStop: sleep 15."
     )
     assert advice([result()]) == (
-        "The last instance was gone 9 s before a preStop hook `sleep 15` would have ended."
+        "The last instance was gone 9 s before a preStop hook that sleeps 15 s would have ended."
     )
     assert advice([result(exited=14.9, seconds=17)]) == ""
     assert advice([result(SLEEP, exited=15.6, seconds=17)]) == ""
