@@ -35,7 +35,9 @@ class ProgressLine:
 
     def __init__(self, stream: TextIO, live: bool | None = None) -> None:
         self._stream = stream
-        self.live = (stream.isatty() and os.environ.get("TERM") != "dumb") if live is None else live
+        self.live: bool = (
+            (stream.isatty() and os.environ.get("TERM") != "dumb") if live is None else live
+        )
         self._lock = threading.Lock()
         self._line = ""
         self._since = time.monotonic()

@@ -111,17 +111,17 @@ class Deletion:
         self.table = table
         self.lag = lag
         self.period = period
-        self.pre_stop = (
+        self.pre_stop: Hook | None = (
             pre_stop if isinstance(pre_stop, (Exec, HttpGet, Sleep)) else as_hook(pre_stop or ())
         )
         self.started: float | None = None
         self.unrouted: float | None = None
         self.pre_stop_done: float | None = None
-        self.pre_stop_problem = ""
+        self.pre_stop_problem: str = ""
         self.sigterm: float | None = None
         self.exited: float | None = None
         self.exit_code: int | None = None
-        self.killed = False
+        self.killed: bool = False
         self._cancelled = threading.Event()
         self._hook: subprocess.Popen[bytes] | None = None
         self._problem: BaseException | None = None

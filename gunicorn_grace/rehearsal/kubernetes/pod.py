@@ -59,8 +59,8 @@ class Pod:
         pre_stop: Sequence[str] | Hook | None = None,
         again: Callable[[Instance], Instance] | None = None,
     ) -> None:
-        self.name = instance.name
-        self.instances = [instance]
+        self.name: str = instance.name
+        self.instances: list[Instance] = [instance]
         self.address: Address = instance.address
         self.probes = probes
         self.observed = observed

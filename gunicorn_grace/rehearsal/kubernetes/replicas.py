@@ -32,9 +32,9 @@ class Replicas:
     def __init__(self, plan: Plan, contender: Contender) -> None:
         self.plan = plan
         self.contender = contender
-        self.table = EndpointTable()
+        self.table: EndpointTable = EndpointTable()
         self.pods: list[Pod] = []
-        self.fleet = Fleet(
+        self.fleet: Fleet = Fleet(
             [instance_of(plan, contender, f"instance {n + 1}") for n in range(plan.instances)]
         )
         self._lags = plan.lags()
@@ -207,6 +207,7 @@ def status_of(instance: Instance, probe: KubeletProbe) -> int:
 
 
 def instance_of(plan: Plan, contender: Contender, name: str, bind: str = "127.0.0.1:0") -> Instance:
+    """Make an instance of a contender. It is not started."""
     instance = Instance(
         plan.app,
         env={**plan.env, **contender.env},

@@ -62,7 +62,7 @@ class ClientConnection(asyncio.Protocol):
 
     def __init__(self, address: Address, registry: set[ClientConnection]) -> None:
         self.address = address
-        self.http = h11.Connection(h11.CLIENT)
+        self.http: h11.Connection = h11.Connection(h11.CLIENT)
         self._registry = registry
         self._transport: asyncio.Transport | None = None
         self._poll = select.poll()
@@ -74,7 +74,7 @@ class ClientConnection(asyncio.Protocol):
         self._ours = False
         self._to_rest = 0.0  # seconds for which the client still reads slowly
         self._pause = 0.0  # seconds of that before each piece
-        self.rested = 0.0  # time.monotonic() from which it has been idle
+        self.rested: float = 0.0  # time.monotonic() from which it has been idle
 
     @property
     def idle(self) -> bool:

@@ -76,7 +76,7 @@ class HeldClients:
     ) -> None:
         if held < 1:
             raise ValueError(f"held {held} is not 1 or more: leave out the paths to hold none")
-        self.kinds = {
+        self.kinds: dict[ConnectionKind, str] = {
             kind: path
             for kind, path in (
                 (ConnectionKind.STREAM, stream_path),

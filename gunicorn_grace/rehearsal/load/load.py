@@ -80,7 +80,7 @@ class Load(RunningLoad):
             raise ValueError(f"timeout {timeout:g} is not above 0 s")
         if not 0 <= think < float("inf"):
             raise ValueError(f"think {think:g} s is not 0 s or more")
-        self.mix = RequestMix(
+        self.mix: RequestMix = RequestMix(
             tuple(requests) or tuple(PlannedRequest(path) for path in paths),
             slow_path=slow_path,
             slow_share=slow_share,

@@ -54,8 +54,10 @@ class RequestMix:
             )
         if not requests or clients < 1:
             raise ValueError("at least one path and one client are needed")
-        self.requests = tuple(requests)
-        self.slow = None if slow_path is None else PlannedRequest(slow_path, slow=True)
+        self.requests: tuple[PlannedRequest, ...] = tuple(requests)
+        self.slow: PlannedRequest | None = (
+            None if slow_path is None else PlannedRequest(slow_path, slow=True)
+        )
         for request in self.all_requests():
             request.check(host)
         self.slow_share = slow_share

@@ -20,7 +20,7 @@ class RunningLoad(ABC):
     """
 
     def __init__(self, tally: Tally, timeout: float) -> None:
-        self.rate = tally.rate
+        self.rate: float = tally.rate
         self.timeout = timeout
         self._tally = tally
         self._problem: BaseException | None = None

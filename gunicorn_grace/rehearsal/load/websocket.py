@@ -45,7 +45,7 @@ class WebSocketConnection(asyncio.Protocol):
         self.opened: asyncio.Future[None] = loop.create_future()
         self.ended: asyncio.Future[Ending] = loop.create_future()
         self.gone: asyncio.Future[None] = loop.create_future()
-        self.heard = time.monotonic()
+        self.heard: float = time.monotonic()
         host = host or ("localhost" if isinstance(address, str) else show_address(address))
         self._protocol = ClientProtocol(parse_uri(f"ws://{host}{path}"), max_size=None)
         self._transport: asyncio.Transport | None = None

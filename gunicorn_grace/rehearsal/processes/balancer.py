@@ -102,10 +102,10 @@ class Balancer(SupervisedProcess):
         bind: Address = ("127.0.0.1", 0),
         executable_prefix: Sequence[str] = (),
     ) -> None:
-        self.executable = self.require()
+        self.executable: str = self.require()
         super().__init__(self.product, executable_prefix=executable_prefix)
-        self.setup = setup or Setup()
-        self.endpoints = list(endpoints)
+        self.setup: Setup = setup or Setup()
+        self.endpoints: list[Address] = list(endpoints)
         self.front: Address = bind
         self._listener: socket.socket | None = None
 
@@ -163,7 +163,7 @@ class Balancer(SupervisedProcess):
                 self._listener.close()
             while not (address := self._listens()):
                 self._pause(deadline, "listen", timeout)
-            self.addresses = (address,)
+            self.addresses: tuple[Address, ...] = (address,)
             while missing := self._missing():
                 self._pause(deadline, f"send to {', '.join(missing)}", timeout)
         except BaseException:
@@ -181,7 +181,7 @@ class Balancer(SupervisedProcess):
         self._listener.bind(self.front)
         self._listener.listen(1024)
         self.front = self._listener.getsockname()
-        self.pass_fds = (self._listener.fileno(),)
+        self.pass_fds: tuple[int, ...] = (self._listener.fileno(),)
 
     def _listens(self) -> Address | None:
         """Its address as soon as it answers there, with any status."""

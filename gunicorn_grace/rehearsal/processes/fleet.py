@@ -19,7 +19,7 @@ class Fleet:
     """
 
     def __init__(self, instances: Sequence[Instance]) -> None:
-        self.instances = list(instances)
+        self.instances: list[Instance] = list(instances)
 
     def start(self, timeout: float = 20.0, ready: float | None = None) -> Fleet:
         """Start all. Each has ``timeout`` seconds to listen and then ``ready`` seconds to answer,

@@ -60,7 +60,7 @@ class Instance(SupervisedProcess):
             executable_prefix=executable_prefix,
         )
         self.app = app
-        self.args = tuple(args)
+        self.args: tuple[str, ...] = tuple(args)
         self.python = python
         self.bind = bind
         self.listened: float | None = None
@@ -95,7 +95,8 @@ class Instance(SupervisedProcess):
                     )
                 with self._changed:
                     self._changed.wait(min(remaining, 0.25))
-            self.addresses, self.listened = addresses, time.monotonic()
+            self.addresses: tuple[Address, ...] = addresses
+            self.listened = time.monotonic()
         except BaseException:
             self.stop()
             raise

@@ -84,8 +84,8 @@ class SupervisedProcess(ABC):
         self._own_session = start_new_session
         self._prefix = tuple(executable_prefix)
         self._folder = tempfile.TemporaryDirectory(prefix="rehearsal-")
-        self.runtime_dir = Path(self._folder.name)
-        self.env = {
+        self.runtime_dir: Path = Path(self._folder.name)
+        self.env: dict[str, str] = {
             **os.environ,
             "PYTHONUNBUFFERED": "1",
             # Otherwise setproctitle overwrites /proc/<pid>/environ, and the mark with it.
