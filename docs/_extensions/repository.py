@@ -31,21 +31,27 @@ PAGES = "repository/"
 
 
 def link(app: Any, doctree: nodes.document) -> None:
-    """Turn what MyST takes for downloads into links to pages."""
-    root = Path(app.config.repository_root)
-    seen = app.env.__dict__.setdefault("repository_files", {})
+    """Turn what MyST takes for downloads, or for pages that do not exist, into links to pages."""
+    here = Path(app.env.doc2path(app.env.docname)).parent
     for node in list(doctree.findall(addnodes.download_reference)):
-        file = (Path(app.env.doc2path(app.env.docname)).parent / node["reftarget"]).resolve()
-        path = file.relative_to(root.resolve()).as_posix()
-        if app.config.repository_address:
-            uri = app.config.repository_address + path
-        else:
-            seen[path] = file
-            uri = relative_uri(
-                app.builder.get_target_uri(app.env.docname),
-                app.builder.get_target_uri(PAGES + path),
-            )
-        node.replace_self(nodes.reference("", "", *node.children, refuri=uri, internal=True))
+        _lead(app, node, (here / node["reftarget"]).resolve())
+    for node in list(doctree.findall(addnodes.pending_xref)):
+        file = Path(f"{node.get('reftarget', '')}.md")
+        if node.get("refdomain") == "doc" and file.is_absolute() and file.exists():
+            _lead(app, node, file.resolve())
+
+
+def _lead(app: Any, node: nodes.Element, file: Path) -> None:
+    path = file.relative_to(Path(app.config.repository_root).resolve()).as_posix()
+    if app.config.repository_address:
+        uri = app.config.repository_address + path
+    else:
+        app.env.__dict__.setdefault("repository_files", {})[path] = file
+        uri = relative_uri(
+            app.builder.get_target_uri(app.env.docname),
+            app.builder.get_target_uri(PAGES + path),
+        )
+    node.replace_self(nodes.reference("", "", *node.children, refuri=uri, internal=True))
 
 
 def pages(app: Any) -> Iterator[tuple[str, dict[str, Any], str]]:

@@ -254,7 +254,7 @@ def test_a_damaged_memory_is_told_from_the_good_one_beside_it(content: str, serv
             done = grace(command, "--pid", str(pid))
             assert (done.returncode, done.stdout) == (1, "")
             assert done.stderr.count("\n") == 1
-            assert done.stderr.startswith(f"Error: no instance with arbiter {pid}")
+            assert done.stderr.startswith(f"Error: process {pid} is no arbiter: ")
         assert grace("prestop", "--pid", str(server.pid)).returncode == 0
     assert server.get("/readyz").status == 503
     server.wait_line("shutdown_initiated by trigger .prestop")
