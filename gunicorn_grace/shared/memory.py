@@ -6,8 +6,8 @@ to stop serving.
 Layout: signed 64-bit integers in the machine's byte order, each 8-byte aligned. Times are
 CLOCK_MONOTONIC nanoseconds (one clock for all processes of a machine, which no administrator can
 set); 0 means "never". A header of 64 cells comes first
-(:class:`~gunicorn_grace.shared.cells.Header`), then one record of 24 cells for each worker
-(:class:`~gunicorn_grace.shared.cells.Record`). A record is 192 bytes, three cache lines, and the
+(:class:`~gunicorn_grace.shared.cells.Header`), then one record of 32 cells for each worker
+(:class:`~gunicorn_grace.shared.cells.Record`). A record is 256 bytes, four cache lines, and the
 hot path writes only the first. With a probe port (``grace_probe_bind``) a board for each worker
 follows (:mod:`gunicorn_grace.shared.board`). ``LAYOUT`` goes up when a cell's place or meaning
 changes; appending a cell does not change it.
@@ -26,18 +26,21 @@ cells                                  writer
 =====================================  =============================================================
 ``magic`` .. ``arbiter``, settings     arbiter, before the first fork; the settings again on SIGHUP
 ``switched_off``                       arbiter, before the first fork
-``sigterm``                            arbiter, in the real signal handler: one store
+``told``, ``sigterm``                  arbiter, in the real signal handler: one store each
 ``trigger``                            the worker or command that triggers. Processes only set it;
                                        the arbiter clears a value that cannot be a trigger
-``undrain``                            the command
+``platform``, ``operator``             the worker or command that triggers
+``undrain``, ``end_delay``             the command
+``successor``                          the arbiter of a new instance at the same addresses
 ``late``                               the worker that logs the first late request (two that race
                                        both log theirs); the arbiter clears it when it goes back to
                                        SERVING
 ``consumed`` and the rest of a header  arbiter, in its main loop
 ``pid`` .. ``holds`` of a record       arbiter when it claims the record, the worker while it lives
-``claimed``, ``dismissed``             arbiter
-``term_seen`` .. ``empty_since``       the worker
-``waiting`` .. ``queued``              the worker: see :mod:`gunicorn_grace.worker.waiting`
+``claimed``, ``dismissed``             arbiter; ``requests_before`` and ``since_t0_before`` too
+``term_seen`` .. ``empty_since``       the worker; ``uncounted`` and ``may_shut`` too
+``waiting`` .. ``queued``              the worker: see :mod:`gunicorn_grace.worker.waiting`;
+                                       ``requests_at_look`` too
 ``entries`` of a board                 arbiter when it claims the record, the worker while it lives
 other cells of a board                 the worker
 =====================================  =============================================================
