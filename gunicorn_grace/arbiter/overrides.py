@@ -1,4 +1,4 @@
-"""The methods of gunicorn's Arbiter that we override: the only file that knows its versions.
+"""The methods of gunicorn's Arbiter that we override.
 
 :func:`attach` mixes :class:`GraceArbiter` over the class of the running arbiter, in
 ``on_starting``, which is before its signal handlers are installed. The methods are thin; their
