@@ -191,7 +191,7 @@ def trigger_path(case: Case) -> Iterator[Hit]:
     Severity.NOTE,
     "The preStop hook runs a program that the image does not have by itself.",
     "The hook fails, the kubelet logs a FailedPreStopHook, and the clock begins with SIGTERM.",
-    "Install it in the image: `pip install gunicorn-grace` brings `gunicorn-grace prestop`, which "
+    "Install it in the image: the package gunicorn-grace brings `gunicorn-grace prestop`, which "
     "needs no `curl`.",
 )
 def hook_tool(case: Case) -> Iterator[Hit]:
