@@ -40,7 +40,8 @@ def on_lame_duck(function: Any = None, /, *, timeout: float = CALLBACK_TIMEOUT) 
     any other worker it gets a loop of its own. Callbacks run one after another in the order of
     registration, once per shutdown, and the first one starts at most half a second after T0. A
     worker that boots later runs them when it has booted. Exceptions are logged. Callbacks do not
-    run after SIGINT or SIGQUIT, nor in an instance that was replaced by SIGUSR2.
+    run after SIGINT or SIGQUIT. Nor do these in an instance that was replaced by SIGUSR2: it has no
+    LAME_DUCK, and its successor serves the same address.
 
     :param function: the function.
     :param timeout: how many seconds it may take. After that the log names it, and the next callback
@@ -61,7 +62,8 @@ def on_drain(function: Any = None, /, *, timeout: float = CALLBACK_TIMEOUT) -> A
 
     It works like :func:`on_lame_duck`, whose callbacks all run first. The worker does not leave
     before the function has ended or the drain limit has passed. A worker that leaves during
-    LAME_DUCK, for example because of ``max_requests``, runs it before it leaves.
+    LAME_DUCK, for example because of ``max_requests``, runs it before it leaves. It also runs in an
+    instance that was replaced by SIGUSR2, when that drains.
 
     :param function: the function.
     :param timeout: how many seconds it may take. After that the log names it, and the next callback
