@@ -302,9 +302,13 @@ def option(parameter: click.Option, context: click.Context) -> tuple[str, str, s
     value = parameter.to_info_dict()["default"]
     if isinstance(value, (list, tuple)):
         value = " ".join(map(str, value))
+    if isinstance(value, float):
+        value = f"{value:g}"
     shown = said.rstrip("]") or (
-        "" if value is None or not isinstance(value, (str, int, float)) else f"{value}"
+        "" if value is None or not isinstance(value, (str, int)) else f"{value}"
     )
+    if parameter.required:
+        shown = "required"
     metavar = (
         parameter.make_metavar(context) if _wants_context(parameter) else parameter.make_metavar()
     )  # type: ignore[call-arg]
@@ -312,7 +316,7 @@ def option(parameter: click.Option, context: click.Context) -> tuple[str, str, s
         metavar, shown = "", "no"
     return (
         f"`{f'{parameter.opts[0]} {metavar}'.strip()}`".replace("|", "\\|"),
-        shown.removesuffix(".0") or "none",
+        shown or "none",
         meaning,
     )
 
