@@ -100,8 +100,8 @@ def check(
 
 
 def phase() -> Phase:
-    """Return the phase of the instance that this process belongs to. Runs in the arbiter and in
-    workers; any other process gets ``SERVING``."""
+    """Return the phase of the instance that this process belongs to. Runs in the arbiter, in
+    workers and in what they have forked; any other process gets ``SERVING``."""
     return _memory.attached.phase() if _memory.attached else Phase.SERVING
 
 
