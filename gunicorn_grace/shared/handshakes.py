@@ -124,9 +124,6 @@ class Handshakes:
             current = dict(_under_way(listeners))
         except (OSError, struct.error):
             self._is_blind = True
-            import traceback
-
-            traceback.print_exc()
             return False
         if now - self._sealed <= NEW_FOR * NS:
             self._known.update(current)

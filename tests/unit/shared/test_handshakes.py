@@ -155,3 +155,22 @@ def test_a_handshake_that_begins_after_the_seal_is_somebody_elses(
     assert not clients.are_under_way([listener], SECOND)
     found.append((A_CLIENT, 0))
     assert not clients.are_under_way([listener], 2 * SECOND)
+
+
+def test_a_kernel_that_tells_nothing_is_asked_once_and_in_silence(
+    listener: socket.socket, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A sandbox may refuse the question (seccomp). Nobody is then waited for."""
+    asked = []
+
+    def refuse(listeners: list[socket.socket]) -> Iterator[None]:
+        asked.append(listeners)
+        raise PermissionError(errno.EPERM, "not permitted")
+        yield
+
+    monkeypatch.setattr(handshakes, "_under_way", refuse)
+    clients = Handshakes()
+    assert not clients.are_under_way([listener], SECOND)
+    assert not clients.are_under_way([listener], 2 * SECOND)
+    assert len(asked) == 1
+    assert capfd.readouterr() == ("", "")
