@@ -111,15 +111,15 @@ class _Discarding:
 
 Message = MutableMapping[str, Any]
 
-_WITHOUT_BODY = frozenset({"GET", "HEAD", "OPTIONS"})
+WITHOUT_BODY = frozenset({"GET", "HEAD", "OPTIONS"})
+"""Methods whose requests have no body, but for very few. Most requests have one of these methods,
+so this is asked first, without a call."""
 _LENGTHS = (b"content-length", b"transfer-encoding")
 
 
 def has_body(scope: MutableMapping[str, Any]) -> bool:
-    """Whether an HTTP/1 request may have a body."""
-    return scope["method"] not in _WITHOUT_BODY and any(
-        name.lower() in _LENGTHS for name, _ in scope.get("headers", ())
-    )
+    """Whether an HTTP/1 request of a method that may have a body has one."""
+    return any(name.lower() in _LENGTHS for name, _ in scope.get("headers", ()))
 
 
 class Rest:

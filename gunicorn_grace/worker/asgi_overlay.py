@@ -14,7 +14,7 @@ from ..probes.answers import Answer, Target
 from ..probes.ownership import Ownership, request_of_scope
 from .answering import ANSWERED, WorkerAnswers
 from .asgi_connection import connection_in, in_a_thread
-from .asgi_lingering import Rest, has_body
+from .asgi_lingering import WITHOUT_BODY, Rest, has_body
 from .asgi_messages import (
     Application,
     AsgiCall,
@@ -125,12 +125,15 @@ class AsgiOverlay(AsgiProbes):
 
     def _as_function(self) -> Application:
         app, ours, probe, reads_rest = self.app, self._ours, self.probe, self._reads_rest
-        begin, end, is_closing = ours.begin, ours.end, self._is_closing
+        begin, end, is_terminating = ours.begin, ours.end, ours.memory.is_terminating
         answers = self.answers.answers
         # Without the overlay there is no path of a probe.
         paths = answers.paths if ours.settings.overlay else {}
         prefixes = answers.prefixes if ours.settings.overlay else ()
         memory = ours.memory
+
+        def is_closing() -> bool:
+            return ours.is_leaving or is_terminating()
 
         async def serve(scope: Scope, receive: Receive, send: Send) -> None:
             kind = scope["type"]
@@ -139,7 +142,7 @@ class AsgiOverlay(AsgiProbes):
                 servers_own = send
                 if scope["http_version"][0] == "1":
                     rest = None
-                    if reads_rest and has_body(scope):
+                    if reads_rest and scope["method"] not in WITHOUT_BODY and has_body(scope):
                         rest = Rest(receive, lambda: bool(memory.header.drain))
                         receive = rest.receive
                     send = shedding(send, is_closing, rest)
@@ -173,9 +176,6 @@ class AsgiOverlay(AsgiProbes):
             await self._websockets.serve(self.app, scope, receive, send)
         finally:
             self._ours.end(call)
-
-    def _is_closing(self) -> bool:
-        return self._ours.is_leaving or self._ours.memory.is_terminating()
 
 
 class _Listening:

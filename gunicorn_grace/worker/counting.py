@@ -197,8 +197,7 @@ def _hot_path(
     counted_now = longest = window_ends = 0
     requests = cells[requests_cell]  # The count of the record's earlier workers.
     lock = threading.Lock()
-    nothing: Callable[[], object] = bool  # The cheapest callable.
-    acquire, release = (lock.acquire, lock.release) if threaded else (nothing, nothing)
+    acquire, release = lock.acquire, lock.release
 
     def begin(request: Any) -> None:
         nonlocal counted_now, requests
@@ -209,7 +208,8 @@ def _hot_path(
         in_flight[request] = (now, owner(), counted)
         if not counted:
             return
-        acquire()
+        if threaded:
+            acquire()
         try:
             counted_now += 1
             requests += 1
@@ -220,7 +220,8 @@ def _hot_path(
             if terminating:
                 cells[since_t0_cell] += 1
         finally:
-            release()
+            if threaded:
+                release()
         if terminating:
             counter.note_late(request, now)
 
@@ -231,7 +232,8 @@ def _hot_path(
             return
         now = now_ns()
         took = now - entry[0]
-        acquire()
+        if threaded:
+            acquire()
         try:
             counted_now -= 1
             cells[in_flight_cell] = counted_now
@@ -239,7 +241,8 @@ def _hot_path(
                 longest = took
                 window_ends = counter._note_longest(took, now)
         finally:
-            release()
+            if threaded:
+                release()
 
     def detach() -> None:
         # The lock stays free: another thread may have held it at the fork.
