@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 import zipfile
@@ -11,22 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from support.paths import ROOT, copy_package
+
 pytestmark = pytest.mark.once
-
-ROOT = Path(__file__).parents[2]
-PACKED = ("setup.py", "setup.cfg", "pyproject.toml", "README.md", "LICENSE", "gunicorn_grace")
-
-
-def copy(folder: Path) -> Path:
-    """The files that the wheel is made of, in a folder."""
-    for name in PACKED:
-        source = ROOT / name
-        if source.is_dir():
-            shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            folder.mkdir(exist_ok=True)
-            shutil.copy(source, folder / name)
-    return folder
 
 
 def build(folder: Path, **env: str) -> Path:
@@ -43,7 +29,7 @@ def build(folder: Path, **env: str) -> Path:
 def test_a_file_of_a_former_build_is_not_packed(tmp_path: Path) -> None:
     """``pip install .`` leaves ``build/`` in the source tree; a module that has moved since then
     must not be in the next wheel."""
-    folder = copy(tmp_path / "source")
+    folder = copy_package(tmp_path / "source")
     stale = folder / "build" / "lib" / "gunicorn_grace" / "stale.py"
     stale.parent.mkdir(parents=True)
     stale.write_text("")
@@ -58,7 +44,7 @@ def test_everybody_builds_the_same_wheel(tmp_path: Path) -> None:
     """Neither the umask of a checkout nor the time of its files is in it."""
     wheels = []
     for name, mode, when in (("one", 0o644, 1_600_000_000), ("two", 0o600, 1_700_000_000)):
-        folder = copy(tmp_path / name)
+        folder = copy_package(tmp_path / name)
         for path in folder.rglob("*"):
             if path.is_file():
                 path.chmod(mode)

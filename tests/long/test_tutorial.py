@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -14,13 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from support.paths import DOCS, ROOT
+from support.paths import DOCS, copy_package
 
 pytestmark = pytest.mark.once
 
 PAGE = DOCS / "tutorial" / "flask-on-kubernetes.md"
 BLOCK = re.compile(r"^```(?P<kind>\w+)\n(?P<body>.*?)^```$", re.M | re.S)
-CLONED = ("setup.py", "setup.cfg", "pyproject.toml", "README.md", "LICENSE", "gunicorn_grace")
 ELSEWHERE = ("docker ", "kubectl ")
 """Commands that need a cluster."""
 
@@ -125,14 +123,7 @@ class Reader:
 def test_the_tutorial_works(tmp_path: Path) -> None:
     """Every file of the page is written, every command of it is run and exits as the page says,
     and what it prints is what the page shows. What needs a cluster is only parsed."""
-    clone = tmp_path / "gunicorn-grace"
-    for name in CLONED:
-        source = ROOT / name
-        if source.is_dir():
-            shutil.copytree(source, clone / name, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            clone.mkdir(exist_ok=True)
-            shutil.copy(source, clone / name)
+    copy_package(tmp_path / "gunicorn-grace")
     reader = Reader(tmp_path)
     page = list(blocks())
     assert len(page) > 15
