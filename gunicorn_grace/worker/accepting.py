@@ -1,12 +1,12 @@
 """How a worker stops accepting, so that its listening sockets can be shut. Runs in workers.
 
 When nothing waits in the accept queues and the workers are dismissed, the listening sockets are
-shut for all processes. From then on the kernel refuses a connection at once. Before, it would get
-no answer until the last process is gone.
+shut for all processes. From then on the kernel refuses a connection at once. If the sockets stayed
+open, a connection would get no answer until the last process has exited.
 
 A worker that still asks such a socket for a connection gets EINVAL (Linux, inet_csk_accept), and
-gunicorn's workers raise on it (22.0 to 27.0). So each worker says when it copes with that. A worker
-class that is not known here never says so: its listeners stay open as long as it runs.
+gunicorn's workers raise on it (22.0 to 27.0). So each worker notes in its record when it can handle
+that. A worker class that is not known here never does, so its listeners stay open while it runs.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ class Accepting:
         self._own: list[Any] = []
 
     def booted(self, worker: Any, *, owns_listeners: bool) -> None:
-        """Find the way in which this worker accepts. Called just before it serves.
+        """Find out how this worker accepts connections. Called just before it serves.
 
         :param worker: gunicorn's worker.
-        :param owns_listeners: whether no other process has them (``reuse_port``). The worker then
-            shuts them itself.
+        :param owns_listeners: whether only this worker has the listeners (``reuse_port``). The
+            worker then shuts them itself.
         """
         self._own = list(worker.sockets) if owns_listeners else []
         names = {cls.__name__ for cls in type(worker).__mro__}
         if names & {"SyncWorker", "ThreadWorker", "TornadoWorker"}:
             for sock in worker.sockets:
                 self._take_shut_for_empty(sock)
-            # They cope from the first moment on, also if a request keeps them from their handlers.
+            # They handle EINVAL from now on, even while a request delays their signal handlers.
             self._record.may_shut = 1
         if names & {"SyncWorker", "ThreadWorker"}:
             self._stop = lambda worker: self._done()
@@ -61,8 +61,8 @@ class Accepting:
             self._stop = self._stop_asyncio
 
     def stop(self, worker: Any) -> None:
-        """Accept no more, if the accept queues were served to their end. Called in the signal
-        handler in which the worker is dismissed.
+        """Stop accepting if the accept queues are empty. Called in the signal handler that
+        dismisses the worker.
 
         :param worker: gunicorn's worker.
         """
@@ -77,10 +77,11 @@ class Accepting:
                 sock.shutdown(socket.SHUT_RD)
 
     def _remember_gevent_servers(self, listeners: set[int]) -> None:
-        """Learn which servers the worker is about to start. They are local to its ``run``.
+        """Record the servers that the worker is about to start, because only local variables of its
+        ``run`` refer to them.
 
-        :param listeners: the inodes of the worker's sockets. The application may have servers of
-            its own.
+        :param listeners: the inodes of the worker's sockets. They tell the worker's servers from
+            those of the application.
         """
         server: Any = sys.modules["gevent.baseserver"].BaseServer
         start = server.start_accepting
@@ -89,7 +90,7 @@ class Accepting:
             if not _inodes([server.socket]) & listeners:
                 start(server)
                 return
-            # A pool that was full starts its server again when it has room.
+            # A server with a full pool stops accepting, and starts again when the pool has room.
             if self._memory.header.emptied and self._record.may_shut:
                 return
             if server not in self._servers:
@@ -113,7 +114,7 @@ class Accepting:
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
-            return  # It does not serve yet, or no longer.
+            return  # The worker is not serving yet, or has stopped serving.
         if isinstance(loop, asyncio.SelectorEventLoop):
             loop.call_soon_threadsafe(self._stop_reading, loop, _inodes(worker.sockets))
 
@@ -126,8 +127,7 @@ class Accepting:
         self._done()
 
     def _take_shut_for_empty(self, sock: Any) -> None:
-        """Let ``accept`` on a socket that the drain has shut do what it does on one where nothing
-        waits.
+        """Make ``accept`` on a socket that the drain has shut behave as if nothing waited there.
 
         :param sock: gunicorn's wrapper of a listening socket.
         """

@@ -31,9 +31,10 @@ def quieten_probes(log: Any, paths: Collection[str]) -> None:
     The user decides on the content of a log record (``access_log_format``, ``atoms``, a logger
     class), so records are not inspected. Instead a wrapper in front of the logger's ``access``
     looks at the request and the response. It does not call ``access`` for a probe that succeeds,
-    because a user's ``access`` may write anywhere. gunicorn's StatsD logger is the exception,
-    because it counts requests in the same call: it is called, and the line that it writes is
-    dropped.
+    because a user's ``access`` may write anywhere. gunicorn's StatsD logger is the exception: it
+    counts requests in the same call. So it is called, and the line that it writes is dropped.
+
+    Runs in the worker, just before it serves.
 
     :param log: gunicorn's logger, an instance of ``logger_class``.
     :param paths: the paths of the probes. The collection may grow later.
@@ -54,7 +55,7 @@ def quieten_probes(log: Any, paths: Collection[str]) -> None:
             method, path = req.method, req.path
         except AttributeError:  # pywsgi passes headers, not a request.
             method, path = ((environ or {}).get(name) for name in ("REQUEST_METHOD", "PATH_INFO"))
-        # Any other method is no probe: a stranger's POST must not go unseen.
+        # A request with any other method is not a probe, so a stranger's POST is logged.
         if path not in paths or method not in METHODS or not _succeeded(resp):
             theirs(resp, req, environ, request_time)
         elif counts:

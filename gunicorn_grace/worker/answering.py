@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
 ANSWERED = "gunicorn_grace.answered"
-"""A key of the environ. It is set when a layer of the plugin has answered, and tells an outer
-overlay so."""
+"""A key of the environ. An inner layer of the plugin sets it when it has answered, so that an outer
+overlay does not answer again."""
 
 
 @dataclass(frozen=True)
@@ -70,9 +70,9 @@ class Question:
 class WorkerAnswers:
     """Answers the probes of this process, including the trigger.
 
-    :param worker: this worker; ``None`` outside gunicorn, and where the plugin is switched off.
-    :param settings: the settings outside gunicorn; the defaults by default. In a worker its own
-        count.
+    :param worker: this worker; ``None`` outside gunicorn, or if the plugin is switched off.
+    :param settings: the settings to use outside gunicorn; ``None`` means the defaults. A worker
+        uses its own settings instead.
     """
 
     def __init__(self, worker: WorkerProcess | None, settings: Settings | None = None) -> None:
@@ -132,7 +132,7 @@ class WorkerAnswers:
         return Question(self.answers, target, query, situation, known, begun)
 
     def knows(self, target: Target) -> bool:
-        """Whether the path names no check, or one that exists."""
+        """Whether the target is a whole probe, or a single check that exists."""
         kind, check = target
         return check is None or check in self.answers.checks[kind] or check in registry.names(kind)
 
@@ -144,8 +144,8 @@ class WorkerAnswers:
         return is_terminating(self.situation().phase)
 
     def have_checks(self, target: Target, environ: WSGIEnvironment) -> bool:
-        """Whether checks that are registered with the plugin count beside the application's own
-        answer."""
+        """Whether the checks that are registered with the plugin count in addition to the
+        application's own answer."""
         return (
             target.check is None
             and environ["REQUEST_METHOD"] in METHODS

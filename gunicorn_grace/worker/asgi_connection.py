@@ -1,9 +1,9 @@
 """The connection behind an ASGI request, for the trigger alone. Runs in workers.
 
-A scope names addresses, but a proxy's header or line may have set them, and a UNIX socket has none.
-Which process asks can only be proved from the socket. The server's ``send`` leads to it: it is a
-method of uvicorn's cycle (0.20 to 0.54), and a function inside of a method of gunicorn's protocol
-(24.1 to 27.0), for HTTP/2 too. Where it leads to nothing, the trigger is refused.
+A scope names addresses, but a proxy's header or PROXY line may have set them, and a UNIX socket has
+none. Only the socket proves which process sent the request. The server's ``send`` leads to the
+socket: it is a method of uvicorn's cycle (0.20 to 0.54), and a function inside a method of
+gunicorn's protocol (24.1 to 27.0), for HTTP/2 too. If no socket is found, the trigger is refused.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ _T = TypeVar("_T")
 def connection_in(
     environ: dict[str, Any], scope: MutableMapping[str, Any], send: Any
 ) -> Iterator[None]:
-    """Put a duplicate of the connection into the environ, where WSGI has it, for as long as this
-    lasts.
+    """Put a duplicate of the connection into the environ, under the key that WSGI uses, until the
+    context ends. The environ stays as it is if the connection cannot be found.
 
-    :param environ: the request, as the trigger looks at it.
+    :param environ: the parts of the request that the trigger looks at.
     :param scope: the request's scope.
     :param send: the server's own ``send``.
     """
@@ -62,8 +62,8 @@ def _duplicate_behind(transport: Any) -> _socket.socket | None:
 
 
 async def in_a_thread(function: Callable[[], _T]) -> _T:
-    """Call a function in a thread of its own, because it may take longer than the loop may stand
-    still. The loop's pool belongs to the application."""
+    """Call a function in a thread of its own, because it may take too long for the event loop. The
+    loop's own thread pool is left to the application."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[_T] = loop.create_future()
 

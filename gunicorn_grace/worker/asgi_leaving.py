@@ -1,12 +1,12 @@
 """How an ASGI worker leaves: its loop runs on while something needs it. Runs in workers.
 
-The servers know about connections alone. Without this module a task that holds the worker, or works
-in the background of a response that its client has read, would be cut off when the loop ends.
-uvicorn would also close its idle connections the moment it is dismissed, and reset a request that
-is just on its way (0.20 to 0.54).
+The servers keep track of connections only. Without this module, the end of the loop would cut off a
+task that has taken a hold, and a background task whose response the client has already read.
+uvicorn would also close its idle connections as soon as it is dismissed, which resets a request
+that is just on its way (0.20 to 0.54).
 
-Both servers end with the lifespan of the application. It is held back until nothing is left to do,
-so that a database is still open for the last task.
+Both servers end the application's lifespan last. This module delays that end until all work is
+done, so that the application's database is still open for the last task.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ class AsgiLeaving:
         self._own_limit = 0
 
     def install(self, is_ours: Callable[[Any], bool]) -> None:
-        """Change the worker's class, or uvicorn's server, in this process.
+        """Change the worker's class, or uvicorn's ``Server``, in this process.
 
-        :param is_ours: whether a server of uvicorn's is the worker's, and not one that the
-            application has started.
+        :param is_ours: returns whether a uvicorn server belongs to the worker. The application may
+            have started others.
         """
         uvicorn: Any = sys.modules.get("uvicorn.server")
         if hasattr(self._worker, "asgi"):
@@ -95,7 +95,8 @@ class AsgiLeaving:
     async def _linger(
         self, has_connections: Callable[[], bool], is_hurried: Callable[[], bool]
     ) -> None:
-        """Serve what is on its way on connections that are kept alive. Each response says close."""
+        """Keep serving the requests that are on their way on kept-alive connections. Each response
+        says ``Connection: close``."""
         ours, header = self._ours, self._ours.memory.header
         is_told = ours.leaving.is_dismissed() or ours.memory.is_terminating()
         until = time.monotonic() + (LINGER if is_told else SHORT_LINGER)
@@ -103,8 +104,9 @@ class AsgiLeaving:
         def is_worth_waiting() -> bool:
             if time.monotonic() < until:
                 return True
-            # The drain closes a connection on which the rest of a request no longer comes. uvicorn
-            # would close the WebSockets.
+            # uvicorn would reset a request of which only a part was read. The drain closes its
+            # connection once the rest is no longer expected. uvicorn would also close WebSockets,
+            # which the user wants to keep if websocket_close is 0.
             are_kept = not ours.settings.websocket_close and any(
                 map(is_websocket, list(ours.counter.in_flight))
             )
@@ -127,7 +129,7 @@ class AsgiLeaving:
             await sleep(TICK)
 
     def _is_over(self) -> bool:
-        """Whether the limit of the worker has come. Shortly before, log what is left."""
+        """Whether the worker's limit has passed. Shortly before the limit, log what is left."""
         now, drain_limit = time.monotonic_ns(), self._ours.memory.header.drain_limit
         limit = drain_limit or self._own_limit
         what = END_OF_DRAIN if drain_limit else "graceful_timeout"
@@ -138,8 +140,9 @@ class AsgiLeaving:
 class _Lifespan:
     """Takes the place of the server's lifespan.
 
-    :param lifespan: the lifespan; ``None`` for an application that has none (gunicorn).
-    :param wait: what is awaited before it ends.
+    :param lifespan: the server's lifespan; gunicorn has ``None`` if the application does not
+        support it.
+    :param wait: called and awaited before the lifespan ends.
     """
 
     def __init__(self, lifespan: Any, wait: Callable[[], Awaitable[None]]) -> None:
@@ -150,7 +153,7 @@ class _Lifespan:
         return getattr(self._lifespan, name)
 
     async def shutdown(self) -> None:
-        """Wait, and shut the application down."""
+        """Wait, then shut the application down."""
         await self._wait()
         if self._lifespan is not None:
             await self._lifespan.shutdown()

@@ -2,10 +2,10 @@
 the connection. Runs in workers.
 
 :mod:`gunicorn_grace.worker.lingering` says what would be lost otherwise, and does the same for
-workers without an event loop. gunicorn's own worker is changed where it closes (25.2 to 27.0;
-measured on 27.0.1, without a shutdown too: the client of a POST request of 600 kB got a reset
-instead of its response). uvicorn closes when a response is complete, so there the middleware reads
-the rest before it lets the response end (0.20 to 0.54).
+workers without an event loop. In gunicorn's own worker (25.2 to 27.0) the function that closes a
+connection is replaced. Measured on 27.0.1, even without a shutdown: the client of a POST request of
+600 kB got a reset instead of its response. uvicorn closes the connection when a response is
+complete (0.20 to 0.54), so there the overlay reads the rest before it lets the response end.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ from typing import Any
 from .lingering import EXIT_SILENCE, LONGEST, MOST_BYTES, SILENCE
 
 _LOOK_EVERY = 0.05
-"""Seconds between two looks whether the client is still sending."""
+"""Seconds between two checks of whether the client is still sending."""
 
 
 def let_linger(cls: Any) -> None:
-    """Let gunicorn's ASGI worker linger. Its earlier protocols (24.1) have no such parser.
+    """Make gunicorn's ASGI worker linger. Versions whose protocol has no callback parser (24.1) are
+    left unchanged.
 
-    :param cls: gunicorn's class of the protocol.
+    :param cls: gunicorn's ``ASGIProtocol`` class.
     """
     if "_callback_parser" not in cls.__init__.__code__.co_names:
         return
@@ -58,10 +59,10 @@ class _Discarding:
     It is not derived from ``asyncio.Protocol``, because the arbiter loads this module too,
     and must not load asyncio before gevent patches it.
 
-    :param owner: the protocol that had the transport. It learns of the end of the connection.
+    :param owner: the protocol that had the transport. It is told when the connection ends.
     :param transport: the transport, which may still have something to send.
-    :param call_later: the loop's method.
-    :param is_leaving: whether the worker leaves.
+    :param call_later: the loop's ``call_later``.
+    :param is_leaving: returns whether the worker is leaving.
     """
 
     def __init__(
@@ -112,21 +113,22 @@ class _Discarding:
 Message = MutableMapping[str, Any]
 
 WITHOUT_BODY = frozenset({"GET", "HEAD", "OPTIONS"})
-"""Methods whose requests have no body, but for very few. Most requests have one of these methods,
-so this is asked first, without a call."""
+"""Methods whose requests hardly ever have a body. Most requests have one of these methods, so this
+set is looked up before :func:`has_body` is called."""
 _LENGTHS = (b"content-length", b"transfer-encoding")
 
 
 def has_body(scope: MutableMapping[str, Any]) -> bool:
-    """Whether an HTTP/1 request of a method that may have a body has one."""
+    """Whether the headers of an HTTP/1 request announce a body."""
     return any(name.lower() in _LENGTHS for name, _ in scope.get("headers", ()))
 
 
 class Rest:
-    """What an application has not read of a request's body.
+    """The rest of a request's body: the part that the application has not read.
 
     :param receive: the server's ``receive``.
-    :param is_leaving: whether the worker leaves.
+    :param is_leaving: returns whether the instance is draining. The wait for the rest is then
+        shorter.
     """
 
     def __init__(
@@ -137,13 +139,13 @@ class Rest:
         self.is_complete: bool = False
 
     async def receive(self) -> Message:
-        """Receive, and note the end of the body."""
+        """Receive a message, and note whether the body is complete."""
         message = await self._receive()
         self.is_complete = message["type"] != "http.request" or not message.get("more_body", False)
         return message
 
     async def read(self) -> None:
-        """Read it to its end, within the limits."""
+        """Read the body to its end, within the limits of :mod:`gunicorn_grace.worker.lingering`."""
         import asyncio
 
         began, count = time.monotonic(), 0

@@ -17,14 +17,14 @@ Send = Callable[[Message], Awaitable[None]]
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 LOOK_INTERVAL = 0.01
-"""Seconds between two looks at a running check. The loop's thread pool is not used to wait for it,
-because a probe would then wait for the application's jobs in that pool."""
+"""Seconds between two looks at a running check. The loop's thread pool is not used to wait for the
+check, because the application's jobs in that pool would then delay the probe."""
 
 CLOSE = (b"connection", b"close")
 
 
 class AsgiCall:
-    """A call of the application, as the counter and the log know a request.
+    """A call of the application, with the attributes of a request that the counter and the log use.
 
     :ivar path: the path as the application knows it.
     """
@@ -37,12 +37,12 @@ class AsgiCall:
 
     @property
     def method(self) -> str:
-        """The method; WEBSOCKET for a connection of that kind."""
+        """The method; ``WEBSOCKET`` for a WebSocket."""
         return str(self._scope.get("method", "WEBSOCKET"))
 
     @property
     def headers(self) -> list[tuple[str, str]]:
-        """The headers, their names in capitals."""
+        """The headers as pairs of a name in capitals and a value."""
         return [
             (name.decode("latin-1").upper(), value.decode("latin-1"))
             for name, value in self._scope.get("headers", ())
@@ -50,27 +50,30 @@ class AsgiCall:
 
     @property
     def peer_addr(self) -> Any:
-        """The client's address; ``None`` where the scope has none, as with a UNIX socket."""
+        """The client's address; ``None`` if the scope has none, as with a UNIX socket."""
         client = self._scope.get("client")
         return client and tuple(client)
 
 
 def is_websocket(call: AsgiCall) -> bool:
-    """Whether this is a WebSocket, and no HTTP request."""
+    """Whether this is a WebSocket rather than an HTTP request."""
     return call.method == "WEBSOCKET"
 
 
 def path_of(scope: Scope) -> str:
-    """Return the path as the application knows it, without the ``root_path`` that servers and
-    mounts put in front of it."""
+    """Return the path as the application knows it: without the ``root_path`` that servers and
+    mounts add at its beginning."""
     path, root = str(scope["path"]), str(scope.get("root_path", ""))
     return path[len(root) :] if root and path.startswith(root + "/") else path
 
 
 def environ_of(scope: Scope) -> dict[str, Any]:
-    """Return the parts of a request that a probe and the trigger look at.
+    """Return the parts of a request that a probe and the trigger look at, as a WSGI environ.
 
-    The names are those of CGI (RFC 3875, section 4.1.18), so forwarding headers are recognized.
+    The headers have their names of CGI (RFC 3875, section 4.1.18), so the trigger recognizes
+    forwarding headers as it does under WSGI.
+
+    :param scope: the scope of an HTTP request.
     """
     client = scope.get("client") or ("", 0)
     environ = {
@@ -112,11 +115,13 @@ def shedding(send: Send, is_closing: Callable[[], bool], rest: Rest | None = Non
     gunicorn's ASGI worker then closes the connection itself from 27 on, and uvicorn's always does.
     Otherwise the client does (RFC 9112, section 9.6).
 
-    What it returns is no coroutine function, because one more coroutine for each message would cost
-    a request more than all the rest of the plugin.
+    The function that it returns is not a coroutine function, because one more coroutine for each
+    message would cost a request more than all the rest of the plugin.
 
-    :param is_closing: returns whether connections are to close.
-    :param rest: what is to be read of the body before the server closes the connection.
+    :param send: the server's ``send``.
+    :param is_closing: returns whether responses are to say ``Connection: close``.
+    :param rest: the body of the request. Its rest is read before the server closes the connection.
+        ``None`` if it is not to be read.
     """
     closes = False
 
@@ -142,7 +147,8 @@ def _ends(message: Message) -> bool:
 
 
 async def _send_after(rest: Rest, send: Send, message: Message) -> None:
-    # uvicorn closes after the last part of a response, so that part is sent later.
+    # uvicorn closes the connection after the last part of a response. So the data is sent now, and
+    # the end of the response only when the body has been read.
     await send({**message, "more_body": True})
     await rest.read()
     await send({"type": message["type"], "body": b""})

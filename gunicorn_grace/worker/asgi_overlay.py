@@ -2,8 +2,8 @@
 requests. Runs in workers.
 
 :mod:`gunicorn_grace.worker.overlay` does the same for WSGI, and its rules hold here too. An ASGI
-server calls the application for more than requests: for the lifespan, which is none of the
-overlay's business, and for WebSockets, which count while they are open.
+server calls the application for more than requests. It calls it for the lifespan, which the overlay
+passes on unchanged. It also calls it for WebSockets, each of which counts while it is open.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from .asgi_websockets import WebSockets
 from .process import WorkerProcess
 
 COUNTED = "gunicorn_grace.counted"
-"""A key of the scope. It is set where the overlay counts the request, and tells
-:class:`gunicorn_grace.asgi.Probes` inside so."""
+"""A key of the scope. The overlay sets it on a request that it handles, so that
+:class:`gunicorn_grace.asgi.Probes` inside the application does not count the request again."""
 
 
 class AsgiProbes:
@@ -41,7 +41,7 @@ class AsgiProbes:
 
     :param app: the application.
     :param answers: answers the probes.
-    :ivar serve: it as an ASGI application, a coroutine function.
+    :ivar serve: this object as an ASGI application. It is a coroutine function.
     """
 
     def __init__(self, app: Application, answers: WorkerAnswers) -> None:
@@ -69,9 +69,14 @@ class AsgiProbes:
         send: Send,
         servers_own: Send,
     ) -> None:
-        """Answer a probe, or let the application do so if it has that path.
+        """Answer a probe, or let the application answer it if it has that path.
 
-        :param servers_own: the server's ``send``, by which its connection is found.
+        :param target: the question that the path asks.
+        :param path: the path as the application knows it.
+        :param scope: the scope of the request.
+        :param receive: the ``receive`` for the application.
+        :param send: the ``send`` for the answer.
+        :param servers_own: the server's own ``send``, which leads to the connection.
         """
         answers, environ = self.answers, environ_of(scope)
         if answers.is_trigger(target, environ):
@@ -88,7 +93,7 @@ class AsgiProbes:
             return
 
         async def instead(status: str) -> Answer | None:
-            """Return the plugin's answer to the probe; ``None`` if the application's stands."""
+            """Return the plugin's answer to the probe; ``None`` to keep the application's."""
             host = environ.get("HTTP_HOST", "")
             if not self._ownership.learn(path, host, request, status):
                 return await answer(answers, target, environ)
@@ -110,10 +115,10 @@ class AsgiOverlay(AsgiProbes):
 
     :param app: the application.
     :param ours: the parts of the plugin in this worker.
-    :param reads_rest: whether to read what the application has not read of a body, because the
-        server closes at the end of a response (uvicorn).
-    :ivar serve: the overlay as an ASGI application. It is a coroutine function, as uvicorn tells
-        ASGI 3 from ASGI 2 by that (0.20 to 0.54).
+    :param reads_rest: whether to read the part of a body that the application has not read. This is
+        needed for a server that closes the connection at the end of a response (uvicorn).
+    :ivar serve: the overlay as an ASGI application. It is a coroutine function, because uvicorn
+        (0.20 to 0.54) takes any other callable for ASGI 2.
     """
 
     def __init__(self, app: Application, ours: WorkerProcess, *, reads_rest: bool) -> None:
@@ -127,7 +132,7 @@ class AsgiOverlay(AsgiProbes):
         app, ours, probe, reads_rest = self.app, self._ours, self.probe, self._reads_rest
         begin, end, is_terminating = ours.begin, ours.end, ours.memory.is_terminating
         answers = self.answers.answers
-        # Without the overlay there is no path of a probe.
+        # If grace_overlay is off, the application gets the requests for the probe paths too.
         paths = answers.paths if ours.settings.overlay else {}
         prefixes = answers.prefixes if ours.settings.overlay else ()
         memory = ours.memory
@@ -183,8 +188,8 @@ class _Listening:
 
     :param send: the server's ``send``.
     :param method: the method of the request.
-    :param instead: returns what is to be sent instead of a response with this status; ``None`` if
-        nothing is.
+    :param instead: gets the status, and returns the plugin's answer that replaces the response;
+        ``None`` if the response stands.
     """
 
     def __init__(self, send: Send, method: str, instead: Any) -> None:
@@ -195,7 +200,7 @@ class _Listening:
         self._passes: bool | None = None
 
     async def send(self, message: Message) -> None:
-        """Send a message of the application's, or drop it, if the plugin answers."""
+        """Send a message of the application, or drop it if the plugin answers."""
         if self._passes is None:
             if message["type"] == "http.response.informational":
                 # 103 Early Hints belong to the response that follows.

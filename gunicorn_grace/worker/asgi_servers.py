@@ -4,10 +4,10 @@ Runs in workers.
 gunicorn's worker (24.1 to 27.0) calls ``worker.asgi``, which it reads after ``post_worker_init``.
 
 uvicorn's worker (``uvicorn_worker`` 0.2 to 0.4, and ``uvicorn.workers``) hands ``worker.wsgi`` to
-uvicorn's ``Config``, which calls it if it is a factory, and finds out whether it is ASGI 3, ASGI 2
-or WSGI (0.20 to 0.54). A wrapper around it would be taken for something else. So the overlay wraps
-what ``Config.load`` has made of it. It is then outside of ``ProxyHeadersMiddleware`` too, and sees
-the addresses as the connection has them.
+uvicorn's ``Config``. ``Config`` calls it if it is a factory, and finds out whether it is ASGI 3,
+ASGI 2 or WSGI (0.20 to 0.54). It would misjudge a wrapper around ``worker.wsgi``. So the overlay
+wraps the application that ``Config.load`` has produced. The overlay is then also outside
+``ProxyHeadersMiddleware``, and sees the connection's own addresses.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ def stand_in_front_of_asgi(worker: Any, ours: WorkerProcess) -> bool:
 
     :param worker: gunicorn's worker.
     :param ours: the parts of the plugin in this worker.
-    :returns: whether it is there, or will be before the worker serves.
+    :returns: whether the overlay is in place, or will be before the worker serves.
     """
-    # Until the overlay is there, gunicorn's hooks count, and under uvicorn nothing does.
+    # Until the overlay is in place, gunicorn's hooks count the requests of gunicorn's own worker.
+    # Nothing counts those of uvicorn's worker.
     ours.record.uncounted = int(ours.tracking == classes.ASGI)
 
     wrapped: list[Any] = []
@@ -60,11 +61,11 @@ def stand_in_front_of_asgi(worker: Any, ours: WorkerProcess) -> bool:
 
 
 def answer_probes_in_front_of_asgi(worker: Any) -> bool:
-    """Put the probes, and nothing else, in front of the application of an ASGI worker: the instance
-    is switched off. Runs in ``post_worker_init``.
+    """Put only the probes in front of the application of an ASGI worker, because the instance is
+    switched off (``grace_enabled``). Runs in ``post_worker_init``.
 
     :param worker: gunicorn's worker.
-    :returns: whether they are there, or will be before the worker serves.
+    :returns: whether the probes are in place, or will be before the worker serves.
     """
 
     def wrap_app(app: Any, config: Any = None) -> Any:
@@ -85,11 +86,10 @@ def _running_loop() -> Any:
 
 
 def _wrap(worker: Any, wrap_app: Wrap) -> bool:
-    """Wrap the application.
+    """Wrap the application now, or when uvicorn loads it.
 
     :param worker: gunicorn's worker.
-    :param wrap_app: wraps an ASGI 3 application; it gets uvicorn's configuration too. It is called
-        later if uvicorn loads the application later.
+    :param wrap_app: wraps an ASGI 3 application. Under uvicorn it also gets uvicorn's ``Config``.
     :returns: whether the application is wrapped, or will be before the worker serves.
     """
     if hasattr(worker, "asgi"):
@@ -111,8 +111,8 @@ def _wrap_when_loaded(worker: Any, config: Any, wrap_app: Wrap) -> None:
 
     def load_and_wrap(self: Any) -> None:
         load(self)
-        # A subclass of the worker may make a configuration of its own. The application may have
-        # servers of its own, which are none of ours.
+        # A subclass of the worker may create another Config for the same application. The
+        # application may run servers of its own, and they are left alone.
         if self is config or self.app is worker.wsgi:
             self.loaded_app = wrap_app(self.loaded_app, self)
 

@@ -1,10 +1,10 @@
 """The WebSockets of an ASGI worker, which are told to reconnect when draining begins. Runs in
 workers.
 
-A WebSocket has no end that one could wait for. Left alone, it is cut off at the drain limit, and
-its client learns nothing of it for as long as its own timeouts last. With a close frame it
-reconnects at once, while the other instances are there to take it. The code 1012 says "service
-restart" (RFC 6455, section 7.4, and IANA's registry of close codes).
+A WebSocket may stay open for ever, so waiting for its end is no use. Without a close frame it would
+be cut off at the drain limit, and its client might notice that only when its own timeout expires.
+With a close frame the client reconnects at once, while the other instances can take it. The code
+1012 means "service restart" (RFC 6455, section 7.4, and IANA's registry of close codes).
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from .asgi_messages import Application, Message, Receive, Scope, Send
 from .process import WorkerProcess
 
 LOOK_EVERY = 0.1
-"""Seconds between two looks whether draining has begun, while a WebSocket is open."""
+"""Seconds between two checks of whether draining has begun, while a WebSocket is open."""
 
 HANDSHAKE = 5.0
-"""Seconds that a client has for its own close frame (gunicorn 26.0 to 27.0)."""
+"""Seconds that a client has for its own close frame (as in gunicorn 26.0 to 27.0)."""
 
 REASON = "this server shuts down: connect again"
 
 
 class Closed(OSError):
-    """The application sends on a WebSocket that the plugin has closed. ASGI 2.4 has servers raise a
-    subclass of OSError then, so frameworks know it."""
+    """The application sends on a WebSocket that the plugin has closed. ASGI 2.4 tells servers to
+    raise a subclass of ``OSError`` in this case, so frameworks handle it."""
 
 
 class WebSockets:
-    """The WebSockets that are open in this worker. All of it runs in the worker's loop.
+    """The WebSockets that are open in this worker. All methods run in the worker's event loop.
 
     :param ours: the parts of the plugin in this worker.
     """
@@ -65,7 +65,7 @@ class WebSockets:
             if header.drain:
                 for websocket in [one for one in self._open if one.can_close()]:
                     task = asyncio.ensure_future(websocket.close(self._code))
-                    closing.add(task)  # asyncio itself keeps no task.
+                    closing.add(task)  # asyncio keeps only weak references to tasks.
                     task.add_done_callback(closing.discard)
             await asyncio.sleep(LOOK_EVERY)
 
@@ -81,8 +81,8 @@ class _WebSocket:
         self._is_accepted = self._is_closed = self._is_ours = False
 
     def send(self, message: Message) -> Awaitable[None]:
-        """Send a message of the application's. Like :func:`asgi_messages.shedding`, it is no
-        coroutine function, because it is called for each message.
+        """Send a message of the application. It is not a coroutine function, for the same reason as
+        in :func:`asgi_messages.shedding`: it is called for each message.
 
         :raises Closed: the plugin has closed the WebSocket.
         """
@@ -102,11 +102,12 @@ class _WebSocket:
         self._is_accepted = True
 
     def can_close(self) -> bool:
-        """Whether it is open, and nobody has closed it."""
+        """Whether the WebSocket was accepted and neither the application nor the plugin has closed
+        it."""
         return self._is_accepted and not self._is_closed
 
     async def close(self, code: int) -> None:
-        """Close it. The application learns it from the server, as it learns that a client has gone.
+        """Close the WebSocket. The server tells the application, as it does when a client has gone.
 
         :param code: the code of the close frame.
         """
@@ -117,8 +118,8 @@ class _WebSocket:
 
 
 async def _disconnect(protocol: Any, code: int) -> None:
-    """Wait for the client's close frame, and tell the application of the end, where gunicorn does
-    neither (24.1 to 25.3)."""
+    """Wait for the client's close frame, then tell the application that the WebSocket has ended.
+    This is for gunicorn 24.1 to 25.3, which does neither."""
     queue = getattr(protocol, "_receive_queue", None)
     if queue is None or hasattr(protocol, "_close_event"):
         return

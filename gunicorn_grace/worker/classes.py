@@ -1,5 +1,4 @@
-"""The differences between worker classes. This is the only module that depends on their internals,
-version by version.
+"""The differences between worker classes, version by version.
 
 The plugin needs two things from a worker class: hooks around each request, and a SIGTERM handler
 that the plugin can guard. This module changes a class that lacks one of them, or that loses
@@ -26,13 +25,13 @@ from .asgi_lingering import let_linger
 from .connections import unread
 
 SHORT_LINGER = 0.3
-"""The same for a worker that recycles itself. It is shorter because the replacement starts only
-when this worker is gone."""
+"""The seconds that replace ``LINGER`` in a worker that recycles itself. They are fewer because the
+replacement starts only when this worker has exited."""
 
 HOOKS, WSGI, ASGI_HOOKS, ASGI = "hooks", "wsgi", "asgi hooks", "asgi"
 """The ways to count requests: by gunicorn's hooks, by a wrapper around the WSGI application, by the
-hooks of gunicorn's own ASGI worker, or by :class:`gunicorn_grace.asgi.Probes` if the application is
-wrapped in it."""
+hooks of gunicorn's own ASGI worker, or around the ASGI application (uvicorn's worker). Both ASGI
+workers count in the overlay instead, once it is in front of the application."""
 
 HOOKED = frozenset({"SyncWorker", "ThreadWorker", "AsyncWorker"})
 """Worker classes that call ``pre_request`` and ``post_request`` around every request (gunicorn 22.0
@@ -57,8 +56,8 @@ def tracking(worker_class: type) -> str | None:
 
 
 def owner_of_requests(worker_class: type) -> Callable[[], Any]:
-    """Return a function that returns what serves the current request: the thread's number, the
-    greenlet, or the asyncio task."""
+    """Return a function that identifies what serves the current request: it returns the thread's
+    number, the greenlet, or the asyncio task."""
     if is_async(worker_class):
         from greenlet import getcurrent
 
@@ -76,7 +75,7 @@ def is_threaded(worker_class: type) -> bool:
 
 
 def is_async(worker_class: type) -> bool:
-    """Whether greenlets serve the requests: gevent's classes, and eventlet's."""
+    """Whether greenlets serve the requests, as in the classes of gevent and eventlet."""
     return any(cls.__name__ == "AsyncWorker" for cls in worker_class.__mro__)
 
 
@@ -125,14 +124,14 @@ def adapt(
     if "GeventWorker" in names:
         ggevent: Any = sys.modules["gunicorn.workers.ggevent"]
         # The module uses the clock only for graceful_timeout (22.0 to 27.0). If the wall clock were
-        # set forward meanwhile, requests in flight would be cut off.
+        # set forward during that time, requests in flight would be cut off.
         ggevent.time = SimpleNamespace(time=time.monotonic)
         ggevent.StreamServer = _serving_after_close(ggevent.StreamServer)
 
 
 def _close_by(close: Callable[..., None]) -> None:
-    """Let sync, gthread, gevent and eventlet workers (22.0 to 27.0) close their connections in this
-    way. gunicorn's own functions reset connections with unread bytes, or wait for the client."""
+    """Let ``close`` close the connections of sync, gthread, gevent and eventlet workers (22.0 to
+    27.0). gunicorn's own functions reset connections with unread bytes, or wait for the client."""
     util: Any = sys.modules["gunicorn.util"]
 
     def close_in_handler(sock: Any, *args: Any, **kwargs: Any) -> None:
@@ -155,7 +154,7 @@ def _close_by(close: Callable[..., None]) -> None:
 
 
 def adapt_booted(worker: Any, is_terminating: Callable[[], bool]) -> None:
-    """Correct the faults that can be corrected only when the application is loaded. Runs in the
+    """Correct the faults that can be corrected only once the application is loaded. Runs in the
     worker, just before it serves.
 
     :param worker: gunicorn's worker.
@@ -180,8 +179,8 @@ def _go_away_after_streams(cls: Any, is_terminating: Callable[[], bool]) -> None
     """Send a GOAWAY on HTTP/2 connections after their last open stream, once the shutdown has begun
     (RFC 9113, section 6.8). HTTP/2 has no ``Connection: close``. For gunicorn 27.0.
 
-    The GOAWAY does not come in the middle of streams, because a client built on h2 (httpx) would
-    lose them. Nor does it come while data is unread: gthread and gevent serve one stream after the
+    The GOAWAY is not sent in the middle of streams, because a client built on h2 (httpx) would lose
+    them. It is not sent while data is unread either: gthread and gevent serve one stream after the
     other, and the client would have to send the waiting requests again elsewhere.
     """
     cleanup_stream, receive_data = cls.cleanup_stream, cls.receive_data
@@ -203,15 +202,15 @@ def _go_away_after_streams(cls: Any, is_terminating: Callable[[], bool]) -> None
 
     def receive(self: Any, data: bytes | None = None) -> Any:
         if data == b"":
-            # A worker that leaves asks for the queued requests in this way. gunicorn 27.0 takes it
-            # for the end of the connection, drops the queue, and sends no GOAWAY.
+            # A leaving worker passes no data in order to get the queued requests. gunicorn 27.0
+            # takes that for the end of the connection, drops the queue, and sends no GOAWAY.
             queued = list(self.pending_requests)
             self.pending_requests.clear()
             return self._live_requests(queued)
         requests = receive_data(self, data)
         if self.is_closed and not requests and is_terminating():
-            # The drain shut the reading side (see _close_idle). If the client is gone instead, the
-            # GOAWAY does no harm.
+            # The drain has shut the reading side (see Draining._close_idle). If the client has gone
+            # instead, the GOAWAY does no harm.
             self._closed = False
             self.close(last_stream_id=self.h2_conn.highest_inbound_stream_id)
         return requests
@@ -229,9 +228,9 @@ def _take_signals_from_the_loop(cls: Any) -> None:
     """Install ``handle_exit`` and ``handle_winch`` in a worker that would not call them.
 
     gunicorn's ASGI worker gives SIGTERM to its loop, which does not run while the application is
-    loaded. uvicorn's worker leaves the default action in place until its server runs, and again
-    afterwards, when uvicorn sends itself the signal once more. The worker would die of it without a
-    call of ``worker_exit``.
+    being loaded. uvicorn's worker leaves the default action in place until its server runs, and
+    again afterwards, when uvicorn sends itself the signal once more. That signal would end the
+    worker without a call of ``worker_exit``.
     """
     init_signals = cls.init_signals
 
@@ -255,7 +254,8 @@ def _count_closed_connections(cls: Any) -> None:
     lost = cls.connection_lost
 
     def connection_lost(self: Any, exc: Exception | None) -> None:
-        self._closed = False  # It was set when closing began. asyncio calls this once.
+        # Closing has set it, and the original method would return early. asyncio calls this once.
+        self._closed = False
         lost(self, exc)
 
     cls.connection_lost = connection_lost
@@ -267,9 +267,9 @@ def _let_gthread_finish(cls: Any, linger: Callable[[], float]) -> None:
 
     gunicorn closes them unread, which resets the requests that clients have just sent. Measured on
     23.0 at six reloads: 8 of 1529 requests on new and 13 of 1443 on kept-alive connections were
-    lost; with this change, none of 3219. It matters in a drain too: a listener that is not sealed
-    (systemd) goes on accepting, and a worker that recycles itself has connections whose clients
-    were not told to close.
+    lost; with this change, none of 3219. It matters in a drain too, because a listener that is not
+    sealed (systemd) goes on accepting. And it matters when a worker recycles itself, because the
+    clients of its connections were not told to close.
     """
     make_pool = cls.get_thread_pool
 
@@ -292,12 +292,12 @@ def _let_gthread_finish(cls: Any, linger: Callable[[], float]) -> None:
 def _let_gthread_go_at_once(cls: Any) -> None:
     """Let SIGQUIT and SIGINT end a gthread worker that is just passing a request to its threads.
 
-    Their handler shuts the pool down (22.0 to 27.0), which waits for a lock. The interrupted main
-    thread holds that lock while it submits, and submitting waits for a thread to start. Measured on
-    27.0.1 with a request just before the signal: 3 of about 40 workers hung until SIGKILL, and
-    ``worker_int`` was not called. This handler tells the pool's threads without the lock. The
-    interpreter also wakes them at its exit, but it does not know a thread that is just being
-    started.
+    gunicorn's handler shuts the pool down (22.0 to 27.0), which waits for a lock. The interrupted
+    main thread holds that lock while it submits a request, and submitting waits for a thread to
+    start. Measured on 27.0.1 with a request just before the signal: 3 of about 40 workers hung
+    until SIGKILL, and ``worker_int`` was not called. This handler tells the pool's threads to end
+    without taking the lock. The interpreter also wakes them at its exit, but it does not know a
+    thread that is just being started.
     """
     leave_at_once = cls.handle_quit
 
@@ -325,17 +325,18 @@ def _serve_what_was_accepted(worker: Any, linger: float) -> None:
         with worker._lock:
             if not any(key.fd != pipe for key in poller.get_map().values()):
                 return
-        worker.tmp.notify()  # A class's own notify() may end the process.
+        worker.tmp.notify()  # Not worker.notify(), because a subclass's may end the process.
         for key, _ in poller.select(0.05):
             key.data(key.fileobj)
 
 
 def _serving_after_close(cls: Any) -> Any:
-    """Return gevent's server, changed so that it still serves a connection that it has accepted
+    """Return a subclass of gevent's server that still serves the connections which it accepted
     before it closed its listener.
 
-    If a TLS handshake ended later, the server had no handler any more (gevent 24.10 to 26.9), and
-    gunicorn asked the closed listener for its name (22.0 to 27.0).
+    Without this, a connection whose TLS handshake ends after the close is lost: the server no
+    longer has a handler (gevent 24.10 to 26.9), and gunicorn asks the closed listener for its name
+    (22.0 to 27.0).
     """
 
     def __init__(self: Any, listener: Any, handle: Any = None, **options: Any) -> None:

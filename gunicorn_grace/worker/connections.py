@@ -1,8 +1,8 @@
 """The connections that this process has accepted, for every worker class.
 
-Each worker class lists its connections differently, and some do not list them at all. The kernel
-does: they are among the descriptors of the process. This works on Linux. On other systems no
-connection is found, and gunicorn closes the idle ones itself. Runs in workers.
+Each worker class lists its connections differently, and some do not list them at all. So they are
+looked up among the descriptors of the process, in ``/proc``. This works on Linux. On other systems
+no connection is found, and gunicorn closes the idle ones itself. Runs in workers.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ def accepted_at(
     may belong to another connection an instant later.
 
     :param addresses: the listeners' addresses, as :func:`bare` returns them.
-    :param only: chooses among the descriptors before one is duplicated.
+    :param only: returns whether a descriptor is of interest. It is asked before the descriptor is
+        duplicated.
+    :returns: the duplicate, which is closed when the loop goes on, and the device and the inode.
     """
     with contextlib.suppress(OSError):
         for name in os.listdir("/proc/self/fd"):
@@ -54,9 +56,11 @@ def accepted_at(
 def duplicate_of(fd: int) -> _socket.socket:
     """Return a socket object on a duplicate of ``fd``, without a change to the original.
 
-    It uses ``_socket``, because gevent's patched ``socket`` would make it non-blocking. Both
-    descriptors share that property, and the original may be the application's connection to its
-    database.
+    It uses ``_socket``, because gevent's patched ``socket`` would make the duplicate non-blocking.
+    Both descriptors share that property, and the original may be the application's connection to
+    its database.
+
+    :raises OSError: ``fd`` is closed or is not a socket.
     """
     blocking = os.get_blocking(fd)
     duplicate = os.dup(fd)
@@ -71,21 +75,23 @@ def duplicate_of(fd: int) -> _socket.socket:
 
 
 def bare(name: Any) -> Any:
-    """Reduce a socket's name to the part that a listener and its accepted connections have in
-    common."""
-    # The local address of an accepted connection has the listener's port, but not its wildcard
-    # host.
+    """Return the part of a socket's name that a listener and its accepted connections have in
+    common: the port, or the path of a UNIX socket."""
+    # Not the host: that of a listener may be a wildcard, and that of a connection never is.
     return name[1] if isinstance(name, tuple) else name
 
 
 def unread(conn: _socket.socket) -> int:
-    """Return how many bytes wait to be read."""
+    """Return how many bytes wait to be read.
+
+    :raises OSError: the connection is closed.
+    """
     buffer = fcntl.ioctl(conn.fileno(), termios.FIONREAD, b"\0\0\0\0")
     return int(struct.unpack("i", buffer)[0])
 
 
 _MOST_SENT_AGAIN = 5
-"""How often a SYN-ACK is sent again at most (net.ipv4.tcp_synack_retries)."""
+"""The maximum number of times that a SYN-ACK is sent again (net.ipv4.tcp_synack_retries)."""
 
 SENDING_FOR = 10.0
 """Seconds without a byte after which the rest of a request is no longer expected."""
@@ -109,13 +115,15 @@ def never_sent(conn: _socket.socket) -> bool:
 
 
 def was_in_use(conn: _socket.socket, seconds: float) -> bool:
-    """Whether either side has sent data, or the connection was established, in the last seconds or
-    in the last three round trips. False if this is unknown (a UNIX socket, an old kernel).
+    """Whether either side has sent data, or the connection was established, within the last
+    ``seconds`` or the last three round trips. False if this is unknown (a UNIX socket, an old
+    kernel).
 
-    If the kernel had to send segments again, the peer may be waiting to do so too. Its intervals
-    double each time (RFC 6298, section 5.5), so it has twice as long as it has been trying.
+    If the kernel had to send segments again, the peer may also be waiting to send again. Its
+    intervals double each time (RFC 6298, section 5.5), so it gets twice the time for which it has
+    been trying.
 
-    :param seconds: the least time.
+    :param seconds: the shortest time to look back.
     """
     if conn.family not in (socket.AF_INET, socket.AF_INET6):
         return False

@@ -1,7 +1,7 @@
 """The counting of requests: the hot path. Runs in workers.
 
-:func:`_hot_path` runs for every request. It makes a few stores into the worker's record, no system
-    call, and no log line. Everything else here runs rarely.
+The functions that :func:`_hot_path` returns run for every request. They make a few stores into the
+worker's record, and neither a system call nor a log line. Everything else here runs rarely.
 """
 
 from __future__ import annotations
@@ -34,25 +34,27 @@ LATE_HEADERS = ("X-FORWARDED-FOR", "USER-AGENT")
 """Headers that identify the router or client of a request, in addition to the peer's address."""
 
 Entry = tuple[int, Any, bool]
-"""A request in flight: when it began (ns), the thread or greenlet that serves it, and whether it is
-counted. It is a plain tuple because a named one takes three times as long to create."""
+"""A request in flight: when it began (monotonic ns), the thread, greenlet or task that serves it,
+and whether it is counted. It is a plain tuple because a named one takes three times as long to
+create."""
 
 
 class Counter:
     """Counts the requests of this worker in its record.
 
-    :ivar in_flight: the requests in flight, each with its entry.
+    :ivar in_flight: the requests in flight, each with its entry. Requests that are not counted are
+        among them.
     :ivar probe_paths: the paths of the probes and of their single checks, as requests contain them.
     :ivar uncounted: the paths that are not counted: those of the probes and ``grace_ignore_paths``.
-    :ivar begin: counts a request in; called by ``pre_request``.
-    :ivar end: counts a request out; called by ``post_request``.
+    :ivar begin: counts a request in, as ``pre_request`` does.
+    :ivar end: counts a request out, as ``post_request`` does.
     :ivar detach: makes both do nothing, in a child that the application has forked.
 
     :param memory: the shared memory.
     :param record: the worker's record.
     :param settings: the settings in use.
     :param answers: the probes of this instance.
-    :param shedding: makes requests say ``Connection: close``.
+    :param shedding: makes the responses say ``Connection: close``.
     :param log: gunicorn's logger.
     :param owner: returns what serves the request: the thread's number, the greenlet, or the task.
     :param threaded: whether requests are served in more than one thread.
@@ -88,7 +90,8 @@ class Counter:
         )
 
     def note_probe_paths(self) -> None:
-        """Learn the paths of the checks. Their names are known once the application is loaded."""
+        """Add the paths of the checks, whose names are known only once the application is
+        loaded."""
         self.probe_paths |= probe_paths(self._answers)
         self.uncounted |= self.probe_paths
 
@@ -106,8 +109,8 @@ class Counter:
         return self._window_ends
 
     def note_late(self, request: Any, now: int) -> None:
-        """Log the source of a request that came late in the delay. One line per instance is enough,
-        because it shows how long the routers take.
+        """Log the source of a request that came late in the delay. Only one line is logged in a
+        shutdown of the instance, because one shows how long the routers take.
 
         :param request: the request.
         :param now: the monotonic clock, in nanoseconds.
@@ -157,7 +160,8 @@ def probe_paths(answers: Answers) -> set[str]:
 
 
 def _as_requested(paths: Iterable[str]) -> set[str]:
-    """Paths also with the prefix that gunicorn removes before it calls the application."""
+    """Return the paths as they are, and with the prefix ``SCRIPT_NAME``. gunicorn removes that
+    prefix before it calls the application."""
     return {prefix + path for prefix in ("", os.environ.get("SCRIPT_NAME", "")) for path in paths}
 
 
@@ -183,9 +187,10 @@ def _hot_path(
 
     They are closures because their variables are faster to reach than attributes. The numbers are
     counted in local variables and then stored, because a store costs half as much as a load, an
-    addition and a store. The lock is taken without ``with``, which costs twice as much. ``with`` is
-    safe where signal handlers raise, but they raise in the main thread, and threaded workers serve
-    no requests there.
+    addition and a store. The lock is taken without ``with``, which costs twice as much. ``with``
+    would release it even if a signal handler raised just after it was taken. Handlers run in the
+    main thread, where gthread serves no requests. A tornado worker does serve there, but its
+    handlers raise only when the process has to end at once.
     """
     uncounted: Container[str] = counter.uncounted
     shed, in_flight = shedding.known, counter.in_flight
@@ -245,7 +250,8 @@ def _hot_path(
                 release()
 
     def detach() -> None:
-        # The lock stays free: another thread may have held it at the fork.
+        # From now on nothing takes the lock. Another thread may have held it at the fork, and in
+        # the child nothing would release it.
         nonlocal uncounted
         uncounted = _Everything()
         in_flight.clear()
@@ -254,7 +260,7 @@ def _hot_path(
 
 
 class _Everything:
-    """Contains whatever it is asked for."""
+    """A container that seems to contain every path."""
 
     def __contains__(self, path: object) -> bool:
         return True
@@ -262,7 +268,7 @@ class _Everything:
 
 @dataclass(eq=False)  # Two requests for the same path are different requests.
 class CountedCall:
-    """A call of the application, counted where gunicorn has no request object."""
+    """A call of the application. It is counted if there is no request object of gunicorn's."""
 
     method: str
     path: str
@@ -272,9 +278,9 @@ class Counting:
     """Counts requests around the application, for worker classes that call no request hooks.
 
     A request is in flight until its iterable is closed (PEP 3333, "the server must call that
-    method"). Once the shutdown has begun, its response says ``Connection: close``. tornado and
-    pywsgi do not call ``should_close`` and send the header as they get it. tornado does not close
-    the connection itself; the client or the drain does.
+    method"). Once the shutdown has begun, its response says ``Connection: close``. The header is
+    set here because tornado and pywsgi do not call ``should_close``. They send the header as they
+    get it. tornado does not close the connection itself; the client or the drain does.
 
     :param app: the application.
     :param counter: the worker's counter.

@@ -32,12 +32,14 @@ sent a byte."""
 class Draining:
     """The connections and listeners of this worker.
 
-    :ivar sees_all: whether the counter knows every request in flight. If it does not, a silent
+    :ivar sees_all: whether the counter knows every request in flight. If it does not, an idle
         connection may have a request that is being served, so it is not closed.
     :ivar accepting: how the worker stops accepting.
     :ivar owns_listeners: whether this worker bound its listeners itself (``reuse_port``, gunicorn
         24.1 and later).
-    :ivar lingering: its connections that are closed for writing, but are still read from.
+    :ivar lingering: the connections that are closed for writing but still read from.
+    :ivar addresses: the listeners' addresses, as
+        :func:`~gunicorn_grace.worker.connections.bare` returns them.
 
     :param memory: the shared memory.
     :param record: the worker's record.
@@ -91,9 +93,9 @@ class Draining:
 
     def watch(self) -> None:
         """If draining has begun, start the thread that closes idle connections and logs unfinished
-        requests.
+        requests. A signal handler calls this, so it takes no lock.
 
-        A signal handler calls this.
+        :raises RuntimeError: there is no memory for a thread.
         """
         if not self._is_watching and self._memory.header.drain:
             self._is_watching = True
@@ -113,7 +115,8 @@ class Draining:
                 self._unfinished.tell_before(END_OF_DRAIN, header.drain_limit, now)
                 time.sleep(TICK)
         except Exception:
-            # Idle connections then delay the exit up to the drain limit, as in plain gunicorn.
+            # Idle connections then delay the exit, at most up to the drain limit, as under plain
+            # gunicorn.
             self._log.exception("gunicorn-grace: closing idle connections failed")
 
     def _seal_own(self) -> None:
@@ -133,7 +136,7 @@ class Draining:
                 )
 
     def _admit_late_ones(self) -> None:
-        """Accept data on connections whose handshake was under way when their listener was
+        """Let data through on connections whose handshake was under way when their listener was
         sealed."""
         tcp = filter(listener.can_seal, filter(_is_open, self._listeners))
         # A listener may just be closing.
@@ -145,8 +148,8 @@ class Draining:
                     listener.admit(conn)
 
     def _watch_own(self, now: int) -> None:
-        """Tell the arbiter how long this worker's own accept queues have been empty. The arbiter
-        has no descriptors of them."""
+        """Store for the arbiter since when this worker's own accept queues have been empty. The
+        arbiter has no descriptors of these listeners."""
         if not self._own_listeners:
             return
         # A listener may just be closing.
@@ -158,9 +161,10 @@ class Draining:
                 self._record.empty_since = now
 
     def _close_idle(self, idle: dict[tuple[int, int], int]) -> dict[tuple[int, int], int]:
-        """Make the worker read an end of file on every idle connection.
+        """Make the worker read an end of file on every connection that has been idle for
+        :data:`IDLE_TICKS`.
 
-        Only the reading side is shut. A request that was just read is still answered, and bytes
+        Only the reading side is shut. So a request that was just read is still answered, and bytes
         that the client sent before stay readable (tcp(7); Linux' tcp_recvmsg looks at the queue
         first).
 
@@ -174,8 +178,8 @@ class Draining:
                 continue
             silent = never_sent(conn)
             if (silent or self._speaks_tls) and was_in_use(conn, LINGER):
-                # One that has just come, or may be in the middle of a TLS handshake: there the
-                # server may be the one that sent last.
+                # The connection is new, or may be in the middle of a TLS handshake, in which the
+                # server may have sent last.
                 continue
             # An HTTP/2 client sends frames such as WINDOW_UPDATE after it has got its response.
             if not silent and (not all_known or (is_sending(conn) and not self._speaks_http2)):
@@ -187,8 +191,8 @@ class Draining:
         return seen
 
     def busy_inodes(self) -> tuple[set[int], bool]:
-        """Return the inodes of the connections with a request in flight or with the rest of one,
-        and whether the list is complete."""
+        """Return the inodes of the connections that have a request in flight or linger for the rest
+        of a body, and whether these are all of them."""
         inodes, all_known = self.lingering.inodes(), self.sees_all
         for request in list(self._counter.in_flight):
             try:

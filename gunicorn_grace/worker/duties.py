@@ -39,9 +39,9 @@ NAMED = 20
 
 
 class Holds:
-    """The holds of this worker.
+    """The holds of this worker. Its methods may be called in any thread of the worker.
 
-    :param record: the worker's record, in which they are counted.
+    :param record: the worker's record, in which the holds are counted.
     """
 
     def __init__(self, record: Record) -> None:
@@ -67,7 +67,11 @@ class Holds:
 
     def give_back(self, token: object) -> None:
         """Stop counting a hold. In a forked child this does nothing, because the hold belongs to
-        the parent."""
+        the parent.
+
+        :param token: what :meth:`take` returned.
+        :raises KeyError: the hold was given back before.
+        """
         if os.getpid() == self.pid:
             with self._lock:
                 del self._held[token]
@@ -119,7 +123,8 @@ registered: dict[Phase, list[Callback]] = {phase: [] for phase in DECORATORS}
 class CallbackRunner:
     """Runs the callbacks of this worker when their phase begins.
 
-    :ivar loop: the loop of an ASGI worker, in which coroutines run; ``None`` in any other worker.
+    :ivar loop: the event loop of an ASGI worker, in which coroutines run; ``None`` in any other
+        worker, where each coroutine gets a loop of its own.
 
     :param memory: the shared memory.
     :param log: gunicorn's logger.
@@ -135,8 +140,8 @@ class CallbackRunner:
         self.loop: Any = None
 
     def due(self) -> list[Callback]:
-        """Return the callbacks of the current phase that have not ended yet, in the order in which
-        they run.
+        """Return the callbacks whose phase has begun and that have not run yet, in the order in
+        which they run.
 
         Each callback runs once per shutdown. After a shutdown was taken back or its trigger
         expired, the next one is a new shutdown.
@@ -147,8 +152,8 @@ class CallbackRunner:
             return []
         wanted = []
         if not header.upgraded:
-            # Not while another arbiter serves the same sockets: there is no LAME_DUCK then, and a
-            # callback that removes the address from a directory would remove the new instance.
+            # If another arbiter serves the same sockets, there is no LAME_DUCK. A callback that
+            # removes the address from a directory would remove the new instance.
             wanted += registered[Phase.LAME_DUCK]
         if phase >= Phase.DRAINING or self._leaving:
             wanted += registered[Phase.DRAINING]
@@ -161,6 +166,7 @@ class CallbackRunner:
         :param callback: the callback.
         :returns: the exception that it raised, including ``SystemExit``; a ``TimeoutError`` if it
             did not end in time, in which case its thread goes on; otherwise ``None``.
+        :raises RuntimeError: the thread cannot be started.
         """
         shutdown = self._memory.header.consumed
         raised: list[BaseException] = []
@@ -214,7 +220,7 @@ class CallbackRunner:
 
     def _watch(self) -> None:
         try:
-            # A greenlet goes on in a child that the application forks (gevent).
+            # Under gevent, this greenlet also goes on in a child that the application forks.
             while self._watching and not self._memory.is_inherited:
                 for callback in self.due()[:1]:
                     self._run_and_tell(callback)
@@ -233,12 +239,13 @@ class CallbackRunner:
             self._log.error("gunicorn-grace: %s failed", callback, exc_info=error)
 
     def leave(self) -> None:
-        """Note that the worker has served its last request. In a shutdown all its callbacks run
-        now, in any phase."""
+        """Note that the worker has served its last request. If a shutdown has begun, all callbacks
+        that have not run become due now, even those of a later phase."""
         self._leaving = True
 
     def left(self) -> list[str]:
-        """Return the callbacks that still have to run, as the log names them."""
+        """Return the callbacks that are due, as the log names them. The list is empty if the thread
+        that would run them does not."""
         return list(map(str, self.due())) if self._watching else []
 
 

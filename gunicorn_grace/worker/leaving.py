@@ -24,8 +24,8 @@ from .waiting import Waiting
 
 LATER_THAN_THE_ARBITER = 0.5
 """Seconds after the drain limit at which a worker would cut its requests off itself. The arbiter
-kills it at the limit. If the worker were first, it would count these requests out as if they had
-been answered."""
+sends it SIGKILL at the limit. If the worker were first, it would count these requests out as if
+they had been answered."""
 
 
 class Leaving:
@@ -37,10 +37,10 @@ class Leaving:
     :param record: the worker's record.
     :param is_counted: whether that record is in the shared memory.
     :param draining: the worker's connections.
-    :param duties: its holds and callbacks.
+    :param duties: the worker's holds and callbacks.
     :param unfinished: logs what is in flight.
-    :param waiting: counts the requests that it has accepted and not begun.
-    :param sigterm: keeps the handlers of the application's in the second place.
+    :param waiting: counts the requests that the worker has accepted but not begun.
+    :param sigterm: calls the application's SIGTERM handlers after the worker's own.
     """
 
     def __init__(
@@ -78,15 +78,17 @@ class Leaving:
 
     def note_cut_off(self) -> None:
         """Store how many requests are cut off now. Their ``post_request`` still runs while the
-        worker is torn down, so the count in flight goes down again."""
+        worker is torn down, so the number in flight would later show too few."""
         self.is_hurried = True
         self._record.cut_off = self._record.in_flight
         self._waiting.look_last()
 
     def may_leave(self, worker: Any) -> bool:
-        """Whether gunicorn is to act on a SIGTERM. With ``dumb-init`` or ``tini -g`` the whole
-        process group gets it, and then it is not an order from the arbiter. A child that the
-        application has forked gets it for itself, and acts on it as under plain gunicorn.
+        """Whether gunicorn is to act on a SIGTERM. Called in the signal handler.
+
+        With ``dumb-init`` or ``tini -g`` the whole process group gets the signal, and then it is
+        not an order from the arbiter. A child that the application has forked acts on it as under
+        plain gunicorn.
 
         :param worker: gunicorn's worker.
         :raises SystemExit: the worker may leave and has not booted, so it exits at once.
@@ -114,13 +116,13 @@ class Leaving:
         return True
 
     def _is_a_child(self) -> bool:
-        """Whether this process is a child that the application has forked from the worker. A signal
-        handler asks, which may run before the child has been told so."""
+        """Whether this process is a child that the application has forked from the worker. It
+        compares pids because a signal handler may run before the fork hooks of the child."""
         return os.getpid() != self._pid
 
     def _limit_drain(self, cfg: Any) -> None:
-        """Give gunicorn's worker the drain limit of the whole instance as its
-        ``graceful_timeout``."""
+        """Set the ``graceful_timeout`` of gunicorn's worker so that it ends just after the drain
+        limit of the whole instance."""
         now, limit = time.monotonic_ns(), self._memory.header.drain_limit
         # gunicorn repeats SIGTERM to a surplus worker, and only the first one counts.
         self._told_to_leave = self._told_to_leave or now
@@ -129,14 +131,15 @@ class Leaving:
             cfg.settings["graceful_timeout"].value = left + LATER_THAN_THE_ARBITER
 
     def stay(self, worker: Any) -> None:
-        """Keep a worker that has served its last request while it has duties, up to its limit, or
-        while a client is still sending a body that was not read.
+        """Wait, after the last request, while the worker has duties or while a client is still
+        sending a body that was not read. The wait ends at the drain limit; without one, when
+        ``graceful_timeout`` is over.
 
-        Only the file of the heartbeat is touched here, because the worker's own ``notify`` may do
-        more: the one of pulpcore's classes ends the process if the database is gone.
+        Only the heartbeat file is touched here, because the worker's own ``notify`` may do more:
+        that of pulpcore's classes ends the process if the database is gone.
 
-        This does not run in ``worker_exit``, because by then gunicorn has closed the file of the
-        worker's heartbeat (22.0 to 27.0). Outside a shutdown it would abort the worker after
+        This does not run in ``worker_exit``, because by then gunicorn has closed the heartbeat file
+        (22.0 to 27.0). Outside a shutdown the arbiter would then abort the worker after
         ``timeout``.
 
         :param worker: gunicorn's worker.
@@ -146,9 +149,9 @@ class Leaving:
         self._duties.callbacks.leave()
         if self.is_hurried or not self._is_kept():
             return
-        # The worker no longer serves. Sockets that another process shares stay open there. Those of
-        # this worker only would hang: its own listeners (reuse_port), and the connections that
-        # gthread and sync leave open until the process ends.
+        # The worker no longer serves. Sockets that it shares with another process stay open there.
+        # Clients of the others would hang: of its own listeners (reuse_port), and of the
+        # connections that gthread and sync leave open until the process ends.
         for sock in worker.sockets:
             with contextlib.suppress(OSError):
                 sock.close()
@@ -158,7 +161,7 @@ class Leaving:
         while self._is_kept() and not self.is_hurried and not self._is_a_child():
             now, drain_limit = time.monotonic_ns(), self._memory.header.drain_limit
             if not self._duties.left() and not drain_limit and now >= told + PATIENCE * NS:
-                return  # The replacement of a worker that recycles itself waits for its end.
+                return  # When a worker recycles itself, its replacement starts only after its exit.
             limit = drain_limit or own_limit
             what = END_OF_DRAIN if drain_limit else "graceful_timeout"
             self._unfinished.tell_before(what, limit, now)
@@ -174,10 +177,10 @@ class Leaving:
         """Install the plugin's handlers in front of the worker's own. They decide who may dismiss
         the worker and how long it may stay.
 
-        They are installed in the worker's class, which has only this instance in this process after
-        the fork. If an instance changes its class or gets attributes of its own, CPython looks its
-        attributes up more slowly from then on (3.11 to 3.13, inline values; measured: 20,000
-        instructions per request).
+        They are installed in the worker's class. After the fork this process has only one instance
+        of it. The instance itself is not changed: if its class changes or it gets attributes of its
+        own, CPython looks its attributes up more slowly from then on (3.11 to 3.13, inline values;
+        measured: 20,000 instructions per request).
 
         :param worker: gunicorn's worker.
         """
@@ -187,8 +190,8 @@ class Leaving:
         @ours
         def handle_exit(worker: Any, sig: int, frame: Any) -> None:
             if self._is_a_child():
-                # What gunicorn does in the child too. Its gthread also writes into a pipe, which
-                # the worker reads (24.1 to 27.0).
+                # gunicorn does the same in a child. Its gthread handler also writes into a pipe
+                # that the worker reads (24.1 to 27.0), so that handler is not called.
                 worker.alive = False
                 return
             # uvicorn-worker also calls this for SIGQUIT.
@@ -233,7 +236,8 @@ class Leaving:
 
         cls.handle_exit, cls.handle_winch, cls.run = handle_exit, handle_winch, run
         if is_async(cls):
-            # gevent's and eventlet's handler only begins a greenlet, which calls worker_int.
+            # The handler of gevent and eventlet only starts a greenlet, which calls worker_int.
+            # That greenlet never runs if the interrupted one does not yield.
             interrupt, cls.handle_quit = cls.handle_quit, handle_quit
         try:
             sigterm.keep(worker)

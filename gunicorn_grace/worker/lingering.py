@@ -1,21 +1,22 @@
-"""Closes connections without losing the last response, and without making anybody wait. Runs in
+"""Closes connections without losing the last response and without delaying other requests. Runs in
 workers.
 
 If a socket is closed while bytes of the client are unread, or if such bytes come later, the kernel
 sends a reset, and the client loses the response that it was just sent (RFC 9112, section 9.6). This
-happens to a client that is still sending a body which the application does not read: a 401, a 413,
-a failed validation. While a connection is kept alive, gunicorn reads the rest of the body before
-the next request. A response that says ``Connection: close`` ends with the close instead, so such
-requests would be served before T0 and lost after it. (Measured: 10 of 10 POST requests of 300 kB,
-gevent 23 to 27, gthread 23 and 25. gthread 27 gives up after 64 kB.)
+happens to a client that is still sending a body which the application does not read: it answers
+with 401 or 413, or the validation fails. While a connection is kept alive, gunicorn reads the rest
+of the body before the next request. After a response that says ``Connection: close`` it closes
+instead. So such requests would be served before T0 and lost after it. (Measured: 10 of 10 POST
+requests of 300 kB, gevent 23 to 27, gthread 23 and 25. gthread 27 gives up after 64 kB.)
 
-So only the writing side is shut at first. The client then knows that the response is complete. What
-it still sends is read and thrown away, until it closes too or nothing more is expected.
+So only the writing side is shut at first. The client then knows that the response is complete. The
+bytes that it still sends are read and discarded, until it closes too or nothing more is expected.
 
 gunicorn 26.0 to 27.0 do something similar, but they wait in place, up to 2 s for each client: sync
 in its only thread, gthread in the thread that runs its loop. (Measured on gthread 27: ten clients
-that keep their end open delayed other requests by up to 15.6 s.) Here nobody who serves waits. The
-worker hands the connection over to a thread of this module, in a gevent worker to a greenlet.
+that keep their end open delayed other requests by up to 15.6 s.) Here no serving thread waits for
+long. The worker hands the connection over to a thread of this module, or in a gevent worker to a
+greenlet.
 """
 
 from __future__ import annotations
@@ -47,8 +48,9 @@ PATIENCE = 2.0
 27.0 have the same limit)."""
 
 AT_ONCE = 0.005
-"""Seconds that the worker itself waits for the end of a client that it expects nothing else from.
-Most clients close within a fraction of it, and to hand the connection over would cost more."""
+"""Seconds that the worker itself waits for a client to close if it expects nothing else from the
+client. Most clients close within a fraction of this time, and handing the connection over would
+cost more."""
 
 EXIT_SILENCE = 1.0
 """Seconds without a byte after which a worker that leaves no longer waits for the rest of a body
@@ -59,22 +61,22 @@ MOST_CONNECTIONS = 200
 closed, because descriptors are limited."""
 
 _TICK, _SLOW_TICK = 0.01, 0.05
-"""Seconds between two looks, if a rest is expected from any client and if not."""
+"""Seconds between two looks: while the rest of a body is expected from a client, and otherwise."""
 
 _IDLE_TICKS = 20
 _READ = 64 * 1024
 _READS_PER_TICK = 16
 _STEP = 8192
 _STEPS = 32
-"""How many steps of a body are read before the connection is handed over."""
+"""How many steps of ``_STEP`` bytes of a body are read before the connection is handed over."""
 
 
 class Lingering:
     """The connections that this worker has closed for writing but still reads from.
 
-    Threads of the worker hand connections over; one thread looks at them, and it exists only while
-    there are some. In a child that the application forks there is no such thread, so connections
-    are closed there at once.
+    Threads of the worker hand connections over. One thread looks at them, and it exists only while
+    there are some. A child that the application forks has no such thread, so it closes its
+    connections at once.
 
     :param log: gunicorn's logger.
     """
@@ -82,7 +84,7 @@ class Lingering:
     def __init__(self, log: Any) -> None:
         self._log = log
         self._pid = os.getpid()
-        # A native lock under gevent too. No greenlet switches while it is held.
+        # Under gevent a native lock is safe too, because no greenlet switches while it is held.
         self._lock = threading.Lock()
         self._lingering: list[_Connection] = []
         self._is_running = False
@@ -90,9 +92,9 @@ class Lingering:
     def close(self, sock: Any, parser: Any, *, waits: bool) -> None:
         """Close a connection after its last response. Waits for :data:`AT_ONCE` at the most.
 
-        :param sock: the connection; afterwards it is closed for its owner.
-        :param parser: gunicorn's parser of its requests, if it is known.
-        :param waits: whether the connection is to wait for the client's end in any case.
+        :param sock: the connection. This socket is closed afterwards.
+        :param parser: gunicorn's parser of its requests; ``None`` if it is unknown.
+        :param waits: whether to wait for the client to close even if nothing else is expected.
         """
         try:
             if os.getpid() == self._pid and sock.fileno() >= 0:
@@ -161,8 +163,8 @@ class Lingering:
             return {connection.inode for connection in self._lingering}
 
     def expected(self) -> int:
-        """Return from how many clients the rest of a body is still expected, so that a worker
-        should not leave yet."""
+        """Return the number of clients from which the rest of a body is still expected. The worker
+        should not leave before."""
         now = time.monotonic()
         with self._lock:
             return sum(connection.is_worth_waiting(now) for connection in self._lingering)
@@ -183,11 +185,11 @@ class _Connection:
         self._since = self._last = time.monotonic()
 
     def is_expecting(self) -> bool:
-        """Whether more is expected from the client than its end."""
+        """Whether the rest of a body is expected from the client."""
         return self._rest is None or self._read < self._rest
 
     def is_worth_waiting(self, now: float) -> bool:
-        """Whether a worker that leaves waits for it."""
+        """Whether a leaving worker is to wait for the rest of the body."""
         silence = EXIT_SILENCE if self._rest is None else SILENCE
         return self.is_expecting() and now - self._last < silence
 
@@ -215,19 +217,18 @@ class _Connection:
 
 def rest_of(sock: Any, parser: Any) -> int | None:
     """Return how many bytes of the last request have not arrived in this process; ``None`` if this
-    is unknown.
+    is unknown. It may read a part of the body that has already arrived.
 
     For gunicorn 22.0 to 27.0, whose parsers and readers have these names.
 
     :param sock: the connection.
-    :param parser: the parser of its requests. If there is none, or one for HTTP/2, nothing is
-        expected.
+    :param parser: the parser of its requests. Without one, or with one for HTTP/2, the result is 0.
     """
     if not hasattr(parser, "mesg"):
         return 0
     request = parser.mesg
     if request is None or request.req_number != parser.req_count:
-        return None  # The last request could not be parsed, so nobody knows where it ends.
+        return None  # The last request could not be parsed, so its end is unknown.
     body = request.body
     reader: Any = getattr(body, "reader", None)
     kind = type(reader).__name__
@@ -241,7 +242,7 @@ def rest_of(sock: Any, parser: Any) -> int | None:
 
 
 def _ends_at_once(sock: Any) -> bool:
-    """Shut the writing side, and return whether the client then closes its own at once."""
+    """Shut the writing side, and return whether the client closes within :data:`AT_ONCE`."""
     if is_encrypted(sock):
         return False
     try:
@@ -260,7 +261,7 @@ def is_encrypted(sock: Any) -> bool:
 
 
 def _finish(sock: Any, read: Callable[[int], bytes]) -> bool:
-    """Read what has already arrived of a body, and return whether this was the end of it."""
+    """Read the part of a body that has already arrived, and return whether the body ended there."""
     sock.settimeout(0.0)
     try:
         return any(not read(_STEP) for _ in range(_STEPS))

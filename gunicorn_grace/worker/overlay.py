@@ -1,5 +1,5 @@
-"""The overlay: answers the probes in front of a WSGI application without a change to it. Runs in
-workers."""
+"""The overlay: it answers the probes in front of a WSGI application, which need not be changed for
+it. Runs in workers."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 class Overlay:
     """Answers the probes in front of an application that may have its own.
 
-    Before the shutdown begins, the application is asked first, so an existing ``/readyz`` keeps its
-    meaning. After that the plugin answers readiness. The plugin also answers if the application's
-    status shows that it has no probe there (:mod:`gunicorn_grace.probes.ownership`). The
-    application's own answer and the checks registered with the plugin both count: the probe passes
-    only if both pass.
+    Until the shutdown begins, the application is asked first, so an existing ``/readyz`` keeps its
+    meaning. From then on the plugin alone answers readiness. The plugin also answers if the
+    application's status shows that it has no probe there (:mod:`gunicorn_grace.probes.ownership`).
+    The application's own answer and the checks registered with the plugin both count: the probe
+    passes only if both pass.
 
     :param app: the application.
     :param answers: answers the probes of this process.
@@ -83,9 +83,12 @@ def _ask(
     """Run an application until its status is known. Closing the returned body closes the
     application's body.
 
-    werkzeug.test.run_wsgi_app is not used for two reasons. It drops data that is written with
+    ``werkzeug.test.run_wsgi_app`` is not used for two reasons. It drops data that is written with
     ``write()`` when it buffers. It also raises when an error handler replaces the response, which
     PEP 3333 allows before anything was sent.
+
+    :returns: the status, the headers and the body.
+    :raises AssertionError: the application ended without calling ``start_response``.
     """
     answer: list[Any] = []
     written: list[bytes] = []

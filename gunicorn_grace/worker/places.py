@@ -1,9 +1,10 @@
-"""Where code is: the place that a person looks for when a request does not end. Runs in workers.
+"""Finds the place in the code that a request has reached, for the log line about a request that
+does not end. Runs in workers.
 
-The top of a stack is seldom that place. In a signal handler it is the handler, under gevent the
-hub's switch, and with an asyncio task a wait of the loop. So the place is the innermost frame that
-belongs to none of those: :data:`MACHINERY`. If that is a library, such as a driver of a database,
-the innermost frame of the application is named too.
+The innermost frame of a stack is seldom useful. In a signal handler it is the handler itself, under
+gevent it is the hub's switch, and in an asyncio task it is a wait in the loop. So the place is the
+innermost frame outside the packages in :data:`MACHINERY`. If that frame belongs to a library, such
+as a database driver, the innermost frame of the application is named too.
 """
 
 from __future__ import annotations
@@ -35,12 +36,12 @@ MACHINERY = frozenset(
         "uvloop",
     }
 )
-"""Packages that run an application and wait for it. Nobody looks for the place of a request there,
-unless all of its stack is there."""
+"""Packages that run an application and wait for it. A frame of theirs is named only if the stack
+has no other."""
 
 LONGEST = 1000
-"""The number of frames of a stack, and of steps of a chain of coroutines, after which the search
-ends."""
+"""The largest number of frames of a stack, and of coroutines that await each other, that are
+searched."""
 
 UNKNOWN = "an unknown place"
 
@@ -52,15 +53,16 @@ _LIBRARIES = (
 
 
 def place_of(owner: Any, package: str = "") -> str:
-    """Return the place that the code of a request has reached.
+    """Return the place that the code of a request has reached: file, line and function. Returns
+    :data:`UNKNOWN` if it cannot be found.
 
-    :param owner: what serves it: the thread's number, the greenlet, or the asyncio task.
+    :param owner: what serves the request: the thread's number, the greenlet, or the asyncio task.
     :param package: the package of the application, which may be installed among the libraries.
     """
     try:
         return _place(list(_frames_of(owner)), package)
     except Exception:
-        # Another thread runs on meanwhile, and may pull the stack from under the search.
+        # Another thread goes on running, and may change its stack during the search.
         return UNKNOWN
 
 
@@ -82,7 +84,8 @@ def _place(frames: list[FrameType], package: str) -> str:
 
 
 def _of_the_worker(frames: list[FrameType]) -> list[FrameType]:
-    """Leave out how gunicorn was started: the frames outside its own outermost one."""
+    """Return the frames up to gunicorn's outermost one. The others only show how gunicorn was
+    started."""
     outermost = [n for n, frame in enumerate(frames) if _package(frame) == "gunicorn"][-1:]
     return frames[: outermost[0] + 1] if outermost else frames
 
@@ -110,7 +113,7 @@ def _frames_of(owner: Any) -> Iterator[FrameType]:
         return _frames_of_task(owner)
     frame = getattr(owner, "gr_frame", None)
     if frame is None and owner is current_greenlet():
-        # A signal handler has interrupted this very greenlet.
+        # A signal handler has interrupted this greenlet, and a running greenlet has no gr_frame.
         frame = sys._getframe()
     return _outwards(frame)
 
@@ -124,7 +127,7 @@ def _outwards(frame: FrameType | None) -> Iterator[FrameType]:
 
 
 def current_greenlet() -> Any:
-    """Return the greenlet that runs; ``None`` if nothing has imported greenlet."""
+    """Return the running greenlet; ``None`` if nothing has imported greenlet."""
     greenlet: Any = sys.modules.get("greenlet")
     return greenlet.getcurrent() if greenlet is not None else None
 
@@ -133,7 +136,8 @@ def current_greenlet() -> Any:
 
 
 def _frames_of_task(task: Any) -> Iterator[FrameType]:
-    """The frames of what an asyncio task waits for, innermost first."""
+    """Return the frames of an asyncio task and of the coroutines that it waits for, innermost
+    first."""
     if getattr(task.get_coro(), "cr_running", False):
         # It does not wait. It runs in the thread of the loop, which is the main thread.
         return _outwards(sys._current_frames().get(threading.main_thread().ident or 0))
@@ -153,7 +157,10 @@ def _frames_of_task(task: Any) -> Iterator[FrameType]:
 
 
 def _read(inner: Any, *names: str) -> Any:
-    """Read such an attribute of a coroutine, a generator or an async generator."""
+    """Return the first of these attributes that a coroutine, a generator or an async generator has.
+
+    :param names: the names without their prefix, such as ``frame`` for ``cr_frame``.
+    """
     for prefix in ("cr", "gi", "ag"):
         for name in names:
             value = getattr(inner, f"{prefix}_{name}", None)
@@ -163,8 +170,9 @@ def _read(inner: Any, *names: str) -> Any:
 
 
 def _behind(inner: Any, last: list[FrameType]) -> Any:
-    """What runs behind something that awaits nothing by name: a task, one of those that ``gather``
-    waits for, the generator of an ``asend``, and (before Python 3.12) the task of ``wait_for``."""
+    """Return the coroutine that runs behind an awaitable which does not name it; ``None`` if there
+    is none. The awaitable may be a task, a ``gather`` (the first task that is not done), an
+    ``asend`` (its generator), or, before Python 3.12, a ``wait_for`` (its task)."""
     found = [inner, *gc.get_referents(inner)] if _read(inner, "frame") is None else []
     found += [frame.f_locals.get("fut") for frame in last if frame.f_code.co_name == "wait_for"]
     for one in found:
@@ -177,8 +185,8 @@ def _behind(inner: Any, last: list[FrameType]) -> Any:
 
 
 def _thread_behind(frame: FrameType) -> threading.Thread | None:
-    """The thread for which a coroutine waits, where it says so: anyio runs the plain functions of
-    Starlette and FastAPI so."""
+    """Return the thread that a coroutine of anyio waits for; ``None`` if it waits for none. anyio
+    runs the plain functions of Starlette and FastAPI in threads."""
     worker = frame.f_locals.get("worker") if _package(frame) == "anyio" else None
     return worker if isinstance(worker, threading.Thread) else None
 
@@ -187,7 +195,8 @@ def _thread_behind(frame: FrameType) -> threading.Thread | None:
 
 
 def what_keeps(package: str = "") -> list[str]:
-    """Name the threads and greenlets that keep this process from its end, each with its place.
+    """Return the names of the threads and greenlets that keep this process from ending, each with
+    its place.
 
     :param package: the package of the application.
     """
@@ -203,7 +212,7 @@ def what_keeps(package: str = "") -> list[str]:
 
     for thread in threading.enumerate():
         if thread is not main and not thread.daemon and thread.ident in stacks:
-            # A thread of an executor ends by itself when it has nothing to do.
+            # An idle thread of an executor ends by itself at the exit.
             idles = _package(stacks[thread.ident]) == "concurrent"
             note(f"thread {thread.name!r}", stacks[thread.ident], is_only_a_handler=idles)
     for greenlet in _greenlets():
@@ -214,7 +223,7 @@ def what_keeps(package: str = "") -> list[str]:
 
 
 def _greenlets() -> list[Any]:
-    """The greenlets in which gunicorn handles a connection."""
+    """Return the greenlets in which gunicorn handles a connection."""
     module: Any = sys.modules.get("greenlet")
     if module is None:
         return []

@@ -1,9 +1,9 @@
-"""A worker of an instance that is switched off (``grace_enabled``): it answers the probes, and is
-plain gunicorn in everything else. Runs in workers.
+"""A worker of an instance that is switched off (``grace_enabled``): it answers the probes, and
+otherwise behaves as under plain gunicorn. Runs in workers.
 
-It has no :data:`gunicorn_grace.worker.process.this_worker`. So whatever asks for that acts as
-outside gunicorn: nothing is counted, held, called back or told to close, and every answer is that
-of an instance that serves.
+:data:`gunicorn_grace.worker.process.this_worker` is ``None`` in it. So all code that reads that
+variable acts as it does outside gunicorn. Nothing is counted, held, called back or told to close,
+and every answer is that of a serving instance.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from .publishing import publish
 
 @dataclasses.dataclass
 class ProbesOnly:
-    """What such a worker knows.
+    """The plugin's state in a worker of an instance that is switched off.
 
     :ivar settings: the settings in use.
     :ivar log: gunicorn's logger.
-    :ivar memory: the memory in which it publishes its checks for the probe port; ``None`` without
-        a probe port.
-    :ivar number: the number of its slot there.
+    :ivar memory: the memory in which the worker publishes its checks for the probe port; ``None``
+        without a probe port.
+    :ivar number: the number of the worker's slot in that memory; ``None`` without one.
     """
 
     settings: Settings
@@ -38,7 +38,8 @@ class ProbesOnly:
     number: int | None = None
 
     def booted(self, worker: Any) -> None:
-        """Keep probes out of the access log, and show the probe port that this worker serves.
+        """Show the probe port that this worker serves, and keep probes out of the access log. Runs
+        in ``post_worker_init``.
 
         :param worker: gunicorn's worker, whose application is loaded.
         """
@@ -50,13 +51,13 @@ class ProbesOnly:
 
 
 this_worker: ProbesOnly | None = None
-"""This worker, where the instance is switched off; ``None`` in any other process."""
+"""This worker, if the instance is switched off; ``None`` in any other process."""
 
 
 def _leave_the_child() -> None:
-    """Write nothing into the memory from a process that the application forks from the worker.
+    """Keep a process that the application forks from the worker from writing into the memory.
 
-    gevent goes on with its greenlets in a child, and with them goes what publishes the checks.
+    gevent's greenlets go on in a child, and the publisher of the checks is one of them.
     """
     if this_worker is not None and this_worker.memory is not None:
         this_worker.memory.is_inherited = True

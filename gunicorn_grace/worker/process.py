@@ -48,10 +48,10 @@ class WorkerProcess:
 
     :ivar tracking: how this worker's requests are counted: see
         :func:`~gunicorn_grace.worker.classes.tracking`.
-    :ivar is_wrapped: whether the overlay counts the requests of this ASGI worker, so that hooks
-        must not.
-    :ivar is_leaving: whether this ASGI worker serves only what is on its way, so that every
-        response says close.
+    :ivar is_wrapped: whether the overlay counts the requests of this ASGI worker. The hooks must
+        then not count them.
+    :ivar is_leaving: whether this ASGI worker serves only requests that are on their way. Every
+        response then says ``Connection: close``.
 
     :param memory: the shared memory.
     :param number: the number of the worker's slot; ``None`` when all slots are taken. The worker is
@@ -60,7 +60,7 @@ class WorkerProcess:
     :param log: gunicorn's logger.
     :param owner: returns what serves the request: the thread's number, the greenlet, or the task.
     :param threaded: whether requests are served in more than one thread.
-    :param tracking: how its requests are counted; ``None`` if they are not.
+    :param tracking: how the worker's requests are counted; ``None`` if they are not.
     """
 
     def __init__(
@@ -120,14 +120,16 @@ class WorkerProcess:
 
     def detach(self) -> None:
         """Keep this process out of the instance, because it is a child that the application has
-        forked. It may read the shared memory, but all that it inherits writes elsewhere."""
+        forked. It may read the shared memory. The parts that it inherits write into private memory
+        from now on."""
         self.memory.is_inherited = True
         self.counter.detach()
         private = Record.private()
         self.record.cells, self.record.begin = private.cells, private.begin
 
     def booted(self, worker: Any) -> None:
-        """Note that the application is loaded and the worker is about to serve.
+        """Note that the application is loaded and the worker is about to serve. Runs in
+        ``post_worker_init``.
 
         :param worker: gunicorn's worker.
         """
@@ -147,17 +149,18 @@ this_worker: WorkerProcess | None = None
 
 
 def _leave_the_child() -> None:
-    """Let the parts of a worker do nothing in a process that the application forks from it.
+    """Switch the parts of a worker off in a process that the application forks from it.
 
     Runs in that process, before any of its own code. Its signals, requests, threads and greenlets
-    (gevent goes on with all of them in a child) are not those of the worker.
+    are not those of the worker, although gevent's greenlets go on in a child.
     """
     global this_worker
     ours, this_worker, duties_module.this_workers = this_worker, None, None
     if ours is not None:
         ours.detach()
-        # A signal of the child would wake the worker through its pipe. asyncio would even take it
-        # for the worker's own (3.10 and 3.11; later ones do the same as this line).
+        # A signal to the child would wake the worker through its pipe. In the worker, asyncio would
+        # even take it for a signal of its own (Python 3.10 and 3.11; later versions do the same as
+        # this line).
         with contextlib.suppress(ValueError):
             signal.set_wakeup_fd(-1)
 
@@ -195,13 +198,13 @@ def join(worker: Any, memory: Memory, number: int | None, settings: Settings) ->
     process.record.uncounted = int(how is None)
     process.record.pid = os.getpid()
     os.environ[WORKERS_MARK] = "1"
-    # This runs after the threads of a gthread worker have been joined: what they have served by
-    # then is not lost.
+    # This runs after the threads of a gthread worker have been joined, so the requests that they
+    # have served by then do not count as lost.
     atexit.register(process.waiting.look_last)
     leaving = process.leaving
     leaving.answer_signals(worker)
-    # Until init_signals runs, the arbiter's handlers would swallow a SIGTERM (gunicorn#1910:
-    # stopping then takes 5 s longer).
+    # Until init_signals runs, the arbiter's handlers would swallow a SIGTERM, and stopping would
+    # take 5 s longer (gunicorn#1910).
     if getattr(signal.getsignal(signal.SIGALRM), "__name__", "") == "grace_wake":
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.signal(signal.SIGTERM, worker.handle_exit)
@@ -220,5 +223,6 @@ def is_in_reloader(worker: Any) -> bool:
     if threading.current_thread() is getattr(worker, "reloader", None):
         return True
     own = threading.get_native_id()
-    # A reloader of another kind may call from a thread of its own. Signal handlers never do.
+    # A reloader of another kind may call from a thread of its own. Signal handlers run in the main
+    # thread.
     return own not in (os.getpid(), threading.main_thread().native_id)

@@ -17,8 +17,8 @@ from ..shared.phase import Kind
 from ..shared.settings import Settings
 
 RUN_EVERY = 1.0
-"""The shortest interval between two runs of a check, in seconds. A smaller ``ttl`` has no effect
-here, because checks run in the background and not for each probe."""
+"""The shortest interval between two runs of a check, in seconds. A smaller ``ttl`` has no effect at
+the probe port, because checks run in the background there and not for each probe."""
 
 SLACK = 10.0
 """Seconds beyond ``ttl`` and ``timeout`` after which a check's result is stale, because no worker
@@ -29,8 +29,8 @@ WATCH = 0.05
 
 
 class Publisher:
-    """Runs each of a worker's checks again after its ``ttl``, and publishes the results on the
-    worker's board.
+    """Runs each of a worker's checks again after its ``ttl``, or after :data:`RUN_EVERY` if that is
+    longer, and publishes the results on the worker's board.
 
     It runs in a thread of the worker, or in a greenlet if gevent has patched threads. It shares no
     data with the worker's requests.
@@ -38,8 +38,8 @@ class Publisher:
     :param memory: the shared memory.
     :param board: the worker's board.
     :param log: gunicorn's logger.
-    :param readiness_delay: how many seconds after T0 the checks still count. They are not run
-        later.
+    :param readiness_delay: for how many seconds after T0 the checks still count. They are not run
+        after that.
     :param checks: the checks of this process.
     """
 
@@ -141,8 +141,9 @@ class _Place:
 def publish(worker: Any, memory: Memory, number: int | None, settings: Settings) -> None:
     """Publish this worker's heartbeat and checks for the probe responder.
 
-    It runs in the worker, just before the worker counts as booted, so that a check that has not run
-    yet does not look as if it had passed. Without a probe port it does nothing.
+    It runs in the worker, in ``post_worker_init``. The checks have to be on the board before the
+    worker counts as booted. Otherwise the responder would take a check that has not run yet for one
+    that does not exist. Without a probe port this does nothing.
 
     :param worker: gunicorn's worker.
     :param memory: the shared memory.

@@ -12,8 +12,8 @@ from .classes import ASGI_HOOKS
 class Shedding:
     """Makes gunicorn's requests close their connection.
 
-    :ivar known: classes of requests that need no change, because they already close their
-        connection or cannot.
+    :ivar known: classes of requests that are not changed, because they already close their
+        connection or cannot be made to.
 
     :param is_terminating: returns whether the shutdown has begun.
     :param tracking: how the worker's requests are counted.
@@ -23,13 +23,13 @@ class Shedding:
         self.known: set[type] = set()
         self._others: dict[type, type] = {}
         self._is_terminating = is_terminating
-        # Before gunicorn 27.0 its ASGI worker asks should_close only after the response, which then
-        # has not said close.
+        # Before gunicorn 27.0 the ASGI worker asks should_close only after the response, whose
+        # headers have not said close.
         self._asks_too_late = tracking == ASGI_HOOKS
 
     def shed(self, request: Any) -> None:
-        """Change the class of a request that the taught parser did not create, so that it says
-        ``Connection: close``."""
+        """Change the class of a request so that its response says ``Connection: close``. This is
+        for requests that were not created by the parser which :meth:`teach_the_parser` changes."""
         cls = type(request)
         if self._asks_too_late:
             self.known.add(cls)
@@ -61,14 +61,13 @@ class Shedding:
 
 
 def shedding_class(cls: type, is_terminating: Callable[[], bool]) -> type:
-    """Return a subclass of ``cls`` whose ``should_close`` says yes once the shutdown has begun, and
-    never changes its answer.
+    """Return a subclass of ``cls`` whose ``should_close`` returns true once the shutdown has begun,
+    and never changes its answer for a request.
 
     gunicorn calls ``should_close`` when it writes the headers and again after the response. It also
-    calls it on the previous request before it reads the next one. If the answer changed from no to
-    yes in between, gunicorn would close a connection that the headers promised to keep, perhaps
-    with a request on its way (measured: 6 of 6 pooled connections broke). So the first answer is
-    kept.
+    calls it on the previous request before it reads the next one. If the answer became true in
+    between, gunicorn would close a connection that the headers promised to keep, perhaps with a
+    request on its way (measured: 6 of 6 pooled connections broke). So the first answer is kept.
 
     It is a subclass and not an attribute of each request, because such an attribute would create a
     reference cycle for the garbage collector every time.

@@ -1,15 +1,16 @@
-"""SIGTERM belongs to the worker's own handler, whatever the application puts there. Runs in
+"""Keeps the worker's own SIGTERM handler in place when the application installs one. Runs in
 workers.
 
 An application may install a handler of its own: at import, in a start-up event, or later in a
-request. It would replace the one that asks whether the arbiter has dismissed this worker. A SIGTERM
-to the whole process group would then end the application's streams at once, although the instance
-serves for the whole delay. Under plain gunicorn such a worker may not leave at all until SIGKILL.
+request. That handler would replace the one that asks whether the arbiter has dismissed this worker.
+A SIGTERM to the whole process group would then end the application's streams at once, although the
+instance serves for the whole delay. Under plain gunicorn such a worker may not leave at all until
+SIGKILL.
 
 So in a worker the usual ways to install a handler only note the application's: ``signal.signal``,
 asyncio's ``add_signal_handler`` and ``gevent.signal_handler``. The worker's handler stays in place,
-and calls the noted one when the arbiter has dismissed the worker. Whatever gets past them, such as
-C code, is replaced once more just before the worker serves.
+and calls the noted one when the arbiter has dismissed the worker. A handler that was installed in
+another way, for example by C code, is replaced just before the worker serves.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class Sigterm:
         self._has_booted = False
 
     def keep(self, worker: Any) -> None:
-        """Only note what the application installs from now on. Runs in ``post_fork``.
+        """From now on, only note the handlers that the application installs. Runs in ``post_fork``.
 
         :param worker: gunicorn's worker. Its ``handle_exit`` is :func:`ours`.
         """
@@ -58,7 +59,7 @@ class Sigterm:
         self._keep_from_loops()
 
     def take_back(self, worker: Any, may_leave: Callable[[], bool]) -> None:
-        """Put the worker's handler in its place again. Runs just before the worker serves.
+        """Install the worker's handler again. Runs just before the worker serves.
 
         :param worker: gunicorn's worker.
         :param may_leave: called at SIGTERM; returns whether this worker may leave now.
@@ -73,7 +74,8 @@ class Sigterm:
             self.note(now, describe(now))
         if self._theirs is not None:
             self.tell(self._name)
-        # Without a comparison, because Python does not know a handler that C code has installed.
+        # Not only if another handler is there, because Python does not know one that C code has
+        # installed.
         self._install(signal.SIGTERM, worker.handle_exit)
         signal.siginterrupt(signal.SIGTERM, False)
         self._has_booted = True
@@ -81,8 +83,8 @@ class Sigterm:
     def _guard_uvicorn(self, server: Any, may_leave: Callable[[], bool]) -> None:
         """Guard the handler that uvicorn's server installs while it runs (0.20 to 0.54).
 
-        The class is changed and not the handler, because libraries look for the server behind it
-        (sse-starlette 3.7). sse-starlette itself replaces this method when it is imported.
+        The class is changed and not the handler, because libraries look up the server through the
+        handler (sse-starlette 3.7). sse-starlette itself replaces this method when it is imported.
         """
         leave = server.handle_exit
         if getattr(leave, "__module__", None) != server.__module__:
@@ -104,14 +106,17 @@ class Sigterm:
         :param name: the handler as the log names it.
         """
         self._theirs, self._name = handler, name
-        # While it boots, the worker class itself may install one and take it back (gunicorn's ASGI
-        # worker).
+        # During boot the worker class itself may install a handler and take it back (gunicorn's
+        # ASGI worker).
         if handler is not None and self._has_booted:
             self.tell(name)
 
     def tell(self, name: str) -> None:
-        """Log once that the application has a handler. At boot only the first worker does so,
-        because the application is the same in all of them."""
+        """Log once that the application has a handler. At boot only the first worker logs it,
+        because the application is the same in all workers.
+
+        :param name: the handler as the log names it.
+        """
         if name not in self._told and (self._is_first or self._has_booted):
             self._told.add(name)
             self._log.info(_NOTED, name)
@@ -119,8 +124,11 @@ class Sigterm:
     def call_theirs(self, sig: int, frame: Any) -> None:
         """Call the application's handler once, because the worker is dismissed.
 
-        gunicorn knows already that the worker is to leave. So an exception that would end the
-        worker goes no further: it would cut off the request that the signal has interrupted.
+        gunicorn already knows that the worker is to leave. So an exception that would end the
+        worker is dropped, because it would cut off the request that the signal has interrupted.
+
+        :param sig: the number of the signal.
+        :param frame: the frame that the signal has interrupted.
         """
         theirs, self._theirs = self._theirs, None
         if theirs is None:
@@ -133,20 +141,21 @@ class Sigterm:
             self._log.exception("gunicorn-grace: the application's SIGTERM handler failed")
 
     def _is_theirs(self, handler: Any) -> bool:
-        """Whether a handler is the application's, which is what Python would accept too."""
+        """Whether a handler is the application's, and Python would accept it. It is false in a
+        child that the application has forked."""
         is_handler = callable(handler) or handler in (signal.SIG_DFL, signal.SIG_IGN)
         return is_handler and not is_ours(handler) and os.getpid() == self._pid
 
     def _is_put_back(self, signalnum: Any, handler: Any) -> bool:
-        """Whether the application puts back the handler that it found. A server that installs its
-        own one, such as uvicorn's, changes nothing about the application's."""
+        """Whether the application puts back the handler that it found. If a server such as
+        uvicorn's installs its own handler, the application's stays noted."""
         is_sigterm = signalnum == signal.SIGTERM and os.getpid() == self._pid
         return is_sigterm and handler == signal.getsignal(signal.SIGTERM)
 
     def _refuse_other_threads(self) -> None:
-        """Install once more what is installed.
+        """Install the current handler again, because Python then checks the thread.
 
-        :raises ValueError: this is not the main thread, as Python says it.
+        :raises ValueError: this is not the main thread.
         """
         self._install(signal.SIGTERM, signal.getsignal(signal.SIGTERM) or signal.SIG_DFL)
 
@@ -170,8 +179,8 @@ class Sigterm:
         signal.signal = install
 
     def _keep_from_loops(self) -> None:
-        """Keep the loops of asyncio, uvloop and gevent from installing a handler, if they are
-        loaded."""
+        """Keep the loops of asyncio, uvloop and gevent from installing a handler of the
+        application. This changes only modules that are already imported."""
         for module, name in (("asyncio.unix_events", "_UnixSelectorEventLoop"), ("uvloop", "Loop")):
             cls = getattr(sys.modules.get(module), name, None)
             if cls is not None and not is_ours(cls.add_signal_handler):
@@ -216,7 +225,8 @@ class Sigterm:
             if signalnum != signal.SIGTERM or not self._is_theirs(handler):
                 init(watch, signalnum, handler, *args, **kwargs)
                 return
-            # Without a watcher, as after cancel(): libev would take the signal from Python.
+            # A watcher would make libev take the signal from Python. So there is none, as after
+            # cancel().
             watch.hub, watch.watcher = hub.get_hub(), None
             watch.handler, watch.args, watch.kwargs = handler, args, kwargs
             from gevent import spawn
@@ -234,7 +244,7 @@ def ours(function: Any) -> Any:
 
 def is_ours(function: Any) -> bool:
     """Whether a function, or the function of a bound method, is the plugin's. asyncio's own handler
-    counts too: it does nothing, and its loop's callback has been looked at."""
+    counts too: it does nothing, and the callback in its loop was checked when it was added."""
     inner = getattr(function, "__func__", function)
     return (
         hasattr(inner, "is_gunicorn_graces") or getattr(inner, "__name__", "") == "_sighandler_noop"

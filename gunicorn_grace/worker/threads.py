@@ -9,15 +9,16 @@ from collections.abc import Callable
 def start(target: Callable[[], None]) -> None:
     """Start a thread, unless the interpreter is ending.
 
-    ``start_new_thread`` takes no Python lock, but ``Thread.start`` does, and an interrupted
-    ``Thread.start`` would then wait for itself. In a gevent worker the patched function starts a
-    greenlet.
+    ``start_new_thread`` takes no Python lock. ``Thread.start`` takes one, so a handler that calls
+    it would wait for ever if it has interrupted another ``Thread.start``. In a gevent worker the
+    patched function starts a greenlet.
 
-    :raises RuntimeError: there is no memory for one.
+    :param target: the function that runs in the thread.
+    :raises RuntimeError: there is no memory for a thread.
     """
     try:
         _thread.start_new_thread(target, ())
     except RuntimeError as error:
-        # A SIGTERM to a worker that is just leaving: Python 3.12 and later.
+        # The worker got a SIGTERM while its interpreter ends. Python 3.12 and later raise then.
         if "shutdown" not in str(error):
             raise

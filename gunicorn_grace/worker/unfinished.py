@@ -19,7 +19,7 @@ INTERRUPTED = "when the worker was interrupted, and cut off"
 class Unfinished:
     """Logs the requests in flight, and the holds and callbacks that keep the worker.
 
-    :ivar package: the package of the application.
+    :ivar package: the top-level package of the application; empty until the application is loaded.
 
     :param counter: the worker's counter.
     :param duties: the worker's holds and callbacks.
@@ -39,7 +39,8 @@ class Unfinished:
         self.package = uri.partition(":")[0].partition(".")[0]
 
     def tell_before(self, what: str, limit: int, now: int) -> None:
-        """Log them once, a second before a limit.
+        """Log what is unfinished, once, :data:`~gunicorn_grace.shared.agreed.TELL_BEFORE` seconds
+        before a limit. If nothing is, log the threads and greenlets that keep the process.
 
         :param what: the limit, as the log names it.
         :param limit: the time of the limit, in monotonic nanoseconds; 0 without a limit.
@@ -52,7 +53,8 @@ class Unfinished:
                 self._tell_what_keeps(when)
 
     def tell_at_once(self, when: str) -> None:
-        """Log them because the worker is told to end at once. Only the first call does.
+        """Log what is unfinished, because the worker is told to end at once. Only the first call
+        logs.
 
         :param when: the moment, as the log names it.
         """
@@ -61,14 +63,15 @@ class Unfinished:
             self.tell(when)
 
     def is_stuck(self) -> bool:
-        """Whether the code that a signal handler has interrupted is a greenlet that serves a
-        request. It may never yield, and no other greenlet would run."""
+        """Whether the greenlet that a signal handler has interrupted serves a request. If that
+        greenlet never yields, no other greenlet runs."""
         current = current_greenlet()
         entries = list(self._counter.in_flight.values())
         return current is not None and any(owner is current for _, owner, _ in entries)
 
     def tell_if_stuck(self, what: str, limit: int, now: int) -> None:
-        """Log them in a signal handler if the thread that would do it may not run.
+        """Log what is unfinished from a signal handler, if the greenlet that would do it may not
+        run. Otherwise this is like :meth:`tell_before`.
 
         :param what: the limit, as the log names it.
         :param limit: the time of the limit, in monotonic nanoseconds; 0 without a limit.
@@ -89,8 +92,8 @@ class Unfinished:
             )
 
     def tell(self, when: str) -> bool:
-        """Log each request in flight with its method, path without query, age and current place in
-        the code; then the holds and callbacks.
+        """Log each counted request in flight with its method, path without query, age in seconds
+        and current place in the code. Then log the holds and callbacks.
 
         :param when: the moment, as the log names it.
         :returns: whether there was anything to log.

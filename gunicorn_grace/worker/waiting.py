@@ -1,17 +1,18 @@
-"""Requests that are in this worker and that nobody serves yet. Runs in workers.
+"""Counts requests that have reached this worker but are not being served yet. Runs in workers.
 
 No hook runs for them, so the counter does not know them. There are four kinds:
 
-- A connection was accepted, and no thread or greenlet has begun with it: a gthread worker accepts
-  more connections than it has threads. The kernel knows it, because its bytes lie unread.
+- A connection was accepted, but no thread or greenlet has begun to serve it. A gthread worker
+  accepts more connections than it has threads. Such a connection has unread bytes in the kernel.
 - A request was read in part, and the rest has not come.
 - A request waits behind one in flight, on the same connection.
 - A connection waits in an accept queue of the worker's own (``reuse_port``).
 
-Without the first, a shutdown would take the time in which all threads are busy for silence. Without
-the others, it would not know what it loses. Each worker looks while the shutdown is under way, in a
-thread of its own (in a gevent worker it is a greenlet), and its last look is what the arbiter finds
-when the worker has been killed. It does not look before, so that serving costs nothing.
+Without the first kind, a shutdown would see no new requests while all threads are busy, and would
+wrongly conclude that none come any more. Without the others, it would not know how many requests it
+loses. Each worker looks while the shutdown is under way, in a thread of its own (in a gevent worker
+it is a greenlet). If the worker gets SIGKILL, the arbiter finds the results of its last look. The
+worker does not look before the shutdown, so that serving costs nothing.
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ LOOK_EVERY_WHILE_SERVING = 0.25
 """The same after a shutdown was taken back, because another one may begin."""
 
 SHARE = 0.05
-"""The largest share of the time for close looks. One takes 20 microseconds for a connection, and a
-worker may have a thousand that are idle."""
+"""The largest share of the time that close looks may take. A close look takes 20 microseconds for
+each connection, and a worker may have a thousand idle ones."""
 
 PEEKED = 1 << 16
 """Bytes of a connection that are searched for requests."""
@@ -59,8 +60,10 @@ _ENCODING = re.compile(rb"^transfer-encoding:", re.IGNORECASE | re.MULTILINE)
 class Waiting:
     """Looks at the connections of this worker.
 
-    :ivar looks_early: whether to look from T0 on. A sync worker begins what it accepts, so it has
-        nothing to look for before the drain.
+    :ivar looks_early: whether to look from T0 on. A sync worker serves what it accepts at once, so
+        it need not look before the drain.
+    :ivar addresses: the listeners' addresses, as
+        :func:`~gunicorn_grace.worker.connections.bare` returns them.
 
     :param memory: the shared memory.
     :param record: the worker's record.
@@ -84,8 +87,9 @@ class Waiting:
         """Note the worker's listeners. Called just before it serves.
 
         :param worker: gunicorn's worker.
-        :param owns_listeners: whether no other process has them (``reuse_port``). The arbiter then
-            cannot see what waits in their accept queues, so the worker looks there too.
+        :param owns_listeners: whether only this worker has the listeners (``reuse_port``). The
+            arbiter then cannot see what waits in their accept queues, so the worker looks there
+            too.
         """
         self.addresses = frozenset(bare(sock.getsockname()) for sock in worker.sockets)
         self._speaks_http2 = "h2" in getattr(worker.cfg, "http_protocols", ())
@@ -106,8 +110,8 @@ class Waiting:
 
     def _watch(self) -> None:
         try:
-            # gevent gives a forked child of the application a copy of this greenlet. The record is
-            # its parent's.
+            # gevent gives a forked child of the application a copy of this greenlet, and the record
+            # belongs to the worker.
             while os.getpid() == self._pid and not self._is_final:
                 if self._memory.is_terminating():
                     began = time.monotonic()
@@ -132,11 +136,11 @@ class Waiting:
         record.waiting = record.half_read = record.pipelined = record.queued = 0
 
     def look_last(self) -> None:
-        """Store what would be lost now, and look no more.
+        """Store what would be lost now, and stop looking.
 
-        Called when the worker is told to end at once, because what it closes from then on must not
-        change what it has lost; and when it ends, because the last look may be older than the last
-        answer.
+        This is called when the worker is told to end at once, because the connections that it
+        closes from then on must not change the numbers. It is also called when the worker ends,
+        because the last look may be older than the last answer.
         """
         is_ours = os.getpid() == self._pid and not (self._is_final or self._record.uncounted)
         if is_ours and self._memory.is_terminating():
@@ -145,12 +149,13 @@ class Waiting:
             self._is_final = True
 
     def look(self, *, closely: bool) -> None:
-        """Store what waits now.
+        """Store the numbers of requests that wait now.
 
-        With HTTP/2, tornado, pywsgi and ASGI a request does not refer to its connection. So as many
-        connections are taken off as there are such requests.
+        With HTTP/2, tornado, pywsgi and ASGI a request does not refer to its connection. So the
+        number of such requests is subtracted from the number of connections.
 
-        :param closely: whether to count what takes longer as well: all but unread connections.
+        :param closely: whether to count half-read and pipelined requests too, which takes longer.
+        :raises OSError: a connection ended during the look.
         """
         begun, requests = self._record.requests, list(self._counter.in_flight)
         busy, elsewhere = connections_of(requests)
@@ -166,21 +171,22 @@ class Waiting:
             return
         record = self._record
         record.requests_at_look = begun
-        # A listener that has been closed was closed with what was in its queue.
+        # The accept queue of a closed listener is gone, so the last number stays.
         with contextlib.suppress(OSError, ValueError, AttributeError):
             record.queued = sum(map(listener.queue_length, self._own_listeners))
         if not closely:
             record.waiting = max(0, not_begun - elsewhere)
             return
         if self._speaks_http2:
-            half_read = 0  # A client of HTTP/2 has the last word also when it asks for nothing.
+            half_read = 0  # An HTTP/2 client also sends frames after it has got its response.
         record.waiting = max(0, not_begun - max(0, elsewhere - half_read))
         record.half_read = max(0, half_read - elsewhere)
         record.pipelined = pipelined
 
 
 def connections_of(requests: Iterable[Any]) -> tuple[dict[int, Any], int]:
-    """Return the requests by the inode of their connection, and how many do not refer to it."""
+    """Return the requests by the inode of their connection, and the number of requests that do not
+    refer to a connection."""
     inodes, elsewhere = {}, 0
     for request in requests:
         try:
@@ -191,8 +197,8 @@ def connections_of(requests: Iterable[Any]) -> tuple[dict[int, Any], int]:
 
 
 def requests_behind(request: Any, conn: Any) -> int:
-    """Return how many requests wait behind one in flight: gunicorn has read them ahead, or they lie
-    unread in the connection. Where TLS hides how many they are, it is one.
+    """Return how many requests wait behind one in flight. gunicorn has read them ahead, or they are
+    unread in the connection. Unread bytes under TLS count as one request.
 
     :param request: gunicorn's request, of HTTP/1.
     :param conn: its connection.
@@ -211,7 +217,7 @@ def requests_behind(request: Any, conn: Any) -> int:
     try:
         ahead += conn.recv(PEEKED, socket.MSG_PEEK | socket.MSG_DONTWAIT)
     except OSError:
-        pass  # Nothing lies there, or the client has reset the connection.
+        pass  # Nothing is unread, or the client has reset the connection.
     return requests_in(ahead[body_left:])
 
 
@@ -229,8 +235,8 @@ def requests_in(data: bytes) -> int:
 
 
 def _has_unread(fd: int) -> bool:
-    """Whether bytes wait to be read from a descriptor. Whatever the number belongs to by now, to
-    ask changes nothing."""
+    """Whether bytes wait to be read from a descriptor. The worker may have closed the descriptor
+    and reused its number by now, but this call does not change what it belongs to."""
     try:
         return fcntl.ioctl(fd, termios.FIONREAD, b"\0\0\0\0") != b"\0\0\0\0"
     except OSError:  # A listener, or a descriptor that has just been closed.
@@ -238,8 +244,8 @@ def _has_unread(fd: int) -> bool:
 
 
 def _can_be_answered(conn: Any) -> bool:
-    """Whether this side can still write. It cannot on a connection that it is closing: what comes
-    there is the rest of a request that has been answered."""
+    """Whether this side can still write. If it cannot, it is closing the connection, and the unread
+    bytes are the rest of a request that has been answered."""
     if conn.family == socket.AF_UNIX:
         return True
     state = conn.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _STATE + 1)[_STATE]
@@ -247,8 +253,8 @@ def _can_be_answered(conn: Any) -> bool:
 
 
 def _has_sent_a_part(conn: Any) -> bool:
-    """Whether the peer has sent data since this side last did, and is still there. False if this is
-    unknown (a UNIX socket, an old kernel)."""
+    """Whether the peer has sent data since this side last did, and the connection is established in
+    both directions. False if this is unknown (a UNIX socket, an old kernel)."""
     if conn.family == socket.AF_UNIX:
         return False
     info = conn.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _SIZE)
