@@ -1,8 +1,8 @@
-"""The reports of many shutdowns, found in what a cluster or a log keeps.
+"""Finds the reports of many shutdowns in the data that a cluster or a log keeps. Runs in a command.
 
-Sources are the JSON of ``kubectl get pods``, where a report is a container's termination message;
-report files; and logs, in which a report is a line or a part of one. Nothing in them is trusted:
-what is no report is passed over.
+There are three sources. In the JSON of ``kubectl get pods``, a report is a container's termination
+message. A report file holds a report. In a log, a report is a line or a part of one. The data may
+be anything, and everything that is not a report is ignored.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from pathlib import PurePath
 from typing import Any, NamedTuple
 
 UNKNOWN = "-"
-"""The service of a report that does not say where it comes from."""
+"""Stands for the service of a report whose origin is unknown."""
 
 _LABELS = ("app.kubernetes.io/name", "app", "k8s-app")
 _KEYS = ('"t0_unix_seconds"', '\\"t0_unix_seconds\\"')
 _TEXTS = ("log", "message", "msg", "MESSAGE")
-"""Where log collectors put the line of a program: Docker and Fluent Bit, Elastic and Google, zap,
-and journald."""
+"""The keys under which log collectors store a line of a program: Docker and Fluent Bit, Elastic and
+Google, zap, and journald."""
 
 _PREFIX = re.compile(r"\[pod/([^/\]\s]+)/[^\]\s]+\] ")
-"""``kubectl logs --prefix``."""
+"""The beginning of a line of ``kubectl logs --prefix``."""
 
 _SUFFIX = re.compile(r"(-[a-z0-9]{5,10}-[a-z0-9]{5}|-\d+)$")
-"""What a Deployment or a StatefulSet adds to the name of a pod."""
+"""The suffix that a Deployment or a StatefulSet adds to its name in the names of its pods."""
 
 _LATE = re.compile(
     r"gunicorn-grace: late_request (\d{1,9}(?:\.\d)?) s after T0, .*? "
@@ -35,7 +35,11 @@ _LATE = re.compile(
 
 
 class Found(NamedTuple):
-    """A report, and the service that it belongs to."""
+    """A report.
+
+    :ivar service: the service that it belongs to.
+    :ivar report: the report, as it was parsed.
+    """
 
     service: str
     report: Mapping[str, Any]
@@ -46,7 +50,7 @@ class Late(NamedTuple):
 
     :ivar service: the service that it belongs to.
     :ivar after: seconds after T0.
-    :ivar router: who sent the request: the address and the headers that name it.
+    :ivar router: the sender of the request: its address and the headers that identify it.
     """
 
     service: str
@@ -57,7 +61,8 @@ class Late(NamedTuple):
 def in_document(document: Any, service: str) -> Iterator[Found]:
     """Yield the reports in a JSON document: a report, a list of them, or pods.
 
-    :param service: the service, where the document names none.
+    :param document: the document.
+    :param service: the service of a report that does not come from a pod.
     """
     if isinstance(document, list):
         for item in document:
@@ -74,7 +79,8 @@ def in_document(document: Any, service: str) -> Iterator[Found]:
 def in_lines(lines: Iterable[str], service: str) -> Iterator[Found | Late]:
     """Yield the reports and the late requests in the lines of a log.
 
-    :param service: the service, where a line names none.
+    :param lines: the lines.
+    :param service: the service of a line that does not name its pod.
     """
     for line in lines:
         if any(key in line for key in _KEYS):
@@ -94,7 +100,7 @@ def is_report(value: Any) -> bool:
 
 
 def service_of_file(name: str) -> str:
-    """The service of a report file: the folder that it is in."""
+    """Return the service of a report file: the name of its folder."""
     return PurePath(name).parent.name or UNKNOWN
 
 
@@ -150,7 +156,8 @@ def _router(peer: str, headers: str) -> str:
 
 
 def _parsed(text: Any) -> dict[str, Any] | None:
-    """The JSON object in a text, which may end with something else; ``None`` without one."""
+    """Return the JSON object at the beginning of a text; ``None`` if there is none. Other text may
+    follow the object."""
     if not isinstance(text, str) or not text.startswith("{"):
         return None
     try:

@@ -1,4 +1,5 @@
-"""``gunicorn-grace drain``, ``undrain`` and ``end-delay``: out of rotation, back, and on."""
+"""``gunicorn-grace drain``, ``undrain`` and ``end-delay``: take an instance out of rotation, put it
+back, and end its delay. Runs in a command."""
 
 from __future__ import annotations
 
@@ -12,19 +13,20 @@ from ..shared.phase import Origin, Phase
 from .instance import LOOK, OFF, find, is_switched_off, lives, naming
 
 PATIENCE = 10.0
-"""Seconds until a command gives up on an arbiter that does not look. One that serves looks once a
-second, and one that shuts down ten times as often."""
+"""Seconds after which a command gives up on an arbiter that does not react. A serving arbiter looks
+into the shared memory once a second, and an arbiter that shuts down looks ten times as often."""
 
 TOO_LATE = "a SIGTERM has come: the shutdown cannot be taken back; start another instance"
 
 
 def drain(pid: int | None, say: Callable[[str], object], *, wait: bool = False) -> None:
-    """Take an instance out of rotation: not ready, and served as ever.
+    """Take an instance out of rotation: it is not ready, but goes on serving.
 
-    :param pid: the arbiter, where there is more than one instance.
-    :param say: takes a line for the one who asked.
-    :param wait: return only when no request is in flight.
-    :raises StateError: there is no such instance, or more than one; or it is switched off.
+    :param pid: the arbiter; ``None`` for the only instance.
+    :param say: takes a line for the user.
+    :param wait: whether to return only when no request is in flight.
+    :raises StateError: there is no such instance, or more than one; it is switched off; or, with
+        ``wait``, the last request did not end in the usual way.
     """
     memory = find(pid)
     with naming(memory, say) as say:
@@ -45,8 +47,9 @@ def drain(pid: int | None, say: Callable[[str], object], *, wait: bool = False) 
 def _wait_for_the_last(memory: Memory, cut_off: int) -> None:
     """Wait until no request is in flight.
 
-    :param cut_off: how many had been cut off before.
-    :raises StateError: one of them was cut off, or nothing says when the last one ends.
+    :param cut_off: how many requests had been cut off before.
+    :raises StateError: a request was cut off, the arbiter has exited or serves again, or the
+        requests are not counted.
     """
     while (seen := metrics.read(memory)).in_flight:
         if not lives(memory.holder):
@@ -56,7 +59,8 @@ def _wait_for_the_last(memory: Memory, cut_off: int) -> None:
         time.sleep(LOOK)
     if seen.in_flight is None:
         raise StateError("its requests are not counted, so nothing says when the last one ends")
-    # An arbiter frees the record of a dead worker, and then counts what was in it.
+    # When a worker has died, the arbiter first frees its record and then counts the requests that
+    # were lost with it.
     time.sleep(LOOK)
     lost = (metrics.read(memory).cut_off or 0) - cut_off
     if lost > 0:
@@ -64,10 +68,11 @@ def _wait_for_the_last(memory: Memory, cut_off: int) -> None:
 
 
 def _hold(memory: Memory) -> bool:
-    """Make a shutdown that has begun an operator's. The platform's trigger expires, perhaps in this
-    moment, so this waits for the arbiter's word.
+    """Hold a shutdown that has begun until ``undrain``. Without this, a trigger of the platform
+    would expire. It may expire at this very moment, so this waits for the arbiter to confirm.
 
-    :returns: whether it is held; false after a SIGTERM.
+    :returns: whether the shutdown is held; false after a SIGTERM.
+    :raises StateError: the arbiter has exited or does not react.
     """
     header, look = memory.header, _Look(memory)
     while not header.held:
@@ -80,12 +85,14 @@ def _hold(memory: Memory) -> bool:
 
 
 def undrain(pid: int | None, say: Callable[[str], object], *, wait: bool = False) -> None:
-    """Take an instance back into rotation, whatever took it out.
+    """Put an instance back into rotation, whatever took it out.
 
-    :param pid: the arbiter, where there is more than one instance.
-    :param say: takes a line for the one who asked.
-    :param wait: return only when a request has come since, so that the routers have noticed.
-    :raises StateError: there is no such instance, or more than one; or a SIGTERM has come.
+    :param pid: the arbiter; ``None`` for the only instance.
+    :param say: takes a line for the user.
+    :param wait: whether to return only when a new request has come, which shows that the routers
+        have noticed.
+    :raises StateError: there is no such instance, or more than one; a SIGTERM has come; or the
+        arbiter has exited or does not react.
     """
     memory = find(pid)
     with naming(memory, say) as say:
@@ -124,17 +131,18 @@ def _undrain(memory: Memory, say: Callable[[str], object], *, wait: bool) -> Non
 
 
 def _arrived(memory: Memory) -> int | None:
-    """How many requests have come, ever; ``None`` if they cannot be counted."""
+    """Return how many requests the instance has had so far; ``None`` if they cannot be counted."""
     return metrics.read(memory).requests
 
 
 def end_delay(pid: int | None, say: Callable[[str], object]) -> None:
-    """End the delay of an instance that is shutting down: it drains at once, or as soon as its
-    SIGTERM comes.
+    """End the delay of an instance that is shutting down. It then drains at once, or, if no SIGTERM
+    has come yet, as soon as one comes.
 
-    :param pid: the arbiter, where there is more than one instance.
-    :param say: takes a line for the one who asked.
-    :raises StateError: there is no such instance, or more than one; or it is not shutting down.
+    :param pid: the arbiter; ``None`` for the only instance.
+    :param say: takes a line for the user.
+    :raises StateError: there is no such instance, or more than one; it is not shutting down; or the
+        arbiter has exited or does not react.
     """
     memory = find(pid)
     with naming(memory, say) as say:
@@ -162,7 +170,7 @@ def _end_delay(memory: Memory, say: Callable[[str], object]) -> None:
 
 
 class _Look:
-    """A wait for the arbiter to take up a wish.
+    """A wait for the arbiter to act on a request in the shared memory.
 
     :param memory: the memory of the instance.
     """
@@ -174,7 +182,7 @@ class _Look:
     def again(self) -> None:
         """Wait until the next look.
 
-        :raises StateError: the arbiter is gone, or does not look.
+        :raises StateError: the arbiter has exited, or has not reacted within :data:`PATIENCE`.
         """
         if not lives(self._memory.holder):
             raise StateError("it is gone")

@@ -1,7 +1,7 @@
-"""The instance that a command acts on.
+"""Finds the instance that a command acts on.
 
 A command runs in the container of the instance. It needs no configuration, no HTTP and no free
-worker.
+worker, because it uses the shared memory.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ LOOK = 0.05
 """Seconds between two looks into the shared memory."""
 
 MENDING = 1.5
-"""Seconds for which a damaged memory is looked at again. An arbiter stores its own cells again in
-each pass of its loop, once a second while it serves."""
+"""Seconds for which a damaged memory is read again and again. An arbiter restores its own cells in
+each pass of its loop, which takes a second while it serves."""
 
 
 def every(pid: int | None) -> Search:
-    """Find the instances that this user may open. The caller closes what is found.
+    """Find the instances that this user may open. The caller has to close the result.
 
-    :param pid: look for this arbiter alone.
-    :raises StateError: there is none, or this is not Linux.
+    :param pid: the arbiter to look for; ``None`` for all.
+    :raises StateError: no instance was found, or this is not Linux.
     """
     if not sys.platform.startswith("linux"):
         raise StateError(
@@ -58,8 +58,8 @@ def find(pid: int | None) -> Memory:
     """Return the memory of one instance. Its :attr:`~gunicorn_grace.shared.memory.Memory.holder` is
     the arbiter.
 
-    :param pid: its arbiter; ``None`` for the only instance there is.
-    :raises StateError: there is none, or more than one, or it cannot be read.
+    :param pid: its arbiter; ``None`` for the only instance.
+    :raises StateError: there is no such instance, or more than one, or its memory cannot be read.
     """
     found = every(pid)
     if len(found.instances) > 1:
@@ -77,10 +77,12 @@ def find(pid: int | None) -> Memory:
 
 @contextlib.contextmanager
 def naming(memory: Memory, say: Callable[[str], object]) -> Iterator[Callable[[str], object]]:
-    """Give ``say`` with the instance that a command acts on in front of each line; an error gets
-    the same. After Ctrl-C one line says that nothing was taken back.
+    """Return a context whose value is ``say`` with the name of the instance in front of each line.
+    An error in the context also gets the name. After Ctrl-C one line says that nothing was taken
+    back.
 
-    :param memory: as :func:`find` returns it.
+    :param memory: the memory of the instance, as :func:`find` returns it.
+    :param say: takes a line for the user.
     """
     where = directory(memory.holder)
     place = "" if where is None else f" in {printable(where)}"
@@ -95,8 +97,8 @@ def naming(memory: Memory, say: Callable[[str], object]) -> Iterator[Callable[[s
 
 
 def is_switched_off(memory: Memory) -> bool:
-    """Whether the plugin is switched off in this instance (``grace_enabled``): no command has an
-    effect there."""
+    """Whether the plugin is switched off in this instance (``grace_enabled``). Commands have no
+    effect on such an instance."""
     return bool(memory.header.switched_off)
 
 
@@ -122,7 +124,7 @@ def _refusal(found: Search, pid: int | None) -> str:
 
 
 def _refusal_of(found: Search, pid: int) -> str:
-    """Why this process is no instance that this user may open."""
+    """Return the reason why this process is not an instance that this user may open."""
     owners = users("/proc", pid)
     if owners and os.geteuid() != 0 and not owners <= {os.geteuid()}:
         owner = _name(max(owners))
@@ -141,8 +143,8 @@ def _refusal_of(found: Search, pid: int) -> str:
 
 
 def _gunicorn_of_another_user() -> tuple[int, str] | None:
-    """Return the first gunicorn that this user may not look into, and its owner. It need not have
-    the plugin. Nobody but root may look into root's."""
+    """Return the pid and the owner of the first gunicorn whose memory this user may not read; None
+    if there is none. It may be a gunicorn without the plugin."""
     us = {os.geteuid()}
     for number in sorted(int(name) for name in os.listdir("/proc") if name.isdigit()):
         owners = users("/proc", number)

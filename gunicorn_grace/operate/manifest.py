@@ -1,6 +1,6 @@
 """Reads a workload from a Kubernetes manifest: pods, probes, hook, period, roll-out.
 
-Each object has the line it came from, so that a message about it can say where. An absent value
+Each object has the line that it came from, so that a message can name the line. A missing value
 gets the default of Kubernetes, or None if there is none. This module does not judge the values. It
 needs PyYAML (``gunicorn-grace[manifest]``).
 """
@@ -23,7 +23,7 @@ from .manifest_yaml import (
 )
 
 KINDS = ("Deployment", "StatefulSet")
-"""What a rehearsal plays."""
+"""The kinds of workloads that a rehearsal can play."""
 
 PROBES = ("readiness", "liveness", "startup")
 
@@ -39,9 +39,9 @@ class Action:
     :ivar kind: one of ``ACTIONS``.
     :ivar line: its line in the manifest.
     :ivar path: path of ``httpGet``.
-    :ivar port: number of the port of ``httpGet`` and ``tcpSocket``; None if it is not given, or
-        named and not a port of the container.
-    :ivar port_name: its name, if it is named.
+    :ivar port: number of the port of ``httpGet`` and ``tcpSocket``; None if no port is given, or if
+        its name is not that of a port of the container.
+    :ivar port_name: the name of the port; empty if it is given as a number.
     :ivar host: host of ``httpGet``; empty for the pod's address.
     :ivar headers: headers of ``httpGet``.
     :ivar https: whether ``httpGet`` speaks TLS.
@@ -76,7 +76,7 @@ class ContainerProbe:
     success_threshold: int = 1
     initial_delay: int = 0
     grace: int | None = None
-    """terminationGracePeriodSeconds of its own."""
+    """The probe's own terminationGracePeriodSeconds; None without one."""
     table: Table = field(default_factory=Table)
 
 
@@ -85,16 +85,16 @@ class Container:
     """One container of a pod.
 
     :ivar name: its name.
-    :ivar line: where it begins.
-    :ivar ports: its named and unnamed ports, by name or number.
+    :ivar line: the line where it begins.
+    :ivar ports: its ports by their names; a port without a name by its number.
     :ivar command: ``command`` and ``args`` together.
-    :ivar env: variables with a value written in the manifest.
-    :ivar probes: by ``readiness``, ``liveness``, ``startup``.
-    :ivar pre_stop: its hook.
+    :ivar env: the variables whose value is written in the manifest.
+    :ivar probes: the probes by ``readiness``, ``liveness`` and ``startup``.
+    :ivar pre_stop: the preStop hook; None without one.
     :ivar image: its image.
-    :ivar entry: how many parts of ``command`` the manifest has as ``command``; the rest are
-        ``args``.
-    :ivar env_lines: the line of each variable that has a name, also where its value is elsewhere.
+    :ivar entry: how many parts of ``command`` come from the manifest's ``command``; the rest come
+        from its ``args``.
+    :ivar env_lines: the line of each variable, including those whose value is not in the manifest.
     :ivar stop_signal: ``lifecycle.stopSignal``.
     :ivar table: the mapping that it was read from, with the line of each key.
     """
@@ -114,30 +114,30 @@ class Container:
 
     @property
     def runs_gunicorn(self) -> bool:
-        """Whether its command names gunicorn. An image may also run gunicorn without a command
-        here."""
+        """Whether its command names gunicorn. The image may run gunicorn even if this is false."""
         return any("gunicorn" in part for part in self.command)
 
 
 @dataclass(frozen=True)
 class Workload:
-    """Something that makes pods.
+    """An object that has pods, or is one.
 
     :ivar source: name of the file.
-    :ivar kind: one of ``KINDS``.
+    :ivar kind: its kind, such as ``Deployment``.
     :ivar name: its name.
-    :ivar line: where it begins.
-    :ivar replicas: how many pods.
+    :ivar line: the line where it begins.
+    :ivar replicas: the number of pods.
     :ivar period: terminationGracePeriodSeconds.
     :ivar containers: the containers of a pod.
     :ivar strategy: ``RollingUpdate``, ``Recreate`` or ``OnDelete``.
-    :ivar max_surge: as written, a number or a percentage; StatefulSets have none.
-    :ivar max_unavailable: the same.
+    :ivar max_surge: maxSurge as written, a number or a percentage. StatefulSets do not use it.
+    :ivar max_unavailable: maxUnavailable in the same form.
     :ivar min_ready: minReadySeconds.
-    :ivar main: name of the container that serves, if an annotation says it.
-    :ivar namespace: its namespace, empty if it is not given.
+    :ivar main: the container that the annotation ``kubectl.kubernetes.io/default-container`` names;
+        empty without it.
+    :ivar namespace: its namespace; empty if it is not given.
     :ivar document: the whole object, with the line of each key.
-    :ivar pod: the pod's spec in it.
+    :ivar pod: the spec of its pods, a part of ``document``.
     """
 
     source: str
@@ -157,15 +157,16 @@ class Workload:
     pod: Table = field(default_factory=Table)
 
     def serving(self) -> Container:
-        """The container of gunicorn: the one whose command names it, the annotated one, or the
-        first."""
+        """Return the container of gunicorn: the one whose command names gunicorn, the annotated
+        one, or the first."""
         gunicorn = [container for container in self.containers if container.runs_gunicorn]
         named = [container for container in self.containers if container.name == self.main]
         return [*gunicorn, *named, *self.containers][0]
 
 
 def read(text: str, source: str) -> list[Workload]:
-    """Read the workloads of a manifest in their order, also those in ``List`` objects.
+    """Read the workloads of :data:`KINDS` in a manifest, in their order. Objects in a ``List`` are
+    read too.
 
     :param text: the manifest.
     :param source: its name, for messages.
@@ -184,7 +185,10 @@ def choose(workloads: list[Workload], source: str, name: str | None = None) -> W
     """Choose the workload with this name. Without a name, choose the only one, or the only one
     whose command names gunicorn.
 
-    :raises ManifestError: there is none, or more than one.
+    :param workloads: the workloads.
+    :param source: the name of the manifest, for messages.
+    :param name: the name; None to choose without one.
+    :raises ManifestError: there is no such workload, or more than one.
     """
     if name is not None:
         named = [workload for workload in workloads if workload.name == name]
@@ -207,7 +211,10 @@ def choose(workloads: list[Workload], source: str, name: str | None = None) -> W
 def read_workload(document: Table, source: str) -> Workload:
     """Read one object that has a pod template, or is a pod.
 
-    :raises ManifestError: a value does not have the type that Kubernetes expects.
+    :param document: the object.
+    :param source: the name of the manifest, for messages.
+    :raises ManifestError: a value does not have the type that Kubernetes expects, or there are no
+        containers.
     """
     metadata = get_value(document, "metadata", Table, source)
     spec = get_value(document, "spec", Table, source)
@@ -252,7 +259,10 @@ def read_workload(document: Table, source: str) -> Workload:
 
 
 def _read_amount(table: Table, key: str, source: str, default: str) -> str:
-    """A number of pods or a percentage of them."""
+    """Return a number or a percentage of pods, as text.
+
+    :raises ManifestError: it is neither.
+    """
     value = table.get(key)
     text = default if value is None else str(value)
     if isinstance(value, bool) or not re.fullmatch(r"[0-9]+%?", text):
@@ -329,7 +339,7 @@ def _read_probe(table: Table, action: Action, line: int, source: str) -> Contain
 
 
 def _read_action(table: Table, ports: Mapping[str, int], source: str) -> Action | None:
-    """The action of a probe or a hook; None if there is none."""
+    """Return the action of a probe or a hook; None if there is none."""
     kind = next((name for name in ACTIONS if name in table), None)
     if kind is None:
         return None

@@ -1,4 +1,5 @@
-"""Reads YAML with the lines of its mappings, and values of the types that Kubernetes expects."""
+"""Reads YAML. It keeps the lines of mappings, and checks that values have the types that Kubernetes
+expects."""
 
 from __future__ import annotations
 
@@ -16,8 +17,8 @@ class ManifestError(GraceError):
     """A manifest cannot be read, or does not contain the requested workload.
 
     :ivar source: name of the file.
-    :ivar line: line number from 1, or 0 for the whole file.
-    :ivar what: the fault, without the place.
+    :ivar line: the line number from 1; 0 for the whole file.
+    :ivar what: the fault, without file and line.
     """
 
     def __init__(self, source: str, line: int, what: str) -> None:
@@ -28,7 +29,11 @@ class ManifestError(GraceError):
 
 
 class Table(dict[Any, Any]):
-    """A mapping with the line where it begins and the line of each key."""
+    """A mapping with line numbers.
+
+    :ivar line: the line where it begins, from 1.
+    :ivar lines: the line of each key.
+    """
 
     def __init__(self, line: int = 0) -> None:
         super().__init__()
@@ -38,22 +43,22 @@ class Table(dict[Any, Any]):
 
 MOST_NODES = 500_000
 """The largest number of values that a document may have once its aliases are followed. A few lines
-of aliases of aliases can stand for billions of them."""
+with aliases of aliases can stand for billions of values."""
 
 LONG = 100_000
-"""A text of more characters is read with libyaml, which is ten times as fast, where PyYAML was
-built with it. Its messages are shorter."""
+"""A text of more characters is read with libyaml if PyYAML was built with it, because libyaml is
+ten times as fast. Other texts are not, because its messages say less."""
 
 
 class Loader(yaml.SafeLoader):
-    """Builds ``Table`` for every mapping. It is a safe loader: it makes plain values alone."""
+    """A safe loader that builds a :class:`Table` for every mapping. All values are plain ones."""
 
 
 _Quick: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class _QuickLoader(_Quick):  # type: ignore[misc]
-    """The same for a long text."""
+    """The same as :class:`Loader`, for a long text."""
 
 
 def _construct(loader: Any, node: yaml.MappingNode) -> Iterator[Table]:
@@ -71,7 +76,7 @@ def _construct(loader: Any, node: yaml.MappingNode) -> Iterator[Table]:
 
 
 def _construct_tagged(loader: Any, suffix: str, node: yaml.Node) -> Any:
-    """A value with a tag of somebody else's (``!Ref``), as if it had none. Kubernetes does the
+    """Build a value with an unknown tag, such as ``!Ref``, as if it had no tag. Kubernetes does the
     same."""
     if isinstance(node, yaml.ScalarNode):
         return loader.construct_scalar(node)
@@ -81,7 +86,8 @@ def _construct_tagged(loader: Any, suffix: str, node: yaml.Node) -> Any:
 
 
 def _construct_text(loader: Any, node: yaml.ScalarNode) -> Any:
-    """A date, or a lone equals sign: JSON knows neither, so Kubernetes takes them for text."""
+    """Build a date or a lone equals sign as text. JSON has no types for them, so Kubernetes reads
+    them as text too."""
     return loader.construct_scalar(node)
 
 
@@ -90,14 +96,17 @@ for _loader in (Loader, _QuickLoader):
     _loader.add_constructor("tag:yaml.org,2002:timestamp", _construct_text)
     _loader.add_constructor("tag:yaml.org,2002:value", _construct_text)
     _loader.add_multi_constructor("!", _construct_tagged)
-    # Named, never made: MkDocs has such tags in files beside the manifests.
+    # MkDocs has such tags in files next to the manifests. The objects that they name are not
+    # created.
     _loader.add_multi_constructor("tag:yaml.org,2002:python/", _construct_tagged)
 
 
 def parse_documents(text: str, source: str) -> list[Any]:
     """Read the documents of a YAML stream.
 
-    :raises ManifestError: it is not YAML, or its aliases stand for too many values.
+    :param text: the stream.
+    :param source: the name of the file, for messages.
+    :raises ManifestError: the text is not YAML, or its aliases stand for too many values.
     """
     # PyYAML refuses a tab at the end of a line, and in front of an item of a flow list; Kubernetes'
     # parser does not.
@@ -132,7 +141,8 @@ def parse_documents(text: str, source: str) -> list[Any]:
 def _documents(loader: Any, source: str) -> Iterator[Any]:
     while loader.check_node():
         node = loader.get_node()
-        # Counted before anything is made of it: a merge key copies what its alias stands for.
+        # The values are counted before they are built, because a merge key copies the values of its
+        # alias.
         if _weight(node, {}) > MOST_NODES:
             raise ManifestError(
                 source,
@@ -143,7 +153,12 @@ def _documents(loader: Any, source: str) -> Iterator[Any]:
 
 
 def _weight(node: yaml.Node, known: dict[int, float]) -> float:
-    """How many values a node has once its aliases are followed; infinite for one within itself."""
+    """Return the number of values that a node has once its aliases are followed. It is infinite if
+    the node contains itself.
+
+    :param node: the node.
+    :param known: the results for other nodes, by their ``id``.
+    """
     if isinstance(node, yaml.ScalarNode):
         return 1
     if id(node) not in known:
@@ -184,9 +199,10 @@ def _type_name(value: object) -> str:
 
 
 def get_value(table: Table, key: str, kind: type, source: str, default: Any = None) -> Any:
-    """``table[key]``, which must have this type, or ``default`` if it is absent or null.
+    """Return ``table[key]``, which must have this type; ``default`` if it is missing or null. A
+    missing :class:`Table` without a default is an empty one.
 
-    :raises ManifestError: it has another type.
+    :raises ManifestError: the value has another type.
     """
     value = table.get(key)
     if value is None:
@@ -210,7 +226,10 @@ def get_number(table: Table, key: str, source: str, default: int, least: int = 0
 
 
 def get_tables(table: Table, key: str, source: str) -> list[Table]:
-    """A list of mappings."""
+    """Return a list of mappings; an empty list if the key is missing.
+
+    :raises ManifestError: the value is not such a list.
+    """
     found = get_value(table, key, list, source, [])
     for item in found:
         if not isinstance(item, Table):
@@ -223,7 +242,10 @@ def get_tables(table: Table, key: str, source: str) -> list[Table]:
 
 
 def get_words(table: Table, key: str, source: str) -> tuple[str, ...]:
-    """A list of strings."""
+    """Return a list of strings; an empty tuple if the key is missing.
+
+    :raises ManifestError: the value is not such a list.
+    """
     found = get_value(table, key, list, source, [])
     for item in found:
         if not isinstance(item, str):

@@ -1,7 +1,7 @@
-"""The state of every instance that this user may see, and its workers.
+"""The state of every instance that this user may see, and of its workers. Runs in a command.
 
-All of it comes from the shared memory and from /proc. Nothing is asked of the instance, so it is
-told as well while every worker is busy or the arbiter is stopped.
+Everything comes from the shared memory and from /proc. The instance itself is not asked, so this
+also works while every worker is busy or the arbiter is stopped.
 """
 
 from __future__ import annotations
@@ -32,15 +32,17 @@ _NAMES = {
 class Worker:
     """A worker process.
 
-    :ivar pid: its number, as this process's /proc has it.
+    :ivar pid: its pid in the PID namespace of the command.
     :ivar age: gunicorn's serial number of the worker: 1 for the first one.
-    :ivar state: it is booting, serving or leaving.
+    :ivar state: whether it is booting, serving or leaving.
     :ivar in_flight: how many requests it serves now; ``None`` if they cannot be counted.
-    :ivar requests: how many it has begun to serve; ``None`` likewise.
-    :ivar since_t0: how many of them came after a shutdown had begun; ``None`` likewise.
-    :ivar last_arrival: how many seconds ago the last of them came; ``None`` if none did.
-    :ivar heartbeat: how many seconds ago gunicorn heard from it; ``None`` if this user may not see
-        that. gunicorn ends a worker after ``timeout`` seconds.
+    :ivar requests: how many requests it has begun to serve; ``None`` if they cannot be counted.
+    :ivar since_t0: how many of its requests came after a shutdown had begun; ``None`` if they
+        cannot be counted.
+    :ivar last_arrival: how many seconds ago its last request came; ``None`` if none has come, or if
+        requests cannot be counted.
+    :ivar heartbeat: how many seconds ago its last heartbeat was; ``None`` if this user may not see
+        it. gunicorn ends a worker that sends no heartbeat for ``timeout`` seconds.
     """
 
     pid: int
@@ -55,30 +57,32 @@ class Worker:
 
 @dataclass(frozen=True)
 class Status:
-    """An instance. Everything but the first five is ``None``, or empty, if its memory cannot be
-    read.
+    """An instance. All attributes except the first five are ``None`` or empty if its memory cannot
+    be read.
 
-    :ivar arbiter: its pid, as this process's /proc has it.
-    :ivar directory: its working directory; ``None`` if it cannot be read.
-    :ivar command: its command line.
-    :ivar started: when it started, as a Unix time; ``None`` if it cannot be read.
-    :ivar problem: why its memory cannot be read; ``None`` if it can.
-    :ivar application: what it serves, as gunicorn names it.
+    :ivar arbiter: the arbiter's pid in the PID namespace of the command.
+    :ivar directory: the arbiter's working directory; ``None`` if it cannot be read.
+    :ivar command: the arbiter's command line.
+    :ivar started: when the arbiter started, as a Unix time; ``None`` if it cannot be read.
+    :ivar problem: why the memory cannot be read; ``None`` if it can.
+    :ivar application: the application, as gunicorn names it.
     :ivar gunicorn: the version of gunicorn.
     :ivar plugin: the version of gunicorn-grace.
-    :ivar phase: its phase.
-    :ivar since: when the phase began, as a Unix time; ``None`` for one before T0.
-    :ivar begun_by: who began the shutdown: ``SIGTERM``, ``prestop``, ``?down=true`` or ``drain``.
-    :ivar t0: when the shutdown began, as a Unix time.
-    :ivar sigterm: when SIGTERM came, as a Unix time; ``None`` while it has not.
-    :ivar is_held: whether it waits for ``undrain``.
-    :ivar has_given_up: whether the plugin has given up, so that gunicorn shuts down by itself.
-    :ivar is_switched_off: whether the plugin is switched off (``grace_enabled``), so that gunicorn
+    :ivar phase: the phase of the instance.
+    :ivar since: when the phase began, as a Unix time; ``None`` for a phase before T0.
+    :ivar begun_by: what began the shutdown: ``SIGTERM``, ``prestop``, ``?down=true`` or ``drain``;
+        ``None`` before T0.
+    :ivar t0: when the shutdown began, as a Unix time; ``None`` before T0.
+    :ivar sigterm: when SIGTERM came, as a Unix time; ``None`` before it.
+    :ivar is_held: whether the instance stays out of rotation until ``undrain``.
+    :ivar has_given_up: whether the plugin has given up. gunicorn then shuts down by itself.
+    :ivar is_switched_off: whether the plugin is switched off (``grace_enabled``). gunicorn then
         shuts down by itself.
-    :ivar seconds_left: seconds until it must be gone; ``None`` without a known deadline.
-    :ivar rate: requests a second, over the minute before the shutdown, or the last one.
+    :ivar seconds_left: seconds until the deadline; ``None`` before T0 or without a known deadline.
+    :ivar rate: requests a second, averaged over the last minute, or in a shutdown over the minute
+        before it; ``None`` if requests cannot be counted.
     :ivar in_flight: how many requests are being served; ``None`` if they cannot be counted.
-    :ivar workers: its workers, the oldest first.
+    :ivar workers: the workers, the oldest first.
     """
 
     arbiter: int
@@ -104,10 +108,10 @@ class Status:
 
 
 def look(pid: int | None = None) -> Sequence[Status]:
-    """Return every instance that this user may see, by the arbiter's pid.
+    """Return every instance that this user may see, ordered by the arbiter's pid.
 
-    :param pid: look for this arbiter alone.
-    :raises StateError: there is none.
+    :param pid: the arbiter to look for; ``None`` for all.
+    :raises StateError: no instance was found.
     """
     found = every(pid)
     try:
@@ -149,7 +153,7 @@ def _inside(outside: Status, memory: Memory) -> Status:
         begun_by=_NAMES.get(origin) if is_over else None,
         t0=unix_time(began) if is_over and began else None,
         sigterm=unix_time(header.sigterm) if is_over and header.sigterm else None,
-        # An arbiter that serves takes a drain up within a second.
+        # A serving arbiter sets "held" up to a second after the drain command.
         is_held=memory.is_terminating()
         and not header.sigterm
         and (bool(header.held) or origin is Origin.DRAIN),
@@ -163,10 +167,10 @@ def _inside(outside: Status, memory: Memory) -> Status:
 
 
 def _beginning(memory: Memory) -> tuple[int, Origin]:
-    """When the shutdown began, and who began it."""
+    """Return when the shutdown began (monotonic ns), and what began it."""
     header, t0 = memory.header, memory.t0()
     if header.trigger & ~ORIGIN_MASK == t0 & ~ORIGIN_MASK:
-        with contextlib.suppress(ValueError):  # It is overwritten.
+        with contextlib.suppress(ValueError):  # Another process has overwritten the cell.
             return t0, Origin(header.trigger & ORIGIN_MASK)
     return t0, Origin.SIGTERM if header.sigterm else Origin.NONE
 
@@ -196,5 +200,9 @@ def _worker(record: Record, pid: int, now: int) -> Worker:
 
 
 def _ago(moment: float, now: int) -> float | None:
-    """How many seconds ago a moment of the monotonic clock was; ``None`` for never."""
+    """Return how many seconds ago a moment was; ``None`` if it is 0, which means never.
+
+    :param moment: the moment on the monotonic clock, in seconds.
+    :param now: the monotonic clock, in nanoseconds.
+    """
     return round(max(0.0, now / NS - moment), 3) if moment > 0 else None

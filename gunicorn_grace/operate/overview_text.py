@@ -1,4 +1,4 @@
-"""A status as a table of at most 80 columns, and as JSON."""
+"""Writes the status of instances as a table of at most 80 columns, and as JSON."""
 
 from __future__ import annotations
 

@@ -12,10 +12,11 @@ from .instance import LOOK, OFF, find, is_switched_off, lives, naming
 
 
 def prestop(pid: int | None, say: Callable[[str], object]) -> None:
-    """Begin the shutdown and return when the delay is over: when a SIGTERM drains at once.
+    """Begin the shutdown, and return when the delay is over. A SIGTERM then drains at once. Runs in
+    a command.
 
-    :param pid: the arbiter, where there is more than one instance.
-    :param say: takes a line for the one who asked.
+    :param pid: the arbiter; ``None`` for the only instance.
+    :param say: takes a line for the user.
     :raises StateError: there is no such instance, or more than one.
     """
     memory = find(pid)
@@ -35,7 +36,7 @@ def _prestop(memory: Memory, say: Callable[[str], object]) -> None:
     note = "" if began else " (it had begun before)"
     say(f"not ready for {header.delay / NS:g} s, longer while requests still come{note}")
     while memory.is_terminating() and not header.delay_over and header.phase <= Phase.LAME_DUCK:
-        # An arbiter that hangs takes nothing up: then the delay alone counts.
+        # An arbiter that hangs does not react to the trigger. The hook then ends after the delay.
         hangs = not header.t0 and time.monotonic_ns() > memory.t0() + header.delay
         if hangs or not lives(memory.holder) or memory.seconds_left() == 0:
             return

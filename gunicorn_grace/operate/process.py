@@ -1,4 +1,4 @@
-"""What /proc says about the processes of an instance (proc(5)). Runs in a command."""
+"""Reads data about the processes of an instance from /proc (proc(5)). Runs in a command."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from ..probes.processes import arguments
 
 _HEARTBEAT = re.compile(r"/wgunicorn-[^/]*( \(deleted\))?$")
-"""The file whose time a worker sets to show that it lives (gunicorn's ``WorkerTmp``, 22.0 to
-27.0)."""
+"""The heartbeat file of a worker, whose modification time the worker sets (gunicorn's
+``WorkerTmp``, 22.0 to 27.0)."""
 
 
 def directory(pid: int) -> str | None:
@@ -24,7 +24,7 @@ def directory(pid: int) -> str | None:
 
 
 def command(pid: int) -> list[str]:
-    """Return the command line of a process; nothing if it cannot be read."""
+    """Return the command line of a process; an empty list if it cannot be read."""
     return [word for word in arguments("/proc", pid) if word]
 
 
@@ -40,7 +40,7 @@ def started(pid: int) -> float | None:
 
 
 def parent(pid: int) -> int | None:
-    """Return the parent of a process; ``None`` if it cannot be read."""
+    """Return the pid of a process's parent; ``None`` if it cannot be read."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as stream:
             return int(stream.read().rpartition(b")")[2].split()[1])
@@ -49,8 +49,8 @@ def parent(pid: int) -> int | None:
 
 
 def children(pid: int) -> dict[int, int]:
-    """Return the children of an arbiter: by the number that each has in its own PID namespace, the
-    number that it has here."""
+    """Return the children of an arbiter: the pid of each in its own PID namespace, with its pid in
+    the namespace of this process."""
     found = {}
     for name in filter(str.isdigit, os.listdir("/proc")):
         with contextlib.suppress(OSError, KeyError, ValueError):
@@ -62,8 +62,8 @@ def children(pid: int) -> dict[int, int]:
 
 
 def heartbeat(pid: int) -> float | None:
-    """Return when a worker last said that it lives, in seconds of the monotonic clock. ``None`` if
-    this user may not see it."""
+    """Return when the last heartbeat of a worker was, in seconds of the monotonic clock; ``None``
+    if this user may not see it."""
     for path in _descriptors(pid):
         with contextlib.suppress(OSError):
             if _HEARTBEAT.search(os.readlink(path)):

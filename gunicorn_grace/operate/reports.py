@@ -1,4 +1,4 @@
-"""``gunicorn-grace reports``: what the shutdowns of a fleet tell, service by service."""
+"""``gunicorn-grace reports``: sums up the shutdowns of a fleet, service by service."""
 
 from __future__ import annotations
 
@@ -17,39 +17,41 @@ from ..shared.text import printable
 from .collecting import UNKNOWN, Found, Late, in_document, in_lines, service_of_file
 
 LARGEST_DOCUMENT = 256 << 20
-"""Bytes of a file that is one JSON document over many lines. Lines may be as many as they like."""
+"""The largest JSON document over many lines that is read, in characters. The number of lines in a
+log is not limited."""
 
 SHARE = 0.8
-"""The largest share of the delay at which the last request may come: the rule of ``late_request``
-and of the verdict."""
+"""The last request should come within this share of the delay. ``late_request`` and the verdict use
+the same share."""
 
 LONGER = 1.25
-"""The period has room for the longest drain that was seen, and for this times as much."""
+"""The proposed period has room for the longest drain that was seen, times this factor."""
 
 MARGIN = 2.0
-"""``grace_exit_margin``, in seconds, as it is if nothing is set."""
+"""The default of ``grace_exit_margin``, in seconds."""
 
 KILLED = "killed"
-"""How a shutdown ended whose report was never finished."""
+"""The end of a shutdown whose report was never finished."""
 
 
 @dataclass
 class Service:
     """The shutdowns of one service. Times are seconds.
 
-    :ivar ended: how many of them ended how: as the reports have it, or ``killed``.
-    :ivar begun_by: how many of them were begun by whom.
-    :ivar cut_off: how many requests got no complete response.
-    :ivar hurt: in how many shutdowns that was.
-    :ivar uncounted: in how many shutdowns requests could not be counted.
-    :ivar last: when the last request came after T0, for each shutdown in which one came, and that
-        is not counted below.
-    :ivar silent: in how many shutdowns none came.
-    :ivar endless: in how many shutdowns requests came until the budget ended the delay.
-    :ivar handed_over: in how many shutdowns somebody else kept the listening sockets. Requests come
-        all the time then, and say nothing about the delay.
+    :ivar ended: the number of shutdowns for each way of ending, as the reports name it, or
+        ``killed``.
+    :ivar begun_by: the number of shutdowns for each cause.
+    :ivar cut_off: the number of requests that got no complete response.
+    :ivar hurt: the number of shutdowns in which requests were cut off.
+    :ivar uncounted: the number of shutdowns in which requests could not be counted.
+    :ivar last: the seconds from T0 to the last request, for each shutdown in which one came. The
+        shutdowns in ``endless`` and ``handed_over`` are not among them.
+    :ivar silent: the number of shutdowns in which no request came after T0.
+    :ivar endless: the number of shutdowns in which requests came until the budget ended the delay.
+    :ivar handed_over: the number of shutdowns in which another process kept the listening sockets.
+        Requests then never stop, so they say nothing about the delay.
     :ivar longest_drain: the longest drain.
-    :ivar routers: how many late requests came from which router.
+    :ivar routers: the number of late requests from each router.
     """
 
     ended: Counter[str] = field(default_factory=Counter)
@@ -65,7 +67,10 @@ class Service:
     routers: Counter[str] = field(default_factory=Counter)
 
     def add(self, report: Mapping[str, Any]) -> None:
-        """Add a report."""
+        """Add a report. Values of a wrong type are treated as missing.
+
+        :param report: the report, as it was parsed.
+        """
         ended = report.get("ended")
         self.ended[printable(ended, 60) if isinstance(ended, str) else KILLED] += 1
         self.begun_by[printable(report.get("origin"), 20)] += 1
@@ -88,34 +93,39 @@ class Service:
 
     @property
     def shutdowns(self) -> int:
-        """How many there were."""
+        """The number of shutdowns."""
         return self.ended.total()
 
     @property
     def killed(self) -> int:
-        """How many did not end by themselves in time."""
+        """The number of shutdowns that did not end in time."""
         return self.ended[KILLED] + self.ended["deadline"]
 
     @property
     def is_well(self) -> bool:
-        """Whether nothing was cut off, and nothing was killed."""
+        """Whether no request was cut off and every shutdown ended in time."""
         return not (self.cut_off or self.killed)
 
     def percentile(self, share: float) -> float | None:
-        """The time after T0 before which the last request came in this share of the shutdowns."""
+        """Return a percentile of :attr:`last`, in seconds; ``None`` if it is empty.
+
+        :param share: the share of the shutdowns, from 0 to 1.
+        """
         if not self.last:
             return None
         ordered = sorted(self.last)
         return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
 
     def delay(self) -> int | None:
-        """The ``grace_shutdown_delay`` that would do; ``None`` if nothing is known about it."""
+        """Return the ``grace_shutdown_delay`` that would be long enough, in seconds; ``None`` if
+        the reports do not show it."""
         latest = self.percentile(1.0)
         return None if latest is None else max(1, math.ceil(latest / SHARE))
 
     def period(self) -> int | None:
-        """The termination period that would do; ``None`` if nothing is known about it. A drain that
-        was killed might have taken longer."""
+        """Return the termination period that would be long enough, in seconds; ``None`` if the
+        reports do not show it. They do not if a shutdown was killed, because its drain might have
+        taken longer."""
         delay = self.delay()
         if delay is None or self.killed:
             return None
@@ -123,10 +133,10 @@ class Service:
 
 
 def collect(names: Sequence[str]) -> dict[str, Service]:
-    """Read files, and return the services, by name.
+    """Read files, and return the services by name. Runs in a command.
 
-    :param names: the files; ``-`` is standard input.
-    :raises StateError: a file cannot be read, or there is no report in any.
+    :param names: the names of the files; ``-`` is standard input.
+    :raises StateError: a file cannot be read, or no file has a report.
     """
     services: dict[str, Service] = {}
     for name in names:
@@ -161,7 +171,8 @@ def _in_file(name: str) -> Iterator[Found | Late]:
 
 
 def _in_stream(stream: TextIO, service: str) -> Iterator[Found | Late]:
-    """A document over many lines is read whole, and everything else line by line."""
+    """Yield the reports and late requests of a file. A JSON document over many lines is read as a
+    whole, and everything else line by line."""
     first = stream.readline(LARGEST_DOCUMENT)
     if (document := _loaded(first)) is not None:
         found = list(in_document(document, service))

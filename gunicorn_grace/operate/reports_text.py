@@ -1,4 +1,4 @@
-"""What the shutdowns of a fleet tell, as text of at most 80 columns and as JSON."""
+"""Writes the summary of a fleet's shutdowns as text of at most 80 columns, and as JSON."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MOST_ROUTERS = 3
 
 
 def text(services: Mapping[str, Service]) -> str:
-    """Return a paragraph for each service, those that lost something first."""
+    """Return a paragraph for each service. The services that lost requests come first."""
     ordered = sorted(services.items(), key=lambda item: (item[1].is_well, item[0]))
     return "\n\n".join("\n".join(_paragraph(name, service)) for name, service in ordered)
 

@@ -1,9 +1,9 @@
-"""The routers that stand in front of instances, and how long each goes on sending to one that is
-going.
+"""The routers that stand in front of instances, and how long each goes on sending to an instance
+that shuts down.
 
-One table for ``manifest``, for ``check --lag NAME`` and for the docs. A number here is what the
-router's documentation, its source or a measurement says for its defaults. A router that somebody
-has set up in another way has another number: the last line of the log says it after each shutdown.
+``manifest``, ``check --lag NAME`` and the docs use this one table. Each number comes from the
+router's documentation, its source or a measurement, and is for its defaults. A router with another
+configuration has another number. The last line of the log shows it after each shutdown.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ class Router:
     """One router.
 
     :ivar name: its name, as an option takes it.
-    :ivar delay: how long it goes on sending, in seconds: the delay that it needs.
-    :ivar why: what the number consists of.
-    :ivar sources: the pages that say so.
-    :ivar of_pods: whether it routes to the pods of Kubernetes alone.
-    :ivar asks_readiness: whether it learns by asking for readiness, and not from the platform.
+    :ivar delay: for how many seconds it goes on sending. The delay has to be at least that long.
+    :ivar why: the reason for the number.
+    :ivar sources: the pages that give the number.
+    :ivar of_pods: whether it routes only to pods of Kubernetes.
+    :ivar asks_readiness: whether it probes readiness itself, rather than being told by the
+        platform.
     """
 
     name: str
@@ -32,7 +33,10 @@ class Router:
     asks_readiness: bool = False
 
     def needs(self, readiness_delay: float) -> float:
-        """The delay that it needs, in seconds, where readiness stays 200 for so long after T0."""
+        """Return the delay that it needs, in seconds.
+
+        :param readiness_delay: for how many seconds after T0 readiness stays 200.
+        """
         return self.delay + (math.ceil(readiness_delay) if self.asks_readiness else 0)
 
 
@@ -114,4 +118,4 @@ ROUTERS = {
         ),
     )
 }
-"""The table, by name."""
+"""The routers by name."""

@@ -1,8 +1,9 @@
-"""``gunicorn-grace run``: any command that starts gunicorn in Python, with the plugin in it.
+"""``gunicorn-grace run``: runs any command that starts gunicorn in Python, and loads the plugin
+into it.
 
-For programs that nobody can edit. The command is executed in place of this process, so its pid,
-its signals and its exit code are its own. It finds :mod:`gunicorn_grace.boot` in front of Python's
-path.
+This is for programs that cannot be edited. The command replaces this process, so it keeps the pid,
+receives the signals and sets the exit code. :mod:`gunicorn_grace.boot` is put at the beginning of
+its ``PYTHONPATH``.
 """
 
 from __future__ import annotations
@@ -23,11 +24,12 @@ PYTHONPATH = "PYTHONPATH"
 
 
 def run(command: Sequence[str]) -> tuple[int, str]:
-    """Execute a command. It returns only if that cannot be done.
+    """Replace this process by a command. It returns only if the command cannot be executed.
 
-    :returns: an exit code, and why.
+    :param command: the program and its arguments.
+    :returns: an exit code, and the reason.
     """
-    # What Python ignores at its start would stay ignored in the command.
+    # Python ignores these signals from its start, and the command would inherit that.
     for name in ("SIGPIPE", "SIGXFSZ"):
         with contextlib.suppress(AttributeError):
             signal.signal(getattr(signal, name), signal.SIG_DFL)
@@ -44,8 +46,8 @@ def run(command: Sequence[str]) -> tuple[int, str]:
 def _given_path() -> str:
     """Return PYTHONPATH as it was given to this process.
 
-    ``opentelemetry-instrument`` takes itself out of it in the first Python below it, which is this
-    one; the second one is gunicorn.
+    ``opentelemetry-instrument`` removes itself from the variable in the first Python process that
+    it starts. That is this process, but gunicorn needs it too.
     """
     try:
         given = Path("/proc/self/environ").read_bytes().split(b"\0")

@@ -1,4 +1,4 @@
-"""``gunicorn-grace status``: what each instance does, and its workers."""
+"""``gunicorn-grace status``: shows the state of each instance and of its workers."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from .overview import look
 from .overview_text import document, table
 
 EVERY = 1.0
-"""Seconds between two looks of ``--watch``. An arbiter that serves publishes its numbers that
-often."""
+"""Seconds between two looks of ``--watch``. A serving arbiter publishes its numbers once a
+second."""
 
 _HOME_AND_CLEAR = "\x1b[H\x1b[J"
 
@@ -21,14 +21,14 @@ _HOME_AND_CLEAR = "\x1b[H\x1b[J"
 def show(
     pid: int | None, say: Callable[[str], object], *, as_json: bool = False, again: bool = False
 ) -> None:
-    """Print the instances that this user may see.
+    """Print the instances that this user may see. Runs in a command.
 
-    :param pid: show this arbiter's alone.
-    :param say: takes what is printed.
-    :param as_json: print a JSON document in one line.
-    :param again: print them each second, also while there is none, until Ctrl-C or until nobody
-        reads any more.
-    :raises StateError: there is none.
+    :param pid: the arbiter to show; ``None`` for all.
+    :param say: takes the text to print.
+    :param as_json: whether to print a JSON document in one line.
+    :param again: whether to print every second until Ctrl-C or until the output is closed. If no
+        instance is found, that error is printed instead.
+    :raises StateError: no instance was found, and ``again`` is false.
     """
     while True:
         try:

@@ -17,19 +17,23 @@ PRESTOP = {"exec": {"command": ["gunicorn-grace", "prestop"]}}
 
 
 def env(**values: object) -> dict[str, Any]:
-    """Variables of a container, as a part of a patch."""
+    """Return a part of a patch that sets environment variables of a container."""
     return {"env": [{"name": name, "value": f"{value}"} for name, value in values.items()]}
 
 
 def hook_patch(case: Case) -> dict[str, Any]:
-    """The hook of the plugin in the place of what is there."""
+    """Return a part of a patch that replaces the preStop hook by the plugin's."""
     kind = case.hook.kind if case.hook else "exec"
     other = {} if kind == "exec" else {kind: None}
     return {"lifecycle": {"preStop": {**other, **PRESTOP}}}
 
 
 def period_patch(case: Case, seconds: float) -> Patch:
-    """The period in both places."""
+    """Return a patch that sets the period: in the pod, and for the plugin if it is there. Knative
+    sets the period of its pods itself.
+
+    :param seconds: the period; it is rounded up.
+    """
     whole = math.ceil(seconds)
     container = env(GRACE_TERMINATION_PERIOD=whole) if case.has_plugin else {}
     return Patch(pod={} if case.is_knative else {PERIOD: whole}, container=container)
@@ -47,7 +51,7 @@ def period_patch(case: Case, seconds: float) -> Patch:
     "part of it.",
 )
 def budget(case: Case) -> Iterator[Hit]:
-    """The sum of the parts against the period."""
+    """Compare the sum of the parts with the period."""
     if case.is_knative:
         return
     slept = 0.0 if case.is_trigger else case.slept
@@ -126,7 +130,8 @@ def _plain(case: Case, slept: float) -> Iterator[Hit]:
 
 
 def _line(case: Case, name: str) -> int:
-    """Where a setting is written in the manifest, or where the period or the hook is."""
+    """Return the line of a setting in the manifest. If it is not written there, return the line of
+    the hook or of the period."""
     source, line = case.seen.lines.get(name, ("", 0))
     if source == case.workload.source and line:
         return line
@@ -145,13 +150,13 @@ def _line(case: Case, name: str) -> int:
     "cannot ask Kubernetes for it.",
 )
 def period(case: Case) -> Iterator[Hit]:
-    """``GRACE_TERMINATION_PERIOD`` against terminationGracePeriodSeconds."""
+    """Compare ``GRACE_TERMINATION_PERIOD`` with terminationGracePeriodSeconds."""
     seen = case.seen
     if not case.has_plugin or "termination_period" in seen.unseen or not case.period:
         return
     ours = seen.settings.termination_period
     chosen = "termination_period" in seen.given
-    # The plugin knows Cloud Run by its environment, and counts on its period by itself.
+    # The plugin recognizes Cloud Run by its environment variables, and then uses its period.
     if ours == case.period or (case.is_cloud_run and not chosen):
         return
     source, line = seen.lines.get("termination_period", ("", 0))
@@ -193,7 +198,7 @@ def period(case: Case) -> Iterator[Hit]:
     "or leave the hook out.",
 )
 def prestop_sleep(case: Case) -> Iterator[Hit]:
-    """A sleep beside the delay."""
+    """Find a hook that sleeps in addition to the delay."""
     if not case.has_plugin or case.is_trigger or not case.slept or case.hook is None:
         return
     delay = case.seen.settings.shutdown_delay
@@ -228,7 +233,7 @@ def prestop_sleep(case: Case) -> Iterator[Hit]:
     "`--lag aws-alb`, or give the time that it takes, `--lag NAME=SECONDS`.",
 )
 def delay(case: Case) -> Iterator[Hit]:
-    """The delay against the readiness probe, and against the named routers."""
+    """Compare the delay with the readiness probe and with the named routers."""
     seen = case.seen
     if "shutdown_delay" in seen.unseen:
         return

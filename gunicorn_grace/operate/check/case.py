@@ -1,4 +1,4 @@
-"""One container that runs gunicorn, with all that a rule may look at."""
+"""One container that runs gunicorn, with everything that a rule may look at."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class Case:
 
     :ivar workload: the workload.
     :ivar container: the container.
-    :ivar launch: how its command starts gunicorn; None if the image does.
-    :ivar seen: the settings that count.
-    :ivar others: the other objects of the input, each with its file.
-    :ivar lags: how long routers go on sending: name and seconds.
+    :ivar launch: how its command starts gunicorn; None if the image starts it.
+    :ivar seen: the settings in use, as far as they are seen.
+    :ivar others: the other objects of the input, each with the name of its file.
+    :ivar lags: routers, each with the seconds for which it goes on sending.
     """
 
     workload: Workload
@@ -35,21 +35,26 @@ class Case:
 
     @property
     def has_plugin(self) -> bool:
-        """Whether something shows that the plugin is there."""
+        """Whether something in the input shows that the plugin is loaded."""
         return bool(self.seen.plugin)
 
     @property
     def is_knative(self) -> bool:
-        """Whether Knative makes the pods, and sets their period and hooks."""
+        """Whether Knative makes the pods. It then also sets their period and hooks."""
         return self.workload.kind == "Service"
 
     @property
     def is_cloud_run(self) -> bool:
-        """Whether it is Knative's only in form, and Cloud Run's in fact."""
+        """Whether the service is for Cloud Run, which uses Knative's format."""
         return is_cloud_run(self.workload.document)
 
     def line(self, *keys: str, of: Table | None = None) -> int:
-        """The line of the first of these keys that is there, in the container unless told."""
+        """Return the line of the first of these keys that exists; without any, the line where the
+        table begins.
+
+        :param keys: the keys.
+        :param of: the table; the container by default.
+        """
         table = self.container.table if of is None else of
         return next((table.lines[key] for key in keys if key in table.lines), table.line)
 
@@ -60,7 +65,7 @@ class Case:
 
     @property
     def period_line(self) -> int:
-        """Where the period is written, or where the workload begins."""
+        """The line of the period; where the workload begins if the period is not set."""
         lines = self.workload.pod.lines
         return lines.get("terminationGracePeriodSeconds", self.workload.line)
 
@@ -71,7 +76,7 @@ class Case:
 
     @property
     def is_trigger(self) -> bool:
-        """Whether the hook begins the shutdown of the plugin."""
+        """Whether the hook begins the plugin's shutdown."""
         if self.hook is None:
             return False
         told = " ".join((*self.hook.command, self.hook.path))
@@ -79,7 +84,7 @@ class Case:
 
     @property
     def slept(self) -> float:
-        """Seconds that the hook sleeps at least, as far as it says so in so many words."""
+        """The seconds that the hook sleeps at least. Only literal numbers of seconds are found."""
         hook = self.hook
         if hook is None:
             return 0.0
@@ -91,7 +96,7 @@ class Case:
         found = re.findall(r"(?:^|[\s;&|/'\"])sleep\s+([0-9]+(?:\.[0-9]+)?)(s|m|h)?\b", text)
         units = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
         slept = [float(number) * units[unit] for number, unit in found]
-        # Which branch is taken, and how often, is not known: one of them at least.
+        # With a branch or a loop it is not known which of the sleeps run. At least one does.
         is_plain = not re.search(r"\b(if|while|until|for|case)\b|\|\||(?<!&)&(?!&)", text)
         return sum(slept) if is_plain else min(slept, default=0.0)
 
@@ -112,7 +117,8 @@ class Case:
 
     @property
     def others_ports(self) -> dict[int, str]:
-        """The ports that the other containers of the pod declare, and the name of each."""
+        """The ports that the other containers of the pod declare, each with the container's
+        name."""
         found = {
             port: container.name
             for container in self.workload.containers
@@ -130,7 +136,7 @@ class Case:
         return found
 
     def asks_gunicorn(self, action: Action) -> bool:
-        """Whether gunicorn or the plugin answers a probe, and not another container."""
+        """Whether gunicorn or the plugin answers a probe, rather than another container."""
         if action.port is None or action.port == self.probe_port:
             return True
         return action.port in self.ports if self.ports else action.port not in self.others_ports
@@ -145,7 +151,7 @@ class Case:
 
 
 def is_cloud_run(document: Table) -> bool:
-    """Whether an annotation or a label of an object, or of its template, is one of Cloud Run's."""
+    """Whether an object, or its template, has an annotation or a label of Cloud Run's."""
     spec = document.get("spec")
     template = spec.get("template") if isinstance(spec, Table) else None
     for item in (document, template):

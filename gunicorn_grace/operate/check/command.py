@@ -119,7 +119,12 @@ def check(
 
 
 def paint(text: str, what: str) -> str:
-    """Colour a text for a terminal; ``click.echo`` removes the colours elsewhere."""
+    """Return a text with colours for a terminal. ``click.echo`` removes them if the output is not a
+    terminal.
+
+    :param text: the text.
+    :param what: ``error``, ``warning``, ``note`` or ``dim``.
+    """
     return click.style(text, **_COLOURS[what])  # type: ignore[arg-type]
 
 

@@ -1,7 +1,7 @@
 """Reads a gunicorn configuration file without executing it.
 
-What is written as a value, or computed from values and the environment in a plain way, is seen.
-The rest is named as not seen.
+A setting is seen if it is written as a value, or computed in a simple way from values and the
+environment. All other settings are reported as not seen.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Any
 from ...errors import GraceError
 
 LARGEST = 1024 * 1024
-"""Bytes of a configuration file that are read."""
+"""The largest configuration file that is read, in bytes."""
 
 
 class NotSeen(Exception):
-    """A value that only an execution could know."""
+    """A value cannot be found without executing the file."""
 
 
 class ConfigurationUnreadable(GraceError):
@@ -30,8 +30,8 @@ class ConfigurationUnreadable(GraceError):
 class Configuration:
     """A configuration file.
 
-    :ivar source: its name.
-    :ivar tree: what it says.
+    :ivar source: the name of the file, as the command got it.
+    :ivar tree: its syntax tree.
     :ivar loads_plugin: whether it names the plugin.
     """
 
@@ -42,9 +42,10 @@ class Configuration:
     def values(
         self, environ: Mapping[str, str]
     ) -> tuple[dict[str, tuple[int, Any]], dict[str, int]]:
-        """Its values, each with its line, and the lines of names whose value is not seen.
+        """Return the values of the settings and the settings whose value is not seen.
 
         :param environ: the environment of the container.
+        :returns: each name with its line and its value; each name that is not seen with its line.
         """
         seen: dict[str, tuple[int, Any]] = {}
         unseen: dict[str, int] = {}
@@ -64,7 +65,7 @@ class Configuration:
         elif isinstance(node, ast.AnnAssign) and node.value is not None:
             targets, value = [node.target], node.value
         else:
-            # Under a condition, in a loop: whether it is executed is not known.
+            # The assignment is under a condition or in a loop, so it may not be executed.
             for inner in ast.walk(node):
                 if isinstance(inner, ast.Name) and isinstance(inner.ctx, ast.Store):
                     seen.pop(inner.id, None)
@@ -85,9 +86,11 @@ class Configuration:
 
 
 def read_configuration(name: str) -> Configuration:
-    """Read a file, or ``python:gunicorn_grace.conf``, which has the defaults.
+    """Read a configuration file. A module, such as ``python:gunicorn_grace.conf``, is not read and
+    has no values.
 
-    :raises ConfigurationUnreadable: there is no such file, or it is not Python.
+    :param name: the file, as ``--config`` takes it.
+    :raises ConfigurationUnreadable: the file cannot be read, is too large, or is not Python.
     """
     if name.startswith("python:"):
         return Configuration(name, ast.Module([], []), "gunicorn_grace" in name)
@@ -111,9 +114,9 @@ _BINARY = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/", ast.FloorDiv
 
 
 def _evaluate(node: ast.expr, known: Mapping[str, Any], environ: Mapping[str, str]) -> Any:
-    """The value of an expression.
+    """Return the value of an expression.
 
-    :raises NotSeen: it would have to be executed.
+    :raises NotSeen: the expression would have to be executed.
     """
 
     def value(of: ast.expr) -> Any:

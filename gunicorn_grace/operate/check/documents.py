@@ -1,6 +1,6 @@
-"""Reads the input: files and standard input, documents, and which of them are objects to judge.
+"""Reads the input, from files and standard input, and sorts out the objects to judge.
 
-Whatever is in a file, the result is objects or one finding. Nothing of it is executed.
+Every file results in objects or findings, whatever its content. Nothing in it is executed.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ from . import budget, ports, probing, process, rollout
 from .findings import Finding, Rule, Severity, add
 
 FIRST = (budget, ports, probing, process, rollout)
-"""Their rules come before those of this module, whichever module is imported first."""
+"""The modules whose rules come before those of this module. Importing them here keeps that order,
+whichever module is imported first."""
 
 LARGEST = 4 * 1024 * 1024
-"""Bytes of a file that are read. An object in Kubernetes has at most 1.5 MiB (etcd's limit)."""
+"""The largest file that is read, in bytes. An object in Kubernetes has at most 1.5 MiB (etcd's
+limit)."""
 
 KINDS = (
     "Deployment",
@@ -33,7 +35,7 @@ KINDS = (
 )
 KNATIVE = "serving.knative.dev/"
 PASSING = ("Job", "CronJob")
-"""Kinds whose pods end by themselves. They serve nobody, so they are not judged."""
+"""Kinds whose pods end by themselves. Such pods serve no requests, so they are not judged."""
 
 UNREADABLE = add(
     Rule(
@@ -68,11 +70,11 @@ SKIPPED = add(
 
 @dataclass
 class Input:
-    """All that was read.
+    """Everything that was read.
 
     :ivar workloads: the objects that have pods, in their order.
     :ivar others: the other objects, each with the name of its file.
-    :ivar findings: what could not be read.
+    :ivar findings: findings about input that could not be read or is not judged.
     """
 
     workloads: list[Workload] = field(default_factory=list)
@@ -81,7 +83,10 @@ class Input:
 
 
 def read_all(names: Iterable[str]) -> Input:
-    """Read files; ``-`` is standard input."""
+    """Read files. A file that cannot be read results in a finding.
+
+    :param names: the names of the files; ``-`` is standard input.
+    """
     found = Input()
     for name in names:
         source = "<stdin>" if name == "-" else name
@@ -104,9 +109,9 @@ def read_all(names: Iterable[str]) -> Input:
 def read_text(found: Input, raw: bytes, source: str) -> None:
     """Read one file.
 
-    :param found: takes what is in it.
-    :param raw: its bytes.
-    :param source: its name.
+    :param found: the objects and findings are added to it.
+    :param raw: the bytes of the file.
+    :param source: the name of the file.
     """
     if len(raw) > LARGEST:
         found.findings.append(
@@ -135,7 +140,7 @@ def read_text(found: Input, raw: bytes, source: str) -> None:
 
 
 def _objects(document: object, source: str, found: Input) -> Iterator[Table]:
-    """The Kubernetes objects in a document. Other YAML is not ours to judge."""
+    """Yield the Kubernetes objects in a document. Other YAML is ignored."""
     if not isinstance(document, Table) or not isinstance(document.get("kind"), str):
         return
     try:
@@ -180,8 +185,9 @@ PART = "a part of an object, such as a patch"
 
 
 def is_part(item: Table) -> bool:
-    """Whether an object is only a part of one, such as a patch of Kustomize: it selects no pods,
-    and a container has no image, or there are none. The API server wants both."""
+    """Whether an object is incomplete, such as a patch of Kustomize. It is if a container has no
+    image and there is no selector, or if there are no containers. The API server requires all of
+    them."""
     spec = item.get("spec")
     if not isinstance(spec, Table):
         return True
@@ -197,7 +203,7 @@ def is_part(item: Table) -> bool:
 
 
 def name_of(item: Table) -> str:
-    """The name of an object, for messages."""
+    """Return the name of an object, for messages."""
     metadata = item.get("metadata")
     name = metadata.get("name") if isinstance(metadata, Table) else None
     return name if isinstance(name, str) else "(no name)"

@@ -1,4 +1,4 @@
-"""What a rule is, and what it finds."""
+"""Rules and their findings."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ if TYPE_CHECKING:
     from .case import Case
 
 PAGE = "docs/reference/check.md"
-"""The page that explains the rules. Each has a heading of its id."""
+"""The page that explains the rules. Each rule has a heading with its id."""
 
 
 class Severity(Enum):
-    """How bad a finding is. An error costs requests, or the pod never gets ready. A warning can
-    cost requests. A note is something that cannot be seen from here, or that is worth a look."""
+    """The severity of a finding. An error costs requests, or the pod never gets ready. A warning
+    can cost requests. A note says that something cannot be seen, or is worth a look."""
 
     ERROR = "error"
     WARNING = "warning"
@@ -25,7 +25,7 @@ class Severity(Enum):
 
 @dataclass(frozen=True)
 class Patch:
-    """What to merge into an object so that a finding is gone.
+    """The parts to merge into an object so that the rule no longer finds anything.
 
     :ivar spec: into the ``spec`` of the object.
     :ivar pod: into the pod's spec.
@@ -39,17 +39,17 @@ class Patch:
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that a rule has found.
+    """A fault that a rule has found.
 
     :ivar rule: the rule.
-    :ivar severity: how bad it is here.
-    :ivar source: name of the file.
-    :ivar line: line number from 1, or 0 for the whole file.
+    :ivar severity: the severity of this finding, which may differ from the rule's.
+    :ivar source: the name of the file.
+    :ivar line: the line number from 1; 0 for the whole file.
     :ivar what: the values and the limit, in one line.
     :ivar fix: what to write instead.
-    :ivar workload: what it is about, such as ``Deployment web``; empty for the whole file.
-    :ivar container: name of the container.
-    :ivar patch: the fix for a program; None where only a person can know it.
+    :ivar workload: the workload, such as ``Deployment web``; empty for the whole file.
+    :ivar container: the name of the container; empty without one.
+    :ivar patch: the fix as a patch; None if only a person can decide on the fix.
     """
 
     rule: Rule
@@ -65,14 +65,14 @@ class Finding:
 
 @dataclass(frozen=True)
 class Hit:
-    """What a rule says about one container; the rest of a finding is known to whoever asks it.
+    """The part of a finding that a rule yields. The caller of the rule adds the rest.
 
-    :ivar line: line number in the manifest.
+    :ivar line: the line number in the manifest.
     :ivar what: the values and the limit, in one line.
     :ivar fix: what to write instead.
-    :ivar patch: the fix for a program.
-    :ivar severity: how bad it is here; None for the rule's usual severity.
-    :ivar source: name of the file, if it is not the manifest.
+    :ivar patch: the fix as a patch; None if only a person can decide on the fix.
+    :ivar severity: the severity; None for the rule's usual severity.
+    :ivar source: the name of the file; None for the manifest.
     """
 
     line: int
@@ -90,11 +90,12 @@ Search = Callable[["Case"], Iterator[Hit]]
 class Rule:
     """A rule.
 
-    :ivar id: its name, also its heading in the docs, and what an annotation ignores it by.
+    :ivar id: its name. It is also the rule's heading in the docs, and annotations use it.
     :ivar severity: its usual severity.
     :ivar title: what is wrong, in a few words.
     :ivar users: what happens to users.
     :ivar fix: what to do.
+    :ivar search: yields the hits for a container; None if another module makes the findings.
     """
 
     id: str
@@ -106,7 +107,7 @@ class Rule:
 
     @property
     def page(self) -> str:
-        """Where the docs explain it."""
+        """The place in the docs that explains the rule."""
         return f"{PAGE}#{self.id}"
 
 
@@ -115,7 +116,15 @@ RULES: dict[str, Rule] = {}
 
 
 def rule(id: str, severity: Severity, title: str, users: str, fix: str) -> Callable[[Search], Rule]:
-    """Make a rule of a function that yields its findings."""
+    """Return a decorator that turns a function into a rule and adds the rule to the table. The
+    function yields the rule's hits for a container.
+
+    :param id: the rule's name.
+    :param severity: its usual severity.
+    :param title: what is wrong, in a few words.
+    :param users: what happens to users.
+    :param fix: what to do.
+    """
 
     def register(search: Search) -> Rule:
         return add(Rule(id, severity, title, users, fix, search))
@@ -124,6 +133,6 @@ def rule(id: str, severity: Severity, title: str, users: str, fix: str) -> Calla
 
 
 def add(new: Rule) -> Rule:
-    """Add a rule to the table."""
+    """Add a rule to the table, and return it."""
     RULES[new.id] = new
     return new

@@ -1,4 +1,5 @@
-"""Runs the rules over all that was read, and drops what an annotation ignores."""
+"""Applies the rules to everything that was read, and sets aside the findings that an annotation
+ignores."""
 
 from __future__ import annotations
 
@@ -21,9 +22,10 @@ __all__ = ["budget", "ports", "probing", "process", "rollout"]
 IGNORE = "gunicorn-grace/ignore"
 """The annotation: ``rule: reason``, one a line or separated by ``;``."""
 CONTAINER = "gunicorn-grace/container"
-"""The annotation that names the container of gunicorn, where only its image knows that."""
+"""The annotation that names the container of gunicorn, if only its image shows that it runs
+gunicorn."""
 KNATIVE_PERIOD = 300
-"""timeoutSeconds of a Knative revision, which its pods have as their period; seconds
+"""The default timeoutSeconds of a Knative revision, which is also the period of its pods; seconds
 (config-defaults, ``revision-timeout-seconds``)."""
 
 CLOUD_RUN_PERIOD = 10
@@ -43,11 +45,11 @@ BAD_IGNORE = add(
 
 @dataclass(frozen=True)
 class Verdict:
-    """What came out.
+    """The result of judging the input.
 
-    :ivar findings: in the order of files and lines.
+    :ivar findings: the findings, in the order of files and lines.
     :ivar judged: the containers that were judged, as text.
-    :ivar ignored: findings that an annotation ignores, each with the reason.
+    :ivar ignored: the findings that an annotation ignores, each with the reason.
     """
 
     findings: tuple[Finding, ...]
@@ -55,11 +57,14 @@ class Verdict:
     ignored: tuple[tuple[Finding, str], ...] = ()
 
     def count(self, severity: Severity) -> int:
-        """How many findings have this severity."""
+        """Return the number of findings with this severity."""
         return sum(finding.severity is severity for finding in self.findings)
 
     def fails(self, strict: bool = False) -> bool:
-        """Whether the exit code is 1."""
+        """Whether the exit code is 1.
+
+        :param strict: whether warnings count as errors.
+        """
         return bool(self.count(Severity.ERROR) or (strict and self.count(Severity.WARNING)))
 
 
@@ -71,13 +76,15 @@ def judge(
     *,
     plugin: str = "",
 ) -> Verdict:
-    """Judge all that was read.
+    """Judge everything that was read.
 
     :param found: the input.
     :param configuration: the file of ``--config``.
-    :param lags: how long routers go on sending: name and seconds.
-    :param containers: names of containers that run gunicorn, whatever their command says.
-    :param plugin: how it is known that the plugin is there, whatever the manifest shows.
+    :param lags: routers, each with the seconds for which it goes on sending.
+    :param containers: the names of containers that run gunicorn although their command may not show
+        it.
+    :param plugin: a sign that the plugin is loaded although the manifest may not show it; empty
+        without one.
     """
     findings = list(found.findings)
     ignored: list[tuple[Finding, str]] = []
@@ -125,7 +132,8 @@ def cases_of(
     *,
     plugin: str = "",
 ) -> Iterator[Case]:
-    """The containers of a workload that run gunicorn."""
+    """Yield the containers of a workload that run gunicorn. The parameters are those of
+    :func:`judge`."""
     if workload.kind == "Service":
         workload = replace(workload, period=_knative_period(workload))
     named = {*containers, str(_annotations(workload).get(CONTAINER, ""))}
@@ -141,7 +149,7 @@ def cases_of(
 
 
 def judge_case(case: Case) -> Iterator[Finding]:
-    """Ask every rule about one container."""
+    """Yield the findings of all rules about one container."""
     for rule in list(RULES.values()):
         if rule.search is None:
             continue
@@ -160,7 +168,7 @@ def judge_case(case: Case) -> Iterator[Finding]:
 
 
 def label_of(workload: Workload) -> str:
-    """How messages call a workload."""
+    """Return the kind and the name of a workload, for messages."""
     return f"{workload.kind} {workload.name}"
 
 
@@ -174,8 +182,8 @@ def _knative_period(workload: Workload) -> int:
 
 
 def _hints(container: Container) -> bool:
-    """Whether a container without a command of its own runs gunicorn, by its environment, its hook
-    or its image."""
+    """Whether a container seems to run gunicorn: by its hook, or, if it has no command of its own,
+    by its environment or its image."""
     hook = " ".join(container.pre_stop.command) if container.pre_stop else ""
     if "gunicorn-grace" in hook:
         return True
@@ -202,7 +210,7 @@ def _skipped(workload: Workload, why: str, fix: str) -> Finding:
 
 
 def _annotations(workload: Workload) -> Table:
-    """The annotations of the workload and of its pods."""
+    """Return the annotations of the workload and of its pods together."""
     both = Table(workload.line)
     spec = workload.document.get("spec")
     template = spec.get("template") if isinstance(spec, Table) else None
@@ -216,7 +224,7 @@ def _annotations(workload: Workload) -> Table:
 
 
 def _ignored(workload: Workload) -> tuple[dict[str, str], list[Finding]]:
-    """The rules that are ignored with their reasons, and what is wrong with the annotation."""
+    """Return the ignored rules with their reasons, and findings about the annotation itself."""
     annotations = _annotations(workload)
     reasons: dict[str, str] = {}
     complaints = []

@@ -1,6 +1,7 @@
-"""The command of a container: whether it starts gunicorn, through which shell, with what arguments.
+"""Finds out from a container's command whether it starts gunicorn, through which shell, and with
+what arguments.
 
-The command is taken apart, never run.
+The command is only parsed, never run.
 """
 
 from __future__ import annotations
@@ -29,12 +30,13 @@ class Launch:
 
     :ivar words: gunicorn's own arguments.
     :ivar shell: the shell that runs the command; empty if there is none.
-    :ivar script: what the shell is told.
-    :ivar is_exec: whether gunicorn takes the place of the shell.
-    :ivar follows: what the script has after gunicorn: an operator, such as ``|`` or ``&``; empty
-        if gunicorn is its last command.
-    :ivar at: where gunicorn begins in the script.
-    :ivar part: which part of ``command`` and ``args`` together has the script.
+    :ivar script: the script for the shell; empty if there is none. If ``shell`` is empty, it is a
+        whole command line in one word.
+    :ivar is_exec: whether gunicorn replaces the shell (``exec``).
+    :ivar follows: the operator after gunicorn in the script, such as ``|`` or ``&``; empty if
+        gunicorn is its last command.
+    :ivar at: the position in the script at which gunicorn begins.
+    :ivar part: the index of the script in ``command`` and ``args`` together.
     """
 
     words: tuple[str, ...] = ()
@@ -47,7 +49,7 @@ class Launch:
 
 
 def read_launch(container: Container) -> Launch | None:
-    """How this container starts gunicorn; None if its command does not name gunicorn."""
+    """Return how this container starts gunicorn; None if its command does not start it."""
     parts = container.command
     for number, part in enumerate(parts):
         if re.fullmatch(_GUNICORN, part) and (number == 0 or not _is_option_value(parts, number)):
@@ -67,7 +69,8 @@ def _is_option_value(parts: tuple[str, ...], number: int) -> bool:
 
 
 def _shell_before(parts: tuple[str, ...], number: int) -> str:
-    """The shell whose script a part is: ``sh -c SCRIPT``, ``bash -euo pipefail -c SCRIPT``."""
+    """Return the name of the shell if this part is a script for one, as in ``sh -c SCRIPT`` or
+    ``bash -euo pipefail -c SCRIPT``; otherwise an empty string."""
     if not number or not re.fullmatch(r"-[a-z]*c", parts[number - 1]):
         return ""
     for before in reversed(parts[: number - 1]):
@@ -80,7 +83,7 @@ def _shell_before(parts: tuple[str, ...], number: int) -> str:
 def _read_script(script: str, shell: str, part: int) -> Launch | None:
     uncommented = re.sub(r"(?m)(^|\s)#.*$", lambda m: m[1] + " " * (len(m[0]) - len(m[1])), script)
     found = list(_IN_SCRIPT.finditer(uncommented))
-    # "pip install gunicorn" and the like name it too; what starts it is the last one.
+    # Commands such as "pip install gunicorn" only name it. The last of the others starts it.
     found = [
         m
         for m in found
@@ -104,7 +107,8 @@ def _read_script(script: str, shell: str, part: int) -> Launch | None:
 
 
 def _split(text: str) -> tuple[list[str], str]:
-    """The words of a command until an operator, and that operator if a command comes after it."""
+    """Return the words of a command up to an operator, and that operator. The operator is empty if
+    no command follows, unless it is ``&``."""
     text = _REDIRECTION.sub(lambda m: m["quoted"] or " ", text.replace("\\\n", " "))
     lexer = shlex.shlex(text.replace("\n", " ; "), posix=True, punctuation_chars=";&|()")
     lexer.whitespace_split = True
@@ -122,10 +126,11 @@ def _split(text: str) -> tuple[list[str], str]:
 
 
 def options_of(words: tuple[str, ...], names: dict[str, str]) -> dict[str, list[str]]:
-    """The options of gunicorn that occur, by their long names, each with its values in order.
+    """Return the values of the options that occur among gunicorn's arguments.
 
     :param words: gunicorn's arguments.
-    :param names: the long name of each option that has a value, by all its names.
+    :param names: the options that have a value, each with the setting that it sets.
+    :returns: the settings, each with its values in order.
     """
     found: dict[str, list[str]] = {}
     left = list(words)
@@ -141,6 +146,7 @@ def options_of(words: tuple[str, ...], names: dict[str, str]) -> dict[str, list[
                 value = left.pop(0) if left else ""
         else:
             continue
-        # An argument such as "-w 4" in one word: argparse keeps the space, and gunicorn strips it.
+        # If an argument such as "-w 4" is one word, argparse keeps the space, and gunicorn strips
+        # it.
         found.setdefault(names[name], []).append(value.strip())
     return found

@@ -1,4 +1,5 @@
-"""What ``check`` writes: text for people, JSON for programs, SARIF 2.1.0 for code scanners."""
+"""Writes the result of ``check``: text for people, JSON for programs, SARIF 2.1.0 for code
+scanners."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ from .judging import Verdict
 
 WIDTH = 80
 VERSION = 1
-"""Of the JSON. It grows when a field is removed or changes its meaning, not when one is added."""
+"""The version of the JSON document. It grows when a field is removed or changes its meaning, not
+when one is added."""
 
 SARIF_SCHEMA = (
     "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
@@ -25,13 +27,15 @@ Paint = Callable[[str, str], str]
 
 
 def plain(text: str, what: str) -> str:
-    """No colour."""
+    """Return the text without colour."""
     return text
 
 
 def text(verdict: Verdict, paint: Paint = plain) -> str:
-    """For people, in 80 columns. What happens to users is said once for each rule.
+    """Return the result as text of 80 columns. The consequence for users is written only once for
+    each rule.
 
+    :param verdict: the result.
     :param paint: colours a text; its second argument is ``error``, ``warning``, ``note`` or
         ``dim``.
     """
@@ -77,16 +81,16 @@ def _wrap(what: str, head: str) -> list[str]:
 
 
 printable = in_one_line
-"""A manifest is somebody else's text."""
+"""Makes a text safe for a terminal. A manifest may contain control characters."""
 
 
 def place(finding: Finding) -> str:
-    """File and line."""
+    """Return the file and the line of a finding."""
     return f"{finding.source}:{finding.line}" if finding.line else finding.source
 
 
 def summary(verdict: Verdict) -> str:
-    """The last line."""
+    """Return the last line of the text: the number of findings and of containers."""
     counts = ", ".join(
         f"{verdict.count(severity)} {severity.value}{'' if verdict.count(severity) == 1 else 's'}"
         for severity in Severity
@@ -98,7 +102,11 @@ def summary(verdict: Verdict) -> str:
 
 
 def as_json(verdict: Verdict, strict: bool = False) -> str:
-    """For programs."""
+    """Return the result as a JSON document.
+
+    :param verdict: the result.
+    :param strict: whether warnings count as errors.
+    """
     document = {
         "schema": VERSION,
         "version": __version__,
@@ -128,7 +136,8 @@ def _fields(finding: Finding) -> dict[str, Any]:
 
 
 def as_sarif(verdict: Verdict) -> str:
-    """For code scanners: the Static Analysis Results Interchange Format, 2.1.0."""
+    """Return the result for code scanners, in the Static Analysis Results Interchange Format
+    2.1.0."""
     numbers = {rule: number for number, rule in enumerate(RULES)}
 
     def result(finding: Finding, reason: str | None = None) -> dict[str, Any]:

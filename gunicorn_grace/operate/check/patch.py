@@ -1,7 +1,7 @@
-"""``--fix``: a strategic-merge patch for each object, after which the rules find nothing to mend.
+"""``--fix``: makes a strategic-merge patch for each object that mends what can be mended.
 
-One finding is mended at a time, in a copy, and the rules are asked again. So mended findings never
-contradict each other, and what a patch brings about is known before it is printed.
+One finding at a time is mended in a copy, and the rules are then applied again. So the fixes never
+contradict each other, and the effect of a patch is known before it is printed.
 """
 
 from __future__ import annotations
@@ -21,25 +21,26 @@ from .findings import Finding, Severity
 from .judging import Verdict, judge
 
 MOST_STEPS = 60
-"""How many findings of one object are mended; then two of them undo each other."""
+"""The largest number of findings of one object that are mended. If there are more, two fixes undo
+each other."""
 
 MERGED_BY = {"containers": "name", "env": "name", "ports": "containerPort"}
 """The lists that Kubernetes merges item by item, and the key that names an item
 (``patchMergeKey`` in k8s.io/api/core/v1/types.go)."""
 
 LAST = ("budget", "period")
-"""Rules about sums."""
+"""The rules about sums, whose findings are mended last."""
 
 OWN_KINDS = ("Rollout", "Service")
-"""Kinds that Kubernetes does not come with. Their lists are replaced as a whole."""
+"""Kinds that are not built into Kubernetes. A patch replaces their lists as a whole."""
 
 
 @dataclass(frozen=True)
 class Fixed:
-    """What ``--fix`` came to.
+    """The result of ``--fix``.
 
     :ivar text: the patches, as YAML.
-    :ivar left: errors and warnings that only a person can mend.
+    :ivar left: the errors and warnings that the patches do not mend.
     """
 
     text: str
@@ -56,8 +57,8 @@ def fix(
 
     :param found: the input.
     :param configuration: the file of ``--config``.
-    :param lags: how long routers go on sending.
-    :param containers: names of containers that run gunicorn.
+    :param lags: routers, each with the seconds for which it goes on sending.
+    :param containers: the names of containers that run gunicorn.
     """
     patches: list[dict[str, Any]] = []
     left = [finding for finding in found.findings if _asks(finding)]
@@ -70,7 +71,7 @@ def fix(
         patch: dict[str, Any] = {}
         for _ in range(MOST_STEPS):
             mendable = [f for f in judged(mended).findings if _asks(f) and f.patch]
-            # The sum comes last: what the others change is a part of it.
+            # The sum comes last, because the other fixes change parts of it.
             finding = min(mendable, key=lambda f: f.rule.id in LAST, default=None)
             if finding is None or workload.name == "(no name)":
                 break
@@ -80,7 +81,7 @@ def fix(
                 merge(after, step)
                 mended = _read_again(after, workload)
             except (ManifestError, RecursionError):
-                # Nested so deeply that it can be read, and not written.
+                # The document is nested so deeply that it can be read but not written.
                 break
             patch = combine(patch, step)
         if patch:
@@ -95,7 +96,7 @@ def _asks(finding: Finding) -> bool:
 
 
 def _whole(workload: Workload, finding: Finding) -> dict[str, Any]:
-    """The patch of a finding, from the top of the object."""
+    """Return the patch of a finding as a patch of the whole object."""
     patch = finding.patch
     assert patch is not None
     pod: dict[str, Any] = dict(patch.pod)
@@ -108,13 +109,14 @@ def _whole(workload: Workload, finding: Finding) -> dict[str, Any]:
 
 
 def _read_again(document: dict[str, Any], workload: Workload) -> Workload:
-    """The workload after a step. Its lines are those of a text that nobody sees."""
+    """Return the workload after a step. Its line numbers have no meaning, because they refer to a
+    text that is never shown."""
     (again,) = parse_documents(yaml.safe_dump(document, sort_keys=False), workload.source)
     return replace(read_workload(again, workload.source), line=workload.line)
 
 
 def _written(patch: dict[str, Any], mended: Workload) -> dict[str, Any]:
-    """The patch as a document that names its object."""
+    """Return the patch as a document that names its object."""
     metadata: dict[str, Any] = {"name": mended.name}
     if mended.namespace:
         metadata["namespace"] = mended.namespace
@@ -131,7 +133,8 @@ def _written(patch: dict[str, Any], mended: Workload) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """A value without the lines, and without shared parts, which YAML would write as aliases."""
+    """Return a plain copy of a value, without line numbers. It has no shared parts, because YAML
+    would write them as aliases."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, list) else value
@@ -177,7 +180,7 @@ def _at(items: list[Any], change: dict[str, Any], by: str) -> Iterator[int]:
 
 
 def combine(first: dict[str, Any], then: dict[str, Any]) -> dict[str, Any]:
-    """One patch that does what two do after each other."""
+    """Return one patch that has the effect of two patches, applied one after the other."""
     whole = dict(first)
     for key, value in then.items():
         before = whole.get(key)

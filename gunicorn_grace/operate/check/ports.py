@@ -1,4 +1,4 @@
-"""Rules about the ports that probes ask, and about who answers there."""
+"""Rules about the ports that probes ask, and about what answers there."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LOOPBACK = ("127.", "localhost:", "[::1]:")
     "loopback.",
 )
 def probe_port(case: Case) -> Iterator[Hit]:
-    """The ports of probes and hook."""
+    """Check the ports of the probes and of the hook."""
     actions = [(f"{name} probe", probe.action) for name, probe in probes_of(case)]
     if case.hook is not None:
         actions.append(("preStop hook", case.hook))
@@ -94,7 +94,7 @@ def probe_port(case: Case) -> Iterator[Hit]:
     "`timeoutSeconds`.",
 )
 def busy_worker(case: Case) -> Iterator[Hit]:
-    """One sync worker, a probe that waits 1 s, and no probe port."""
+    """Find a single sync worker that also has to answer a probe within a second."""
     seen = case.seen
     if seen.elsewhere or case.launch is None or seen.unseen & {"probe_bind"}:
         return
@@ -132,7 +132,7 @@ def busy_worker(case: Case) -> Iterator[Hit]:
     "among the container's `ports`, so that two pods never share a node.",
 )
 def probe_port_clash(case: Case) -> Iterator[Hit]:
-    """The probe port against the other ports of the pod and of the node."""
+    """Compare the probe port with the other ports of the pod and of the node."""
     port = case.probe_port
     if port is None:
         return

@@ -1,4 +1,4 @@
-"""Rules about probes: what they ask, at which port, and what follows from the answer."""
+"""Rules about probes: which path they ask, in which way, and what follows from the answer."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from .findings import Hit, Patch, Severity, rule
 LIVENESS_ALIAS = "/healthz"
 HEARTBEATS = {"/__heartbeat__": "readiness", "/__lbheartbeat__": "liveness"}
 SLOW_BOOT = 30
-"""Seconds of initialDelaySeconds from which on a boot counts as slow."""
+"""A boot counts as slow if initialDelaySeconds is at least this; seconds."""
 
 
 def questions(case: Case) -> dict[str, str]:
-    """What the plugin answers at each path."""
+    """Return the paths that the plugin answers, each with its kind of probe."""
     s = case.seen.settings
     named = {
         s.startup_path: "startup",
@@ -28,10 +28,12 @@ def questions(case: Case) -> dict[str, str]:
 
 
 def asked(case: Case, action: Action) -> str:
-    """Which of the plugin's questions a path is; empty for a path of the application."""
+    """Return the kind of probe that a path asks the plugin for; an empty string for a path of the
+    application."""
     path = action.path.partition("?")[0]
     known = questions(case)
-    # A path of its own comes before a single check of another question (probes/answers.py).
+    # A configured path takes precedence over a single check under another path
+    # (probes/answers.py).
     return known.get(path) or known.get(path.rpartition("/")[0], "")
 
 
@@ -42,7 +44,8 @@ def probes_of(case: Case, *kinds: str) -> Iterator[tuple[str, ContainerProbe]]:
 
 
 def right_port(case: Case) -> str | int | None:
-    """The port to ask: the probe port, the named one, or the one that gunicorn binds."""
+    """Return the port that a probe should ask: the probe port, a declared port of gunicorn by its
+    name if it has one, or the port that gunicorn binds. None if no port is known."""
     if case.probe_port is not None:
         return case.probe_port
     ours = case.ports
@@ -65,7 +68,7 @@ def right_port(case: Case) -> str | int | None:
     "failureThreshold: 1}`.",
 )
 def no_readiness(case: Case) -> Iterator[Hit]:
-    """A container without readiness probe."""
+    """Find a container without a readiness probe."""
     if case.is_knative or "readiness" in case.container.probes:
         return
     port = right_port(case)
@@ -93,7 +96,7 @@ def no_readiness(case: Case) -> Iterator[Hit]:
     "Ask `/readyz`, or set `grace_readiness_path` to the path that the probe asks.",
 )
 def readiness_path(case: Case) -> Iterator[Hit]:
-    """The path of the readiness probe."""
+    """Check the path of the readiness probe."""
     for _, probe in probes_of(case, "readiness"):
         if not case.has_plugin or probe.action.kind != "httpGet":
             return
@@ -133,7 +136,7 @@ def readiness_path(case: Case) -> Iterator[Hit]:
     "Ask `/livez`, which stays 200 through the shutdown.",
 )
 def liveness_path(case: Case) -> Iterator[Hit]:
-    """The path of the liveness probe."""
+    """Check the path of the liveness probe."""
     readiness = case.container.probes.get("readiness")
     for _, probe in probes_of(case, "liveness"):
         if probe.action.kind != "httpGet" or not case.asks_gunicorn(probe.action):
@@ -178,7 +181,7 @@ def liveness_path(case: Case) -> Iterator[Hit]:
     "Ask `/readyz` with `httpGet`.",
 )
 def readiness_kind(case: Case) -> Iterator[Hit]:
-    """exec, tcpSocket and grpc as readiness probes."""
+    """Find exec, tcpSocket and grpc as readiness probes."""
     for _, probe in probes_of(case, "readiness"):
         kind = probe.action.kind
         if kind == "httpGet" or case.is_knative:
@@ -218,7 +221,7 @@ def readiness_kind(case: Case) -> Iterator[Hit]:
     "failureThreshold: 60}`, and leave initialDelaySeconds out.",
 )
 def startup_probe(case: Case) -> Iterator[Hit]:
-    """A long initialDelaySeconds in the place of a start-up probe."""
+    """Find a long initialDelaySeconds that stands in for a start-up probe."""
     if "startup" in case.container.probes or case.is_knative:
         return
     for name, probe in probes_of(case, "liveness", "readiness"):
@@ -255,7 +258,7 @@ def startup_probe(case: Case) -> Iterator[Hit]:
     "Leave `livenessProbe.terminationGracePeriodSeconds` out, or make it as long as the pod's.",
 )
 def liveness_period(case: Case) -> Iterator[Hit]:
-    """terminationGracePeriodSeconds of the liveness probe."""
+    """Check terminationGracePeriodSeconds of the liveness probe and of the start-up probe."""
     for name, probe in probes_of(case, "liveness", "startup"):
         if probe.grace is not None and probe.grace < case.period:
             yield Hit(

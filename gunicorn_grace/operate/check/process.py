@@ -14,7 +14,7 @@ from .findings import Hit, Patch, Severity, rule
 
 TOKEN_HEADER = "x-grace-token"
 INITS = ("dumb-init", "s6-svscan", "supervisord")
-"""What passes a signal on to every process below it."""
+"""Init programs that pass a signal on to every process below them."""
 _URL = re.compile(r"(?:https?://)?([^\s/'\"=(]+)(/[^\s'\"]*)")
 """A URL in a command: host and port, path and query."""
 _BASE = re.compile(
@@ -35,7 +35,7 @@ _BASE = re.compile(
     "without a shell.",
 )
 def shell(case: Case) -> Iterator[Hit]:
-    """``sh -c`` without ``exec``, and a whole command line as one word."""
+    """Find ``sh -c`` without ``exec``, and a whole command line in one word."""
     launch = case.launch
     if launch is None or not launch.script:
         return
@@ -82,7 +82,11 @@ def shell(case: Case) -> Iterator[Hit]:
 
 
 def _with_exec(script: str, at: int) -> str:
-    """The script with ``exec`` before the command in which gunicorn begins."""
+    """Return the script with ``exec`` in front of the command that starts gunicorn.
+
+    :param script: the script.
+    :param at: the position in it at which gunicorn begins.
+    """
     begin = max((m.end() for m in re.finditer(r"[;&|(\n]\s*", script[:at])), default=0)
     begin += len(script[begin:at]) - len(script[begin:at].lstrip())
     return f"{script[:begin]}exec {script[begin:]}"
@@ -102,7 +106,7 @@ def _short(text: str) -> str:
     "Leave `lifecycle.stopSignal` out. An image says the same with `STOPSIGNAL SIGTERM`.",
 )
 def stop_signal(case: Case) -> Iterator[Hit]:
-    """``lifecycle.stopSignal``."""
+    """Check ``lifecycle.stopSignal``."""
     signal = case.container.stop_signal
     if signal and signal != "SIGTERM":
         lifecycle = case.container.table.get("lifecycle")
@@ -125,7 +129,7 @@ def stop_signal(case: Case) -> Iterator[Hit]:
     'node and needs `grace_trigger = "token"` with the header `X-Grace-Token`.',
 )
 def trigger(case: Case) -> Iterator[Hit]:
-    """``?down=true`` hooks against ``grace_trigger``."""
+    """Check whether ``grace_trigger`` lets the hook use ``?down=true``."""
     hook = case.hook
     if hook is None or "trigger" in case.seen.unseen or not case.has_plugin:
         return
@@ -161,7 +165,7 @@ def trigger(case: Case) -> Iterator[Hit]:
     "`/readyz?down=true`.",
 )
 def trigger_path(case: Case) -> Iterator[Hit]:
-    """The path of ``?down=true`` against ``grace_readiness_path``."""
+    """Compare the path of ``?down=true`` with ``grace_readiness_path``."""
     hook = case.hook
     if hook is None or not case.has_plugin or "readiness_path" in case.seen.unseen:
         return
@@ -195,7 +199,7 @@ def trigger_path(case: Case) -> Iterator[Hit]:
     "needs no `curl`.",
 )
 def hook_tool(case: Case) -> Iterator[Hit]:
-    """curl and gunicorn-grace in images that are known not to have them."""
+    """Find hooks that run curl or gunicorn-grace in images that are known not to have them."""
     hook = case.hook
     if hook is None or hook.kind != "exec":
         return
@@ -229,7 +233,7 @@ def hook_tool(case: Case) -> Iterator[Hit]:
     "`gunicorn-grace prestop`, which needs no token.",
 )
 def token_in_clear(case: Case) -> Iterator[Hit]:
-    """A token as a value or a header."""
+    """Find a token that is written as a value or as a header."""
     value = case.container.env.get("GRACE_TRIGGER_TOKEN", "")
     if value and not value.startswith("file:") and "$" not in value:
         yield Hit(
@@ -255,7 +259,7 @@ def token_in_clear(case: Case) -> Iterator[Hit]:
     "Give it a value that [settings.md](settings.md) allows.",
 )
 def setting(case: Case) -> Iterator[Hit]:
-    """Values that the plugin refuses."""
+    """Find values that the plugin refuses."""
     for source, line, what in case.seen.problems:
         what, _, fix = what.rpartition(": ")
         yield Hit(line, what, fix, source=source)
@@ -269,7 +273,7 @@ def setting(case: Case) -> Iterator[Hit]:
     "Write the name as in [settings.md](settings.md).",
 )
 def unknown_setting(case: Case) -> Iterator[Hit]:
-    """``GRACE_`` variables that nobody reads."""
+    """Find ``GRACE_`` variables that are not settings. gunicorn ignores them."""
     if not case.has_plugin:
         return
     for name, line in case.container.env_lines.items():
@@ -303,7 +307,7 @@ def _renamed(case: Case, name: str, right: str) -> Patch | None:
     "Show the configuration file with `--config`; put the ConfigMap into the same input.",
 )
 def not_seen(case: Case) -> Iterator[Hit]:
-    """envFrom, valueFrom and configuration files."""
+    """Find settings in envFrom, valueFrom and configuration files that are not in the input."""
     for line, what in case.seen.elsewhere:
         yield Hit(line, f"not seen: {what}", "put it into the input")
     for name in sorted(case.seen.unseen):
@@ -328,7 +332,7 @@ def not_seen(case: Case) -> Iterator[Hit]:
     "configuration with `--config`.",
 )
 def no_plugin(case: Case) -> Iterator[Hit]:
-    """gunicorn without the plugin, as far as can be seen."""
+    """Find gunicorn without the plugin, as far as the input shows it."""
     if not case.has_plugin:
         yield Hit(
             case.container.line,

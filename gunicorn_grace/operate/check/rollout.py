@@ -1,4 +1,5 @@
-"""Rules about the number of pods: a roll-out, a drained node and the budget for disruptions."""
+"""Rules about the number of pods: during a roll-out, when a node is drained, and in the disruption
+budget."""
 
 from __future__ import annotations
 
@@ -41,7 +42,7 @@ def _is_autoscaled(case: Case) -> bool:
 
 
 def labels_of(workload: Workload) -> dict[str, str]:
-    """The labels of its pods."""
+    """Return the labels of a workload's pods."""
     spec = workload.document.get("spec")
     template = spec.get("template") if isinstance(spec, Table) else None
     metadata = template.get("metadata") if isinstance(template, Table) else None
@@ -50,7 +51,8 @@ def labels_of(workload: Workload) -> dict[str, str]:
 
 
 def _covers(selector: object, labels: dict[str, str]) -> bool:
-    """Whether a selector chooses pods with these labels. Expressions are taken to do so."""
+    """Whether a selector chooses pods with these labels. Its ``matchExpressions`` are assumed to
+    match."""
     if not isinstance(selector, Table):
         return False
     wanted = selector.get("matchLabels")
@@ -69,7 +71,7 @@ def _covers(selector: object, labels: dict[str, str]) -> bool:
     "rule.",
 )
 def single_replica(case: Case) -> Iterator[Hit]:
-    """``replicas: 1``."""
+    """Find a workload with a single pod."""
     workload = case.workload
     if workload.kind not in SCALED or workload.replicas != 1 or _is_autoscaled(case):
         return
@@ -100,7 +102,7 @@ def _resolve(amount: str, replicas: int, up: bool) -> int:
     "run side by side.",
 )
 def all_at_once(case: Case) -> Iterator[Hit]:
-    """``Recreate``, and maxUnavailable as large as the number of pods."""
+    """Find ``Recreate``, and a maxUnavailable that is as large as the number of pods."""
     workload = case.workload
     spec = workload.document.get("spec")
     if workload.kind not in ROLLED or not isinstance(spec, Table) or not workload.replicas:
@@ -138,7 +140,7 @@ def all_at_once(case: Case) -> Iterator[Hit]:
     "Add a PodDisruptionBudget with `maxUnavailable: 1` that selects the pods.",
 )
 def no_disruption_budget(case: Case) -> Iterator[Hit]:
-    """PodDisruptionBudgets of the same input."""
+    """Find workloads that no PodDisruptionBudget of the input covers."""
     if case.workload.kind not in SCALED or case.workload.replicas < 2:
         return
     labels = labels_of(case.workload)

@@ -1,8 +1,9 @@
-"""The settings that count for a container: defaults, ``--config``, environment, command line.
+"""Finds the settings of a container in the defaults, ``--config``, the environment and the command
+line.
 
-Each of gunicorn's settings comes from the last of these that has it. Those of the plugin have no
-command line, and the environment wins. What cannot be seen from here is named, and no error rests
-on it.
+The later of these sources override the earlier ones. The plugin's settings have no command-line
+options, so the environment overrides all else. Settings that cannot be seen are listed, and no
+error is based on them.
 """
 
 from __future__ import annotations
@@ -38,26 +39,28 @@ NAMES = {
     "--access-logfile": "access",
     "--error-logfile": "error",
 }
-"""gunicorn's options that have a value, by what they set."""
+"""gunicorn's options that have a value, each with the setting that it sets."""
 
 PERIOD = 30
-"""terminationGracePeriodSeconds where nobody sets it."""
+"""The default of terminationGracePeriodSeconds."""
 
 
 @dataclass
 class Seen:
-    """What is seen of the settings of one container.
+    """The settings of one container, as far as they are seen.
 
-    :ivar settings: those of the plugin.
-    :ivar given: names that a person chose, without ``grace_``, and ``graceful_timeout``.
-    :ivar lines: where a setting was chosen: file and line.
-    :ivar unseen: names that are set with a value that is elsewhere.
-    :ivar elsewhere: what may set any of them and is not seen: file or ConfigMap, and its line.
-    :ivar plugin: the sign of the plugin; empty if there is none.
+    :ivar settings: the plugin's settings.
+    :ivar given: the names of the settings that a person chose: those of the plugin without
+        ``grace_``, and ``graceful_timeout``.
+    :ivar lines: the file and the line where each setting was chosen.
+    :ivar unseen: the names of settings that are set, but whose value is not seen.
+    :ivar elsewhere: sources that are not seen and may set any setting, such as a file or a
+        ConfigMap: the line that refers to each, and its description.
+    :ivar plugin: the sign that the plugin is loaded; empty if there is none.
     :ivar gunicorn: gunicorn's own settings that were chosen, as text.
-    :ivar binds: what gunicorn listens on; None if it is not known.
-    :ivar problems: values that the plugin refuses: file, line, what.
-    :ivar is_shown: whether the configuration file was shown. Otherwise the image may have one.
+    :ivar binds: the addresses on which gunicorn listens; None if they are not known.
+    :ivar problems: the values that the plugin refuses: file, line and error.
+    :ivar is_shown: whether the configuration file was shown. If not, the image may have one.
     """
 
     settings: Settings = field(default_factory=lambda: Settings(termination_period=PERIOD))
@@ -72,7 +75,7 @@ class Seen:
     is_shown: bool = False
 
     def is_certain(self, *names: str) -> bool:
-        """Whether the values of these settings are those that count in the container."""
+        """Whether the container certainly uses the seen values of these settings."""
         return not self.unseen & {*names} and (not self.elsewhere or {*names} <= self.given)
 
     def is_chosen(self, *names: str) -> bool:
@@ -81,11 +84,15 @@ class Seen:
 
     @property
     def graceful_timeout(self) -> float:
-        """Seconds."""
+        """``graceful_timeout``, in seconds."""
         return self.settings.graceful_timeout
 
     def whole(self, name: str, default: int) -> int | None:
-        """One of gunicorn's settings as a whole number; None if it is something else."""
+        """Return one of gunicorn's settings as a whole number; None if it is not one.
+
+        :param name: the setting.
+        :param default: gunicorn's default for it.
+        """
         text = self.gunicorn.get(name, str(default)).strip()
         return int(text) if text.isascii() and text.isdecimal() else None
 
@@ -101,8 +108,8 @@ def see(
     """Find the settings of a container.
 
     :param container: the container.
-    :param launch: how it starts gunicorn, if its command says so.
-    :param source: name of the manifest.
+    :param launch: how its command starts gunicorn; None if the command does not.
+    :param source: the name of the manifest.
     :param configuration: the file of ``--config``, if there is one.
     :param others: the other objects of the input, among which ConfigMaps are looked up.
     :param namespace: the namespace of the workload.
@@ -151,7 +158,7 @@ def _split(text: str) -> list[str]:
 def _environ(
     container: Container, others: Sequence[tuple[str, Table]], namespace: str, found: Seen
 ) -> dict[str, str]:
-    """The environment, with that of ConfigMaps of the same input."""
+    """Return the environment, including values from ConfigMaps of the same input."""
     maps = {
         metadata.get("name"): item.get("data")
         for _, item in others
@@ -224,7 +231,7 @@ def _take_file(
 
 
 def _bind(found: Seen, options: Mapping[str, list[str]], environ: Mapping[str, str]) -> None:
-    """What gunicorn listens on, where it is written."""
+    """Store the addresses on which gunicorn listens, if they are written somewhere."""
     from_file = found.gunicorn.get("bind")
     if "bind" in options:
         found.binds = tuple(options["bind"])
@@ -238,7 +245,7 @@ def _bind(found: Seen, options: Mapping[str, list[str]], environ: Mapping[str, s
 
 
 def _expand(text: str, environ: Mapping[str, str]) -> str:
-    """With the variables of the container, as Kubernetes and a shell put them in."""
+    """Return a text with the container's variables expanded, as Kubernetes and a shell do it."""
     for name, value in environ.items():
         for written in (f"$({name})", f"${{{name}}}", f"${name}"):
             text = text.replace(written, value)
@@ -246,7 +253,7 @@ def _expand(text: str, environ: Mapping[str, str]) -> str:
 
 
 def _settle(found: Seen, values: Mapping[str, Any], source: str) -> None:
-    """Check the values as the plugin does, and keep the good ones."""
+    """Check the values as the plugin does, and store the valid ones."""
     parsers = {row.name: row.metadata["parse"] for row in rows()}
     good: dict[str, Any] = {}
     for name, value in values.items():
@@ -262,7 +269,7 @@ def _settle(found: Seen, values: Mapping[str, Any], source: str) -> None:
         except (SettingError, ConfigurationError) as error:
             found.problems.append((*where, str(error)))
         except (TypeError, ValueError):
-            found.unseen.add(name)  # Not a number: a variable of the shell, for example.
+            found.unseen.add(name)  # It is not a number. It may be a variable of the shell.
     if good.get("termination_period", table.AUTO) == table.AUTO:
         good["termination_period"] = PERIOD
         found.given.discard("termination_period")
@@ -277,10 +284,11 @@ def _settle(found: Seen, values: Mapping[str, Any], source: str) -> None:
 
 
 def _whole(value: Any) -> int:
-    """``graceful_timeout``, as gunicorn takes it (``validate_pos_int``, 22.0 to 27.0).
+    """Return ``graceful_timeout`` in seconds, as gunicorn reads it (``validate_pos_int``, 22.0 to
+    27.0).
 
-    :raises SettingError: gunicorn refuses it.
-    :raises ValueError: it is a text that only the container can complete.
+    :raises SettingError: gunicorn or the plugin refuses the value.
+    :raises ValueError: the value is not a number, for example a variable of the shell.
     """
     number = int(value) if isinstance(value, (int, str)) else value
     if not isinstance(number, int) or not 0 <= number <= table.A_YEAR:
@@ -294,11 +302,12 @@ def _whole(value: Any) -> int:
 
 
 _PATHS = ("readiness_path", "liveness_path", "startup_path")
-"""The settings that may not be equal."""
+"""The settings whose values must differ from each other."""
 
 
 def _token(value: Any) -> Any:
-    """A token that is in a file of the container is not read here."""
+    """Return the token, or a placeholder if it is in a file, because that file is in the
+    container."""
     return "from-a-file" if isinstance(value, str) and value.startswith("file:") else value
 
 
@@ -308,7 +317,7 @@ def _sign(
     environ: Mapping[str, str],
     configuration: Configuration | None,
 ) -> str:
-    """What shows that the plugin is there."""
+    """Return the sign that the plugin is loaded; an empty string if there is none."""
     if configuration is not None and configuration.loads_plugin:
         return configuration.source
     known = {(PREFIX + row.name).upper() for row in rows()}

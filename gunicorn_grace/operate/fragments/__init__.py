@@ -1,6 +1,7 @@
-"""``gunicorn-grace manifest``: the fragment of a platform's configuration that fits the settings.
+"""``gunicorn-grace manifest``: prints a fragment of a platform's configuration that fits the
+settings.
 
-``places`` knows the platforms, and ``sums`` adds the seconds up. ``plan`` gathers what is to be
-printed, and ``kubernetes`` and ``elsewhere`` print it. Nothing of a user's is run, and nothing is
-changed anywhere.
+``places`` lists the platforms, and ``sums`` adds up the seconds. ``plan`` gathers the content of
+the fragment, and ``kubernetes`` and ``elsewhere`` print it. The user's code is not run, and nothing
+is changed anywhere.
 """

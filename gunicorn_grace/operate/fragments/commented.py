@@ -1,4 +1,4 @@
-"""Writes YAML with a comment above a key. PyYAML writes none."""
+"""Writes YAML with comments above keys, which PyYAML cannot do."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from dataclasses import dataclass
 from typing import Any
 
 WIDTH = 100
-"""The longest line of a mapping that is written in one line."""
+"""A mapping is written in one line if that line is shorter than this."""
 
 _PLAIN = re.compile(r"[A-Za-z/][A-Za-z0-9_./-]*")
 _WORDS = {"y", "n", "yes", "no", "on", "off", "true", "false", "null", "nan", "inf"}
-"""What YAML 1.1 takes for something else than a string."""
+"""The words that YAML 1.1 does not read as strings."""
 
 
 @dataclass(frozen=True)
 class Said:
-    """A value, and what is said about it: one reason a line.
+    """A value with a comment.
 
     :ivar value: the value.
-    :ivar why: the lines above its key.
+    :ivar why: the lines of the comment above its key, one reason in each.
     """
 
     value: Any
@@ -28,17 +28,17 @@ class Said:
 
 
 def said(value: Any, *why: str) -> Said:
-    """A value with the reasons for it."""
+    """Return a value with the reasons for it."""
     return Said(value, why)
 
 
 def document(value: Mapping[str, Any]) -> str:
-    """A mapping as a YAML document."""
+    """Return a mapping as a YAML document."""
     return "\n".join(_mapping(value, "")) + "\n"
 
 
 def bare(value: Any) -> Any:
-    """A value without what is said about it."""
+    """Return a value without its comments."""
     if isinstance(value, Said):
         return bare(value.value)
     if isinstance(value, Mapping):
@@ -89,7 +89,8 @@ def _few(item: Mapping[str, Any]) -> bool:
 
 
 def _flat(value: Any) -> str | None:
-    """A value in one line; None where something is said about a part of it."""
+    """Return a value in one line; None if it does not fit there, because a part of it has a comment
+    or it has too many parts."""
     if isinstance(value, Said):
         return None
     if isinstance(value, Mapping):
@@ -106,7 +107,8 @@ def _flat(value: Any) -> str | None:
 
 
 def scalar(value: Any) -> str:
-    """A number, a flag or a string, in quotes where YAML would take it for something else."""
+    """Return a number, a flag or a string for YAML. A string that YAML would read as something else
+    is put in quotes."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, (int, float)):
@@ -118,7 +120,7 @@ def scalar(value: Any) -> str:
 
 
 def quoted(text: str) -> str:
-    """A string in double quotes, as YAML and HCL read it."""
+    """Return a string in double quotes, which YAML and HCL read alike."""
 
     def one(c: str) -> str:
         if c in '"\\':

@@ -12,14 +12,15 @@ from .kubernetes import about_delay
 from .plan import SECRET, Plan
 
 NOMAD_MOST = 30
-"""``max_kill_timeout`` of a Nomad client, unless set; seconds."""
+"""The default of ``max_kill_timeout`` of a Nomad client; seconds."""
 _NOMAD_CLIENT = "https://developer.hashicorp.com/nomad/docs/configuration/client#max_kill_timeout"
 _ECS_SERVICE = "https://docs.aws.amazon.com/AmazonECS/latest/developerguide/update-service.html"
 _KILL_MODE = "https://www.freedesktop.org/software/systemd/man/latest/systemd.kill.html#KillMode="
 
 
 def ecs(plan: Plan) -> str:
-    """A task definition. JSON has no comments, so the reasons go to standard error."""
+    """Return a task definition for ECS. JSON has no comments, so the reasons go to standard
+    error."""
     container: dict[str, Any] = {
         "name": plan.names.name,
         "image": plan.names.image,
@@ -40,7 +41,7 @@ def ecs(plan: Plan) -> str:
 
 
 def compose(plan: Plan) -> str:
-    """A service of Compose."""
+    """Return a service for Compose."""
     service = {
         "image": said(plan.names.image, "With gunicorn-grace in it."),
         "command": [_dollars(word) for word in plan.command],
@@ -56,7 +57,7 @@ def compose(plan: Plan) -> str:
 
 
 def systemd(plan: Plan) -> str:
-    """A unit of systemd."""
+    """Return a unit for systemd."""
     name = plan.names.name
     command = " ".join(_word(word) for word in plan.command)
     lines = [
@@ -89,7 +90,7 @@ def systemd(plan: Plan) -> str:
 
 
 def nomad(plan: Plan) -> str:
-    """A job of Nomad with one task."""
+    """Return a job for Nomad with one task."""
     name = quoted(plan.names.name)
     command, *args = plan.command
     variables = []
@@ -137,7 +138,7 @@ job {name} {{
 
 
 def about_nomad(plan: Plan) -> list[str]:
-    """What to know about the client that runs the task."""
+    """Return a warning if Nomad's clients do not allow the period by default."""
     if plan.sum.period <= NOMAD_MOST:
         return []
     return [
@@ -148,7 +149,7 @@ def about_nomad(plan: Plan) -> list[str]:
 
 
 def reasons(plan: Plan) -> list[str]:
-    """What a fragment without comments is explained by."""
+    """Return the reasons for a fragment without comments (ECS)."""
     return [
         f"stopTimeout: {plan.sum.told}: {plan.place.source}",
         "GRACE_SHUTDOWN_DELAY: for tasks that end while the target group still sends to them "
@@ -166,7 +167,7 @@ _ABOUT = {"GRACE_SHUTDOWN_DELAY": about_delay, "GRACE_TERMINATION_PERIOD": _same
 
 
 def _in_order(plan: Plan) -> list[tuple[str, str]]:
-    """The variables, those of every fragment first."""
+    """Return the variables. The variables that every fragment has come first."""
     return sorted(plan.env.items(), key=lambda item: item[0] not in _ABOUT)
 
 
@@ -175,12 +176,13 @@ def _about(plan: Plan, name: str, value: str) -> Any:
 
 
 def _dollars(text: str) -> str:
-    """A text into which Compose puts no variables."""
+    """Return a text in which Compose expands no variables."""
     return text.replace("$", "$$")
 
 
 def _word(text: str, is_command: bool = True) -> str:
-    """A word of a unit, with systemd's specifiers and variables escaped (systemd.syntax(7))."""
+    """Return a word for a unit, with systemd's specifiers and variables escaped
+    (systemd.syntax(7))."""
     text = text.replace("%", "%%")
     if is_command:
         text = text.replace("$", "$$")

@@ -1,4 +1,5 @@
-"""Prints fragments for Kubernetes, and for Cloud Run, which takes the same container."""
+"""Prints fragments for Kubernetes, and for Cloud Run, which describes a container in the same
+way."""
 
 from __future__ import annotations
 
@@ -21,12 +22,12 @@ _HOOKS = "https://kubernetes.io/docs/concepts/containers/container-lifecycle-hoo
 _BUDGETS = "https://kubernetes.io/docs/concepts/workloads/pods/disruptions/#pod-disruption-budgets"
 
 SLOWEST = 5
-"""The longest interval of readiness, and the longest time that a probe may wait for a busy worker;
-seconds."""
+"""The longest interval of the readiness probe, and the longest time that a probe may wait for a
+busy worker; seconds."""
 
 
 def deployment(plan: Plan) -> str:
-    """A Deployment, and a PodDisruptionBudget for it."""
+    """Return a Deployment, and a PodDisruptionBudget for it."""
     labels = {"app": plan.names.name}
     whole = {
         "apiVersion": "apps/v1",
@@ -68,7 +69,7 @@ def deployment(plan: Plan) -> str:
 
 
 def kustomize(plan: Plan) -> str:
-    """A component of Kustomize, which patches the Deployment of this name."""
+    """Return a component for Kustomize that patches the Deployment of this name."""
     patch = commented.document(
         {
             "apiVersion": "apps/v1",
@@ -100,7 +101,8 @@ def kustomize(plan: Plan) -> str:
 
 
 def helm_values(plan: Plan) -> str:
-    """Values for a chart. The names are those of the API, which most charts pass through."""
+    """Return values for a Helm chart. The names are those of the API, which most charts pass
+    through."""
     container = _container(plan)
     container.pop("ports")
     return (
@@ -112,7 +114,7 @@ def helm_values(plan: Plan) -> str:
 
 
 def cloud_run(plan: Plan) -> str:
-    """A service of Cloud Run, which is one of Knative's."""
+    """Return a service for Cloud Run, in Knative's format."""
     probes = _probes(plan)
     container = {
         "name": plan.names.name,
@@ -147,7 +149,7 @@ def _period(plan: Plan) -> Said:
 
 
 def _container(plan: Plan) -> dict[str, Any]:
-    """Ports, variables, probes and hook."""
+    """Return the ports, the variables, the probes and the hook of a container."""
     ports = [{"name": "http", "containerPort": plan.port}]
     if plan.probe_port is not None:
         ports.append({"name": "probes", "containerPort": plan.probe_port})
@@ -173,7 +175,7 @@ def _env(plan: Plan, about_period: str) -> list[Any]:
     }
     found: list[Any] = []
     for name, value in sorted(plan.env.items(), key=lambda item: item[0] not in about):
-        # Kubernetes puts variables into $(NAME), unless the dollar is doubled.
+        # Kubernetes expands $(NAME), unless the dollar is doubled.
         entry: dict[str, Any] = {"name": name, "value": value.replace("$(", "$$(")}
         found.append(said(entry, about[name]) if name in about else entry)
     if plan.has_secret:
@@ -188,7 +190,7 @@ def _env(plan: Plan, about_period: str) -> list[Any]:
 
 
 def about_delay(plan: Plan) -> str:
-    """Why the delay is as long as it is."""
+    """Return the reason for the length of the delay."""
     stays = plan.settings.readiness_delay
     if plan.router is not None and plan.sum.delay == plan.router.needs(stays):
         after = f", and {number(stays)} s of grace_readiness_delay" if stays else ""
@@ -197,7 +199,8 @@ def about_delay(plan: Plan) -> str:
 
 
 def intervals(plan: Plan) -> tuple[int, int]:
-    """The interval and the time for an answer with which readiness turns red within the delay."""
+    """Return periodSeconds and timeoutSeconds of the readiness probe, in seconds. They are short
+    enough for readiness to turn red within the delay."""
     if not plan.place.is_kubernetes:
         return SLOWEST, SLOWEST
     room = int(plan.sum.delay - plan.settings.readiness_delay)
@@ -209,7 +212,7 @@ def _probes(plan: Plan) -> dict[str, Any]:
     s = plan.settings
     port: int | str = "http" if plan.place.is_kubernetes else plan.port
     if plan.probe_port is not None and plan.place.is_kubernetes:
-        # A chart has no port of this name.
+        # A chart may not have a port of this name, so its number is used.
         port = plan.probe_port if plan.place.name == "helm-values" else "probes"
     every, patience = intervals(plan)
 

@@ -1,4 +1,4 @@
-"""The platforms for which a fragment can be printed, and the limit that each sets to the period."""
+"""The platforms for which a fragment can be printed, each with its limit for the period."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ class Place:
     """One platform.
 
     :ivar name: its name, as ``--for`` takes it.
-    :ivar what: what is printed for it.
-    :ivar title: how messages call it.
-    :ivar knob: what the period is called there; empty where nobody can set it.
-    :ivar source: the page that says so.
+    :ivar what: a description of the fragment for it.
+    :ivar title: its name in messages.
+    :ivar knob: the platform's name for the period; empty if the period cannot be set.
+    :ivar source: the page of its documentation about the period.
     :ivar limit: the longest period that it allows, in seconds; None without a limit.
-    :ivar way_out: what to do when the sum does not fit into the limit, besides smaller settings.
-    :ivar is_kubernetes: whether the kubelet asks the probes, and routers of pods are in front.
-    :ivar routes_itself: whether there is no other router in front of an instance.
+    :ivar way_out: what to do if the sum exceeds the limit, apart from lowering the settings.
+    :ivar is_kubernetes: whether the kubelet asks the probes and routers of pods stand in front.
+    :ivar routes_itself: whether the platform routes the requests to its instances itself.
     """
 
     name: str
@@ -32,7 +32,7 @@ class Place:
 
     @property
     def is_fixed(self) -> bool:
-        """Whether the period is what it is."""
+        """Whether the period cannot be changed."""
         return not self.knob
 
 
@@ -95,4 +95,4 @@ PLACES = {
         ),
     )
 }
-"""The table, by name."""
+"""The platforms by name."""

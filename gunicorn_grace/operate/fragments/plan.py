@@ -1,6 +1,7 @@
-"""What a fragment says, whatever the platform: the command, the variables, the probes, the sum.
+"""The content of a fragment, which is the same for all platforms: the command, the variables, the
+ports and the seconds.
 
-The settings come from the file of ``--config``, which is read and not executed, from the
+The settings come from the file of ``--config``, which is read but not executed, from the
 environment, and from the defaults, as in a container with the same environment.
 """
 
@@ -21,10 +22,10 @@ from .sums import Sum, add_up, number
 
 THE_PLUGIN = "python:gunicorn_grace.conf"
 USUAL_FILE = "gunicorn.conf.py"
-"""The file that :data:`THE_PLUGIN` loads as well."""
+"""The configuration file that :data:`THE_PLUGIN` loads too."""
 
 CLOUD_RUN_PORT = 8080
-"""``$PORT`` there, unless set (Cloud Run's container contract)."""
+"""The default of ``$PORT`` on Cloud Run (container contract)."""
 
 NEEDED = (
     "shutdown_delay",
@@ -37,16 +38,17 @@ NEEDED = (
     "startup_path",
     "probe_bind",
 )
-"""The settings that stand in a fragment. Their values have to be seen."""
+"""The settings that a fragment is made from. It cannot be printed if the value of one is not
+seen."""
 
 SECRET = "GRACE_TRIGGER_TOKEN"
 
 
 @dataclass(frozen=True)
 class Names:
-    """What only a person can name.
+    """The names that only the user can give.
 
-    :ivar name: of the service, and of its container.
+    :ivar name: the name of the service and of its container.
     :ivar app: the application, as gunicorn takes it.
     :ivar image: the image of the container.
     """
@@ -58,18 +60,18 @@ class Names:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be printed.
+    """The content of a fragment.
 
-    :ivar names: what a person has named.
+    :ivar names: the names that the user gave.
     :ivar place: the platform.
-    :ivar router: what stands in front; None if that is not said.
+    :ivar router: the router in front; None if it is not named.
     :ivar sum: the seconds.
     :ivar command: gunicorn's command.
-    :ivar env: the variables, but for the token.
+    :ivar env: the environment variables, except a token that comes from a secret.
     :ivar has_secret: whether the token comes from a secret.
     :ivar port: the port that gunicorn binds.
-    :ivar probe_port: the probe port, if there is one that others reach.
-    :ivar warnings: what a person should know, each in one line with the fix.
+    :ivar probe_port: the probe port; None if there is none that the platform can reach.
+    :ivar warnings: the warnings, each in one line with the fix.
     """
 
     names: Names
@@ -85,7 +87,7 @@ class Plan:
 
     @property
     def settings(self) -> Settings:
-        """The settings that count in the fragment."""
+        """The settings that the fragment leads to."""
         return self.sum.settings
 
 
@@ -96,14 +98,14 @@ def make_plan(
     configuration: Configuration | None,
     environ: Mapping[str, str],
 ) -> Plan:
-    """Gather what is to be printed.
+    """Gather the content of a fragment.
 
-    :param names: what a person has named.
+    :param names: the names that the user gave.
     :param place: the platform.
-    :param router: what stands in front.
-    :param configuration: the file of ``--config``.
+    :param router: the router in front; None if it is not named.
+    :param configuration: the file of ``--config``; None without one.
     :param environ: the environment.
-    :raises GraceError: the settings cannot be used, or do not go together with the platform.
+    :raises GraceError: the settings cannot be used, or do not fit the platform.
     """
     _refuse_strange_router(place, router)
     env = {
@@ -171,7 +173,7 @@ def _refuse_what_is_not_usable(seen: Seen, configuration: Configuration | None) 
 
 
 def _about_file(configuration: Configuration | None) -> list[str]:
-    """What to know about a configuration file that does not load the plugin."""
+    """Return a warning if the configuration file does not load the plugin."""
     if configuration is None or configuration.loads_plugin:
         return []
     name = configuration.source.removeprefix("file:")
@@ -198,7 +200,8 @@ def _command(
 
 
 def _bind(seen: Seen, place: Place) -> tuple[int, str]:
-    """The port of gunicorn and its address. In a container it has to be reached from outside."""
+    """Return gunicorn's port and bind address. In a container the address has to be reachable from
+    outside."""
     default = CLOUD_RUN_PORT if place.routes_itself else 8000
     for bind in seen.binds or ():
         if bind.startswith(("unix:", "fd:")):
@@ -213,9 +216,9 @@ def _bind(seen: Seen, place: Place) -> tuple[int, str]:
 
 
 def _probe_port(s: Settings, port: int) -> int | None:
-    """The probe port, if the platform can ask it.
+    """Return the probe port; None if there is none that the platform can reach.
 
-    :raises ConfigurationError: gunicorn binds it.
+    :raises ConfigurationError: gunicorn binds the same port.
     """
     bind = s.probe_bind
     if not bind or bind.startswith(("unix:", "127.", "localhost:", "[::1]:")):
@@ -229,7 +232,8 @@ def _probe_port(s: Settings, port: int) -> int | None:
 
 
 def _printed(added: Sum, before: Settings, probe_port: int | None) -> dict[str, str]:
-    """The variables that every fragment has. The environment wins over a file, so they count."""
+    """Return the variables that every fragment has. The environment overrides a file, so these
+    values are used."""
     found = {
         "GRACE_SHUTDOWN_DELAY": number(added.delay),
         "GRACE_TERMINATION_PERIOD": str(added.period),

@@ -1,4 +1,4 @@
-"""Puts a fragment together: the head, the fragment, and what is said beside it."""
+"""Puts the output together: the head, the fragment, and the lines for standard error."""
 
 from __future__ import annotations
 
@@ -25,10 +25,11 @@ WITHOUT_COMMENTS = ("ecs",)
 
 @dataclass(frozen=True)
 class Fragment:
-    """What the command prints.
+    """The output of the command.
 
-    :ivar text: for standard output.
-    :ivar beside: lines for standard error: warnings, and the reasons where the text has no room.
+    :ivar text: the text for standard output.
+    :ivar beside: the lines for standard error: the warnings, and the reasons if the text cannot
+        have comments.
     """
 
     text: str
@@ -36,7 +37,7 @@ class Fragment:
 
 
 def printed(plan: Plan) -> Fragment:
-    """Print a fragment."""
+    """Return the output for a plan."""
     text = _PRINTERS[plan.place.name](plan)
     warnings = [
         *plan.warnings,

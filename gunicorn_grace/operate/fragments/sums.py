@@ -1,4 +1,4 @@
-"""Adds the seconds up: the delay, the drain, the reserve and the margin, within a platform's limit.
+"""Adds up the delay, the drain, the reserve and the margin, within a platform's limit.
 
 All durations are seconds.
 """
@@ -17,20 +17,21 @@ from ..routers import Router
 from .places import Place
 
 SHORTEST = 2
-"""The shortest period that is printed: what ECS takes at least (``stopTimeout``)."""
+"""The shortest period that is printed, which is the minimum of ECS (``stopTimeout``)."""
 
 ROOM = 3
-"""The shortest delay in which a readiness probe can turn red: one probe each second, which may take
-two."""
+"""The shortest delay in which a readiness probe can turn red: a probe each second, which may take
+two seconds."""
 
 
 @dataclass(frozen=True)
 class Sum:
-    """What the seconds come to.
+    """The result of adding up the seconds.
 
     :ivar settings: the settings, with the delay and the period that are printed.
     :ivar told: the sum in words.
-    :ivar warnings: what is printed otherwise than it was set, each with the fix.
+    :ivar warnings: the values that are printed but differ from those that were set, each with the
+        fix.
     """
 
     settings: Settings
@@ -39,17 +40,17 @@ class Sum:
 
     @property
     def period(self) -> int:
-        """The platform's period."""
+        """The platform's period, in seconds."""
         return int(self.settings.termination_period)
 
     @property
     def delay(self) -> float:
-        """``grace_shutdown_delay``."""
+        """``grace_shutdown_delay``, in seconds."""
         return self.settings.shutdown_delay
 
     @property
     def drain(self) -> float:
-        """What is left for the drain at least, if the delay is not extended."""
+        """The seconds that are left for the drain if the delay is not extended."""
         s = self.settings
         return min(s.graceful_timeout, s.termination_period - exit_margin(s) - s.shutdown_delay)
 
@@ -58,14 +59,14 @@ def add_up(s: Settings, given: Collection[str], place: Place, router: Router | N
     """Find the delay and the period.
 
     The period has room for the whole delay, the whole ``graceful_timeout``, the reserve and the
-    margin. So late requests may extend the delay, and the requests that are then in flight still
-    have their time.
+    margin. So late requests may extend the delay by the reserve, and the requests that are then in
+    flight still have their whole time.
 
     :param s: the settings as they are now.
-    :param given: the names of those that a person chose.
+    :param given: the names of the settings that a person chose.
     :param place: the platform.
-    :param router: what stands in front; None if that is not said.
-    :raises ConfigurationError: the sum is more than a setting can hold.
+    :param router: the router in front; None if it is not named.
+    :raises ConfigurationError: the sum is larger than ``grace_termination_period`` may be.
     """
     warnings = []
     delay = s.shutdown_delay
@@ -89,7 +90,8 @@ def add_up(s: Settings, given: Collection[str], place: Place, router: Router | N
         delay = least
     s = replace(s, shutdown_delay=delay)
     base = delay + s.graceful_timeout + s.drain_reserve
-    # Of the margin only a share of the period counts, so a large one does not make it larger.
+    # At most a share of the period is used as the margin, so a large margin does not make the
+    # period longer without limit.
     wanted = max(SHORTEST, math.ceil(min(base + s.exit_margin, base / (1 - MARGIN_SHARE)) - 1e-9))
     chosen = s.termination_period if "termination_period" in given else 0
     period = max(wanted, math.ceil(chosen))
@@ -117,7 +119,10 @@ def add_up(s: Settings, given: Collection[str], place: Place, router: Router | N
 
 
 def _cut(s: Settings, told: str, place: Place) -> tuple[Settings, str]:
-    """Cut the delay to what the limit leaves, and say what does not fit."""
+    """Cut the delay so that the sum fits into the limit.
+
+    :returns: the settings with that delay, and a warning about the parts that do not fit.
+    """
     whole = s.shutdown_delay
     s = replace(s, shutdown_delay=longest_delay(s))
     left = s.termination_period - exit_margin(s) - s.shutdown_delay
@@ -137,7 +142,7 @@ def _cut(s: Settings, told: str, place: Place) -> tuple[Settings, str]:
 
 
 def number(seconds: float) -> str:
-    """Seconds as a setting takes them, with all their digits and without an exponent."""
+    """Return seconds as a setting takes them: with all digits and without an exponent."""
     if float(seconds).is_integer():
         return str(int(seconds))
     return format(Decimal(repr(float(seconds))), "f")
