@@ -1,7 +1,7 @@
 """The warnings and errors that the instances of a rehearsal log while they boot.
 
-A user who starts one gunicorn reads its log. In a rehearsal nobody sees the logs of the instances,
-and what they warn of there may be the cause of a loss later.
+A user who starts one gunicorn reads its log. In a rehearsal the logs of the instances are not
+shown, and a warning there may explain a loss later.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ _LINE = re.compile(
 def boot_warnings(instances: Iterable[Iterable[tuple[float, str]]], until: float) -> list[str]:
     """Find the warnings and errors, each text once.
 
-    :param instances: for each instance ``(time.monotonic(), text)`` of the lines that it printed.
-    :param until: the time at which all had booted.
+    :param instances: for each instance, the lines that it printed as ``(time.monotonic(), text)``.
+    :param until: ``time.monotonic()`` when all instances had booted.
 
     :returns: texts that begin with the level, in the order in which they came.
     """

@@ -23,8 +23,8 @@ _FOREIGN = re.compile(r"<|.*/(site-packages|dist-packages|lib/python3[^/]*)/")
 
 
 class RehearsalError(GraceError):
-    """A rehearsal could not be carried out. The first line of the message is complete; the rest is
-    evidence."""
+    """A rehearsal could not be carried out. The first line of the message can stand alone. The
+    other lines, such as an instance's output, are evidence."""
 
     @property
     def line(self) -> str:
@@ -64,12 +64,12 @@ class OutputFailed(RehearsalError):
 
 
 def likely_cause(output: str) -> str:
-    """The line of ``output`` that best explains a failed start; empty when there is no output.
+    """Return the line of ``output`` that best explains a failed start; empty without output.
 
-    It is the last line that names an error: a traceback ends with it, and the end of a chained
-    traceback is nearest to the user's mistake. If no line names an error, it is the last line. In
-    front of it stands the place in the user's own code, if a traceback shows one: the innermost
-    frame that is neither of an installed package nor of Python.
+    It is the last line that names an error. A traceback ends with such a line, and the end of a
+    chained traceback is nearest to the user's mistake. If no line names an error, it is the last
+    line. If a traceback has a frame in the user's own code, outside installed packages and Python,
+    the file and line of the innermost such frame come first.
     """
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     named = [number for number, line in enumerate(lines) if _CAUSE.match(line)]
@@ -83,11 +83,11 @@ def likely_cause(output: str) -> str:
 
 
 def traceback_cause(output: str) -> str:
-    """The same, only if ``output`` has a traceback of an error."""
+    """Return the :func:`likely_cause` if ``output`` has a traceback; otherwise an empty string."""
     return likely_cause(output) if "Traceback (most recent call last)" in output else ""
 
 
 def _shown(file: str) -> str:
-    """The path of a file below the working directory, or the whole path."""
+    """Return the path of a file, relative to the working directory if the file is below it."""
     folder = os.getcwd() + os.sep
     return file.removeprefix(folder)

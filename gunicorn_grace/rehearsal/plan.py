@@ -27,7 +27,7 @@ class Contender:
     :ivar name: its name in reports.
     :ivar args: arguments for gunicorn in addition to the plan's.
     :ivar env: environment in addition to the plan's.
-    :ivar pre_stop: a preStop hook that replaces the plan's, None to use the plan's.
+    :ivar pre_stop: a preStop hook that replaces the plan's; None to use the plan's.
     """
 
     name: str
@@ -52,9 +52,9 @@ class Plan:
     rehearsal, and pytest's fixture takes them by name.
 
     :ivar app: the application, as gunicorn takes it.
-    :ivar instances: how many there are at the beginning.
-    :ivar to: how many remain; one fewer unless given. The others are deleted at the same moment, as
-        a scale-down does.
+    :ivar instances: the number of instances at the beginning.
+    :ivar to: the number of instances that remain; None for one fewer. The others are deleted at the
+        same moment, as in a scale-down.
     :ivar rate: requests per second, all instances together.
     :ivar lag: how long the routing goes on sending to a deleted instance. With ``routing`` it is
         the longest lag.
@@ -65,18 +65,19 @@ class Plan:
     :ivar pre_stop: the preStop hook or its command, see ``Deletion``. Empty means no hook.
     :ivar probes: the probes of each instance. With None, readiness is only recorded, if the
         instance answers the probe ``WATCHED``.
-    :ivar rollout: replace every instance, in place of a scale-down.
+    :ivar rollout: how to replace every instance; None for a scale-down.
     :ivar paths: see ``Load``, also for ``requests``, ``think``, ``keepalive_share``, ``slow_path``,
         ``slow_share``, ``timeout``, ``clients``, ``host``, ``seed``, ``stream_path``,
         ``websocket_path`` and ``held``.
     :ivar warm_up: requests that must have ended before the deletion. The default is a second's
         worth, at least 20.
     :ivar cool_down: requests that must have ended after the deletion, with the same default.
-    :ivar through: the balancer between load and instances, a key of ``balancers.PRODUCTS``.
+    :ivar through: the balancer between load and instances, a key of ``balancers.PRODUCTS``; None
+        for none.
     :ivar setup: the settings of the balancer. Its ``path``, ``timeout`` and ``stream_path`` follow
         from the rest of the plan.
     :ivar cwd: see ``Instance``, also for ``python``.
-    :ivar start_timeout: limit for one instance to listen, and again to answer.
+    :ivar start_timeout: time limit for an instance to listen, and then again to answer.
     """
 
     app: str

@@ -21,7 +21,20 @@ _PERIOD = re.compile(
 
 @dataclass(frozen=True)
 class Gone:
-    """The end of one deleted instance. Times are seconds since the deletions began."""
+    """The end of one deleted instance. Times are seconds since the deletions began, and None for an
+    event that has not happened.
+
+    :ivar name: its name.
+    :ivar endpoint: the address where it listened.
+    :ivar sigterm: time at which SIGTERM was sent.
+    :ivar exited: time at which its process was gone.
+    :ivar exit_after: seconds from SIGTERM to the end of the process.
+    :ivar exit_code: as in ``Popen.returncode``.
+    :ivar killed: whether SIGKILL was needed.
+    :ivar pre_stop_done: time at which the preStop hook ended or ran out of time; None without one.
+    :ivar pre_stop_problem: the problem with the hook; empty if there was none.
+    :ivar events: ``(time, text)`` of each event of the shutdown in the plugin's log.
+    """
 
     name: str
     endpoint: str
@@ -140,12 +153,13 @@ class Result:
 
     @property
     def killed(self) -> int:
-        """How many of the deleted instances had to be killed at the end of the period."""
+        """The number of deleted instances that were ended by SIGKILL at the end of the period."""
         return sum(gone.killed for gone in self.gone)
 
     @property
     def period_counted_on(self) -> float | None:
-        """The termination period that the plugin logged at boot, None without the plugin."""
+        """The termination period that the plugin logged at boot, in seconds; None without the
+        plugin."""
         found = [
             float(match[1])
             for gone in self.gone
@@ -160,10 +174,10 @@ class Result:
 
     @property
     def lost_elsewhere(self) -> int:
-        """How many of the lost requests had gone to instances that stayed.
+        """The number of lost requests that had gone to instances that stayed.
 
-        There are too few instances for the rate if it is above 0. With a balancer it is not known,
-        and 0.
+        If it is above 0, there are too few instances for the rate. With a balancer this is not
+        known, and the number is 0.
         """
         if self.plan.through is not None:
             return 0
@@ -175,15 +189,16 @@ class Result:
 
     @property
     def exit_after(self) -> float | None:
-        """The longest time from SIGTERM to the end of an instance."""
+        """The longest time from SIGTERM to the end of an instance, in seconds; None if no instance
+        has ended."""
         return max(
             (gone.exit_after for gone in self.gone if gone.exit_after is not None), default=None
         )
 
     @property
     def gone_after(self) -> float | None:
-        """The longest time in seconds from the deletion of an instance to its end, hook
-        included."""
+        """The longest time from the deletion of an instance to its end, in seconds, including the
+        hook; None if no instance has ended."""
         deleted = {life.name: life.deleted or 0.0 for life in self.lives}
         return max(
             (
@@ -196,7 +211,7 @@ class Result:
 
     @property
     def budget_used(self) -> float | None:
-        """``gone_after`` as a share of the period, None if one of the two is missing."""
+        """``gone_after`` as a share of the period; None if either is missing."""
         return (
             self.gone_after / self.plan.period
             if self.gone_after is not None and self.plan.period
@@ -204,7 +219,8 @@ class Result:
         )
 
     def last_request(self, gone: Gone) -> float | None:
-        """The time of the last request that was routed to a deleted instance, lost or not."""
+        """Return the time of the last request that was routed to a deleted instance, lost or not,
+        in seconds since the deletions began; None if there was none."""
         return max(
             (r.started - self.origin for r in self.tally.records if r.endpoint == gone.endpoint),
             default=None,
@@ -223,8 +239,8 @@ class Result:
         return any("shutdown_initiated" in text for gone in self.gone for _, text in gone.events)
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything but the outputs as values for JSON: a result in the sense of
-        ``schema.json``."""
+        """Return everything except the outputs as values for JSON, as ``schema.json`` describes a
+        result."""
         return {
             "contender": self.contender.name,
             "complete": self.complete,

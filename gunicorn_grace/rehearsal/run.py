@@ -49,7 +49,7 @@ def play(
     tell: Callable[[str], None] = lambda line: None,
     watch_load: Callable[[RunningLoad], None] = lambda load: None,
 ) -> Result:
-    """Play ``plan`` with ``contender``. No process is left afterwards, also after an error.
+    """Play ``plan`` with ``contender``. No process is left afterwards, even after an error.
 
     :param plan: the plan to play.
     :param contender: the contender that plays it.
@@ -61,6 +61,8 @@ def play(
         deleted.
     :raises InstanceFailed: an instance did not come up, or one that was to stay ended by itself.
     :raises LoadFailed: the load generator failed.
+    :raises RehearsalError: an instance was not ready in time, or too few requests had ended in
+        time.
     """
     if contender.pre_stop is not None:
         plan = replace(plan, pre_stop=contender.pre_stop)
@@ -76,7 +78,7 @@ def play(
         watch = MemoryWatch(replicas.containers)
 
         def found(tally: Tally, origin: float, complete: bool = True) -> Result:
-            """The result until now."""
+            """Return the result until now."""
             deletions = [pod.deletion for pod in replicas.pods if pod.deletion is not None]
             return Result(
                 contender,
@@ -142,7 +144,8 @@ def play(
 
 
 def _expect_success(plan: Plan, fleet: Fleet) -> None:
-    """Check that every request is answered with 2xx, or the count of losses would mean nothing."""
+    """Check that every request is answered with 2xx. Otherwise the number of lost requests would
+    mean nothing."""
     for request in dict.fromkeys(plan.sent()):
         headers = [*([("Host", plan.host)] if plan.host else []), *request.headers]
         what = f"{request.method} {request.path}"
@@ -180,14 +183,14 @@ def _expect_success(plan: Plan, fleet: Fleet) -> None:
 
 
 def _remedy(status: int, plan: Plan, output: str) -> str:
-    """What to do about a path that does not succeed.
+    """Return the remedy for a path that does not succeed.
 
-    :param status: its status.
+    :param status: the status of its response.
     :param plan: the plan.
-    :param output: what the instance printed.
+    :param output: the output of the instance.
     """
-    # Django, Flask's TRUSTED_HOSTS and Starlette's TrustedHostMiddleware answer 400 to a host that
-    # they do not know; RFC 9110, section 15.5.20, has 421 for it.
+    # Django, Flask's TRUSTED_HOSTS and Starlette's TrustedHostMiddleware answer 400 if they do not
+    # know the host; RFC 9110, section 15.5.20, defines 421 for this.
     if status in (400, 421) and plan.host is None:
         return (
             "the Host header is the instance's address; if the application refuses it (Django's "
@@ -204,7 +207,7 @@ def _remedy(status: int, plan: Plan, output: str) -> str:
 
 
 def _balancer(plan: Plan, fleet: Fleet, tell: Callable[[str], None]) -> Balancer | None:
-    """Make the balancer in front of ``fleet``.
+    """Make the balancer in front of ``fleet``; None if the plan has none.
 
     Plain gunicorn does not answer the readiness path, so the balancer then checks the first of
     ``paths``. With checks that never pass, there would be nothing to compare.

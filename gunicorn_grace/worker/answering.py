@@ -1,9 +1,8 @@
 """How a worker answers a probe: it starts the checks and waits for their results.
 
 :class:`WorkerAnswers` turns the environ of a request into an
-    :class:`~gunicorn_grace.probes.answers.Answer`. The overlay, the middlewares and the blueprint
-    only send that answer. Outside gunicorn every answer is that of a serving instance. Runs in
-    workers.
+:class:`~gunicorn_grace.probes.answers.Answer`. The overlay, the middlewares and the blueprint only
+send that answer. Outside gunicorn every answer is that of a serving instance. Runs in workers.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ def let_linger(cls: Any) -> None:
 
 
 def _is_in_a_body(protocol: Any) -> bool:
-    # Between two requests there is no current one.
+    # Between two requests, _current_request is None.
     parser = protocol._callback_parser
     return (
         parser is not None

@@ -95,7 +95,7 @@ class Draining:
         """If draining has begun, start the thread that closes idle connections and logs unfinished
         requests. A signal handler calls this, so it takes no lock.
 
-        :raises RuntimeError: there is no memory for a thread.
+        :raises RuntimeError: the thread cannot be started.
         """
         if not self._is_watching and self._memory.header.drain:
             self._is_watching = True

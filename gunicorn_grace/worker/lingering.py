@@ -57,8 +57,8 @@ EXIT_SILENCE = 1.0
 whose length is unknown."""
 
 MOST_CONNECTIONS = 200
-"""How many connections of one worker linger at the same time. If there are more, the oldest one is
-closed, because descriptors are limited."""
+"""How many connections of one worker linger at the same time. If there are more, one is closed,
+because descriptors are limited: the oldest from which no body is expected, or else the oldest."""
 
 _TICK, _SLOW_TICK = 0.01, 0.05
 """Seconds between two looks: while the rest of a body is expected from a client, and otherwise."""

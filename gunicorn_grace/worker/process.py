@@ -1,7 +1,7 @@
 """A worker process: assembles the parts of the plugin that run in it.
 
 :func:`join` runs in ``post_fork``. The other hooks call the parts later in the worker's life
-    (:mod:`gunicorn_grace.hooks`).
+(:mod:`gunicorn_grace.hooks`).
 """
 
 from __future__ import annotations

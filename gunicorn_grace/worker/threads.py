@@ -14,7 +14,7 @@ def start(target: Callable[[], None]) -> None:
     patched function starts a greenlet.
 
     :param target: the function that runs in the thread.
-    :raises RuntimeError: there is no memory for a thread.
+    :raises RuntimeError: the system cannot start a thread, for example for lack of memory.
     """
     try:
         _thread.start_new_thread(target, ())

@@ -259,7 +259,12 @@ def rehearse(
 
 
 def paint(text: str, what: str) -> str:
-    """Colour a text for a terminal; ``click.echo`` removes the colours elsewhere."""
+    """Return a text with colours for a terminal. ``click.echo`` removes them if the output is not a
+    terminal.
+
+    :param text: the text.
+    :param what: ``good``, ``bad``, ``head`` or ``dim``.
+    """
     return click.style(text, **_COLOURS[what])
 
 
@@ -269,15 +274,15 @@ def _fail(context: click.Context, line: str) -> NoReturn:
 
 
 def _explicit(context: click.Context) -> Callable[[str], bool]:
-    """Returns a function that says whether the user gave a parameter, which then wins over the
-    manifest."""
+    """Return a function that returns whether the user gave a parameter. Such a parameter overrides
+    the manifest."""
     return lambda name: context.get_parameter_source(name) is not ParameterSource.DEFAULT
 
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
     """Let SIGTERM and SIGHUP end a rehearsal as Ctrl-C does, by an exception that also ends the
-    instances.
+    instances. Runs in the main thread.
 
     Python drops an exception that is raised in a weak reference's callback or in ``__del__``, and
     signal handlers run there too. An interrupt that was dropped is raised again a moment later.

@@ -1,6 +1,6 @@
 """Makes the contenders of a rehearsal, and checks the user's arguments for gunicorn.
 
-The command line and the pytest fixture share this module, so that both judge the same thing.
+The command line and the pytest fixture share this module, so that both play the same contenders.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ NAMES = ("plain", "sleep", "grace")
 """The names of contenders on the command line; ``sleep`` may be followed by ``:SECONDS``."""
 
 SLEEP = 15.0
-"""The default for a preStop hook that only sleeps, in seconds; most Helm charts have it."""
+"""The default for a preStop hook that only sleeps, in seconds. Most Helm charts use this value."""
 
 _NEEDED: dict[str, str] = {
     "bind": "each instance listens on its own free port",
@@ -38,8 +38,8 @@ def contender_named(name: str, config: str | None = None) -> Contender:
     """Make a contender.
 
     :param name: one of :data:`NAMES`, or ``sleep:SECONDS``.
-    :param config: the user's gunicorn configuration with the plugin in it, a file or
-        ``python:MODULE``. Every contender reads it; for plain gunicorn, the plugin in it does
+    :param config: the user's gunicorn configuration that loads the plugin: a file or
+        ``python:MODULE``. Every contender reads it. For plain gunicorn, the plugin in it does
         nothing.
 
     :raises PlanFailed: there is no such contender, or no such file.
@@ -68,9 +68,12 @@ def contender_named(name: str, config: str | None = None) -> Contender:
 
 
 def expect_plugin(result: Result, config: str | None = None) -> None:
-    """Check that the plugin was at work in a result of the contender gunicorn-grace.
+    """Check that the plugin was at work in a result of the contender gunicorn-grace. Results of
+    other contenders are not checked.
 
-    :raises PlanFailed: the plugin played and no deleted instance logged that it took over.
+    :param result: the result.
+    :param config: the user's gunicorn configuration, for the message.
+    :raises PlanFailed: no deleted instance logged that the plugin took over.
     """
     if result.contender.name == GRACE.name and result.complete and not result.plugin_spoke:
         raise PlanFailed(

@@ -73,7 +73,7 @@ _OPTIONS = (
 
 
 def platform_options(command: _Command) -> _Command:
-    """Add the options to a click command; they come as keyword arguments."""
+    """Add the options to a click command, which gets them as keyword arguments."""
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
@@ -85,8 +85,8 @@ def resolve(
     """Compute the fields of a ``Plan`` from the options of the platform and the load.
 
     :param given: all parameters of the command.
-    :param explicit: says whether a parameter was given on the command line, and so wins over the
-        manifest.
+    :param explicit: returns whether a parameter was given on the command line. It then overrides
+        the manifest.
     :param tell: called with a line for each part of the manifest that is not played as written.
 
     :raises PlanFailed: an option, the manifest or the file of requests is wrong. The message is one
@@ -163,7 +163,7 @@ def _resolve_fields(
 
 
 def given_env(given: Mapping[str, Any]) -> dict[str, str]:
-    """The environment from the command line, which wins over the manifest."""
+    """Return the environment variables from the command line, which override the manifest."""
     return {} if given["delay"] is None else {"GRACE_SHUTDOWN_DELAY": f"{given['delay']:g}"}
 
 
@@ -206,8 +206,8 @@ def _read_manifest(given: Mapping[str, Any], tell: Callable[[str], None]) -> Any
 def _judge(
     text: str, source: str, workload: Workload, config: str | None, tell: Callable[[str], None]
 ) -> None:
-    """Tell what the rules of ``gunicorn-grace check`` find in a workload, but for notes. A
-    rehearsal plays a manifest on one machine, so it cannot see everything that they see."""
+    """Report the errors and warnings that the rules of ``gunicorn-grace check`` find in a workload.
+    A rehearsal plays a manifest on one machine, so it cannot find all of them itself."""
     from ...operate.check.configuration import ConfigurationUnreadable, read_configuration
     from ...operate.check.documents import Input, read_text
     from ...operate.check.findings import Severity
@@ -239,7 +239,7 @@ def _judge(
 
 
 def _read_requests(given: Mapping[str, Any], explicit: Callable[[str], bool]) -> list[Any]:
-    """The requests of ``--requests`` and ``--path``. The default path is used only without a
+    """Return the requests of ``--requests`` and ``--path``. The default path is used only without a
     file."""
     from ..errors import PlanFailed
     from ..load.requests import parse_line, parse_lines

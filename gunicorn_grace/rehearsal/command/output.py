@@ -1,6 +1,7 @@
 """The files that a rehearsal writes at its end.
 
-They are opened before it begins, so that a missing folder is reported then and not after minutes.
+They are opened before the rehearsal begins, so that a missing folder is reported at once and not
+after minutes.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from ..errors import OutputFailed
 
 
 class Output:
-    """A file that is opened now and written later. It keeps its content until then.
+    """A file that is opened now and written later. An existing file keeps its content until then.
 
     :param option: the option that named it, for error messages.
     :param path: path of the file.

@@ -1,8 +1,8 @@
 """The configuration of the plain contender: the user's own file, in which the plugin does nothing.
 
 It is used as ``gunicorn -c python:gunicorn_grace.rehearsal.command.plain``. Without it, gunicorn
-would load ``gunicorn.conf.py`` of the working directory, and with it the plugin. Without any
-configuration, the workers would differ as well.
+would load ``gunicorn.conf.py`` of the working directory, and that file may load the plugin. If
+plain gunicorn had no configuration at all, the number and class of its workers would differ too.
 
 This module runs inside gunicorn, so it imports only the standard library and this package. Its
 globals become gunicorn's settings, so every name of its own begins with an underscore.
@@ -23,7 +23,8 @@ _VARIABLE = "REHEARSAL_CONFIG"
 
 
 def _load(path: str) -> dict[str, object]:
-    """The globals of a file or of a module (``python:name``) in which the plugin does nothing."""
+    """Return the globals of a configuration file or module (``python:name``). The plugin does
+    nothing in it."""
     package = _sys.modules["gunicorn_grace"]  # This module is a part of it.
 
     silent = _types.ModuleType("gunicorn_grace.conf")

@@ -1,8 +1,8 @@
 """Shows the progress of a rehearsal: one line that changes on a terminal, plain lines elsewhere.
 
 A shutdown takes a while, and a user who sees nothing for half a minute presses Ctrl-C. Showing the
-progress must not disturb the run: each record is read only once, and a terminal that is gone does
-not stop it.
+progress must not disturb the run. So each record is read only once, and the run goes on if the
+terminal is closed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ class ProgressLine:
     """Writes the progress to ``stream``. Use it in a ``with`` statement, in the thread that plays.
 
     :param stream: standard error, so that standard output holds only the report or the JSON.
-    :param live: whether one line is overwritten. The default is to do so on a terminal that can.
+    :param live: whether one line is overwritten; None to do so if ``stream`` is a terminal that
+        supports it.
     """
 
     def __init__(self, stream: TextIO, live: bool | None = None) -> None:
@@ -87,7 +88,7 @@ class ProgressLine:
                     self._write(_BACK + self._fit(self._line + self._counted()))
 
     def _counted(self) -> str:
-        """The seconds since the line began, and the requests."""
+        """Return the seconds since the line began and the numbers of requests, as text."""
         text = f", {time.monotonic() - self._since:.0f} s"
         if self._load is not None:
             new = self._load.records_after(self._seen)

@@ -1,8 +1,8 @@
 """The pytest fixture ``rehearse``, with which a project rehearses its own application in a test.
 
-pytest finds it by its entry point (``pytest11``), so every run of pytest imports this module where
-the package is installed. It imports the rest of the rehearsal only when a test calls the fixture,
-so that other tests do not need h11.
+pytest finds the fixture by its entry point (``pytest11``). So wherever the package is installed,
+every run of pytest imports this module. It imports the rest of the rehearsal only when a test calls
+the fixture, so that other tests do not need h11.
 """
 
 from __future__ import annotations

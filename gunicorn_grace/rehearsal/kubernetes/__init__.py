@@ -1,2 +1,2 @@
-"""The Kubernetes of a rehearsal: routing, probes, deletion, roll-out, and the manifest behind
-them."""
+"""The parts of Kubernetes that a rehearsal imitates: routing, probes, deletion, roll-out, and the
+manifest that describes them."""

@@ -1,4 +1,5 @@
-"""How the kubelet ends a pod: the preStop hook, SIGTERM and, when the period is over, SIGKILL."""
+"""Ends a pod as the kubelet does: the preStop hook, SIGTERM and, when the period is over,
+SIGKILL."""
 
 from __future__ import annotations
 
@@ -26,8 +27,8 @@ MINIMUM_GRACE = 2.0
 
 @dataclass(frozen=True)
 class Exec:
-    """A preStop hook that runs a command in the container; ``{host}``, ``{port}`` and ``{pid}`` are
-    filled in."""
+    """A preStop hook that runs a command in the container. ``{host}``, ``{port}`` and ``{pid}`` are
+    replaced by those of the instance."""
 
     command: tuple[str, ...]
 
@@ -65,7 +66,7 @@ Hook: TypeAlias = Exec | HttpGet | Sleep
 
 
 class Deletion:
-    """The deletion of one pod. Its thread does what the platform does and records when.
+    """The deletion of one pod. Its thread does what the platform does, and records the times.
 
     Two things begin at once, and neither waits for the other. The endpoint starts to leave the
     table, because the EndpointSlice controller takes "ready" from it as soon as the pod has a
@@ -77,8 +78,7 @@ class Deletion:
 
     :param instance: the instance to delete.
     :param table: the routing that has to forget it. With None the container is ended but the pod is
-        not deleted. A failed liveness probe does that, and takes the same way through
-        killContainer.
+        not deleted. The kubelet does that after a failed liveness probe, also by killContainer.
     :param lag: seconds until the routing has forgotten it; a sequence has one value for each node.
     :param period: terminationGracePeriodSeconds.
     :param pre_stop: the hook; a sequence of strings is a command. A command runs with the
@@ -90,8 +90,8 @@ class Deletion:
     :ivar started: time at which the deletion began.
     :ivar unrouted: time at which the last node forgot the endpoint.
     :ivar pre_stop_done: time at which the hook ended or ran out of time.
-    :ivar pre_stop_problem: the problem with the hook, empty if there was none. The kubelet goes on
-        regardless.
+    :ivar pre_stop_problem: the problem with the hook; empty if there was none. The deletion goes on
+        in any case, as in the kubelet.
     :ivar sigterm: time at which SIGTERM was sent.
     :ivar exited: time at which the process was gone.
     :ivar exit_code: as in ``Popen.returncode``.
@@ -135,7 +135,7 @@ class Deletion:
         return None if self.exited is None or self.sigterm is None else self.exited - self.sigterm
 
     def start(self) -> Deletion:
-        """Begin. Returns at once."""
+        """Begin the deletion. Returns at once."""
         self.started = time.monotonic()
         if self.table is not None:
             self.table.change(self.instance.address, EndpointState.TERMINATING, self.lag)
@@ -145,7 +145,7 @@ class Deletion:
     def join(self, timeout: float | None = None) -> Deletion:
         """Wait until the process is gone and the routing knows it.
 
-        :raises RehearsalError: not so within ``timeout`` seconds.
+        :raises RehearsalError: the deletion took longer than ``timeout`` seconds.
         :raises Exception: the deletion failed in its thread.
         """
         self._thread.join(timeout)
@@ -158,7 +158,7 @@ class Deletion:
         return self
 
     def cancel(self) -> None:
-        """Give up: end the hook and the instance, and let the thread run out."""
+        """Give up: end the hook and the instance. The thread then ends by itself."""
         self._cancelled.set()
         if self._hook is not None:
             self._hook.kill()
@@ -238,7 +238,7 @@ class Deletion:
                     cwd=self.instance.cwd,
                     start_new_session=True,
                 )
-                if self._cancelled.is_set():  # cancel() may have looked before the hook existed
+                if self._cancelled.is_set():  # cancel() may have run before the hook existed
                     self._hook.kill()
                 code = self._hook.wait(max(0.0, deadline - time.monotonic()))
             except OSError as error:
@@ -256,7 +256,7 @@ class Deletion:
 
 
 def as_hook(command: Sequence[str]) -> Hook | None:
-    """Read a hook from a command line: ``GET /path`` is a request, anything else a command.
+    """Read a hook from a command line: ``GET /path`` is a request, and anything else is a command.
 
     :returns: None for an empty command line.
     """
@@ -268,7 +268,7 @@ def as_hook(command: Sequence[str]) -> Hook | None:
 
 
 def _fill(part: str, values: dict[str, str]) -> str:
-    """Replace the placeholders. Other braces stay, such as those of JSON for curl."""
+    """Replace the placeholders. Other braces stay, such as the braces of JSON for curl."""
     for name, value in values.items():
         part = part.replace(name, value)
     return part

@@ -16,10 +16,11 @@ from .deletion import Exec, Hook, HttpGet, Sleep
 from .probing import KubeletProbe, ProbeKind
 from .rollout import Rollout
 
-#: Variables that change how gunicorn behaves. The rest of an image's environment refers to its
-#: cluster.
+#: The variables that change how gunicorn behaves. The other variables of a container refer to its
+#: cluster, so they are not used.
 _ENVIRONMENT = re.compile(r"GRACE_[A-Z_]+|GUNICORN_CMD_ARGS|WEB_CONCURRENCY")
-#: A port and a file that each container has for itself. Instances on one machine cannot share them.
+#: Variables that name a port or a file. Each container has its own, but instances on one machine
+#: would share them.
 _NOT_HERE = ("GRACE_PROBE_BIND", "GRACE_REPORT")
 _BIND = re.compile(r"(?:^|\s)(?:-b|--bind)[= ]?\S*?:(\d+)(?=\s|$)")
 
@@ -28,8 +29,8 @@ _BIND = re.compile(r"(?:^|\s)(?:-b|--bind)[= ]?\S*?:(\d+)(?=\s|$)")
 class Played:
     """The part of a plan that comes from a manifest; ``Plan`` explains the fields.
 
-    :ivar notes: parts of the manifest that are played differently from how they are written, or not
-        at all.
+    :ivar notes: a line for each part of the manifest that is played differently from how it is
+        written, or not at all.
     """
 
     instances: int
@@ -44,11 +45,12 @@ class Played:
 def played(workload: Workload, *, rolled_out: bool) -> Played:
     """Read the part of a plan that a workload describes.
 
-    :param workload: as the manifest has it.
-    :param rolled_out: whether a roll-out is played, and not a scale-down.
+    :param workload: the workload.
+    :param rolled_out: whether a roll-out is played rather than a scale-down.
 
-    :raises PlanFailed: the workload has no readiness probe, or one that cannot be played, or its
-        strategy is not ``RollingUpdate`` although a roll-out is played.
+    :raises PlanFailed: the workload has no readiness probe, or a readiness probe that cannot be
+        played; a probe or the hook names an unknown port; or the strategy is not ``RollingUpdate``
+        although a roll-out is played.
     """
     container = workload.serving()
     where = f"{workload.source}:{container.line}: {workload.kind} {workload.name}"
@@ -117,7 +119,10 @@ def played(workload: Workload, *, rolled_out: bool) -> Played:
 
 
 def _refuse_unknown_port(action: Action, container: Container, workload: Workload) -> None:
-    """Refuse a named port that the container does not have: Kubernetes would never reach it."""
+    """Refuse a named port that the container does not have, because Kubernetes could not reach it.
+
+    :raises PlanFailed: the container has no port of this name.
+    """
     if action.port is None and action.port_name:
         known = ", ".join(name for name in container.ports if not name.isdecimal()) or "none"
         raise PlanFailed(
@@ -166,6 +171,9 @@ def here(command: tuple[str, ...], ports: set[int | None]) -> list[str]:
     ``localhost:8080`` becomes the instance's address if 8080 is a port of the container.
     ``gunicorn-grace prestop`` and ``drain`` look for the only gunicorn of their container, so they
     get ``--pid``.
+
+    :param command: the command.
+    :param ports: the ports of the container.
     """
     known = "|".join(str(port) for port in ports if port is not None)
     parts = list(command)
@@ -190,8 +198,8 @@ _COMMANDS = ("prestop", "drain")
 
 
 def _gunicorn_port(container: Container) -> int | None:
-    """The port that gunicorn binds in the container: the one in its command, or the first
-    declared."""
+    """Return the port that gunicorn binds in the container: the one in its command, or the first
+    declared one; None without either."""
     found = _BIND.search(" ".join((*container.command, container.env.get("GUNICORN_CMD_ARGS", ""))))
     return int(found[1]) if found else next(iter(container.ports.values()), None)
 

@@ -1,7 +1,7 @@
 """A pod: one instance, the verdicts of its probes, and the platform's reaction to them.
 
-Readiness puts its endpoint into the routing and takes it out. A failed liveness or start-up probe
-ends the container and starts another at the same address. A deletion ends it for good.
+Readiness puts the pod's endpoint into the routing and takes it out. A failed liveness or start-up
+probe ends the container and starts another one at the same address. A deletion ends the pod.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from .probing import KubeletProbe, ProbeKind, Prober
 from .routing import EndpointState, EndpointTable
 
 #: Seconds that the kubelet waits before the second restart. It doubles the time for each further
-#: one, up to five minutes; the first restart is immediate (pkg/kubelet/kubelet.go, backOffPeriod
-#: and MaxContainerBackOff).
+#: restart, up to five minutes. The first restart is immediate (pkg/kubelet/kubelet.go,
+#: backOffPeriod and MaxContainerBackOff).
 BACK_OFF, MAX_BACK_OFF = 10.0, 300.0
 
 
@@ -33,17 +33,19 @@ class Pod:
     :param table: the routing.
     :param prober: sends the probes.
     :param probes: the probes to send.
-    :param observed: the readiness probe only records; the pod is ready from the beginning and stays
-        ready.
+    :param observed: whether the verdicts of the readiness probe are only recorded. The routing then
+        treats the pod as ready from the beginning until its deletion.
     :param lag: the lag of the routing, see ``EndpointTable``.
     :param period: terminationGracePeriodSeconds.
     :param pre_stop: its hook.
-    :param again: makes the instance that follows after a restart; it listens at the same address.
+    :param again: gets the instance that has ended, and makes the next one, which listens at the
+        same address. With None the container is not restarted.
 
     :ivar readiness: ``(time.monotonic(), ready)`` of each change.
     :ivar restarts: ``(time.monotonic(), why)`` of each restart of the container.
     :ivar instances: its containers, one after the other.
-    :ivar deletion: the deletion, None before it has begun.
+    :ivar deletion: the deletion; None before it has begun.
+    :ivar problem: the error that ended a restart; None if there was none.
     """
 
     def __init__(
@@ -85,7 +87,7 @@ class Pod:
 
     @property
     def instance(self) -> Instance:
-        """The container that runs, or ran last."""
+        """The container that is running, or was the last to run."""
         return self.instances[-1]
 
     @property
@@ -107,9 +109,11 @@ class Pod:
             )
 
     def begin(self, lag: float | Sequence[float] = 0.0) -> None:
-        """Begin to probe it. Without a readiness probe it is ready at once.
+        """Begin to probe the pod. With neither a readiness nor a start-up probe it is ready at
+        once.
 
-        :param lag: seconds until a node learns of it; 0 for a pod that exists from the beginning.
+        :param lag: seconds until a node learns that the pod is ready for the first time; 0 for a
+            pod that exists from the beginning.
         """
         with self._lock:
             state = EndpointState.READY if self.observed else EndpointState.GONE
@@ -118,9 +122,9 @@ class Pod:
             self._ask()
 
     def wait_ready(self, timeout: float) -> None:
-        """Wait until it is ready.
+        """Wait until the pod is ready.
 
-        :raises RehearsalError: not so within ``timeout`` seconds.
+        :raises RehearsalError: it was not ready within ``timeout`` seconds.
         :raises InstanceFailed: its container ended.
         """
         deadline = time.monotonic() + timeout
@@ -147,10 +151,8 @@ class Pod:
             self.wait_ready(0.0)
 
     def delete(self) -> Deletion:
-        """Begin to delete it. A restart that is under way is waited for first.
-
-        The kubelet also does one thing at a time with a pod (pkg/kubelet/pod_workers.go).
-        """
+        """Begin to delete the pod. If a restart is under way, wait for its end first, because the
+        kubelet also does one thing at a time with a pod (pkg/kubelet/pod_workers.go)."""
         self._over.set()
         if (restart := self._restart) is not None:
             restart.join()

@@ -1,11 +1,12 @@
-"""Probes as the kubelet sends them: on a new connection each, counted against thresholds.
+"""Sends probes as the kubelet does: each on a new connection, counted against thresholds.
 
 Without probes, a rehearsal would consider every running instance ready. So they are real requests
 to the same port as the load, and each one occupies a worker. Their verdicts take an endpoint out of
 the routing or restart a container, as on a node.
 
-The kubelet's sources: pkg/kubelet/prober/worker.go (when, thresholds, what stops at a deletion) and
-pkg/probe/http/http.go (one request on a connection of its own, 200 to 399 is success).
+The kubelet's sources: pkg/kubelet/prober/worker.go (times, thresholds, the probes that stop at a
+deletion) and pkg/probe/http/http.go (one request on a connection of its own, 200 to 399 is
+success).
 """
 
 from __future__ import annotations
@@ -40,14 +41,16 @@ class KubeletProbe:
     SetDefaults_Probe).
 
     :ivar path: request target.
-    :ivar period: seconds from one to the next.
-    :ivar timeout: seconds for the whole exchange.
+    :ivar period: seconds from one request to the next.
+    :ivar timeout: time limit for the whole exchange, in seconds.
     :ivar failure_threshold: failures in a row after which the probe has failed.
     :ivar success_threshold: successes in a row after which the probe passes again.
     :ivar initial_delay: seconds after the container's start before the first request.
-    :ivar headers: of the request; a ``Host`` among them replaces the address.
-    :ivar grace: terminationGracePeriodSeconds of its own: the period of a restart that it causes;
-        None for the pod's.
+    :ivar headers: headers of the request. A ``Host`` among them replaces the address.
+    :ivar grace: the probe's own terminationGracePeriodSeconds, which is the period of a restart
+        that it causes; None for the pod's.
+
+    :raises ValueError: a number is out of its range, or the request cannot be sent.
     """
 
     path: str
@@ -142,8 +145,8 @@ class Thresholds:
 class Prober:
     """The kubelet's probe workers of all instances, on one event loop in a thread of its own.
 
-    The kubelet has a goroutine for each probe. Here that would be two hundred threads for a hundred
-    instances; one loop sends thirty probes a second with 2 % of a core.
+    The kubelet has a goroutine for each probe. Here, a hundred instances would need two hundred
+    threads. One loop sends thirty probes a second with 2 % of a core.
     """
 
     def __init__(self) -> None:
@@ -171,8 +174,8 @@ class Prober:
         self.stop()
 
     def check(self) -> None:
-        """Raise the error that ended the thread: without probes, readiness would only look
-        steady."""
+        """Raise the error that ended a probe, if there was one. Readiness would otherwise seem
+        steady, because it is no longer probed."""
         if self._problem is not None:
             raise self._problem
 
@@ -265,7 +268,8 @@ class _Container:
             task.cancel()
 
     async def ask(self, kind: ProbeKind) -> None:
-        """Send one probe until it has nothing more to find out."""
+        """Send the probe of one kind again and again, until its verdict is final or the container
+        ends."""
         probe = self.probes[kind]
         thresholds = Thresholds(probe)
         ready = False
@@ -284,8 +288,8 @@ class _Container:
                     self.begun |= verdict
                     self.tell(kind, verdict)
                     return
-            # A ticker: a slow answer does not delay the next probe, and a missed probe is not
-            # repeated.
+            # As with a ticker, a slow answer does not delay the next probe, and a missed probe is
+            # not repeated.
             due = max(due + probe.period, loop.time())
             await asyncio.sleep(due - loop.time())
         if ready:
@@ -303,7 +307,11 @@ class _Container:
 
 
 async def _probe_status(address: Address, probe: KubeletProbe) -> int:
-    """The status of the complete response to one probe."""
+    """Send one probe, and return the status of its complete response.
+
+    :raises OSError: connecting, sending or receiving failed.
+    :raises EOFError: the connection ended before the response was complete.
+    """
     if isinstance(address, str):
         reader, writer = await asyncio.open_unix_connection(address)
     else:

@@ -1,4 +1,5 @@
-"""The pods of one rehearsal: started together, scaled down or replaced, and all of them ended."""
+"""Starts the pods of one rehearsal together, scales them down or replaces them, and ends all of
+them."""
 
 from __future__ import annotations
 
@@ -21,13 +22,18 @@ from .probing import KubeletProbe, ProbeKind, Prober
 from .rollout import Counts, Rollout, Step, next_step
 from .routing import EndpointTable
 
-#: The readiness probe that is sent when the plan has none. It only records, often enough for the
-#: picture.
+#: The readiness probe that is sent if the plan has no probes. Its verdicts are only recorded, often
+#: enough for the picture.
 WATCHED = KubeletProbe("/readyz", period=1.0, failure_threshold=1)
 
 
 class Replicas:
-    """The pods of one run, from the first start until no process of them is left."""
+    """The pods of one run, from the first start until no process of theirs is left.
+
+    :ivar table: the routing.
+    :ivar pods: all pods, including the deleted ones.
+    :ivar fleet: all instances that were made, except those of restarts.
+    """
 
     def __init__(self, plan: Plan, contender: Contender) -> None:
         self.plan = plan
@@ -52,7 +58,7 @@ class Replicas:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        with ExitStack() as stack:  # each callback runs, also when another one fails
+        with ExitStack() as stack:  # each callback runs, even if another one fails
             stack.callback(self._prober.stop)
             stack.callback(self.fleet.stop)
             for pod in self.pods:
@@ -60,8 +66,8 @@ class Replicas:
 
     @property
     def _patience(self) -> float:
-        """Seconds until a pod must be ready: the time to start, and the least that its probes
-        need."""
+        """Seconds within which a pod must be ready: the time to start, plus the shortest time that
+        its probes need."""
         probes = self._probes.values()
         return self.plan.start_timeout + sum(
             p.initial_delay + p.success_threshold * p.period for p in probes
@@ -75,14 +81,16 @@ class Replicas:
     def start(self, tell: Callable[[str], None]) -> None:
         """Start the instances, and wait until the platform considers each ready.
 
-        :raises InstanceFailed: one did not come up.
-        :raises RehearsalError: one was not ready in time.
-        :raises PlanFailed: a probe requests a path that answers 404.
+        :param tell: takes a line for the user.
+        :raises InstanceFailed: an instance did not come up.
+        :raises RehearsalError: an instance was not ready in time.
+        :raises PlanFailed: a probe requests a path that answers 404. For plain gunicorn, such a
+            probe is left out instead.
         """
         plan = self.plan
         self.fleet.start(plan.start_timeout, ready=plan.start_timeout)
         if plan.probes is None and 200 <= status_of(self.fleet[0], WATCHED) < 400:
-            # At most ten probes a second for the whole fleet: watching must not become a load.
+            # The whole fleet gets at most ten probes a second, so that they do not become a load.
             watched = replace(WATCHED, period=max(WATCHED.period, plan.instances / 10))
             self._observed, self._probes = True, {ProbeKind.READINESS: watched}
         for kind, probe in (plan.probes or {}).items():
@@ -147,8 +155,8 @@ class Replicas:
                     if step == Step():
                         time.sleep(0.05)
             except BaseException:
-                # Also on Ctrl-C. The pool waits for its threads, and they end when the instances
-                # do.
+                # This also runs after Ctrl-C. The pool waits for its threads, and they end when the
+                # instances end.
                 pool.shutdown(wait=False, cancel_futures=True)
                 self.fleet.stop()
                 raise
@@ -156,7 +164,10 @@ class Replicas:
             deletion.join()
 
     def check(self) -> None:
-        """Raise the error of a thread, or of an instance that should have stayed."""
+        """Raise the error of a thread, if there was one.
+
+        :raises InstanceFailed: an instance that should have stayed has ended.
+        """
         self._prober.check()
         for pod in self.pods:
             if pod.problem is not None:
@@ -197,7 +208,7 @@ class Replicas:
 
 
 def status_of(instance: Instance, probe: KubeletProbe) -> int:
-    """The status of the answer to a probe; 0 if none came in time."""
+    """Return the status of the answer to a probe; 0 if no answer came in time."""
     try:
         return fetch(
             instance.address, probe.path, headers=probe.headers, timeout=probe.timeout
@@ -216,8 +227,8 @@ def instance_of(plan: Plan, contender: Contender, name: str, bind: str = "127.0.
         name=name,
         bind=bind,
     )
-    # These override the user's file, because the command line has the last word in gunicorn.
-    # Instances on one machine cannot share a pid file, and a rehearsal reads the log.
+    # These options override the user's file, because gunicorn's command line overrides everything
+    # else. Instances on one machine cannot share a pid file, and a rehearsal reads the log.
     own = (
         "--pid",
         str(instance.runtime_dir / "pid"),

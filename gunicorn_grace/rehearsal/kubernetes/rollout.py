@@ -16,13 +16,15 @@ from dataclasses import dataclass
 class Rollout:
     """How all pods are replaced, with the defaults of Kubernetes.
 
-    :ivar max_surge: pods above the number wanted: a number, or a share such as ``25%``, which is
+    :ivar max_surge: pods above the wanted number: a number, or a share such as ``25%``, which is
         rounded up.
     :ivar max_unavailable: pods that may be missing: a number, or a share, which is rounded down.
     :ivar min_ready: minReadySeconds, for which a pod must have been ready to count as available.
-    :ivar in_order: replace one pod after the other. The next one follows when the old pod is gone
-        and its successor is available, as with a StatefulSet
+    :ivar in_order: whether to replace one pod after the other. The next pod follows when the old
+        one is gone and its successor is available, as with a StatefulSet
         (pkg/controller/statefulset/stateful_set_control.go).
+
+    :raises ValueError: a number is out of its range.
     """
 
     max_surge: str = "25%"
@@ -37,9 +39,9 @@ class Rollout:
             raise ValueError(f"minReadySeconds {self.min_ready:g} is not 0 s or more")
 
     def limits(self, wanted: int) -> tuple[int, int]:
-        """How many of ``wanted`` pods may be added, and how many may be missing.
+        """Return how many pods above ``wanted`` may exist, and how many may be missing.
 
-        If both were 0, nothing would ever move, so one may be missing then.
+        If both were 0, no pod could ever be replaced, so one may be missing then.
         """
         if self.in_order:
             return 0, 1
@@ -51,6 +53,10 @@ class Rollout:
 def amount(text: str, wanted: int, *, up: bool, name: str) -> int:
     """Read a number of pods, or a percentage of ``wanted``.
 
+    :param text: the number or the percentage.
+    :param wanted: the number of pods of which a percentage is taken.
+    :param up: whether a percentage is rounded up.
+    :param name: the name of the value, for messages.
     :raises ValueError: the text is neither, or it is negative.
     """
     number = text.removesuffix("%")
@@ -67,11 +73,11 @@ def amount(text: str, wanted: int, *, up: bool, name: str) -> int:
 class Counts:
     """The pods at one moment. As with a ReplicaSet, pods being deleted count only as ``leaving``.
 
-    :ivar old: of the old template.
+    :ivar old: the number of pods of the old template.
     :ivar old_available: how many of those are available.
-    :ivar new: of the new template, those still starting included.
+    :ivar new: the number of pods of the new template, including those that are still starting.
     :ivar new_available: how many of those are available.
-    :ivar leaving: pods being deleted and not yet gone; a StatefulSet waits for them.
+    :ivar leaving: the number of pods that are being deleted. A StatefulSet waits for them.
     """
 
     old: int
@@ -90,7 +96,7 @@ class Step:
 
 
 def next_step(wanted: int, rollout: Rollout, now: Counts) -> Step:
-    """The controller's next step on the way to ``wanted`` new pods and no old one.
+    """Return the controller's next step on the way to ``wanted`` new pods and no old pods.
 
     The controller first adds as many pods as the surge allows. Then it deletes old pods, as long as
     enough pods stay available: ``wanted`` less the number that may be missing. Old pods that are

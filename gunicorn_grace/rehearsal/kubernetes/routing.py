@@ -16,7 +16,7 @@ from ..load.wire import Address
 
 @dataclass(frozen=True)
 class Lag:
-    """Seconds from a change of the endpoints until a node routes by it.
+    """The time from a change of the endpoints until a node routes by it, in seconds.
 
     The change travels from the pod's status through the EndpointSlice controller and the API
     server's watch to the kube-proxy of every node. Each kube-proxy rewrites its rules at most once
@@ -25,9 +25,11 @@ class Lag:
     be far behind the others.
 
     :ivar low: the lag of the quickest node.
-    :ivar high: the lag of the slowest node. Each node draws its own between the two, evenly.
-    :ivar slow: the lag of one more node, None if there is no such node.
-    :ivar slow_share: its share of the traffic, above 0, below 1.
+    :ivar high: the lag of the slowest node. Each node draws its own lag evenly between the two.
+    :ivar slow: the lag of one additional node; None if there is no such node.
+    :ivar slow_share: the share of the traffic of that node, above 0 and below 1.
+
+    :raises ValueError: a number is out of its range.
     """
 
     low: float = 3.0
@@ -50,9 +52,11 @@ class Lag:
 
     @classmethod
     def parse(cls, lag: str, slow_node: str | None = None) -> Lag:
-        """Read ``3`` or ``1..8``, and ``SHARE:SECONDS`` of the slow node.
+        """Read a lag from the command line.
 
-        :raises ValueError: a text is neither, or a number is out of its range.
+        :param lag: seconds, such as ``3``, or a range, such as ``1..8``.
+        :param slow_node: ``SHARE:SECONDS`` of the slow node; None without one.
+        :raises ValueError: a text has another form, or a number is out of its range.
         """
         low, dots, high = lag.partition("..")
         try:
@@ -75,7 +79,7 @@ class Lag:
 
     @property
     def longest(self) -> float:
-        """Seconds until the last node has learned of a change."""
+        """The lag of the slowest node, in seconds."""
         return max(self.high, self.slow or 0.0)
 
     def draw(self, nodes: int, rng: random.Random) -> tuple[float, ...]:
@@ -91,7 +95,7 @@ class Lag:
 
 
 class NoEndpoint(LookupError):
-    """The table is empty: kube-proxy rejects the connection."""
+    """The node knows no endpoint. kube-proxy rejects the connection then."""
 
 
 class EndpointState(enum.Enum):
@@ -99,12 +103,12 @@ class EndpointState(enum.Enum):
     podToEndpoint)."""
 
     READY = "ready"
-    """Passes its readiness probe and is not being deleted."""
+    """It passes its readiness probe and is not being deleted."""
     TERMINATING = "terminating"
-    """Being deleted and still passing its readiness probe: "serving". It is never "ready" then,
-    even if its probe passes."""
+    """It is being deleted, and still passes its readiness probe. The EndpointSlice then has
+    "serving" but never "ready"."""
     GONE = "gone"
-    """Does not pass its readiness probe, or does not exist any more."""
+    """It does not pass its readiness probe, or does not exist any more."""
 
 
 #: The time of a change (``time.monotonic()``), its endpoint, the new state and the lag.
@@ -114,12 +118,13 @@ EndpointChange: TypeAlias = tuple[float, Address, EndpointState, "float | Sequen
 class EndpointTable:
     """Chooses an endpoint for each new connection as kube-proxy's iptables mode does: at random.
 
-    The choice is made once for a connection; an open one stays where it is. Only ready endpoints
-    are chosen. If there is none, those that are terminating and still serving are chosen
-    (pkg/proxy/topology.go, CategorizeEndpoints). A node learns of a change after the ``lag``, which
-    is one for all nodes or one for each. The table is safe to use from several threads.
+    The choice is made once for a connection, and an open connection stays where it is. Only ready
+    endpoints are chosen. If there are none, the endpoints that are terminating and still serving
+    are chosen (pkg/proxy/topology.go, CategorizeEndpoints). A node learns of a change after the
+    ``lag``, which is the same for all nodes or different for each. The table may be used from
+    several threads.
 
-    :param clock: returns seconds, for tests.
+    :param clock: returns seconds; tests replace it.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -129,11 +134,12 @@ class EndpointTable:
         self._changes: dict[
             Address, list[tuple[float, float | Sequence[float], EndpointState]]
         ] = {}
-        # By node: until when this is known, the ready endpoints, the terminating ones.
+        # For each node: the time until which the rest is valid, the ready and the terminating
+        # endpoints.
         self._known: dict[int, tuple[float, list[Address], list[Address]]] = {}
 
     def add(self, address: Address, lag: float | Sequence[float] = 0.0) -> None:
-        """Route to ``address`` in ``lag`` seconds. Its state before does not matter."""
+        """Route to ``address`` in ``lag`` seconds. The endpoint may be new or known."""
         self.change(address, EndpointState.READY, lag, new=True)
 
     def remove(self, address: Address, lag: float | Sequence[float] = 0.0) -> None:
@@ -188,7 +194,8 @@ class EndpointTable:
             self._listeners.append(listener)
 
     def replay(self, change: EndpointChange) -> None:
-        """Take over a change of another table; its lag counts from the moment it was made there."""
+        """Take over a change of another table. Its lag counts from the moment when it was made
+        there."""
         with self._lock:
             self._take(change)
 
@@ -198,12 +205,12 @@ class EndpointTable:
         self._known.clear()
 
     def endpoints(self, node: int = 0) -> list[Address]:
-        """The ready endpoints, as ``node`` knows them at this moment."""
+        """Return the ready endpoints, as ``node`` knows them at this moment."""
         with self._lock:
             return list(self._look(node)[0])
 
     def pick(self, rng: random.Random, node: int = 0) -> Address:
-        """The endpoint of one new connection from ``node``.
+        """Choose the endpoint of one new connection from ``node``.
 
         :raises NoEndpoint: no endpoint is left.
         """
@@ -215,10 +222,10 @@ class EndpointTable:
             return rng.choice(endpoints)
 
     def _look(self, node: int) -> tuple[list[Address], list[Address]]:
-        """The ready and the terminating endpoints that a node knows.
+        """Return the ready and the terminating endpoints that a node knows.
 
-        They are kept until the node learns of a change, because each of a thousand requests a
-        second needs them.
+        The result is kept until the node learns of a change, because each of a thousand requests a
+        second needs it.
         """
         now = self._clock()
         if node in self._known and now < self._known[node][0]:

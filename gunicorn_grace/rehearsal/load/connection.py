@@ -19,23 +19,28 @@ from .requests import PIECES, PlannedRequest
 from .tally import ConnectionKind, RequestOutcome, RequestRecord
 from .wire import Address, family_of
 
-#: Headers that the plugin sends with its answers to probes. They are repeated here, because the
-#: rehearsal does not import the plugin.
+#: Headers that the plugin sends with its answers to probes. They are repeated here because the load
+#: does not import the plugin.
 _OUR_HEADERS = {(b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff")}
 
 
-#: Errors of connecting for lack of a resource on the client's side.
+#: Errors of connecting that mean that the client's machine lacks a resource.
 _OURS = {errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM}
-#: On Linux, a RST in answer to a SYN is ECONNREFUSED (tcp_reset()). These two mean that the
-#: handshake was complete and the reset came before the client looked.
+#: On Linux, a RST in answer to a SYN gives ECONNREFUSED (tcp_reset()). These two errors mean that
+#: the handshake was complete and that the reset came before the client looked.
 _AFTER_CONNECTING = {errno.ECONNRESET, errno.EPIPE}
 
 _Protocol = TypeVar("_Protocol", bound=asyncio.Protocol)
 
 
 class Ending(NamedTuple):
-    """How an exchange ended: its outcome, the status if it is known, the error, and the code of
-    the server's close frame on a WebSocket."""
+    """The end of an exchange.
+
+    :ivar outcome: its outcome.
+    :ivar status: the status of the response; None if it is not known.
+    :ivar error: the error; empty if there was none.
+    :ivar close_code: the code of the server's close frame on a WebSocket; None without one.
+    """
 
     outcome: RequestOutcome
     status: int | None
@@ -44,7 +49,7 @@ class Ending(NamedTuple):
 
 
 def classify(status: int, ours: bool) -> RequestOutcome:
-    """The outcome of a complete response.
+    """Return the outcome of a complete response.
 
     :param status: its status code.
     :param ours: whether it has the headers of the plugin's answers to probes.
@@ -57,8 +62,12 @@ def classify(status: int, ours: bool) -> RequestOutcome:
 
 
 class ClientConnection(asyncio.Protocol):
-    """One connection of a client, for one exchange at a time. h11 decides when a response is
-    complete and whether the connection can be used again."""
+    """One connection of a client, for one exchange at a time. Runs in the load's event loop. h11
+    decides when a response is complete and whether the connection can be used again.
+
+    :param address: the address of the instance.
+    :param registry: holds the connection while it is open.
+    """
 
     def __init__(self, address: Address, registry: set[ClientConnection]) -> None:
         self.address = address
@@ -73,7 +82,7 @@ class ClientConnection(asyncio.Protocol):
         self._status: int | None = None
         self._ours = False
         self._to_rest = 0.0  # seconds for which the client still reads slowly
-        self._pause = 0.0  # seconds of that before each piece
+        self._pause = 0.0  # seconds to wait before each piece
         self.rested: float = 0.0  # time.monotonic() from which it has been idle
 
     @property
@@ -87,12 +96,17 @@ class ClientConnection(asyncio.Protocol):
         )
 
     def fresh_as_seen(self) -> bool:
-        """Whether it is idle and nothing has come since the loop last looked. urllib3 checks the
-        same before it reuses a connection."""
+        """Whether the connection is idle and nothing has come since the loop last looked. urllib3
+        makes the same check before it reuses a connection."""
         return self.idle and not self._poll.poll(0)
 
     async def exchange(self, request: PlannedRequest, *, close: bool, host: str | None) -> Ending:
-        """Send a request, and wait until its exchange has ended."""
+        """Send a request, and wait until its exchange has ended.
+
+        :param request: the request.
+        :param close: whether to send ``Connection: close``.
+        :param host: the ``Host`` header; None for the endpoint's address.
+        """
         assert self._transport is not None
         answer: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
         self._answer = answer
@@ -118,7 +132,7 @@ class ClientConnection(asyncio.Protocol):
         return await answer
 
     def abort(self) -> None:
-        """Close at once, even during an exchange."""
+        """Close the connection at once, even during an exchange."""
         self._answer = None
         if self._transport is not None:
             self._transport.abort()
@@ -222,8 +236,8 @@ async def open_connection(address: Address, make: Callable[[], _Protocol]) -> _P
     try:
         sock.setblocking(False)
         if isinstance(address, str):
-            # unix(7): completes at once, or EAGAIN when the backlog is full, which asyncio
-            # takes for "under way".
+            # unix(7): this completes at once, or fails with EAGAIN if the backlog is full. asyncio
+            # would take EAGAIN for "under way".
             sock.connect(address)
         else:
             await loop.sock_connect(sock, address)
@@ -235,12 +249,12 @@ async def open_connection(address: Address, make: Callable[[], _Protocol]) -> _P
 
 
 def connect_failed(problem: OSError, remedy: str) -> Ending:
-    """The ending of a request that got no connection.
+    """Return the end of a request that got no connection.
 
-    :param problem: what connecting raised.
-    :param remedy: what the user can do if this machine has no more connections.
+    :param problem: the error that connecting raised.
+    :param remedy: the remedy for the user if this machine can open no more connections.
 
-    :raises RehearsalError: this machine has no more connections, so the server lost nothing.
+    :raises RehearsalError: this machine can open no more connections, so the server lost nothing.
     """
     if problem.errno in _OURS:
         raise RehearsalError(
@@ -259,7 +273,7 @@ def record_of(
     ending: Ending,
     reused: bool = False,
 ) -> RequestRecord:
-    """The record of a request that has just ended."""
+    """Return the record of a request that has just ended."""
     return RequestRecord(
         started,
         kind,
@@ -277,10 +291,14 @@ def record_of(
 
 
 def take_idle(pool: deque[ClientConnection], rested: float | None) -> ClientConnection | None:
-    """Take a connection from a pool, and drop those that are not usable any more.
+    """Take a connection from a pool, and drop those that cannot be used any more.
 
-    It is the one that was put back last. If connections have to rest, it is the one that has rested
-    longest, provided that it was put back at ``rested`` or before.
+    Without ``rested``, it is the connection that was put back last. Otherwise it is the one that
+    has rested longest.
+
+    :param pool: the pool, in the order in which the connections were put back.
+    :param rested: the latest ``time.monotonic()`` at which the connection may have been put back.
+    :returns: the connection; None if there is none.
     """
     while pool and (rested is None or pool[0].rested <= rested):
         connection = pool.pop() if rested is None else pool.popleft()

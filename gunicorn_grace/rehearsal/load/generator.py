@@ -5,9 +5,9 @@ end a hundred instances and send probes. On a busy machine, the thread that hold
 may wait for a processor, and the load waits with it. When 99 of 100 instances were deleted at once,
 the load was late by a second.
 
-The parent sends the changes of its table and receives the records, over a pair of sockets. Both use
-the machine's monotonic clock, so times need no translation. When the parent is gone, the socket is
-closed and the process ends.
+The parent sends the changes of its table and receives the records over a pair of sockets. Both
+processes use the machine's monotonic clock, so times need no translation. If the parent dies, the
+socket is closed, and the process ends.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from .load import Load
 from .running import RunningLoad
 from .tally import Tally
 
-#: The generator's nice value, if it is permitted. The measurement must not wait for the
+#: The generator's nice value, if the system permits it. The measurement must not wait for the
 #: processes that it measures.
 PRIORITY = -10
 #: Seconds from one report of the process to the next.
@@ -39,8 +39,9 @@ EVERY = 0.1
 class Generator(RunningLoad):
     """A ``Load`` that runs in a process of its own.
 
-    :param table: where each new connection goes. Its changes are passed on.
-    :param options: as for ``Load``.
+    :param table: chooses the instance for each new connection. Its changes are passed on to the
+        process.
+    :param options: the other parameters of ``Load``.
 
     :raises ValueError: a number is out of its range.
     """
@@ -67,7 +68,7 @@ class Generator(RunningLoad):
         return self._process.pid
 
     def start(self) -> Generator:
-        """Begin to send, and return once it has begun.
+        """Begin to send requests. Returns once the process has begun.
 
         :raises LoadFailed: it could not be started.
         """
@@ -112,9 +113,10 @@ class Generator(RunningLoad):
         """Start no more requests, wait for those under way up to ``timeout`` seconds, then end the
         process.
 
-        :param abandon: do not wait for requests under way, and do not count them.
+        :param abandon: whether not to wait for requests under way, and not to count them.
 
-        :raises LoadFailed: the generator failed, so the counts mean nothing.
+        :raises LoadFailed: the generator failed, so the counts mean nothing. With ``abandon`` this
+            is not raised.
         """
         if self._process is not None:
             if abandon:
@@ -177,7 +179,11 @@ class Generator(RunningLoad):
 
 
 def main(descriptor: int) -> None:
-    """Run a ``Load`` that is controlled over a socket and reports over it."""
+    """Run a ``Load`` that is controlled over a socket and reports over it. Runs in the generator's
+    process, and ends it.
+
+    :param descriptor: the descriptor of the socket.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with suppress(OSError):  # this needs a privilege
         os.setpriority(os.PRIO_PROCESS, 0, PRIORITY)

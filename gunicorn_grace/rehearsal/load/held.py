@@ -1,9 +1,9 @@
 """The clients that hold a connection open: an event stream or a WebSocket.
 
-A request ends when its response is complete. A stream and a WebSocket have no end of their own, so
-a shutdown has to end them in a way that their client understands: a response that is complete, or a
-close frame. The client then connects again at once, as an ``EventSource`` and every WebSocket
-library do, and must find an instance that serves. These clients count what is lost in between.
+A request ends when its response is complete. A stream and a WebSocket do not end by themselves, so
+a shutdown has to end them in a way that their client understands: by completing the response, or by
+a close frame. The client then connects again at once, as an ``EventSource`` and every WebSocket
+library do, and must find an instance that serves. These clients count every loss in between.
 
 Half of the clients stay until the server ends the connection. The others leave by themselves after
 ``HOLD`` seconds and come back, so that there are new connections in each phase of a shutdown.
@@ -27,13 +27,14 @@ from .wire import Address, show_address
 
 #: Seconds after which a client that does not stay leaves by itself.
 HOLD = 2.0
-#: Seconds from one connection of a client to its next one, at least. Clients back off, too.
+#: The least number of seconds from one connection of a client to its next one. Real clients back
+#: off, too.
 SPACING = 1.0
 #: Seconds between two pings on a WebSocket.
 PING_EVERY = 1.0
-#: Seconds that a server has to answer a client's close frame.
+#: Seconds within which a server has to answer a client's close frame.
 GOODBYE = 2.0
-#: The kinds in words, and the paths to name when one fails.
+#: The kinds in words, and the remedies for the user if a connection fails.
 WORDS = {ConnectionKind.STREAM: "stream", ConnectionKind.WEBSOCKET: "WebSocket"}
 REMEDIES = {
     ConnectionKind.STREAM: "succeeds with --stream-path",
@@ -45,18 +46,18 @@ TRIAL = 0.1
 
 
 class HeldClients:
-    """Clients that hold streams and WebSockets open. All of it runs in the load's event loop.
+    """Clients that hold streams and WebSockets open. All methods run in the load's event loop.
 
-    :param table: where each new connection goes.
-    :param stream_path: request target of the streams, None for none.
-    :param websocket_path: request target of the WebSockets, None for none.
-    :param held: how many streams, and how many WebSockets, are open at a time.
-    :param clients: client n of them uses the routing of node n modulo ``clients``.
-    :param timeout: seconds until the response begins or the handshake is complete, connecting
-        included; and from one ping to its answer.
-    :param host: the ``Host`` header, None for the endpoint's address.
-    :param seed: of the random choices.
-    :param record: takes each record, when a connection has ended.
+    :param table: chooses the instance for each new connection.
+    :param stream_path: request target of the streams; None for no streams.
+    :param websocket_path: request target of the WebSockets; None for no WebSockets.
+    :param held: the number of streams, and of WebSockets, that are open at the same time.
+    :param clients: the number of nodes. Client n uses the routing of node n modulo ``clients``.
+    :param timeout: seconds within which the response has to begin or the handshake has to be
+        complete, including connecting; also the seconds from a ping to its answer.
+    :param host: the ``Host`` header; None for the endpoint's address.
+    :param seed: seed of the random choices.
+    :param record: takes the record of each connection that has ended.
 
     :raises ValueError: a number is out of its range, or a path cannot be requested.
     """
@@ -89,8 +90,8 @@ class HeldClients:
                 raise ValueError(f"{path!r} is not a path: begin it with /")
             PlannedRequest(path).check(host)
         if websocket_path is not None:
-            # It needs a library that not everybody has, and takes a tenth of a second. Imported
-            # under load, it would keep requests from being sent.
+            # This module needs an optional library, and importing it takes a tenth of a second.
+            # Under load, that would delay requests.
             from . import websocket  # noqa: F401
         self._table = table
         self._held = held
@@ -102,7 +103,7 @@ class HeldClients:
         self._leaving = asyncio.Event()
 
     def start(self) -> list[asyncio.Task[None]]:
-        """Begin to connect. Each task ends after ``leave``."""
+        """Begin to connect, and return a task for each client. The tasks end after ``leave``."""
         return [
             asyncio.create_task(self._keep_open(kind, path, number))
             for kind, path in self.kinds.items()
@@ -114,7 +115,7 @@ class HeldClients:
         self._leaving.set()
 
     async def _keep_open(self, kind: ConnectionKind, path: str, number: int) -> None:
-        """One client."""
+        """Be one client: connect again and again until all clients leave."""
         await self._rest(SPACING * number / self._held)  # not all of them at once
         while not self._leaving.is_set():
             started = time.monotonic()
@@ -136,15 +137,19 @@ class HeldClients:
     async def hold(
         self, kind: ConnectionKind, path: str, address: Address, seconds: float | None
     ) -> Ending:
-        """Open one connection, and hold it until the server ends it, the client leaves after so
-        many seconds, or all of them leave.
+        """Open one connection, and hold it until the server ends it, the client leaves, or all
+        clients leave.
 
-        :param seconds: None for a client that stays.
+        :param kind: a stream or a WebSocket.
+        :param path: request target.
+        :param address: the address of the instance.
+        :param seconds: the time after which the client leaves; None for a client that stays.
+        :raises RehearsalError: this machine can open no more connections.
         """
         run = self._stream if kind is ConnectionKind.STREAM else self._websocket
         try:
             return await run(path, address, seconds)
-        except asyncio.TimeoutError:  # only connecting raises these
+        except asyncio.TimeoutError:  # only connecting raises this and OSError
             return Ending(RequestOutcome.REFUSED, None, f"not connected within {self._timeout:g} s")
         except OSError as problem:
             return connect_failed(problem, f"hold fewer than {self._held}")
@@ -210,7 +215,7 @@ class HeldClients:
             connection.abort()
 
     async def _until(self, done: set[asyncio.Future[Any]], seconds: float | None) -> None:
-        """Wait until one of these is done, the time is over or the clients leave."""
+        """Wait until one of these futures is done, the time is over, or the clients leave."""
         leaving = asyncio.ensure_future(self._leaving.wait())
         try:
             await asyncio.wait(
@@ -221,13 +226,13 @@ class HeldClients:
 
 
 def try_out(address: Address, **options: Any) -> None:
-    """Open one connection of each kind to an instance, because losses would mean nothing if none
-    could be opened.
+    """Open one connection of each kind to an instance. If none could be opened, the number of lost
+    ones would mean nothing.
 
-    :param address: where the instance listens.
-    :param options: as for ``HeldClients``.
+    :param address: the address where the instance listens.
+    :param options: the other parameters of ``HeldClients``.
 
-    :raises PlanFailed: one could not be opened; the message says why.
+    :raises PlanFailed: a connection could not be opened. The message says why.
     """
 
     async def run() -> None:

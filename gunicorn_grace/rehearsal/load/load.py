@@ -4,8 +4,8 @@ In a closed loop, each client waits for its answer. Such a load slows down with 
 hides the losses of a stall. Requests that the generator itself could not start in time are counted
 and skipped, because sending them in a burst would not be a steady load.
 
-There are no retries. As real connection pools do, the pools here notice that the server closed an
-idle connection and do not use it. A request that was sent and not answered is lost.
+There are no retries. Like real connection pools, the pools here notice that the server has closed
+an idle connection, and do not use it. A request that was sent but not answered is lost.
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ from .wire import show_address
 class Load(RunningLoad):
     """A steady stream of requests over an ``EndpointTable``, from a thread of its own.
 
-    :param table: where each new connection goes.
+    :param table: chooses the instance for each new connection.
     :param rate: requests per second.
     :param paths: targets of GET requests, taken in turn.
     :param requests: requests to send in place of ``paths``, each as often as its weight.
     :param keepalive_share: share of the requests that use kept-alive connections, 0 to 1.
     :param slow_path: request target of slow requests.
     :param slow_share: share of the requests that are slow ones, 0 to 1.
-    :param timeout: seconds that a request may take, connecting included.
-    :param clients: how many clients share the kept-alive requests, each with its own pool. A single
+    :param timeout: seconds that a request may take, including connecting.
+    :param clients: the number of clients that share the requests, each with its own pool. A single
         pool would always use the connection that it got back last, and so test only one instance.
-    :param host: the ``Host`` header; the endpoint's address unless given.
+    :param host: the ``Host`` header; None for the endpoint's address.
     :param think: seconds that a kept-alive connection rests before its client uses it again. The
         longer they rest, the more of them are open, and some reach the server's keep-alive timeout.
-    :param slow_node_share: share of the requests that one more client sends, the last one, from the
-        slow node of a ``Lag``. Client n uses the routing of node n.
-    :param seed: of the random choices. Loads with the same seed send the same requests at the same
-        times.
+    :param slow_node_share: share of the requests that an additional client sends, from the slow
+        node of a ``Lag``. Client n uses the routing of node n, and this client is the last one.
+    :param seed: seed of the random choices. Loads with the same seed send the same requests at the
+        same times.
     :param stream_path: see ``HeldClients``, also for ``websocket_path`` and ``held``.
 
     :raises ValueError: a number is out of its range.
@@ -94,7 +94,7 @@ class Load(RunningLoad):
         self.table = table
         self.think = think
         super().__init__(Tally(rate=rate), timeout)
-        # Separate, because the service decides when connections are made.
+        # The routing has its own generator, because the service decides when connections are made.
         self._routing = random.Random(seed)
         self._held = HeldClients(
             table,
@@ -118,10 +118,10 @@ class Load(RunningLoad):
     # -- from any thread ----
 
     def take(self) -> Tally:
-        """Hand over the counts since the last call.
+        """Return the records and lags since the last call, and remove them here.
 
-        They are removed here, because the garbage collector would look through all records again
-        and again: a tenth of a second each time after a hundred thousand.
+        Otherwise the garbage collector would look through all records again and again. With a
+        hundred thousand records, that takes a tenth of a second each time.
         """
         tally = self._tally
         records, lags = len(tally.records), len(tally.lags)
@@ -130,7 +130,7 @@ class Load(RunningLoad):
         return taken
 
     def start(self) -> Load:
-        """Begin to send. Returns once the event loop runs."""
+        """Begin to send requests. Returns once the event loop runs."""
         self._thread.start()
         with self._progress:
             self._progress.wait_for(lambda: self._finish is not None or self._ended)
@@ -139,7 +139,7 @@ class Load(RunningLoad):
     def stop(self, abandon: bool = False) -> Tally:
         """Start no more requests, wait for those under way up to ``timeout`` seconds, then close.
 
-        :param abandon: do not wait for requests under way, and do not count them.
+        :param abandon: whether not to wait for requests under way, and not to count them.
 
         :raises LoadFailed: the load failed, so the counts mean nothing.
         """
@@ -204,7 +204,7 @@ class Load(RunningLoad):
             self._tally.lags.append(late)
             if self._problem is not None:
                 raise self._problem
-            # Also if it is skipped, so that the seed decides the others.
+            # A skipped request is chosen too, so that the others depend only on the seed.
             request = self.mix.choose(number)
             if late > tolerance:
                 self._tally.skipped += 1
@@ -226,7 +226,7 @@ class Load(RunningLoad):
             self._problem = self._problem or problem
 
     async def _request(self, request: PlannedRequest, kind: ConnectionKind, client: int) -> None:
-        """Send one request and record it. On a timeout, its timer cancels the task."""
+        """Send one request and record it. After the timeout, a timer cancels the task."""
         assert self._loop is not None
         started = time.monotonic()
         pool = self._pools[client] if kind is ConnectionKind.KEPT else None

@@ -1,4 +1,4 @@
-"""The mix of requests that a load sends, chosen by a seed."""
+"""The mix of requests that a load sends. A seed decides the choices."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .tally import ConnectionKind
 
 
 class RequestMix:
-    """Which request is sent next, on which kind of connection, and by which client.
+    """Chooses which request is sent next, on which kind of connection, and by which client.
 
     Two mixes with the same seed make the same choices in the same order.
 
@@ -18,11 +18,11 @@ class RequestMix:
     :param slow_path: request target of slow requests.
     :param slow_share: share of the requests that are slow ones, 0 to 1.
     :param keepalive_share: share of the requests that use kept-alive connections, 0 to 1.
-    :param clients: how many clients share the requests.
-    :param slow_node_share: share of the requests that one more client sends, the last one, from
-        the slow node of a ``Lag``.
+    :param clients: the number of clients that share the requests.
+    :param slow_node_share: share of the requests that an additional client sends, the last one,
+        from the slow node of a ``Lag``.
     :param host: the ``Host`` header, for the check of the requests.
-    :param seed: of the random choices.
+    :param seed: seed of the random choices.
 
     :raises ValueError: a number is out of its range, or a request cannot be sent.
     """
@@ -68,11 +68,12 @@ class RequestMix:
         self._random = random.Random(seed)
 
     def all_requests(self) -> tuple[PlannedRequest, ...]:
-        """Every request that the load may send, the slow one last."""
+        """Return every request that the load may send. The slow one comes last."""
         return self.requests if self.slow is None else (*self.requests, self.slow)
 
     def choose(self, number: int) -> tuple[PlannedRequest, ConnectionKind, int]:
-        """Choose the request with this number, its connection and the client that sends it."""
+        """Choose the request with this number, its kind of connection and the client that sends
+        it."""
         slow = self.slow is not None and self._random.random() < self.slow_share
         kind = (
             ConnectionKind.KEPT

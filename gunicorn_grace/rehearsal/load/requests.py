@@ -41,11 +41,11 @@ class PlannedRequest:
 
     :ivar path: request target.
     :ivar method: its method.
-    :ivar body: its body. If it is empty, none is sent, unless the method expects one.
+    :ivar body: its body. An empty body is sent only if the method expects a body.
     :ivar headers: its headers besides ``Host``, ``Content-Length`` and ``Connection``.
     :ivar weight: how often it is sent in relation to the others.
-    :ivar upload: seconds over which the body is sent in ``PIECES`` pieces; 0 sends it at once.
-    :ivar read: seconds over which the client reads the response; 0 reads it at once.
+    :ivar upload: seconds over which the body is sent in ``PIECES`` pieces; 0 to send it at once.
+    :ivar read: seconds over which the client reads the response; 0 to read it at once.
     :ivar slow: whether it counts as a slow request.
     """
 
@@ -59,9 +59,10 @@ class PlannedRequest:
     slow: bool = False
 
     def check(self, host: str | None = None) -> None:
-        """Check that it can be sent.
+        """Check that the request can be sent.
 
-        :raises ValueError: it cannot, or a number is out of its range.
+        :param host: the ``Host`` header; None for the endpoint's address.
+        :raises ValueError: it cannot be sent, or a number is out of its range.
         """
         if not 1 <= self.weight <= _MOST:
             raise ValueError(f"weight {self.weight} of {self.path} is not between 1 and {_MOST}")
@@ -82,7 +83,13 @@ class PlannedRequest:
     def head(
         self, http: h11.Connection, address: tuple[str, int] | str, *, close: bool, host: str | None
     ) -> bytes:
-        """The head of this request; ``http`` moves on to sending the body."""
+        """Return the bytes of the request's head. ``http`` then expects the body to be sent.
+
+        :param http: the client's side of the connection.
+        :param address: the address of the instance.
+        :param close: whether to send ``Connection: close``.
+        :param host: the ``Host`` header; None for the address.
+        """
         headers = [("Host", host), *self.headers] if host else self.headers
         return head_bytes(
             http,
@@ -96,11 +103,11 @@ class PlannedRequest:
 
     @property
     def _length(self) -> int | None:
-        # RFC 9110, 8.6: a method that expects a body sends the length of an empty one too.
+        # RFC 9110, 8.6: if the method expects a body, the length of an empty one is sent too.
         return len(self.body) if self.body or self.method in ("POST", "PUT", "PATCH") else None
 
     def pieces(self) -> Iterator[bytes]:
-        """The body, at once or in pieces."""
+        """Yield the body, as a whole or in pieces."""
         size = -(-len(self.body) // PIECES) if self.upload else len(self.body)
         for begin in range(0, len(self.body), max(1, size)):
             yield self.body[begin : begin + size]
@@ -112,7 +119,7 @@ def parse_line(line: str, read: Callable[[str], bytes]) -> PlannedRequest:
     :param line: the text.
     :param read: returns the content of a file that ``@file`` names.
 
-    :raises ValueError: the line is wrong; the message says why.
+    :raises ValueError: the line is wrong. The message says why.
     """
     words = shlex.split(line)
     method = words.pop(0) if len(words) > 1 and _METHOD.match(words[0]) else "GET"
@@ -172,7 +179,8 @@ def parse_lines(text: str, name: str, read: Callable[[str], bytes]) -> list[Plan
     :param name: its name, for messages.
     :param read: returns the content of a file that ``@file`` names.
 
-    :raises ValueError: a line is wrong, or there is none. The message has the number of the line.
+    :raises ValueError: a line is wrong, or there is no request. The message has the number of the
+        wrong line.
     """
     found = []
     for number, line in enumerate(text.splitlines(), 1):
@@ -189,10 +197,12 @@ def parse_lines(text: str, name: str, read: Callable[[str], bytes]) -> list[Plan
 
 
 def in_turn(requests: Sequence[PlannedRequest]) -> list[PlannedRequest]:
-    """One round in which each request comes as often as its weight, spread evenly.
+    """Return a round in which each request comes as often as its weight, spread evenly.
 
-    The next request is always the one that is most overdue, which nginx calls smooth weighted round
+    The next request is always the one that is most overdue. nginx calls this smooth weighted round
     robin. Requests of the same weight come in turn, and rare ones do not come in a row.
+
+    :raises ValueError: the sum of the weights is too large.
     """
     total = sum(request.weight for request in requests)
     if total > _MOST:

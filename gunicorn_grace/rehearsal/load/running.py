@@ -15,7 +15,7 @@ from .tally import RequestRecord, Tally
 class RunningLoad(ABC):
     """A load while it runs: ``Load`` in a thread, ``Generator`` in a process of its own.
 
-    :param tally: filled as requests end.
+    :param tally: gets the records as requests end.
     :param timeout: seconds that a request may take.
     """
 
@@ -30,38 +30,38 @@ class RunningLoad(ABC):
 
     @abstractmethod
     def stop(self, abandon: bool = False) -> Tally:
-        """End the load.
+        """End the load, and return its tally.
 
-        :param abandon: do not wait for requests under way.
+        :param abandon: whether not to wait for requests under way.
         """
 
     @property
     def completed(self) -> int:
-        """Requests that have ended so far, including lost ones."""
+        """The number of requests that have ended so far, including lost ones."""
         return self._tally.total
 
     @property
     def problem(self) -> str | None:
-        """The reason why the load failed, None if it has not."""
+        """The reason why the load failed; None if it has not failed."""
         return None if self._problem is None else str(self._problem)
 
     def records_after(self, index: int) -> list[RequestRecord]:
-        """The records from ``index`` on, for a caller that looks again and again."""
+        """Return the records from ``index`` on, for a caller that looks again and again."""
         return self._tally.records[index:]
 
     def snapshot(self) -> Tally:
-        """A copy of the counts so far."""
+        """Return a copy of the records and counts so far."""
         tally = self._tally
         return replace(tally, records=list(tally.records), lags=list(tally.lags))
 
     def wait_completed(self, count: int, timeout: float | None = None) -> None:
         """Wait until ``count`` more requests have ended.
 
-        :param count: requests, from now on.
-        :param timeout: seconds. The default is twice the time that ``count`` requests should take,
-            and a request's own limit.
+        :param count: the number of requests, from now on.
+        :param timeout: the longest wait, in seconds. The default is twice the time that ``count``
+            requests should take, plus a request's own limit and a second.
 
-        :raises RehearsalError: too few had ended after ``timeout`` seconds.
+        :raises RehearsalError: too few requests had ended after ``timeout`` seconds.
         :raises LoadFailed: the generator failed.
         """
         target = self.completed + count

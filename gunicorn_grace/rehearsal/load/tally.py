@@ -10,7 +10,7 @@ from typing import Any
 
 
 class RequestOutcome(str, Enum):
-    """How a request ended. A client may react differently to each outcome.
+    """The outcome of a request. A client may react differently to each.
 
     After a refused connection, any method may be tried again. After a reset, the client cannot know
     whether the request was carried out, so only an idempotent method may be tried again (RFC 9110,
@@ -18,17 +18,17 @@ class RequestOutcome(str, Enum):
     """
 
     OK = "ok"
-    """A complete response with a status of 2xx, or a WebSocket that ended with a close frame. Also
-    a stream or a WebSocket that its client left."""
+    """A complete response with a status of 2xx; a WebSocket that ended with a close frame; or a
+    stream or a WebSocket that its client left."""
     REFUSED = "refused"
     """The connection was never established: refused, unreachable, no endpoint, no SYN-ACK in
     time."""
     RESET = "reset"
-    """Established, then closed or reset before a byte of the response came."""
+    """The connection was established, then closed or reset before any byte of the response came."""
     TRUNCATED = "truncated"
-    """Cut off within the response, or the response was not HTTP."""
+    """The connection was cut off within the response, or the response was not HTTP."""
     TIMEOUT = "timeout"
-    """Established, but no complete response in time."""
+    """The connection was established, but no complete response came in time."""
     SERVER_ERROR = "server_error"
     """A complete response with a status of 5xx that did not come from the plugin."""
     NOT_READY = "not_ready"
@@ -38,7 +38,7 @@ class RequestOutcome(str, Enum):
 
 
 class ConnectionKind(str, Enum):
-    """How a request gets its connection."""
+    """The way in which a request gets its connection."""
 
     FRESH = "fresh"
     """A connection of its own, with ``Connection: close``."""
@@ -50,14 +50,26 @@ class ConnectionKind(str, Enum):
     """A connection that becomes a WebSocket."""
 
 
-#: The kinds whose clients hold the connection open. Their latency says how long it lasted.
+#: The kinds whose clients hold the connection open. Their latency says how long it was open.
 HELD = frozenset({ConnectionKind.STREAM, ConnectionKind.WEBSOCKET})
 
 
 @dataclass(frozen=True, slots=True)
 class RequestRecord:
-    """One request, stream or WebSocket. Times are ``time.monotonic()`` seconds; ``latency`` is from
-    ``started`` to the outcome."""
+    """One request, stream or WebSocket.
+
+    :ivar started: ``time.monotonic()`` at its start.
+    :ivar kind: the kind of its connection.
+    :ivar path: request target.
+    :ivar outcome: its outcome.
+    :ivar status: the status of the response; None if it is not known.
+    :ivar latency: seconds from ``started`` until the outcome was known.
+    :ivar endpoint: the address of the instance; empty if none was chosen.
+    :ivar error: the error; empty if there was none.
+    :ivar slow: whether it was a slow request.
+    :ivar reused: whether its connection had been used before.
+    :ivar method: its method.
+    """
 
     started: float
     kind: ConnectionKind
@@ -70,12 +82,12 @@ class RequestRecord:
     slow: bool = False
     reused: bool = False
     method: str = "GET"
-    #: The code of the server's close frame, None if it sent none.
+    #: The code of the server's close frame; None if it sent none.
     close_code: int | None = None
 
     @property
     def ended(self) -> float:
-        """The time at which the outcome was known."""
+        """``time.monotonic()`` when the outcome was known."""
         return self.started + self.latency
 
 
@@ -86,7 +98,7 @@ TOLERANCE = 0.02
 
 @dataclass
 class Tally:
-    """All records of a load, and how well the generator kept its schedule.
+    """All records of a load, and the figures that show how well the generator kept its schedule.
 
     :ivar records: the requests in the order in which they ended.
     :ivar lags: seconds by which each request was late, in the order in which they were due. Skipped
@@ -94,7 +106,7 @@ class Tally:
     :ivar skipped: requests that were due but never started, because the generator was late on a
         busy machine.
     :ivar began: ``time.monotonic()`` at which the first request was due.
-    :ivar rate: requests per second that were asked for; 0 if there was no schedule.
+    :ivar rate: the planned number of requests per second; 0 if there was no schedule.
     """
 
     records: list[RequestRecord] = field(default_factory=list)
@@ -105,12 +117,12 @@ class Tally:
 
     @property
     def total(self) -> int:
-        """Requests that were started and have ended."""
+        """The number of requests that have ended."""
         return len(self.records)
 
     @property
     def lost(self) -> int:
-        """Requests without a complete 2xx response."""
+        """The number of lost requests: all whose outcome is not ``OK``."""
         return len(self.lost_records)
 
     @property
@@ -119,11 +131,12 @@ class Tally:
         return [record for record in self.records if record.outcome is not RequestOutcome.OK]
 
     def count(self, outcome: RequestOutcome, kind: ConnectionKind | str | None = None) -> int:
-        """The number of requests with this outcome, and on this kind of connection if given."""
+        """Return the number of requests with this outcome. If ``kind`` is given, only requests on
+        this kind of connection count."""
         return sum(r.outcome is outcome and (kind is None or r.kind == kind) for r in self.records)
 
     def of(self, kind: ConnectionKind) -> int:
-        """The number of requests on this kind of connection."""
+        """Return the number of requests on this kind of connection."""
         return sum(record.kind is kind for record in self.records)
 
     @property
@@ -133,18 +146,18 @@ class Tally:
 
     @property
     def rate_achieved(self) -> float:
-        """Requests that were started per second, from the first that was due to the last."""
+        """The number of requests per second that were really started."""
         return self.rate * (1 - self.skipped / len(self.lags)) if self.lags else 0.0
 
     @property
     def tolerance(self) -> float:
-        """How late a request may start without being skipped, seconds."""
+        """The seconds by which a request may be late without being skipped."""
         return max(1 / self.rate, TOLERANCE) if self.rate else TOLERANCE
 
     def fell_behind(self, since: float | None = None, until: float | None = None) -> str:
-        """Say why the numbers cannot be trusted: the generator did not keep its schedule.
+        """Return why the numbers cannot be trusted, if the generator did not keep its schedule.
 
-        It failed to if more than one in a hundred requests could not start within ``tolerance``, in
+        It did not if more than one in a hundred requests could not start within ``tolerance``, in
         the whole run or between ``since`` and ``until``. A stall at the moment of a deletion is
         short in comparison with the run, but it skips the requests that would have been lost.
 
@@ -171,8 +184,8 @@ class Tally:
         return ""
 
     def summary(self) -> dict[str, Any]:
-        """The numbers as values for JSON. Latencies are those of complete 2xx responses, in
-        seconds."""
+        """Return the numbers as values for JSON. Latencies are those of complete 2xx responses
+        without streams and WebSockets, in seconds."""
         latencies = [
             record.latency
             for record in self.records
@@ -201,10 +214,11 @@ class Tally:
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """The nearest-rank percentile: the smallest value that ``percent`` % of the values do not
-    exceed.
+    """Return the nearest-rank percentile: the smallest value that ``percent`` % of the values do
+    not exceed; 0 if there are no values.
 
-    :returns: 0 if there are no values.
+    :param values: the values, in any order.
+    :param percent: the percentage, from 0 to 100.
     """
     if not values:
         return 0.0

@@ -1,7 +1,7 @@
 """One WebSocket of a client of the load, from the handshake to the close frame.
 
-``websockets`` speaks the protocol. It does no I/O here, because the load has its own event loop,
-its own time limits and its own words for what was lost.
+The library ``websockets`` speaks the protocol. It does no I/O here, because the load has its own
+event loop, its own time limits and its own outcomes.
 """
 
 from __future__ import annotations
@@ -21,22 +21,24 @@ from .connection import Ending, classify
 from .tally import RequestOutcome
 from .wire import Address, show_address
 
-#: Close codes that report an error: RFC 6455, section 7.4.1, and IANA's registry. The end of a
-#: server is 1000, 1001, 1012 or a code of the application's own.
+#: Close codes that report an error (RFC 6455, section 7.4.1, and IANA's registry). A server that
+#: shuts down sends 1000, 1001, 1012 or a code of the application's own.
 ERRORS = frozenset({1002, 1003, 1007, 1009, 1010, 1011, 1014})
 
 
 class WebSocketConnection(asyncio.Protocol):
-    """A WebSocket. It sends pings, which every server answers without the application.
+    """A WebSocket. It sends pings, which every server answers without the application. Runs in the
+    load's event loop.
 
-    :param address: where it connects to.
+    :param address: the address of the instance.
     :param path: request target.
-    :param host: the ``Host`` header, None for the address.
+    :param host: the ``Host`` header; None for the address.
 
-    :ivar opened: done when the handshake is complete, with whatever answer.
-    :ivar ended: done when the server has sent its close frame, or has closed the connection.
+    :ivar opened: done when the handshake is complete or has failed.
+    :ivar ended: done when the server has sent its close frame or has closed the connection, or when
+        the handshake has failed.
     :ivar gone: done when the connection is closed.
-    :ivar heard: ``time.monotonic()`` at which something came last.
+    :ivar heard: ``time.monotonic()`` when data last came.
     """
 
     def __init__(self, address: Address, path: str, host: str | None) -> None:
@@ -53,13 +55,14 @@ class WebSocketConnection(asyncio.Protocol):
         self._received = self._is_over = False
 
     def ping(self) -> None:
-        """Ask the server for a sign of life."""
+        """Send a ping, if the WebSocket is open."""
         if self._protocol.state is OPEN:
             self._protocol.send_ping(b"")
             self._flush()
 
     def leave(self) -> None:
-        """Say goodbye with a close frame. The server's own close frame ends the WebSocket."""
+        """Send a close frame, if the WebSocket is open. The server's own close frame then ends
+        it."""
         if self._protocol.state is OPEN:
             self._protocol.send_close(1000)
             self._flush()
@@ -91,7 +94,7 @@ class WebSocketConnection(asyncio.Protocol):
         self.gone.set_result(None)
 
     def _finish(self, error: str = "") -> None:
-        """The server has closed the connection."""
+        """Note that the server has closed the connection."""
         if not self._is_over:
             self._is_over = True
             self._protocol.receive_eof()
@@ -121,7 +124,7 @@ class WebSocketConnection(asyncio.Protocol):
             self.ended.set_result(ending)
 
     def _ending(self, error: str = "") -> Ending:
-        """How it ended, from what the server has sent."""
+        """Return the end of the WebSocket, judged by the data that the server has sent."""
         status, problem = self._status, self._protocol.handshake_exc
         if (close := self._protocol.close_rcvd) is not None:
             if close.code not in ERRORS:

@@ -22,8 +22,8 @@ class IncompleteResponse(ConnectionError):
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """A complete HTTP response. Header names are in lower case; of several with one name, the last
-    wins."""
+    """A complete HTTP response. Header names are in lower case. If several headers have the same
+    name, only the last one is kept."""
 
     status: int
     headers: dict[str, str]
@@ -31,7 +31,7 @@ class Response:
 
 
 def parse_address(text: str) -> Address:
-    """Read an address as gunicorn writes it: ``http://127.0.0.1:80``, ``http://[::1]:80``,
+    """Read an address as gunicorn writes it: ``http://127.0.0.1:80``, ``http://[::1]:80`` or
     ``unix:/run/app``.
 
     A wildcard address becomes the loopback address of its family, so that a client can connect.
@@ -47,7 +47,7 @@ def parse_address(text: str) -> Address:
 
 
 def show_address(address: Address) -> str:
-    """The address as in a URL or a log line."""
+    """Return the address as text, as in a URL or a log line."""
     if isinstance(address, str):
         return f"unix:{address}"
     host, port = address
@@ -55,7 +55,7 @@ def show_address(address: Address) -> str:
 
 
 def family_of(address: Address) -> socket.AddressFamily:
-    """The socket family that reaches ``address``."""
+    """Return the socket family for ``address``."""
     if isinstance(address, str):
         return socket.AF_UNIX
     return socket.AF_INET6 if ":" in address[0] else socket.AF_INET
@@ -70,15 +70,15 @@ def fetch(
     body: bytes = b"",
     timeout: float = 10.0,
 ) -> Response:
-    """Send one request on a new connection, and close that.
+    """Send one request on a new connection, read the response, and close the connection.
 
-    :param address: where to connect to.
+    :param address: the address to connect to.
     :param path: request target.
     :param method: request method.
-    :param headers: added to ``Host`` and ``Connection: close``. A ``Host`` among them replaces the
-        default.
-    :param body: sent with its length, if there is one.
-    :param timeout: seconds for the whole exchange, connecting included.
+    :param headers: headers that are sent in addition to ``Host`` and ``Connection: close``. A
+        ``Host`` among them replaces the default.
+    :param body: the body. If it is not empty, its length is sent too.
+    :param timeout: time limit for the whole exchange, including connecting, in seconds.
 
     :raises IncompleteResponse: the peer closed first, or did not send HTTP.
     :raises OSError: connecting, sending or receiving failed, or the time was over
@@ -128,7 +128,8 @@ def request_bytes(
     headers: Iterable[tuple[str, str]] = (),
     close: bool,
 ) -> bytes:
-    """The bytes of a request without a body; ``http`` moves on to waiting for the response."""
+    """Return the bytes of a request without a body. ``http`` then waits for the response. The
+    parameters are those of :func:`head_bytes`."""
     head = head_bytes(http, address, path, method=method, headers=headers, close=close)
     return head + (http.send(h11.EndOfMessage()) or b"")
 
@@ -143,15 +144,15 @@ def head_bytes(
     close: bool,
     length: int | None = None,
 ) -> bytes:
-    """The bytes of a request's head; ``http`` moves on to sending the body.
+    """Return the bytes of a request's head. ``http`` then expects the body to be sent.
 
     :param http: the client's side of the connection.
-    :param address: becomes the ``Host`` header, unless there is one among ``headers``.
+    :param address: the value of the ``Host`` header, unless ``headers`` has one.
     :param path: request target.
-    :param method: its method.
-    :param headers: its headers.
-    :param close: send ``Connection: close``.
-    :param length: bytes of the body; with None there is no ``Content-Length``.
+    :param method: request method.
+    :param headers: the other headers.
+    :param close: whether to send ``Connection: close``.
+    :param length: the length of the body in bytes; None for no ``Content-Length``.
     """
     fields = list(headers)
     if not any(name.lower() == "host" for name, _ in fields):

@@ -1,14 +1,15 @@
 """A real balancer between the load and the instances: Envoy, HAProxy or nginx.
 
-``EndpointTable`` does the work of kube-proxy, which sends a connection somewhere and knows nothing
-of HTTP. A balancer keeps its own connections to the instances, asks them for their readiness, and
-tries a request elsewhere when it could not connect. Each of these decides how many requests a
-shutdown loses, so the product itself has to run.
+``EndpointTable`` does the work of kube-proxy, which only chooses an instance for each connection
+and knows nothing of HTTP. A balancer keeps its own connections to the instances, asks them for
+their readiness, and tries a request elsewhere when it could not connect. Each of these things
+affects how many requests a shutdown loses, so the product itself has to run.
 
-A balancer learns of a shutdown in two ways. It finds out by itself: Envoy and HAProxy ask each
-instance every ``Setup.interval`` seconds, and open-source nginx, which has no active checks, learns
-from requests that fail. And it is told: when the endpoint table forgets an instance, the balancer
-gets new endpoints by the product's own means (a file of endpoints, the runtime API, a reload).
+A balancer learns of a shutdown in two ways. First, it finds out by itself. Envoy and HAProxy ask
+each instance every ``Setup.interval`` seconds. Open-source nginx has no active checks, so it learns
+from requests that fail. Second, it is told. When the endpoint table forgets an instance, the
+balancer gets new endpoints by the product's own means (a file of endpoints, the runtime API, a
+reload).
 """
 
 from __future__ import annotations
@@ -38,11 +39,11 @@ FOLLOW_INTERVAL = 0.05
 
 @dataclass(frozen=True)
 class Setup:
-    """How a balancer is set up. Times are seconds.
+    """The settings of a balancer. Times are seconds.
 
-    :ivar path: path of active health checks; only 200 passes.
-    :ivar interval: time from one health check of an instance to the next. One 503 takes it out, one
-        200 puts it back in.
+    :ivar path: path of active health checks. Only status 200 passes.
+    :ivar interval: time from one health check of an instance to the next. One 503 takes the
+        instance out, and one 200 puts it back in.
     :ivar check_timeout: limit for the answer to a health check, which waits for a free worker like
         any request. If it is too short, an instance that is merely busy is taken out, which makes
         the others busier.
@@ -53,13 +54,14 @@ class Setup:
         gunicorn's ``keepalive`` (2 s unless set), or a request may be sent while gunicorn closes
         the connection.
     :ivar retries: how often a request is tried elsewhere when no connection to an instance could be
-        made. nginx takes no number: it tries all the others, or with 0 none.
-    :ivar retries_at_once: Envoy's circuit breaker: more retries than this at one time fail. Its
-        default of 3 is soon reached when an instance stops.
+        made. nginx has no such number: with 0 it tries no other instance, otherwise all of them.
+    :ivar retries_at_once: the limit of Envoy's circuit breaker: more retries than this at the same
+        time fail. Envoy's default of 3 is soon reached when an instance stops.
     :ivar forwarded: whether to send ``X-Forwarded-For`` and similar headers, as a balancer should.
-    :ivar panic: Envoy's ``healthy_panic_threshold``. With a lower percentage of instances ready,
-        Envoy sends to all of them, also to those that are shutting down. Its default is 50.
-    :ivar stream_path: path of a response without an end, which ``timeout`` must not cut off.
+    :ivar panic: Envoy's ``healthy_panic_threshold``. If a lower percentage of instances is ready,
+        Envoy sends to all of them, including those that are shutting down. Its default is 50.
+    :ivar stream_path: path of a response without an end, which ``timeout`` must not cut off; None
+        without one.
     """
 
     path: str = "/readyz"
@@ -87,9 +89,9 @@ class Balancer(SupervisedProcess):
     """
 
     product: ClassVar[str]
-    #: How to install it.
+    #: The way to install it, for a message.
     install: ClassVar[str]
-    #: How it learns that an instance is not ready, for a line of progress.
+    #: The way in which it learns that an instance is not ready, for a line of progress.
     learns: ClassVar[str] = "from active health checks, one per second"
     #: The main file of ``config``.
     main_file: ClassVar[str]
@@ -113,7 +115,8 @@ class Balancer(SupervisedProcess):
 
     @classmethod
     def find(cls) -> str | None:
-        """The executable, None if there is none. This Python's environment comes first."""
+        """Return the path of the executable; None if there is none. The environment of this Python
+        is searched first."""
         path = os.pathsep.join(
             [os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath), "/usr/sbin"]
         )
@@ -121,9 +124,9 @@ class Balancer(SupervisedProcess):
 
     @classmethod
     def require(cls) -> str:
-        """The executable.
+        """Return the path of the executable.
 
-        :raises PlanFailed: there is none; the message says how to install it.
+        :raises PlanFailed: there is none. The message says how to install it.
         """
         if (executable := cls.find()) is None:
             raise PlanFailed(f"--through {cls.product}: it is not installed: {cls.install}")
@@ -134,23 +137,30 @@ class Balancer(SupervisedProcess):
     def config(
         cls, front: Address, folder: str, endpoints: Sequence[Address], setup: Setup
     ) -> dict[str, str]:
-        """Its configuration files by name, for ``folder``. No process is started for this."""
+        """Return its configuration files by name. No process is started for this.
+
+        :param front: the address at which it listens.
+        :param folder: the folder for the files.
+        :param endpoints: the instances.
+        :param setup: its settings.
+        """
 
     @abstractmethod
     def tell(self, endpoints: Sequence[Address]) -> None:
-        """Make the running process use ``endpoints``; ``self.endpoints`` are still the previous
+        """Make the running process use ``endpoints``. ``self.endpoints`` still has the previous
         ones."""
 
     def unrouted(self) -> list[str]:
-        """The endpoints that it does not send to; empty if it does not report them."""
+        """Return the endpoints to which it does not send; an empty list if it does not report
+        them."""
         return []
 
     # -- life ----
 
     def start(self, timeout: float = 20.0) -> Balancer:
-        """Start it, and wait until it answers and sends to every endpoint.
+        """Start the balancer, and wait until it answers and sends to every endpoint.
 
-        :raises InstanceFailed: it ended, or was not ready within ``timeout`` seconds. It has been
+        :raises InstanceFailed: it ended, or was not ready within ``timeout`` seconds. It is then
             stopped.
         """
         deadline = time.monotonic() + timeout
@@ -172,8 +182,8 @@ class Balancer(SupervisedProcess):
         return self
 
     def _prepare(self) -> None:
-        """Open the listening socket and pass it on. A free port that is chosen now and bound later
-        could be taken in between."""
+        """Open the listening socket and pass it on. If a free port were only chosen now and bound
+        later, another process could take it in between."""
         path = isinstance(self.front, str)
         self._listener = socket.socket(socket.AF_UNIX if path else socket.AF_INET)
         if not path:
@@ -184,7 +194,7 @@ class Balancer(SupervisedProcess):
         self.pass_fds: tuple[int, ...] = (self._listener.fileno(),)
 
     def _listens(self) -> Address | None:
-        """Its address as soon as it answers there, with any status."""
+        """Return its address if it answers there, with any status; otherwise None."""
         try:
             fetch(self.front, self.setup.path, timeout=1.0)
         except OSError:
@@ -210,8 +220,8 @@ class Balancer(SupervisedProcess):
             self._changed.wait_for(lambda: self.exit_time is not None, 0.05)
 
     def _write(self, endpoints: Sequence[Address]) -> None:
-        """Write the files. Each is replaced as a whole, because Envoy and nginx may read at any
-        moment."""
+        """Write the configuration files. Each is replaced as a whole, because Envoy and nginx may
+        read it at any moment."""
         for name, text in self.config(
             self.front, str(self.runtime_dir), endpoints, self.setup
         ).items():
@@ -229,7 +239,7 @@ class Balancer(SupervisedProcess):
         """While the block runs, tell the balancer the endpoints of ``table``, as a control plane
         does.
 
-        :raises InstanceFailed: it ended in the meantime, or could not be given its endpoints.
+        :raises InstanceFailed: the balancer ended in the meantime, or did not take its endpoints.
         """
         over = threading.Event()
         problems: list[BaseException] = []
@@ -260,7 +270,7 @@ class Balancer(SupervisedProcess):
             )
 
     def stop(self) -> None:
-        """Ask it to end, then end all its processes."""
+        """Send it SIGTERM, then end all its processes."""
         if self._listener is not None:
             self._listener.close()
         if self._process is not None and self.exit_time is None and not self._prefix:
@@ -269,7 +279,8 @@ class Balancer(SupervisedProcess):
         super().stop()
 
     def kill(self) -> None:
-        """Also kill its process group, because nginx overwrites the mark with its title."""
+        """Send SIGKILL to all its processes. This includes its process group, because nginx
+        overwrites the mark with its title."""
         with self._life:
             process = self._process
             if process is not None and process.returncode is None:

@@ -21,9 +21,9 @@ PRODUCTS: Mapping[str, type[Balancer]] = {
 def in_front(
     balancer: Balancer | None, table: EndpointTable, tell: Callable[[str], None] = lambda line: None
 ) -> Iterator[EndpointTable]:
-    """Run ``balancer`` while the block runs; it follows ``table``.
+    """Run ``balancer`` while the block runs. It follows ``table``.
 
-    The block gets a table that routes to the balancer, or ``table`` itself without one.
+    The block gets a table that routes to the balancer; without a balancer, ``table`` itself.
 
     :raises InstanceFailed: see ``Balancer.start`` and ``Balancer.following``.
     """
@@ -39,7 +39,12 @@ def in_front(
 
 
 def show_config(product: str, instances: int, setup: Setup | None = None) -> str:
-    """The configuration files of a product for a number of instances, with example addresses."""
+    """Return the configuration files of a product as text, with example addresses.
+
+    :param product: a key of ``PRODUCTS``.
+    :param instances: the number of instances.
+    :param setup: its settings; None for the defaults.
+    """
     endpoints: list[Address] = [("127.0.0.1", 8001 + number) for number in range(instances)]
     files = PRODUCTS[product].config(
         ("127.0.0.1", 8080), f"/run/{product}", endpoints, setup or Setup()

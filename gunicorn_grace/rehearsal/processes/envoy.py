@@ -22,7 +22,7 @@ class Envoy(Balancer):
     def config(
         cls, front: Address, folder: str, endpoints: Sequence[Address], setup: Setup
     ) -> dict[str, str]:
-        """Bootstrap and endpoints."""
+        """Return the bootstrap configuration and the file of endpoints."""
         # Envoy always adds x-forwarded-proto and x-request-id, so they have to be removed again.
         headers = (
             "          use_remote_address: true\n          route_config:\n"
@@ -56,7 +56,7 @@ class Envoy(Balancer):
                   timeout: {timeout:g}s
 {retry}"""
 
-        # 0 is no limit. A route's path has no query.
+        # 0 means no limit. The query is cut off, because Envoy compares a route with the path only.
         path = (setup.stream_path or "").partition("?")[0]
         stream = route(f"path: {json.dumps(path)}", 0) if path else ""
         most, panic = setup.retries_at_once, f"{setup.panic:g}"
@@ -127,14 +127,15 @@ static_resources:
 
     @property
     def command(self) -> list[str]:
-        """Without hot restart, because two Envoys on one machine would share its memory region."""
+        """The command line. It switches hot restart off, because two Envoys on one machine would
+        share its memory region."""
         config = str(self.runtime_dir / self.main_file)
         quiet = ("--concurrency", "1", "--disable-hot-restart", "--log-level", "warning")
         return [*self._prefix, self.executable, "-c", config, *quiet]
 
     def _prepare(self) -> None:
-        """Do nothing: Envoy binds port 0 itself, and its admin interface reports the port it
-        got."""
+        """Do nothing, because Envoy itself binds port 0, and its admin interface reports the port
+        that it got."""
 
     def _ask(self, path: str) -> dict[str, object]:
         answer: dict[str, object] = json.loads(
@@ -156,7 +157,7 @@ static_resources:
         return None
 
     def unrouted(self) -> list[str]:
-        """The endpoints that are missing in its cluster, or that failed their check."""
+        """Return the endpoints that are missing in its cluster, or that failed their check."""
         statuses = self._ask("/clusters?format=json").get("cluster_statuses", [])
         assert isinstance(statuses, list)
         ready = set()
@@ -172,7 +173,7 @@ static_resources:
         return [show_address(endpoint) for endpoint in self.endpoints if endpoint not in ready]
 
     def tell(self, endpoints: Sequence[Address]) -> None:
-        """Replace the file of endpoints; Envoy watches its folder."""
+        """Replace the file of endpoints. Envoy watches the folder of that file."""
         self._write(endpoints)
 
 

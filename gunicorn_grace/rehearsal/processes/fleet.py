@@ -14,18 +14,19 @@ from .process import stop_all
 class Fleet:
     """Several instances that start together and end together.
 
-    A ``with`` statement starts them. Each needs a core to load, so no more of them load at once
-    than there are cores.
+    A ``with`` statement starts them. An instance needs a core while it loads, so at most as many
+    load at the same time as there are cores.
     """
 
     def __init__(self, instances: Sequence[Instance]) -> None:
         self.instances: list[Instance] = list(instances)
 
     def start(self, timeout: float = 20.0, ready: float | None = None) -> Fleet:
-        """Start all. Each has ``timeout`` seconds to listen and then ``ready`` seconds to answer,
-        if given.
+        """Start all instances.
 
-        :raises InstanceFailed: one of them failed. All have been stopped.
+        :param timeout: seconds within which each must listen.
+        :param ready: seconds within which each must then answer; None not to wait for an answer.
+        :raises InstanceFailed: one of them failed. All are then stopped.
         """
 
         def start(instance: Instance) -> None:
@@ -42,15 +43,15 @@ class Fleet:
                 ):
                     future.result()
             except BaseException:
-                # Also on Ctrl-C. The pool waits for its threads, and they end when the instances
-                # do.
+                # This also runs after Ctrl-C. The pool waits for its threads, and they end when the
+                # instances end.
                 pool.shutdown(wait=False, cancel_futures=True)
                 self.stop()
                 raise
         return self
 
     def stop(self) -> None:
-        """Stop every instance, also when stopping one of them fails."""
+        """Stop every instance, even if stopping one of them fails."""
         stop_all(self.instances)
 
     def __enter__(self) -> Fleet:

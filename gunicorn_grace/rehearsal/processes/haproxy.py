@@ -23,7 +23,7 @@ class HAProxy(Balancer):
     def config(
         cls, front: Address, folder: str, endpoints: Sequence[Address], setup: Setup
     ) -> dict[str, str]:
-        """One file."""
+        """Return its only configuration file."""
         servers = "\n".join(f"    server {_server_name(e)} {_server_address(e)}" for e in endpoints)
         text = f"""\
 global
@@ -60,7 +60,7 @@ backend instances
 
     @property
     def command(self) -> list[str]:
-        """In the foreground, without a master."""
+        """The command line. HAProxy runs in the foreground, as a single process."""
         return [*self._prefix, self.executable, "-db", "-f", str(self.runtime_dir / self.main_file)]
 
     def _write(self, endpoints: Sequence[Address]) -> None:
@@ -82,7 +82,8 @@ backend instances
         return answer.decode()
 
     def unrouted(self) -> list[str]:
-        """The endpoints whose last check did not pass, and those that were never checked."""
+        """Return the endpoints whose last check did not pass, and those that were never
+        checked."""
         rows = csv.DictReader(self._ask("show stat").lstrip("# ").splitlines())
         passed = {
             row["svname"]
@@ -96,8 +97,8 @@ backend instances
         ]
 
     def tell(self, endpoints: Sequence[Address]) -> None:
-        """Use the runtime API. A removed server goes into maintenance, which leaves its connections
-        alone."""
+        """Change the servers by the runtime API. A removed server is put into HAProxy's state
+        "maint", which leaves its open connections alone."""
         for endpoint in endpoints:
             if endpoint not in self.endpoints:
                 name = f"instances/{_server_name(endpoint)}"
@@ -118,7 +119,7 @@ backend instances
 
 
 def _server_options(setup: Setup) -> str:
-    """Parameters of a server. ``pool-purge-delay`` is how long an unused connection is kept."""
+    """Return the parameters of a server. Unused connections are kept for ``pool-purge-delay``."""
     return (
         f"check inter {milliseconds(setup.interval)} fall 1 rise 1 "
         f"pool-purge-delay {milliseconds(setup.idle)}"
@@ -126,7 +127,7 @@ def _server_options(setup: Setup) -> str:
 
 
 def _server_name(address: Address) -> str:
-    """The address as a name that HAProxy accepts."""
+    """Return the address as a name that HAProxy accepts."""
     return "".join(
         c if c.isalnum() or c in "._:-" else f"_{ord(c):x}_" for c in show_address(address)
     )

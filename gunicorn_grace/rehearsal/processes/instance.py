@@ -14,8 +14,8 @@ from ..load.wire import Address, fetch, parse_address
 from . import procfs
 from .process import MARK, SupervisedProcess
 
-# gunicorn/arbiter.py, start(): one URL for each listener. With reuse_port there is none, because
-# the workers bind.
+# gunicorn/arbiter.py, start(): the line has one URL for each listener. With reuse_port it has none,
+# because the workers bind.
 _LISTENING = re.compile(r"Listening at: (?P<listeners>.*?) \((?P<pid>\d+)\)$")
 _BOOTING = re.compile(r"Booting worker with pid: (\d+)")
 
@@ -28,15 +28,15 @@ class Instance(SupervisedProcess):
 
     :param app: the application, as gunicorn takes it (``module:name``).
     :param args: further arguments for gunicorn.
-    :param env: added to this process's environment.
-    :param cwd: working directory; gunicorn also imports from it.
+    :param env: variables that are added to this process's environment.
+    :param cwd: working directory, from which gunicorn also imports.
     :param python: the interpreter that runs ``-m gunicorn``.
-    :param bind: address for ``-b``; port 0 takes a free one.
+    :param bind: address for ``-b``. Port 0 stands for any free port.
     :param name: its name in messages.
     :param start_new_session: see ``SupervisedProcess``.
     :param executable_prefix: see ``SupervisedProcess``.
 
-    :ivar listened: ``time.monotonic()`` at which it was seen to listen, None before.
+    :ivar listened: ``time.monotonic()`` when it was first seen to listen; None before.
     """
 
     def __init__(
@@ -72,10 +72,10 @@ class Instance(SupervisedProcess):
         return [*self._prefix, self.python, "-m", "gunicorn", "-b", self.bind, *self.args, self.app]
 
     def start(self, timeout: float = 20.0) -> Instance:
-        """Launch it and wait until it listens, up to ``timeout`` seconds. Its workers may still be
-        loading.
+        """Launch the instance and wait until it listens, up to ``timeout`` seconds. Its workers may
+        then still be loading.
 
-        :raises InstanceFailed: it ended, or did not listen in time. It has been stopped.
+        :raises InstanceFailed: it ended, or did not listen in time. It is then stopped.
         """
         try:
             self._launch()
@@ -104,14 +104,18 @@ class Instance(SupervisedProcess):
 
     @property
     def port(self) -> int:
-        """The TCP port of ``address``."""
+        """The TCP port of ``address``.
+
+        :raises RehearsalError: it listens at a UNIX socket, or does not listen.
+        """
         if isinstance(self.address, str):
             raise RehearsalError(f"{self.name} has no port: it listens at unix:{self.address}")
         return self.address[1]
 
     @property
     def arbiter_pid(self) -> int:
-        """The pid of the arbiter, also behind a prefix command and in its own PID namespace."""
+        """The pid of the arbiter as this process sees it, even if the arbiter runs behind a prefix
+        command or in its own PID namespace."""
         if not self._prefix:
             return self.pid
         match = self._find(_LISTENING.search)
@@ -122,10 +126,11 @@ class Instance(SupervisedProcess):
         return next((pid for pid in marked if pid == said or procfs.inner_pid(pid) == said), said)
 
     def worker_pids(self) -> list[int]:
-        """The pids of its living workers: the arbiter's children that logged "Booting worker".
+        """Return the pids of its living workers: the arbiter's children that logged "Booting
+        worker".
 
-        Without ``/proc`` it is every worker that ever logged it. With a log level above info it is
-        all children.
+        Without ``/proc`` these are all workers that ever logged it. If the log level is above info,
+        they are all children.
         """
         booted = [int(match[1]) for _, text in list(self.lines) if (match := _BOOTING.search(text))]
         alive = procfs.children(self.arbiter_pid)
@@ -165,9 +170,9 @@ class Instance(SupervisedProcess):
                 self._changed.wait_for(lambda: self.exit_time is not None, 0.05)
 
     def wait(self, timeout: float = 30.0) -> int:
-        """Wait until ``pid`` has ended. It stays a zombie until ``stop``.
+        """Wait until the process ``pid`` has ended. It stays a zombie until ``stop``.
 
-        :returns: its exit code, negative for a signal.
+        :returns: its exit code; negative for a signal.
 
         :raises InstanceFailed: it still ran after ``timeout`` seconds.
         """
@@ -177,11 +182,12 @@ class Instance(SupervisedProcess):
         return self.exit_code
 
     def wait_workers(self, count: int, timeout: float = 20.0) -> list[int]:
-        """Wait until exactly ``count`` workers live.
+        """Wait until there are exactly ``count`` living workers.
 
         :returns: their pids.
 
-        :raises InstanceFailed: another number of workers lives after ``timeout`` seconds.
+        :raises InstanceFailed: after ``timeout`` seconds the number is another one, or the instance
+            has ended.
         """
         deadline = time.monotonic() + timeout
         while len(pids := self.worker_pids()) != count:
@@ -219,7 +225,8 @@ class Instance(SupervisedProcess):
         return ()
 
     def _addresses_open(self) -> tuple[Address, ...]:
-        """The arbiter's listeners when two looks in a row agree; for a log that goes elsewhere."""
+        """Return the arbiter's listeners if two looks in a row agree. This is for an instance whose
+        log goes elsewhere."""
         if self.lines or self._prefix:
             return ()
         before, self._seen = (

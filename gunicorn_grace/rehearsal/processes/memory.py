@@ -13,11 +13,11 @@ from .process import MARK
 
 
 class MemoryWatch:
-    """Measures from time to time the memory of the processes of a fleet, in its own thread.
+    """Measures the memory of the processes of a fleet from time to time, in its own thread.
 
-    Reading the memory of one process takes the kernel up to a millisecond, and that of a hundred
-    instances a third of a second. So it waits fifty times as long as a measurement took, or it
-    would become a load.
+    The kernel needs up to a millisecond to report the memory of one process, and a third of a
+    second for a hundred instances. So the thread waits fifty times as long as a measurement took.
+    Otherwise it would become a load.
 
     :param instances: returns the instances at each measurement, because they come and go.
 
@@ -34,13 +34,14 @@ class MemoryWatch:
 
     @property
     def peak(self) -> int:
-        """The highest sum of all instances at one measurement, in bytes; 0 without ``/proc``."""
+        """The highest memory of all instances together at one measurement, in bytes; 0 without
+        ``/proc``."""
         return max((held for _, held in self.samples), default=0)
 
     def look(self) -> int:
         """Measure now.
 
-        :returns: the bytes of all instances.
+        :returns: the memory of all instances together, in bytes.
         """
         wanted = {str(instance.runtime_dir) for instance in self._instances()}
         total = 0

@@ -24,7 +24,7 @@ class Nginx(Balancer):
     def config(
         cls, front: Address, folder: str, endpoints: Sequence[Address], setup: Setup
     ) -> dict[str, str]:
-        """One file."""
+        """Return its only configuration file."""
         servers = "\n".join(
             f"        server {_nginx_server(e)} max_fails=1 fail_timeout=10s;" for e in endpoints
         )
@@ -53,7 +53,7 @@ class Nginx(Balancer):
         }}
 """
 
-        # A location has no query.
+        # The query is cut off, because nginx compares a location with the path only.
         path = (setup.stream_path or "").partition("?")[0]
         unbuffered = "            proxy_buffering off;\n"
         stream = location(f'= "{path}"', unbuffered) if path else ""
@@ -86,7 +86,8 @@ http {{
 
     @property
     def command(self) -> list[str]:
-        """With ``-e``, or nginx would first open the log path that it was built with."""
+        """The command line. Without ``-e``, nginx would first open the log path that it was built
+        with."""
         options = (
             "-p",
             str(self.runtime_dir),
@@ -105,7 +106,11 @@ http {{
         self.env["NGINX"] = f"{self._listener.fileno()};"
 
     def tell(self, endpoints: Sequence[Address]) -> None:
-        """Reload: new workers take new connections, the old ones finish their requests and exit."""
+        """Write the configuration and reload it. New workers take the new connections, and the old
+        ones finish their requests and exit.
+
+        :raises RehearsalError: nginx runs behind a prefix command.
+        """
         self._write(endpoints)
         pid = int((self.runtime_dir / "nginx.pid").read_text()) if not self._prefix else 0
         if pid == 0:

@@ -1,7 +1,7 @@
-"""A process under test that leaves no process behind.
+"""A process under test, of which no child is left behind.
 
 It is started as a container would start it, with a command line and an environment. Its output is
-read while it runs, so a test can wait for a line in the log and not for time to pass.
+read while it runs, so a test can wait for a line in the log instead of waiting for some time.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from ..errors import InstanceFailed, LineMissing, RehearsalError
 from ..load.wire import Address
 from . import procfs
 
-#: Marks every process of an instance; the value is the instance's own runtime folder. See
-#: ``procfs``.
+#: The environment variable that marks every process of an instance. Its value is the instance's own
+#: runtime folder. See ``procfs``.
 MARK = "REHEARSAL_INSTANCE"
 
 
@@ -45,23 +45,23 @@ class SupervisedProcess(ABC):
     it remains afterwards. Methods may be called from any thread.
 
     :param name: its name in messages.
-    :param env: added to this process's environment.
+    :param env: variables that are added to this process's environment.
     :param cwd: working directory.
-    :param start_new_session: give it a session and process group of its own, so that
-        ``signal_group`` reaches it alone.
+    :param start_new_session: whether it gets a session and process group of its own, so that
+        ``signal_group`` reaches only its processes.
     :param executable_prefix: a command in front, such as ``("dumb-init", "--")``. ``pid`` is then
-        that command.
+        the pid of that command.
 
     :ivar lines: ``(time.monotonic(), text)`` for each line of standard output and error, in the
-        order written.
+        order in which they were written.
     :ivar addresses: the addresses where it listens; the first one is ``address``.
-    :ivar started: ``time.monotonic()`` at which the process was launched, None before.
-    :ivar exit_time: ``time.monotonic()`` of the end of ``pid``, None while it runs.
+    :ivar started: ``time.monotonic()`` when the process was launched; None before.
+    :ivar exit_time: ``time.monotonic()`` when ``pid`` ended; None while it runs.
     :ivar exit_code: as in ``Popen.returncode``: negative for a signal; None while it runs.
     :ivar pass_fds: descriptors that it inherits, under the same numbers.
-    :ivar runtime_dir: a folder of its own, deleted by ``stop``. It is the process's
-        ``XDG_RUNTIME_DIR``, because gunicorn 25.1+ puts a control socket there: several instances
-        would take it from each other, and from a gunicorn that really serves on this machine.
+    :ivar runtime_dir: a folder of its own, deleted by ``stop``. It is also ``XDG_RUNTIME_DIR``,
+        because gunicorn 25.1+ puts a control socket there. Instances would otherwise take it from
+        each other, and from a gunicorn that really serves on this machine.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class SupervisedProcess(ABC):
         }
         self._process: subprocess.Popen[bytes] | None = None
         self._threads: list[threading.Thread] = []
-        self._changed = threading.Condition()  # a line came, the output ended or the process did
+        self._changed = threading.Condition()  # a line came, or the output or the process ended
         self._life = threading.RLock()  # starting, killing and reaping exclude each other
         self._stopped = False
         self._output_ended = False
@@ -110,7 +110,7 @@ class SupervisedProcess(ABC):
 
     @abstractmethod
     def start(self, timeout: float = 20.0) -> SupervisedProcess:
-        """Launch it and wait, up to ``timeout`` seconds, until it listens."""
+        """Launch the process and wait, up to ``timeout`` seconds, until it listens."""
 
     def _launch(self) -> None:
         with self._life:
@@ -141,7 +141,7 @@ class SupervisedProcess(ABC):
                 self._threads.append(thread)
 
     def stop(self) -> None:
-        """End all its processes with SIGKILL, and reap it. A second call does nothing."""
+        """End all its processes with SIGKILL, and reap the process. A second call does nothing."""
         with self._life:
             self._stopped = True
             process = self._process
@@ -150,7 +150,7 @@ class SupervisedProcess(ABC):
                 for thread in self._threads:
                     thread.join(5.0)
                 process.wait()
-                # Before its end, closing it would wait for the reading thread.
+                # If the output has not ended, closing it would wait for the reading thread.
                 if process.stdout is not None and self._output_ended:
                     process.stdout.close()
                 _running.discard(self)
@@ -160,14 +160,14 @@ class SupervisedProcess(ABC):
         """Send SIGKILL to all its processes, as the end of a container does, and wait."""
         with self._life:
             process = self._process
-            # After it was reaped, the pid may belong to another process.
+            # Once the process is reaped, the pid may belong to another one.
             if process is None or process.returncode is not None:
                 return
-            # The parent first, so that it cannot fork. Popen.kill() would reap it.
+            # The parent is ended first, so that it cannot fork. Popen.kill() would reap it.
             os.kill(process.pid, signal.SIGKILL)
             procfs.end_marked(MARK, self._folder.name)
             if self._own_session and not Path("/proc/self").exists():
-                # macOS: EPERM for a group of zombies.
+                # macOS gives EPERM for a group of zombies.
                 with suppress(ProcessLookupError, PermissionError):
                     os.killpg(process.pid, signal.SIGKILL)
 
@@ -185,14 +185,21 @@ class SupervisedProcess(ABC):
 
     @property
     def pid(self) -> int:
-        """The process that was started: the arbiter, or the prefix command. It gets the signals."""
+        """The pid of the process that was started: the arbiter, or the prefix command. Signals go
+        to it.
+
+        :raises RehearsalError: it was not started.
+        """
         if self._process is None:
             raise RehearsalError(f"{self.name} has no pid: it was not started")
         return self._process.pid
 
     @property
     def address(self) -> Address:
-        """The address of its first listener: ``(host, port)`` or the path of a UNIX socket."""
+        """The address of its first listener: ``(host, port)`` or the path of a UNIX socket.
+
+        :raises RehearsalError: it does not listen.
+        """
         if not self.addresses:
             raise RehearsalError(f"{self.name} has no address: it does not listen")
         return self.addresses[0]
@@ -205,17 +212,17 @@ class SupervisedProcess(ABC):
     # -- waiting ----
 
     def mark(self) -> int:
-        """The number of lines so far; ``wait_line(..., after=mark)`` then skips those."""
+        """Return the number of lines so far. ``wait_line(..., after=mark)`` then skips them."""
         return len(self.lines)
 
     def wait_line(
         self, pattern: str | re.Pattern[str], timeout: float = 10.0, after: int = 0
     ) -> str:
-        """Wait for a line in which a regular expression is found.
+        """Wait for a line in which a regular expression is found, and return that line.
 
-        :param pattern: searched for in each line; a string is a regular expression too.
-        :param timeout: seconds.
-        :param after: number of lines to skip, usually from ``mark``.
+        :param pattern: the regular expression, as a string or compiled.
+        :param timeout: the longest wait, in seconds.
+        :param after: the number of lines to skip, usually from ``mark``.
 
         :raises LineMissing: the time was over, or the output ended. The message has the output.
         """
@@ -237,12 +244,13 @@ class SupervisedProcess(ABC):
                 self._changed.wait(remaining)
 
     def wait_exit(self, timeout: float) -> bool:
-        """Whether ``pid`` ended within ``timeout`` seconds. Its children may live on."""
+        """Wait up to ``timeout`` seconds for the end of ``pid``, whose children may live on. Return
+        whether it ended."""
         with self._changed:
             return self._changed.wait_for(lambda: self.exit_time is not None, max(0.0, timeout))
 
     def signal(self, number: int) -> None:
-        """Send a signal to ``pid``. There is no error if it has ended and was not stopped."""
+        """Send a signal to ``pid``. A zombie ignores it, so there is no error before ``stop``."""
         os.kill(self.pid, number)
 
     # -- threads ----
@@ -273,7 +281,8 @@ class SupervisedProcess(ABC):
             self._changed.notify_all()
 
     def _join_output(self) -> None:
-        """Wait briefly for the last lines; a child that lives on may hold the pipe open."""
+        """Wait for the last lines, but only briefly, because a child that lives on may hold the
+        pipe open."""
         with self._changed:
             self._changed.wait_for(lambda: self._output_ended, 0.5)
 

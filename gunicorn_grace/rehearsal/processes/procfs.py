@@ -1,12 +1,12 @@
 """Reads Linux's ``/proc``: children, marked processes, listening sockets.
 
 A process group is not enough to find all processes of an instance. gunicorn's processes can leave
-the group they were started in (``daemon``, ``dumb-init``, a re-exec), and a process that is left
-behind holds a port and a core on somebody's machine. The environment of a process goes to all its
-descendants, whatever sessions they open, and ``/proc/<pid>/environ`` shows it. So each instance is
+the group in which they were started (``daemon``, ``dumb-init``, a re-exec), and a process that is
+left behind holds a port and a core on somebody's machine. All descendants of a process inherit its
+environment, whatever sessions they open, and ``/proc/<pid>/environ`` shows it. So each instance is
 marked with an environment variable that has a unique value.
 
-Where there is no ``/proc``, every function here finds nothing.
+On a system without ``/proc``, every function here finds nothing.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _LISTEN = "0A"  # include/net/tcp_states.h: TCP_LISTEN
 
 
 def children(pid: int) -> list[int]:
-    """The living children of ``pid`` without zombies, oldest first."""
+    """Return the living children of ``pid`` without zombies, the oldest first."""
     found = []
     for task in _list(f"/proc/{pid}/task"):
         found += [int(child) for child in _read(f"/proc/{pid}/task/{task}/children").split()]
@@ -32,7 +32,7 @@ def children(pid: int) -> list[int]:
 
 
 def inner_pid(pid: int) -> int:
-    """The number of ``pid`` in its own PID namespace, which it writes into its log."""
+    """Return the pid that a process has in its own PID namespace, and writes into its log."""
     for line in _read(f"/proc/{pid}/status").splitlines():
         if line.startswith("NSpid:"):
             return int(line.split()[-1])
@@ -40,12 +40,14 @@ def inner_pid(pid: int) -> int:
 
 
 def marked(variable: str, value: str) -> list[int]:
-    """Every other living process that was started with ``variable=value`` in its environment."""
+    """Return the other living processes that were started with ``variable=value`` in their
+    environment."""
     return _Scan.of(variable).get(value, [])
 
 
 def marked_by_value(variable: str) -> dict[str, list[int]]:
-    """Every other living process that was started with this variable, by the variable's value."""
+    """Return the other living processes that were started with this variable, by the variable's
+    value."""
     prefix = f"{variable}=".encode()
     me = os.getpid()
     found: dict[str, list[int]] = {}
@@ -60,9 +62,9 @@ def marked_by_value(variable: str) -> dict[str, list[int]]:
 
 
 class _Scan:
-    """One look through all processes, shared by every thread that asked before it began.
+    """One scan of all processes, shared by every thread that asked before the scan began.
 
-    Without it, ending a hundred instances at once would mean a hundred threads that each read the
+    Without it, a hundred instances that end at once would mean a hundred threads that each read the
     environment of three hundred processes. That delays the load generator by a second.
     """
 
@@ -76,11 +78,11 @@ class _Scan:
 
     @classmethod
     def of(cls, variable: str) -> dict[str, list[int]]:
-        """The result of a look that begins after this call."""
+        """Return the result of a scan that begins after this call."""
         return cls._all.setdefault(variable, cls(variable))._look()
 
     def _look(self) -> dict[str, list[int]]:
-        wanted = self._begun + 1  # a look under way may have missed a new process
+        wanted = self._begun + 1  # a scan under way may have missed a new process
         with self._looking:
             if self._ended < wanted:
                 self._begun += 1
@@ -90,12 +92,12 @@ class _Scan:
 
 
 def memory(pid: int) -> int:
-    """The memory of a process in bytes, 0 when it is gone.
+    """Return the memory of a process in bytes; 0 if it has ended.
 
-    It is the proportional set size (proc_pid_smaps(5)), where a page that n processes share counts
-    as 1/n. So pages that workers share with their arbiter are not counted again for each worker. On
-    kernels before 4.14, and for another user's process, it is the resident set size, which is too
-    large.
+    It is the proportional set size (proc_pid_smaps(5)), in which a page that n processes share
+    counts as 1/n. So pages that workers share with their arbiter are not counted again for each
+    worker. On kernels before 4.14, and for another user's process, it is the resident set size,
+    which is too large.
     """
     for line in _read(f"/proc/{pid}/smaps_rollup").splitlines():
         if line.startswith("Pss:"):
@@ -105,7 +107,7 @@ def memory(pid: int) -> int:
 
 
 def end_marked(variable: str, value: str, timeout: float = 5.0) -> list[int]:
-    """SIGKILL every process that carries the mark, and wait until they are gone (or zombies).
+    """Send SIGKILL to every process that carries the mark, and wait until they are gone or zombies.
 
     It looks again until it finds none, because a process may fork just before it is ended.
 
@@ -126,10 +128,10 @@ def end_marked(variable: str, value: str, timeout: float = 5.0) -> list[int]:
 
 
 def listening(pid: int) -> list[str]:
-    """TCP addresses that ``pid`` listens on, as ``host:port``, in the order of its file
+    """Return the TCP addresses on which ``pid`` listens, as ``host:port``, in the order of its file
     descriptors.
 
-    This is for a log that a user's configuration sends elsewhere.
+    This is for an instance whose log a user's configuration sends elsewhere.
     """
     inodes = []
     for descriptor in sorted(map(int, _list(f"/proc/{pid}/fd"))):
@@ -161,7 +163,11 @@ def _unpack(packed: str) -> str:
 
 
 def _end(pid: int, deadline: float) -> bool:
-    """Send SIGKILL and wait. A pidfd makes sure that a reused pid is never hit."""
+    """Send SIGKILL and wait. With a pidfd, the signal never reaches another process with the same
+    pid.
+
+    :returns: whether the process existed.
+    """
     try:
         descriptor = os.pidfd_open(pid)
     except ProcessLookupError:
@@ -185,7 +191,7 @@ def _end(pid: int, deadline: float) -> bool:
 
 
 def _state(pid: int) -> str:
-    """The state of a process as one letter, ``proc_pid_stat(5)``; empty when it is gone."""
+    """Return the state of a process as one letter (proc_pid_stat(5)); empty if it has ended."""
     stat = _read(f"/proc/{pid}/stat")
     return stat.rpartition(")")[2].strip()[:1]  # the name before it may hold spaces and brackets
 

@@ -1,7 +1,7 @@
-"""What a user should do after a rehearsal that failed, and what one that passed has gained.
+"""Writes the advice of a report: a remedy if the rehearsal failed, and the gain if it passed.
 
-A verdict without a remedy leaves its reader with a log to study. The numbers that explain a failure
-are all in the result, so this module says which of them matters and what to set.
+Without a remedy, the reader of a verdict would have to study the log. The numbers that explain a
+failure are all in the result, so this module says which of them matters and what to set.
 """
 
 from __future__ import annotations
@@ -14,17 +14,20 @@ from ..plan import GRACE, PLAIN
 from ..result import Gone, Result
 
 SLEEP = 15.0
-"""The sleep of the preStop hook that most charts have, in seconds. It is the measure if no
-contender with such a hook was played."""
+"""The sleep of the preStop hook that most charts have, in seconds. The gain is measured against it
+if no contender with such a hook was played."""
 
 MOST_NAMED = 3
-"""The maximum of requests that are named."""
+"""The largest number of requests that are named."""
 
 
 def advice(results: Sequence[Result], max_lost: int = 0, interrupted: bool = False) -> str:
-    """The remedy for the judged contender, the last one, or what it has gained.
+    """Return the remedy for the judged contender, or its gain.
 
-    :returns: one or two sentences, empty if there is nothing to say.
+    :param results: the runs; the last one is judged.
+    :param max_lost: how many lost requests are still a success.
+    :param interrupted: whether Ctrl-C ended the rehearsal.
+    :returns: one or two sentences; empty if there is no advice.
     """
     result = results[-1]
     if interrupted:
@@ -39,7 +42,7 @@ def advice(results: Sequence[Result], max_lost: int = 0, interrupted: bool = Fal
 
 
 def _gain(results: Sequence[Result]) -> str:
-    """How much sooner the instances were gone than with a hook that only sleeps."""
+    """Say how much sooner the instances were gone than with a hook that only sleeps."""
     gone = results[-1].gone_after
     slept = [
         (other.gone_after, other.contender.name)
@@ -57,7 +60,7 @@ def _gain(results: Sequence[Result]) -> str:
 
 
 def _why_killed(result: Result) -> str:
-    """Why an instance was still there at the end of the period."""
+    """Say why an instance was still running at the end of the period, and what to do."""
     period, counted_on = result.plan.period, result.period_counted_on
     deleted = {life.name: life.deleted or 0.0 for life in result.lives}
     hook = max(
@@ -85,7 +88,7 @@ def _why_killed(result: Result) -> str:
 
 
 def _pending(result: Result) -> list[RequestRecord]:
-    """The requests that an instance was serving when it was killed."""
+    """Return the requests that an instance was serving in the second before its SIGKILL."""
     found = []
     for gone in result.gone:
         if gone.killed and gone.exited is not None:
@@ -99,7 +102,7 @@ def _pending(result: Result) -> list[RequestRecord]:
 
 
 def _why_lost(result: Result) -> str:
-    """What to do about lost requests."""
+    """Say what to do about lost requests."""
     lost = result.tally.lost_records
     if 2 * result.lost_elsewhere >= len(lost):
         less = "--rate or --held" if result.tally.held else "--rate"
@@ -150,7 +153,8 @@ def _why_lost(result: Result) -> str:
 
 
 def _last_after(result: Result) -> float | None:
-    """The time of the last request to a deleted instance, in seconds since its T0."""
+    """Return the time of the last request to a deleted instance, in seconds since its T0; None if
+    no request came after T0."""
     deleted = {gone.endpoint for gone in result.gone}
     times = [
         since
@@ -161,14 +165,15 @@ def _last_after(result: Result) -> float | None:
 
 
 def _delay_over(result: Result, gone: Gone) -> float | None:
-    """The time at which the delay of an instance was over, in seconds since its T0."""
+    """Return the time at which the delay of an instance was over, in seconds since its T0; None if
+    the plugin did not log it."""
     said = {text.split(maxsplit=1)[0]: at for at, text in reversed(gone.events)}
     began, over = said.get("shutdown_initiated"), said.get("lame_duck_ended")
     return None if began is None or over is None else over - began
 
 
 def _named(records: Sequence[RequestRecord]) -> str:
-    """The requests, each once."""
+    """Return the names of the requests, each only once."""
     names = list(dict.fromkeys(_name(record) for record in records))
     more = len(names) - MOST_NAMED
     return ", ".join(names[:MOST_NAMED]) + (f" and {more} more" if more > 0 else "")

@@ -1,4 +1,4 @@
-"""The time axis, and where the labels above and beside a picture go so that none covers another."""
+"""The time axis, and the positions of the labels at a picture. No label covers another one."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from .phases import Span
 NARROWEST = 320.0
 #: Pixels of the narrowest screen that is not narrow; see ``page.css``.
 WIDE = 640.0
-#: The maximum of letters in the name of an instance.
+#: The largest number of letters that are shown of an instance's name.
 LONGEST_NAME = 30
-#: Pixels of a letter, and those beside a picture.
+#: The width of a letter, and the margins of a picture, in pixels.
 _LETTER, _MARGINS = 6.3, 40.0
 
 
@@ -32,11 +32,11 @@ class Axis:
         return self.high - self.low
 
     def percent(self, at: float) -> float:
-        """Where a moment is, from 0 at the left to 100 at the right."""
+        """Return the position of a moment, from 0 at the left to 100 at the right."""
         return round(100 * (min(max(at, self.low), self.high) - self.low) / self.span, 3)
 
     def ticks(self) -> list[tuple[float, str, bool]]:
-        """``(percent, label, whether a narrow screen has room for it)``."""
+        """Return the ticks as ``(percent, label, whether a narrow screen has room for it)``."""
         step = next(
             (s for s in (1, 2, 5, 10, 20, 30, 60, 120, 300, 600) if self.span / s <= 14), 1800
         )
@@ -58,7 +58,8 @@ class Mark:
 
 
 def marks_of(result: Result, axis: Axis) -> tuple[Mark, ...]:
-    """The moments that have a label above the bars. Moments that fall together share a label."""
+    """Return the moments that have a label above the bars. Moments that are close together share a
+    label."""
     ends = [gone.exited for gone in result.gone if gone.exited is not None]
     sigterms = [gone.sigterm for gone in result.gone if gone.sigterm is not None]
     last = [at for gone in result.gone if (at := result.last_request(gone)) is not None]
@@ -97,7 +98,7 @@ def marks_of(result: Result, axis: Axis) -> tuple[Mark, ...]:
 
 
 def _row(percent: float, text: str, anchor: str, marks: Sequence[Mark]) -> int:
-    """Find a row where a new label covers no other label and no line crosses a label.
+    """Return a row where a new label covers no other label and no line crosses a label.
 
     Rows count downwards, and a line goes from its label down to the bars. A new row opens below the
     others or above them.
@@ -127,7 +128,7 @@ def _row(percent: float, text: str, anchor: str, marks: Sequence[Mark]) -> int:
 
 
 def name_of_lane(name: str, spans: Sequence[Span], axis: Axis) -> tuple[str, float, str]:
-    """The name above a lane: shortened if it is too long, its position in percent and its
+    """Return the name above a lane, shortened if it is too long, its position in percent and its
     anchor."""
     shown = name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 3] + "..."
     start, end = (spans[0].start, spans[-1].end) if spans else (0.0, 0.0)
@@ -138,10 +139,15 @@ def name_of_lane(name: str, spans: Sequence[Span], axis: Axis) -> tuple[str, flo
 
 
 def fits(text: str, percent: float, screen: float) -> bool:
-    """Whether a text has room in so many percent of a screen that is so many pixels wide."""
+    """Whether a text fits into a part of a picture.
+
+    :param text: the text.
+    :param percent: the width of the part, in percent of the picture.
+    :param screen: the width of the screen, in pixels. The picture is as wide, less its margins.
+    """
     return len(text) * _LETTER + 8 < percent * (screen - _MARGINS) / 100
 
 
 def _width(text: str) -> float:
-    """The width of a text in percent of the narrowest screen."""
+    """Return the width of a text in percent of the narrowest screen."""
     return 100 * len(text) * _LETTER / NARROWEST

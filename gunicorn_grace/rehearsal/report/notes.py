@@ -1,4 +1,4 @@
-"""The notes of a report: what a reader needs to know to judge the numbers."""
+"""The notes of a report, which a reader needs to judge the numbers."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from ..load.tally import ConnectionKind, Tally
 from ..result import Result
 
 MOST_WARNINGS = 5
-"""The maximum of boot warnings among the notes; the JSON document has all."""
+"""The largest number of boot warnings among the notes. The JSON document has all of them."""
 
 
 def notes(results: Sequence[Result]) -> list[str]:
-    """Notes that a reader needs to judge the numbers."""
+    """Return the notes on these runs."""
     found = []
     for result in results:
         name, tally = result.contender.name, result.tally
@@ -50,7 +50,7 @@ def notes(results: Sequence[Result]) -> list[str]:
 
 
 def _lost_by_kind(tally: Tally) -> str:
-    """How many were lost on which kind of connection."""
+    """Return the number of lost requests for each kind of connection, as text."""
     counts = tally.summary()
     text = (
         f"{counts['lost_fresh']} lost on fresh connections, {counts['lost_kept']} on kept-alive "
@@ -63,8 +63,8 @@ def _lost_by_kind(tally: Tally) -> str:
 
 
 def _boot_notes(results: Sequence[Result]) -> list[str]:
-    """What the instances warned of while they booted. If all contenders said it, it has no
-    name."""
+    """Return the warnings and errors that the instances logged while they booted. A text has no
+    contender's name if all contenders logged it."""
     said: dict[str, list[str]] = {}
     for result in results:
         for text in result.boot_warnings:
@@ -79,5 +79,5 @@ def _boot_notes(results: Sequence[Result]) -> list[str]:
 
 
 def number(count: int, thing: str) -> str:
-    """A count with its noun, such as ``1 instance`` or ``2 instances``."""
+    """Return a count with its noun, such as ``1 instance`` or ``2 instances``."""
     return f"{count} {thing}" if count == 1 else f"{count} {thing}s"

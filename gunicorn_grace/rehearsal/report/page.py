@@ -1,10 +1,10 @@
 """The page: one HTML file that shows the result of a rehearsal.
 
 It may be opened from a mail, a CI artifact or a chat, years later, on a phone. So it contains
-everything that it needs: it asks the network for nothing (its own Content-Security-Policy forbids
-it), it works without JavaScript, and each picture has a table of its numbers. Names, paths and log
-lines come from others. So the template escapes them all, and the policy allows only one script, by
-its hash.
+everything that it needs. It loads nothing from the network (its own Content-Security-Policy forbids
+that), it works without JavaScript, and each picture has a table of its numbers. Names, paths and
+log lines may contain anything. So the template escapes them all, and the policy allows only one
+script, by its hash.
 
 The pictures are SVG without a fixed width. Shapes are given in seconds across and pixels down, and
 are stretched to the width of the screen. Text is placed at percentages and keeps its size.
@@ -40,7 +40,7 @@ MOST_LOSSES = 500
 def page(
     results: Sequence[Result], *, made: datetime, max_lost: int = 0, interrupted: bool = False
 ) -> str:
-    """The HTML page on one or more runs of the same plan.
+    """Return the HTML page on one or more runs of the same plan.
 
     :param results: the runs; the last one is judged.
     :param made: the time of the rehearsal, with a time zone.
@@ -114,7 +114,7 @@ def _axis(results: Sequence[Result]) -> Axis:
 
 
 def _kinds(pictures: Sequence[Picture]) -> list[tuple[str, str]]:
-    """The phases that occur, with their texts for the legend."""
+    """Return the phases that occur, with their texts for the legend."""
     seen = {span.kind for picture in pictures for lane in picture.lanes for span in lane.spans}
     return [(kind, text) for kind, text in KINDS.items() if kind in seen]
 

@@ -28,10 +28,10 @@ KINDS = {
 
 
 def phases(gone: Gone, life: Life | None) -> tuple[Span, ...]:
-    """The phases of a deleted instance. They come from the plugin's log, or from hook and SIGTERM
-    without it.
+    """Return the phases of a deleted instance. They come from the plugin's log; without the plugin,
+    from the hook and SIGTERM.
 
-    An instance that is not gone is drawn up to its last known event.
+    An instance that has not ended is drawn up to its last known event.
     """
     deleted = life.deleted if life is not None and life.deleted is not None else 0.0
     said = {text.split(maxsplit=1)[0]: at for at, text in reversed(gone.events)}

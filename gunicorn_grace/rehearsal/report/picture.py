@@ -12,7 +12,7 @@ from . import text as report_text
 from .labels import NARROWEST, WIDE, Axis, Mark, fits, marks_of, name_of_lane
 from .phases import Span, phases
 
-#: The maximum of lanes for deleted instances in a picture.
+#: The largest number of lanes for deleted instances in a picture.
 MOST_LANES = 6
 
 
@@ -36,7 +36,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class PhaseName:
-    """The name of a phase on its lane; ``wide`` says that a narrow screen has no room for it."""
+    """The name of a phase on its lane. If ``wide`` is true, a narrow screen has no room for it."""
 
     label: str
     percent: float
@@ -102,7 +102,7 @@ def picture_of(
     flight_end = flight_top + _FLIGHT
     lanes_top = flight_end + _GAP + 4
     order = sorted(result.gone, key=lambda gone: (gone.exited is None, gone.exited or 0.0))
-    # If there are too many, show those that were gone first and last.
+    # If there are too many, only the instances that were gone first and last are shown.
     followed = (
         order
         if len(order) <= MOST_LANES
@@ -188,7 +188,7 @@ def picture_of(
 
 
 def _phase_names(spans: Sequence[Span], axis: Axis) -> tuple[PhaseName, ...]:
-    """The names of the phases that are long enough for theirs."""
+    """Return the names of the phases that are long enough to show their names."""
     return tuple(
         PhaseName(span.label, axis.percent(span.start), not fits(span.label, room, NARROWEST))
         for span in spans
@@ -197,7 +197,7 @@ def _phase_names(spans: Sequence[Span], axis: Axis) -> tuple[PhaseName, ...]:
 
 
 def _ready(life: Life | None, gone: Gone, axis: Axis) -> tuple[tuple[float, float], ...]:
-    """The intervals in which the platform considered an instance ready."""
+    """Return the intervals in which the platform considered an instance ready."""
     if life is None or not life.readiness:
         return ()
     end = gone.exited if gone.exited is not None else axis.high
@@ -218,7 +218,8 @@ def _ready(life: Life | None, gone: Gone, axis: Axis) -> tuple[tuple[float, floa
 def _outline(
     counts: Sequence[int], at: Callable[[int], float], level: Callable[[int], float], base: float
 ) -> str:
-    """A stepped outline, closed along its base, with points only where it changes."""
+    """Return a stepped outline as an SVG path. It is closed along its base, and has points only
+    where it changes."""
     points = [f"M{at(0):.2f} {base:.1f}"]
     before: int | None = None
     for index, count in enumerate(counts):
@@ -231,7 +232,7 @@ def _outline(
 
 
 def _grid(highest: int) -> list[int]:
-    """One to three round numbers for the grid lines."""
+    """Return one to three round numbers for the grid lines."""
     size = 10 ** math.floor(math.log10(highest))
     step = next(size * m for m in (1, 2, 5, 10) if highest / (size * m) < 3) if highest > 3 else 1
     return list(range(step, highest + 1, step))[:3]

@@ -14,11 +14,12 @@ from . import text as report_text
 from .advice import advice
 
 VERSION = 1
-"""It grows when a field is removed or changes its meaning, not when one is added."""
+"""The version of the document. It grows when a field is removed or changes its meaning, not when
+one is added."""
 
 
 def schema() -> dict[str, Any]:
-    """The JSON Schema (draft 2020-12) of the document."""
+    """Return the JSON Schema (draft 2020-12) of the document."""
     loaded: dict[str, Any] = json.loads(
         resources.files(__package__).joinpath("schema.json").read_text("utf-8")
     )
@@ -26,7 +27,7 @@ def schema() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """The versions of the programs that a result depends on."""
+    """Return the versions of the programs that a result depends on."""
     return {name: metadata.version(name) for name in ("gunicorn-grace", "gunicorn")} | {
         "python": platform.python_version()
     }
@@ -35,7 +36,7 @@ def versions() -> dict[str, str]:
 def document(
     results: Sequence[Result], *, made: datetime, max_lost: int = 0, interrupted: bool = False
 ) -> dict[str, Any]:
-    """The document that ``--json`` writes.
+    """Return the document that ``--json`` writes.
 
     :param results: the runs; the last one is judged.
     :param made: the time of the rehearsal, with a time zone.

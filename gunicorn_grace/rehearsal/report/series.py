@@ -1,8 +1,8 @@
-"""Counts the records of a run for each tenth of a second: requests begun, their outcomes, requests
-in flight.
+"""Counts the records of a run for each tenth of a second: the requests that began, their outcomes,
+and the requests in flight.
 
-The records are too many to draw: 100 instances at 1,000 requests per second leave 100,000 of them.
-The page and the JSON document share these counts, so that they cannot differ.
+There are too many records to draw: 100 instances at 1,000 requests per second leave 100,000 of
+them. The page and the JSON document share these counts, so they cannot differ.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Series:
 
     :ivar start: when the first step begins, a whole multiple of ``step``.
     :ivar step: seconds of a step.
-    :ivar began: for each outcome, how many requests began in each step that ended with it.
+    :ivar began: for each outcome, the number of requests with that outcome that began in each step.
     :ivar in_flight: the highest number of requests in flight during each step.
     :ivar in_flight_deleted: the same for requests to the deleted instances.
     """
@@ -43,11 +43,11 @@ class Series:
         return len(self.in_flight)
 
     def at(self, index: int) -> float:
-        """The time at which a step begins."""
+        """Return the time at which a step begins."""
         return self.start + index * self.step
 
     def lost(self, index: int) -> int:
-        """Requests that began in a step and were lost."""
+        """Return the number of lost requests that began in a step."""
         return sum(
             counts[index]
             for outcome, counts in self.began.items()
@@ -55,11 +55,11 @@ class Series:
         )
 
     def total(self, index: int) -> int:
-        """Requests that began in a step."""
+        """Return the number of requests that began in a step."""
         return sum(counts[index] for counts in self.began.values())
 
     def as_dict(self) -> dict[str, Any]:
-        """The counts as values for JSON."""
+        """Return the counts as values for JSON."""
         return {
             "start": round(self.start, 3),
             "step": self.step,
@@ -92,7 +92,7 @@ def count(
     began = {outcome: [0] * size for outcome in RequestOutcome}
     for record in records:
         began[record.outcome][index(record.started)] += 1
-    # A refused request never arrived.
+    # A refused request never reached an instance, so it was not in flight.
     sent = [record for record in records if record.outcome is not RequestOutcome.REFUSED]
     return Series(
         lowest * step,
@@ -106,7 +106,7 @@ def count(
 def _most_at_once(
     records: Sequence[RequestRecord], index: Callable[[float], int], size: int
 ) -> list[int]:
-    """For each step, the highest number of requests in flight during it."""
+    """Return for each step the highest number of requests in flight during it."""
     changes = sorted(
         [(record.started, 1) for record in records] + [(record.ended, -1) for record in records]
     )

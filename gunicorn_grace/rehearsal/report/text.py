@@ -17,9 +17,9 @@ from .advice import advice
 from .notes import notes, number
 
 WIDTH = 80
-#: The timeline shows up to this many instances. If there are more, it shows only the first.
+#: The timeline shows up to this many instances. If there are more, it shows only the first one.
 _FOLLOWED = 2
-#: The number of contenders beside each other.
+#: The number of contenders side by side.
 _ABREAST = 3
 _LABEL = 17
 _CELL = (WIDTH - _LABEL) // _ABREAST
@@ -71,8 +71,8 @@ MEANINGS = {
 class Row:
     """One line of the comparison: a cell for each contender.
 
-    A ``losses`` row is green where it is zero and red elsewhere; a ``detail`` row belongs to the
-    row above it.
+    In a ``losses`` row, a zero is green and any other number is red. A ``detail`` row belongs to
+    the row above it.
     """
 
     label: str
@@ -87,7 +87,13 @@ def render(
     interrupted: bool = False,
     paint: Paint = unpainted,
 ) -> str:
-    """The whole report on one or more runs of the same plan."""
+    """Return the whole report on one or more runs of the same plan.
+
+    :param results: the runs; the last one is judged.
+    :param max_lost: how many lost requests are still a success.
+    :param interrupted: whether Ctrl-C ended the rehearsal.
+    :param paint: colours a text.
+    """
     good = passed(results, max_lost, interrupted)
     parts = [
         heading(results[0].plan),
@@ -97,7 +103,8 @@ def render(
     parts += [timeline(result, paint) for result in results]
     parts += ["\n".join(textwrap.fill(note, WIDTH) for note in notes(results))]
     parts += [textwrap.fill(advice(results, max_lost, interrupted), WIDTH)]
-    # Programs look for the last line, so it is wrapped only if it is too long.
+    # The verdict is the last line, and programs look for it. So it is wrapped only if it is too
+    # long.
     parts += [
         paint(
             textwrap.fill(verdict(results, max_lost, interrupted), WIDTH), "good" if good else "bad"
@@ -107,12 +114,12 @@ def render(
 
 
 def heading(plan: Plan) -> str:
-    """The plan in words, as lines of at most ``WIDTH`` columns."""
+    """Return the plan in words, as lines of at most ``WIDTH`` columns."""
     return "\n".join(textwrap.fill(sentence, WIDTH) for sentence in sentences(plan))
 
 
 def sentences(plan: Plan) -> list[str]:
-    """The plan in words."""
+    """Return the plan in words, as sentences."""
     what = f"{plan.instances} instances scaled down to {plan.remaining}"
     if (rollout := plan.rollout) is not None:
         how = (
@@ -140,7 +147,8 @@ def _held(plan: Plan) -> list[str]:
 
 
 def rows(results: Sequence[Result]) -> list[Row]:
-    """The comparison of the contenders: requests lost, time to exit, share of the budget."""
+    """Return the rows that compare the contenders: lost requests, time to exit, share of the
+    budget."""
     tallies = [result.tally for result in results]
     found = [
         Row("requests", tuple(str(tally.total) for tally in tallies)),
@@ -180,7 +188,7 @@ def rows(results: Sequence[Result]) -> list[Row]:
 
 
 def table(results: Sequence[Result], paint: Paint = unpainted) -> str:
-    """The contenders side by side, three abreast.
+    """Return the table of the contenders, three side by side.
 
     ``gone after`` is the longest time from the deletion of an instance to its end, and ``budget
     used`` its share of the period. ``last request`` is the time at which the last request was
@@ -204,7 +212,7 @@ def table(results: Sequence[Result], paint: Paint = unpainted) -> str:
 
 
 def timeline(result: Result, paint: Paint = unpainted) -> str:
-    """The events of a run, in seconds since the deletion."""
+    """Return the events of a run as text, with the seconds since the deletions began."""
     lines = [paint(f"{result.contender.name}:", "head")]
     lines += [
         textwrap.fill(f"  {at:6.1f} s  {text}", WIDTH, subsequent_indent=_INDENT)
@@ -221,7 +229,7 @@ def timeline(result: Result, paint: Paint = unpainted) -> str:
 
 
 def moments(result: Result, followed: int) -> list[tuple[float, str]]:
-    """The events of a run in their order, with the seconds since the deletion.
+    """Return the events of a run in their order, with the seconds since the deletions began.
 
     :param result: the run.
     :param followed: how many deleted instances to show. If there are more, only the first is shown.
@@ -268,12 +276,12 @@ def moments(result: Result, followed: int) -> list[tuple[float, str]]:
 
 
 def lost_at(record: RequestRecord, result: Result) -> float:
-    """The start of a lost request, in seconds since the deletion."""
+    """Return the start of a lost request, in seconds since the deletions began."""
     return record.started - result.origin
 
 
 def described(record: RequestRecord) -> str:
-    """A lost request in a few words."""
+    """Describe a lost request in a few words."""
     to = record.endpoint or "no instance"
     return f"{label(record.outcome)}, {KINDS[record.kind]} to {to}"
 
@@ -289,7 +297,7 @@ def passed(results: Sequence[Result], max_lost: int = 0, interrupted: bool = Fal
 
 
 def verdict(results: Sequence[Result], max_lost: int = 0, interrupted: bool = False) -> str:
-    """One line about the judged contender, the last one."""
+    """Return a line about the judged contender, the last one."""
     result = results[-1]
     name, tally = result.contender.name, result.tally
     if interrupted:
