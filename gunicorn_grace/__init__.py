@@ -61,6 +61,7 @@ def install(namespace: Any) -> None:
     :param namespace: the file's ``globals()``, or a gunicorn ``Config``.
     :raises ConfigurationError: gunicorn is not loading a configuration, and ``namespace`` is not a
         ``Config``.
+    :raises SettingError: an environment variable has an invalid value.
     """
     from .conf import install as conf_install
 
@@ -101,19 +102,22 @@ def check(
 
 def phase() -> Phase:
     """Return the phase of the instance that this process belongs to. Runs in the arbiter, in
-    workers and in what they have forked; any other process gets ``SERVING``."""
+    workers and in their forked children. Any other process gets ``SERVING``."""
     return _memory.attached.phase() if _memory.attached else Phase.SERVING
 
 
 def is_terminating() -> bool:
-    """Whether the shutdown has begun. It only reads shared memory, so it is cheap enough for a
-    loop. Runs in any process."""
+    """Whether the shutdown has begun. The call only reads shared memory, so it is cheap enough for
+    a loop. Runs in any process; outside gunicorn it is always false."""
     return _memory.attached is not None and _memory.attached.is_terminating()
 
 
 def seconds_left() -> float | None:
-    """Return the seconds until the deadline, when this process must be gone; ``None`` before a
-    shutdown and without a known deadline. Runs in any process."""
+    """Return the seconds until the deadline, by which this process must have exited; 0 after it.
+
+    ``None`` before a shutdown, and in a shutdown without a known deadline. Runs in any process;
+    outside gunicorn it is always ``None``.
+    """
     return _memory.attached.seconds_left() if _memory.attached else None
 
 

@@ -40,8 +40,8 @@ def on_lame_duck(function: Any = None, /, *, timeout: float = CALLBACK_TIMEOUT) 
     any other worker it gets a loop of its own. Callbacks run one after another in the order of
     registration, once per shutdown, and the first one starts at most half a second after T0. A
     worker that boots later runs them when it has booted. Exceptions are logged. Callbacks do not
-    run after SIGINT or SIGQUIT. Nor do these in an instance that was replaced by SIGUSR2: it has no
-    LAME_DUCK, and its successor serves the same address.
+    run after SIGINT or SIGQUIT. These callbacks do not run in an instance that was replaced by
+    SIGUSR2 either, because it has no LAME_DUCK and its successor serves the same address.
 
     :param function: the function.
     :param timeout: how many seconds it may take. After that the log names it, and the next callback
@@ -62,8 +62,8 @@ def on_drain(function: Any = None, /, *, timeout: float = CALLBACK_TIMEOUT) -> A
 
     It works like :func:`on_lame_duck`, whose callbacks all run first. The worker does not leave
     before the function has ended or the drain limit has passed. A worker that leaves during
-    LAME_DUCK, for example because of ``max_requests``, runs it before it leaves. It also runs in an
-    instance that was replaced by SIGUSR2, when that drains.
+    LAME_DUCK, for example because of ``max_requests``, runs the function before it leaves. An
+    instance that was replaced by SIGUSR2 also runs it when it drains.
 
     :param function: the function.
     :param timeout: how many seconds it may take. After that the log names it, and the next callback
@@ -104,9 +104,9 @@ def hold(name: str) -> Iterator[None]:
 
     A dismissed worker waits for its holds as it does for requests in flight. In a shutdown it waits
     up to the drain limit, otherwise (SIGHUP, SIGTTOU, ``max_requests``) up to ``graceful_timeout``.
-    Then the log names the holds that are left. SIGINT and SIGQUIT do not wait. The work itself is
-    not stopped. Any thread or greenlet may take a hold, and a different one may give it back
-    (``contextlib.ExitStack``). Outside a worker a hold does nothing.
+    Then the log names the holds that are left. After SIGINT and SIGQUIT the worker does not wait.
+    The work itself is not stopped. Any thread or greenlet may take a hold, and a different one may
+    give it back (``contextlib.ExitStack``). Outside a worker a hold does nothing.
 
     :param name: the name of the hold in the log.
     """
@@ -122,8 +122,8 @@ def hold(name: str) -> Iterator[None]:
 
 
 class _UntilTerminating(Generic[_T]):
-    """An iterator and not a generator, because closing a generator before its first item would not
-    close the iterable."""
+    """An iterator that ends with the shutdown. It is not a generator, because closing a generator
+    before its first item would not close the iterable."""
 
     def __init__(self, iterable: Iterable[_T], at: Phase) -> None:
         self._iterable: Iterable[_T] | None = iterable
@@ -181,14 +181,14 @@ def until_terminating(iterable: Iterable[_T], at: Phase = ...) -> Iterator[_T]: 
 def until_terminating(iterable: AsyncIterable[_T], at: Phase = ...) -> AsyncIterator[_T]: ...
 def until_terminating(iterable: Any, at: Phase = Phase.LAME_DUCK) -> Any:
     """Iterate over ``iterable`` until the shutdown begins. An endless response then ends, and its
-    client reconnects elsewhere. Without a shutdown it yields all items.
+    client reconnects elsewhere. Without a shutdown the iterator yields all items.
 
-    No item is lost, because it checks for the shutdown before it takes each item. It does not
-    interrupt a wait for the next item, so yield something every few seconds (server-sent events: a
-    line ``: \\n\\n``). Closing it, as servers do at the end of a response, closes ``iterable``, and
-    so does the end of the stream. Runs in any process.
+    No item is lost, because the iterator checks for the shutdown before it takes each item. It does
+    not interrupt a wait for the next item, so yield something every few seconds (server-sent
+    events: a line ``: \\n\\n``). When the shutdown ends the stream, or when the server closes the
+    iterator at the end of a response, ``iterable`` is closed too. Runs in any process.
 
-    :param iterable: the items; asynchronous ones too.
+    :param iterable: the items, synchronous or asynchronous.
     :param at: the phase that ends the stream. Use ``DRAINING`` for a stream that continues during
         the delay.
     :returns: an iterator over the items, asynchronous if ``iterable`` is.

@@ -1,8 +1,8 @@
 """The probes as an ASGI middleware.
 
 Under gunicorn's own ASGI worker and uvicorn's, the overlay
-(:mod:`gunicorn_grace.worker.asgi_overlay`) answers them without it. It is for an application whose
-author wants the plugin's probes and no others, and for worker classes that the plugin does not
+(:mod:`gunicorn_grace.worker.asgi_overlay`) answers the probes without this middleware. Use it if
+the plugin alone should answer the probe paths, or with a worker class that the plugin does not
 know::
 
     from gunicorn_grace.asgi import Probes
@@ -37,7 +37,7 @@ __all__ = ["Probes"]
 
 class Probes:
     """ASGI middleware that answers the probe paths. It counts all other requests while the
-    application serves them, unless the overlay around it does.
+    application serves them, unless the overlay or gunicorn's hooks already count them.
 
     Once the shutdown has begun, HTTP/1.1 responses say ``Connection: close``. A WebSocket counts as
     a request in flight while it is open. It is never a probe.
@@ -52,8 +52,8 @@ class Probes:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         answers = self._answers
         if answers is None or answers.worker is not process.this_worker:
-            # This is created in the worker and not where the application is built, which with
-            # preload_app is the arbiter.
+            # With preload_app the application is built in the arbiter, so this must wait for the
+            # first request in a worker.
             answers = self._answers = WorkerAnswers(process.this_worker)
         ours = answers.worker if COUNTED not in scope else None
         if ours is not None:

@@ -132,8 +132,8 @@ def run(command: tuple[str, ...]) -> int:
 
 
 def _say(line: str) -> None:
-    """Print what was done. Where that fails (a full disk) it is done all the same, and a preStop
-    hook has to wait."""
+    """Print what was done. An error such as a full disk is ignored, because the work is done all
+    the same, and a preStop hook still has to wait."""
     try:
         click.echo(line)
     except OSError:
@@ -141,7 +141,7 @@ def _say(line: str) -> None:
 
 
 def _show(error: click.ClickException) -> None:
-    """Say what is wrong with the command line, in one line. Where there is no command at all, click
+    """Print what is wrong with the command line, in one line. If there is no command at all, click
     shows the help."""
     if isinstance(error, getattr(click.exceptions, "NoArgsIsHelpError", ())):
         error.show()
@@ -158,8 +158,11 @@ cli.add_command(rehearse)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line. Exit codes: 0 done, 1 could not be done, 2 wrong usage (``check``,
-    ``rehearse`` and ``run`` have their own)."""
+    """Run the command line, and return its exit code: 0 done, 1 could not be done, 2 wrong usage,
+    130 after Ctrl-C. ``check``, ``rehearse`` and ``run`` have their own codes.
+
+    :param argv: the arguments; those of this process by default.
+    """
     try:
         result = cli.main(
             args=None if argv is None else list(argv),

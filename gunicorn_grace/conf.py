@@ -3,9 +3,9 @@
 There are three ways to enable the plugin. All of them call :func:`install`, which adds the plugin's
 settings to the gunicorn ``Config`` that is being loaded, and its hooks in front of the user's:
 
-- ``-c python:gunicorn_grace.conf``: this module, which also loads the ``gunicorn.conf.py`` of the
-  working directory. gunicorn reads only one configuration file, and with ``-c`` it would ignore
-  that one.
+- ``-c python:gunicorn_grace.conf`` names this module, which also loads the ``gunicorn.conf.py`` of
+  the working directory. gunicorn reads only one configuration file, so with ``-c`` it would ignore
+  ``gunicorn.conf.py``.
 - a configuration file with ``from gunicorn_grace.conf import *``: the import is enough, and it adds
   no names to the file.
 - ``gunicorn_grace.install(globals())`` in a configuration file.
@@ -40,12 +40,13 @@ def install(namespace: Any = None) -> None:
 
     Call it from a configuration file, ``gunicorn_grace.install(globals())``, or with the ``Config``
     of an embedded gunicorn (``BaseApplication.load_config``: ``gunicorn_grace.install(self.cfg)``).
-    In the hook ``on_starting`` it works as well. Later it changes nothing, and a line in the log
+    It also works in the hook ``on_starting``. A later call changes nothing, and a line in the log
     says so. A second call changes nothing. Runs in the arbiter.
 
     :param namespace: the file's ``globals()``, or a gunicorn ``Config``.
     :raises ConfigurationError: gunicorn is not loading a configuration, and ``namespace`` is not a
         ``Config``.
+    :raises SettingError: an environment variable has an invalid value.
     """
     found = _stack.loading_application()
     arbiter = _stack.running_arbiter() if found is None else None
@@ -86,7 +87,8 @@ def _end_by_sigterm_as_pid_1() -> None:
 def _end(sig: int, frame: FrameType | None) -> None:
     # Exit without cleanup, as the default action does. The instance was never ready.
     if os.getpid() != 1:
-        # A child that the application has forked: whoever waits for it sees the signal.
+        # This is a child that the application has forked. Its parent must see that the signal ended
+        # it.
         signal.signal(sig, signal.SIG_DFL)
         os.kill(os.getpid(), sig)
     os._exit(128 + sig)
@@ -98,7 +100,7 @@ def _end(sig: int, frame: FrameType | None) -> None:
 def _load() -> None:
     found = _embedding.on_import(install)
     if found is None:
-        return  # Not imported by gunicorn, but by a program.
+        return  # A program has imported this module, not gunicorn.
     app, frame = found
     try:
         install(app.cfg)

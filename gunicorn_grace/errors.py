@@ -62,7 +62,7 @@ class CheckError(GraceError, ValueError):
 
 
 class TransitionError(GraceError):
-    """The lifecycle was asked for a transition that its table does not contain.
+    """The transition table does not contain the wanted transition.
 
     :ivar current: the current phase.
     :ivar wanted: the phase that was asked for.

@@ -1,8 +1,8 @@
 """The probes as Flask routes: a blueprint, or ``init_app``. Runs in workers.
 
-Both do the same. The routes appear in ``app.url_map``, ``url_for`` knows them, and the
-application's ``before_request`` functions and error handlers apply to them. An application that
-uses neither gets the probes from the overlay.
+Both add the same routes. The routes appear in ``app.url_map``, ``url_for`` knows them, and the
+application's ``before_request`` functions and error handlers apply to them. If an application uses
+neither, the overlay answers the probes.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ def _answer(kind: Kind, check: str | None = None, **host: str) -> Response:
     held: dict[str, Any] = current_app.extensions[EXTENSION]
     answers: WorkerAnswers | None = held.get("answers")
     if answers is None or answers.worker is not process.this_worker:
-        # This is created in the worker and not where the application is built, which with
-        # preload_app is the arbiter.
+        # With preload_app the application is built in the arbiter, so this must wait for the first
+        # request in a worker.
         answers = held["answers"] = WorkerAnswers(process.this_worker, held["settings"])
     answer = answers.answer(Target(kind, check), request.environ)
     return Response(answer.body, status=answer.status, headers=list(answer.headers))
@@ -51,12 +51,13 @@ def _answer(kind: Kind, check: str | None = None, **host: str) -> Response:
 def _add_routes(setup: BlueprintSetupState) -> None:
     loaded = settings.loaded() or Settings()
     setup.app.extensions[EXTENSION] = {"settings": loaded}
-    # With host_matching a rule belongs to one host. kubelet uses the pod's address as the host, so
-    # these rules have to match any host.
+    # With host_matching a rule belongs to one host. The kubelet uses the pod's address as the host,
+    # so these rules have to match any host.
     options = {"host": "<_grace_host>"} if setup.app.url_map.host_matching else {}
     for path, kind in Answers(loaded).paths.items():
         for rule in (path, f"{path.rstrip('/')}/<check>"):
-            # All methods, so that the plugin also answers a wrong one: 405 with Allow.
+            # All methods are routed here, because the plugin answers a wrong one with 405 and
+            # Allow.
             setup.add_url_rule(
                 rule,
                 _endpoint(path, kind),

@@ -4,16 +4,16 @@
 hook                                   the part that it calls
 =====================================  =========================================================
 ``on_starting``, ``on_reload``         arbiter: attach, the settings, the budget, the probe port,
-                                       and what it warns of at boot
+                                       and the warnings at boot
 ``pre_fork``, ``child_exit``           arbiter: the roster
 ``post_fork``                          worker: join, before gunicorn sets the signals
 ``post_worker_init``                   worker: the overlay, the access log, publishing, booted
 ``pre_request``, ``post_request``      worker: the counter
 ``worker_int``, ``worker_abort``       worker: the requests that are cut off
-``on_exit``                            arbiter: the summary and the report
+``on_exit``                            arbiter: the summary, the report, the end of the probe port
 =====================================  =========================================================
 
-With ``grace_enabled = False`` the arbiter and the workers keep the probes alone
+With ``grace_enabled = False`` only the probes are left in the arbiter and in the workers
 (:mod:`gunicorn_grace.arbiter.switched_off`, :mod:`gunicorn_grace.worker.probes_only`).
 
 ``worker_exit`` is not used, because by then gunicorn has closed the worker's heartbeat (22.0 to
@@ -67,7 +67,10 @@ def adopt(cfg: Any) -> None:
 
 
 def on_starting(server: Any) -> None:
-    """Runs in the arbiter, before the first fork."""
+    """Runs in the arbiter, before the first fork.
+
+    :raises ConfigurationError: two settings contradict each other.
+    """
     loaded = settings.Settings.of(server.cfg)
     settings.check(loaded)
     for line in checking.told_of_variables(server.cfg):
@@ -89,7 +92,8 @@ def on_starting(server: Any) -> None:
 
 
 def on_reload(server: Any) -> None:
-    """Runs in the arbiter, after SIGHUP."""
+    """Runs in the arbiter, after SIGHUP. If the new settings contradict each other, the old ones
+    stay in force."""
     if not stack.has_plugin(server):
         embedding.tell_too_late(server)
         return
@@ -126,7 +130,7 @@ def _roster(server: Any) -> Roster | None:
 
 
 def child_exit(server: Any, worker: Any) -> None:
-    """Runs in the arbiter; in gunicorn 22 and 23 in its signal handler."""
+    """Runs in the arbiter's main loop; in gunicorn 22 and 23 in its signal handler."""
     if (roster := _roster(server)) is not None:
         roster.free(worker)
 
@@ -155,8 +159,8 @@ def post_worker_init(worker: Any) -> None:
     try:
         _stand_in_front(worker, ours)
     finally:
-        # The worker serves even if a part has failed. If it did not say so, the instance would
-        # never be ready.
+        # The worker serves even if a part has failed. If it were not marked as booted, the instance
+        # would never be ready.
         ours.booted(worker)
     # The settings object that refuses unknown names adds a Python call to every lookup, and
     # gunicorn makes 20 lookups for each request.
@@ -165,7 +169,7 @@ def post_worker_init(worker: Any) -> None:
 
 
 def _answer_probes_only(worker: Any, ours: probes_only.ProbesOnly) -> None:
-    """The instance is switched off."""
+    """Answer the probes in front of the application of an instance that is switched off."""
     try:
         how = classes.tracking(type(worker))
         if how == classes.WSGI and classes.is_tornado_app(worker.wsgi):
@@ -221,8 +225,8 @@ def post_request(worker: Any, req: Any, environ: Any, resp: Any) -> None:
 def worker_int(worker: Any) -> None:
     """Runs in the worker, in its signal handler; with ``reload`` in the reloader's thread."""
     ours = process.this_worker
-    # The reloader (gunicorn 22.0 to 27.0) ends its own thread alone. The worker finishes what it
-    # serves.
+    # When the reloader calls this hook, only its own thread ends (gunicorn 22.0 to 27.0). The
+    # worker finishes the requests that it serves.
     if ours is not None and not process.is_in_reloader(worker):
         ours.leaving.note_cut_off()
         ours.unfinished.tell_at_once(INTERRUPTED)

@@ -1,9 +1,9 @@
 """The metrics of the whole instance for Prometheus, from any worker.
 
 Use ``registry.register(Collector())``, with the extra ``prometheus`` installed. In
-prometheus_client's own multiprocess mode each worker writes files that are summed at a scrape and
-have to be removed when the worker is gone. These metrics need no files, and both can use the same
-registry.
+prometheus_client's own multiprocess mode each worker writes files. A scrape sums them, and somebody
+has to remove them when the worker is gone. The plugin's metrics need no files. Both kinds of
+metrics can use the same registry.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Collector(registry.Collector):
 
     Each scrape reads the shared memory of the instance that the process belongs to. Runs in the
     arbiter and in workers, and may be registered before the fork (``preload_app``). Outside
-    gunicorn the phase is SERVING and every other value is 0.
+    gunicorn the phase is SERVING, every count is 0, and the start of the shutdown is absent.
     """
 
     def collect(self) -> Iterator[Metric]:

@@ -1,8 +1,8 @@
 """Fixtures for the tests of an application. pytest finds them by itself if this package is
 installed.
 
-This module is separate from :mod:`gunicorn_grace.testing`, because every run of pytest in the
-environment imports it. It imports nothing else of the package until a test uses a fixture.
+Every run of pytest in the environment imports this module. So it is separate from
+:mod:`gunicorn_grace.testing`, and imports the rest of the package only when a test uses a fixture.
 """
 
 from __future__ import annotations

@@ -37,8 +37,7 @@ NUMBER = 0
 
 
 class _Pretended(Memory):
-    """A memory that no other process shares and no command finds, with a countdown that stands
-    still."""
+    """A memory that no other process shares and no command finds. Its countdown stands still."""
 
     left: float | None = None
 
@@ -91,8 +90,8 @@ class Instance:
         As in a worker, each runs in its own thread, without an application context, and has its
         timeout.
 
-        :raises BaseException: a callback raised it, or it is a ``TimeoutError`` that names a
-            callback that did not end in time. Later callbacks have not run then.
+        :raises BaseException: what a callback raised, or a ``TimeoutError`` that names a callback
+            that did not end in time. Later callbacks have not run then.
         """
         callbacks = self._duties.callbacks
         while due := callbacks.due():
@@ -121,7 +120,8 @@ def in_phase(
     :param seconds_left: the value that ``seconds_left()`` returns; ``None`` for an instance without
         a deadline.
     :returns: the pretended instance.
-    :raises UsageError: this process belongs to a real gunicorn, or see :meth:`Instance.enter`.
+    :raises UsageError: this process belongs to a real gunicorn, or ``seconds_left`` does not fit
+        (see :meth:`Instance.enter`).
     """
     if memory.attached is not None and not isinstance(memory.attached, _Pretended):
         raise UsageError(

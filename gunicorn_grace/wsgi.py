@@ -1,7 +1,7 @@
 """The probes as a WSGI middleware, for Django and every other WSGI application.
 
-Without it the overlay (:mod:`gunicorn_grace.worker.overlay`) answers them. Runs in workers. Outside
-gunicorn every answer is that of a serving instance.
+Without this middleware the overlay (:mod:`gunicorn_grace.worker.overlay`) answers the probes. Runs
+in workers. Outside gunicorn every answer is that of a serving instance.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class Probes:
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         answers = self._answers
         if answers is None or answers.worker is not process.this_worker:
-            # This is created in the worker and not where the application is built, which with
-            # preload_app is the arbiter.
+            # With preload_app the application is built in the arbiter, so this must wait for the
+            # first request in a worker.
             answers = self._answers = WorkerAnswers(process.this_worker)
         target = answers.answers.target(environ.get("PATH_INFO", ""))
         if target is None:
