@@ -1,12 +1,13 @@
-"""What every Python below ``gunicorn-grace run`` executes when it starts.
+"""Every Python below ``gunicorn-grace run`` executes this module when it starts.
 
-Python imports a module of this name, if there is one on its path (see ``site`` in its
-documentation). ``ddtrace-run`` and ``opentelemetry-instrument`` come in by the same door. This one
-waits for gunicorn. Where gunicorn is imported, the plugin is switched on as by ``import
-gunicorn_grace.conf``; a Python that does not import it has nothing of the plugin but a few lines.
+Python imports a module of this name if there is one on its path (see ``site`` in Python's
+documentation). ``ddtrace-run`` and ``opentelemetry-instrument`` use the same mechanism. This module
+waits until gunicorn is imported, and then switches the plugin on as ``import gunicorn_grace.conf``
+does. A Python that never imports gunicorn runs only a few lines of the plugin.
 
-Then the ``sitecustomize`` is executed that Python would have found without this one. It may belong
-to another tool of this kind, which in turn looks for the next: that can be this one again.
+Then this module executes the ``sitecustomize`` that Python would have found without it. That file
+may belong to another tool of this kind, which in turn looks for the next one. The next one can be
+this module again.
 """
 
 import importlib
@@ -34,7 +35,8 @@ def _switch_on() -> None:
 
 
 def _wait() -> None:
-    # By its path: the package may be missing here, and would cost every Python its import.
+    # The file is loaded by its path. The package may be missing here, and importing it would cost
+    # every Python time.
     path = os.path.join(os.path.dirname(HERE), "shared", "imports.py")
     name = "_gunicorn_grace_imports"
     code = SourceFileLoader(name, path).get_code(name)
@@ -59,7 +61,7 @@ def _go_on(executed: "list[str]") -> None:
         module = type(sys)(NAME)
         module.__spec__, module.__loader__ = spec, spec.loader
         module.__file__ = spec.origin
-        sys.modules[NAME] = module  # It is the one that others mean by the name.
+        sys.modules[NAME] = module  # Other code that imports this name expects that module.
         spec.loader.exec_module(module)
         return
 

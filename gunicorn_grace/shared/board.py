@@ -27,7 +27,7 @@ BOARD_HEAD, ENTRY_CELLS = 8, NAME_CELLS + 4
 BOARD_CELLS = BOARD_HEAD + ENTRIES * ENTRY_CELLS
 
 TRIES = 3
-"""How often a reader tries to read a board whose owner changes while it reads."""
+"""How many times a reader reads a board whose owner changes during the read."""
 
 
 class Entry(NamedTuple):
@@ -36,7 +36,7 @@ class Entry(NamedTuple):
     :ivar name: the check's name.
     :ivar kind: the number of its kind of probe.
     :ivar good_for: how long a result is valid, in nanoseconds.
-    :ivar known: when the result came, in monotonic nanoseconds; 0 while there is no result.
+    :ivar known: when the result came, in monotonic nanoseconds; 0 before the first result.
     :ivar passed: whether the check passed.
     """
 

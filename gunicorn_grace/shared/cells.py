@@ -1,6 +1,6 @@
 """The cells of the shared memory by their names: a header, and a record for each worker.
 
-:mod:`gunicorn_grace.shared.memory` says how they lie and who writes them.
+:mod:`gunicorn_grace.shared.memory` describes the layout, and which process writes which cell.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ class Cell:
 
 
 class Text:
-    """Cells that hold a short text of ASCII. A longer one is cut.
+    """Cells that hold a short ASCII text. A longer text is cut.
 
-    A reader shows it with care, because any worker can store anything there.
+    A reader must escape the text before it shows it, because any worker can store anything there.
     """
 
     __slots__ = ("cells", "offset")
@@ -113,7 +113,7 @@ class Header(View):
     http_shut: Cell = Cell(14)
     """Whether ``?down=true`` is disabled until restart."""
     rate: Cell = Cell(15)
-    """Requests in 1000 seconds."""
+    """Requests in 1000 seconds, over the minute before T0."""
     delay: Cell = Cell(16)
     """The longest duration of LAME_DUCK unless late requests extend it, in nanoseconds."""
     delay_over: Cell = Cell(17)
@@ -135,23 +135,24 @@ class Header(View):
     end_delay: Cell = Cell(25)
     """When ``end-delay`` was last called."""
     held: Cell = Cell(26)
-    """Whether an operator's drain is in force, which waits for ``undrain``."""
+    """Whether an operator's drain is in force. It lasts until ``undrain``."""
     emptied: Cell = Cell(29)
-    """Whether the accept queues were served to their end when the workers were dismissed."""
+    """Whether the listeners were sealed, and their accept queues empty, when the workers were
+    dismissed."""
     successor: Cell = Cell(30)
-    """When an instance that waits for the addresses of this one has last asked it to end its
-    delay."""
+    """When another instance last asked this one to end its delay, because it waits for the same
+    addresses."""
     told: Cell = Cell(27)
-    """When the arbiter got its first SIGTERM, also if it serves on because of SIGUSR2. Another
-    arbiter reads it."""
+    """When the arbiter got its first SIGTERM. It is set even if ``sigterm`` is not, because another
+    arbiter serves the same sockets (SIGUSR2). The other arbiter reads it."""
     switched_off: Cell = Cell(51)
-    """Whether the instance is switched off (``grace_enabled``). There is then no shutdown of ours,
-    and no command can begin one."""
+    """Whether the instance is switched off (``grace_enabled``). gunicorn then shuts down by itself,
+    and no command can begin a shutdown."""
     handed_over: Cell = Cell(52)
-    """Whether somebody else made the listening sockets and keeps them, so that nobody is turned
-    away while the instance drains."""
+    """Whether another process made the listening sockets and keeps them (systemd). No client is
+    then refused while the instance drains."""
     uncounted: Cell = Cell(28)
-    """Whether the requests of the workers cannot be counted. The counts then say nothing."""
+    """Whether the requests of the workers cannot be counted. The counts then mean nothing."""
     plugin: Text = Text(31, 2)
     """The version of gunicorn-grace in the arbiter."""
     gunicorn: Text = Text(33, 2)
@@ -161,13 +162,13 @@ class Header(View):
 
 
 class Lost(NamedTuple):
-    """How many requests are lost, by how far each of them had come.
+    """How many requests are lost, counted by the progress of each request.
 
-    :ivar in_flight: the application was serving it.
-    :ivar pipelined: it waited behind one in flight, on the same connection.
-    :ivar half_read: the worker had read a part of it.
-    :ivar not_begun: the worker had accepted the connection, and nothing more.
-    :ivar accept_queue: the kernel had accepted the connection, and no worker had.
+    :ivar in_flight: the application was serving the request.
+    :ivar pipelined: the request waited behind one in flight, on the same connection.
+    :ivar half_read: the worker had read a part of the request.
+    :ivar not_begun: the worker had accepted the connection and had not begun the request.
+    :ivar accept_queue: the connection was in an accept queue, and no worker had accepted it.
     """
 
     in_flight: int = 0
@@ -177,15 +178,15 @@ class Lost(NamedTuple):
     accept_queue: int = 0
 
     def total(self) -> int:
-        """All of them."""
+        """Return how many requests are lost in all."""
         return sum(self)
 
     def plus(self, other: Lost) -> Lost:
-        """Both together."""
+        """Return the sum of both, for each kind."""
         return Lost(*map(operator.add, self, other))
 
     def minus(self, other: Lost) -> Lost:
-        """What is in this and not yet in the other, an earlier state of it."""
+        """Return what was added since ``other``, an earlier state."""
         return Lost(*map(operator.sub, self, other))
 
 
@@ -225,24 +226,24 @@ class Record(View):
 
     waiting: Cell = Cell(16)
     """Connections that the worker has accepted, with a request that no thread or greenlet has
-    begun. It is right while the shutdown is under way, at worst 0.2 s old, and 0 otherwise."""
+    begun. During a shutdown the number is at most 0.2 s old. Otherwise it is 0."""
     half_read: Cell = Cell(17)
-    """Requests of which the worker has read a part, and not yet enough to serve them."""
+    """Requests of which the worker has read only a part, too little to serve them."""
     pipelined: Cell = Cell(18)
     """Requests that wait behind one in flight, on the same connection."""
     uncounted: Cell = Cell(19)
-    """Whether the worker's requests cannot be counted. Its numbers then say nothing."""
+    """Whether the worker's requests cannot be counted. Its numbers then mean nothing."""
     queued: Cell = Cell(20)
-    """Connections in accept queues that are the worker's own (``reuse_port``)."""
+    """Connections in the worker's own accept queues (``reuse_port``)."""
     may_shut: Cell = Cell(21)
-    """Whether this worker copes with listening sockets that are shut."""
+    """Whether the arbiter may shut the listening sockets without an error in this worker."""
     requests_before: Cell = Cell(22)
     """The value of ``requests`` when the worker got this record."""
     since_t0_before: Cell = Cell(23)
     """The value of ``since_t0`` when the worker got this record, or when the last shutdown was
     taken back."""
     requests_at_look: Cell = Cell(24)
-    """The value of ``requests`` when the worker last looked for what waits in it."""
+    """The value of ``requests`` when the worker last counted ``waiting``."""
 
     def __init__(self, cells: memoryview[int], begin: int, number: int) -> None:
         super().__init__(cells, begin)
@@ -255,8 +256,10 @@ class Record(View):
         return cls(memoryview(bytearray(8 * RECORD_CELLS)).cast("q"), 0, -1)
 
     def would_lose(self) -> Lost:
-        """What would be lost if the worker ended now, or was lost when it was interrupted."""
-        # Since then some of those that waited have been begun. A worker that hangs looks no more.
+        """Return what would be lost if the worker ended now, or what was lost when it was
+        interrupted."""
+        # A worker that hangs no longer updates `waiting`. The requests that it has begun since its
+        # last look are in flight, and must not count twice.
         begun = max(self.requests - self.requests_at_look, 0)
         return Lost(
             in_flight=max(self.in_flight, self.cut_off, 0),

@@ -1,4 +1,5 @@
-"""The metrics of an instance as prometheus_client takes them. Only for processes that have it."""
+"""The metrics of an instance in the form that prometheus_client takes. Runs in any process that has
+prometheus_client installed."""
 
 from __future__ import annotations
 

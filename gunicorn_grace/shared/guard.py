@@ -28,12 +28,11 @@ def tell_once(name: str, process: Any) -> None:
 
 
 def guarded(hook: Callable[..., None]) -> Callable[..., None]:
-    """Wrap one of the plugin's hooks so that it lets no exception out.
+    """Wrap one of the plugin's hooks so that it raises nothing but :exc:`ConfigurationError`.
 
-    gunicorn would halt (``post_fork``) or answer 500 (``pre_request``).
-
-    :raises ConfigurationError: the hook raised it because the user's settings contradict each
-        other.
+    After another exception gunicorn would halt (``post_fork``) or answer 500 (``pre_request``). A
+    ``ConfigurationError`` passes, because the user's settings contradict each other and gunicorn
+    must not start.
     """
 
     @functools.wraps(hook)

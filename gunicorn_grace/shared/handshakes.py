@@ -1,18 +1,19 @@
-"""Clients that are on the way to a listener when it is sealed.
+"""Clients whose handshake is not complete when a listener is sealed.
 
-The kernel has answered a client's SYN and waits for the last segment of the handshake. Until that
-comes, nothing waits in the accept queue, and no poll shows it. But the client may see this
-connection as established already: if the accept queue was full, the kernel dropped the last
-segment, and the client's request with it. The client then sends the request again, in intervals
-that double, and each of them completes the handshake if there is room. If the listener were closed
-before, these clients would get a reset. (Measured with a full queue: 15 of 20 clients.)
+The kernel has answered such a client's SYN and waits for the last segment of the handshake. Until
+then the connection is not in the accept queue, and no poll shows it. But the client may already see
+the connection as established: if the accept queue was full, the kernel dropped the last segment and
+the client's request. The client then sends the request again, at intervals that double. Each
+attempt completes the handshake if the queue has room. If the listener were closed before that,
+these clients would get a reset (measured with a full queue: 15 of 20 clients).
 
-Two things tell of such clients. The kernel lists the handshakes over netlink (sock_diag(7)), with
-the number of times that it has sent the SYN-ACK again: 1, 3 and 7 s after the first one, and so on.
-A client that still exists answers within a round trip. One that does not is given up, so that the
-remains of a port scan do not hold a shutdown. And if an accept queue was full, more clients come
-than the list shows, because the kernel keeps no state for those that it gave a SYN cookie. They are
-waited for twice as long as they may have been trying.
+There are two signs of such clients. First, the kernel lists the handshakes over netlink
+(sock_diag(7)), with the number of times that it has sent the SYN-ACK again: 1, 3 and 7 s after the
+first one, and so on. A client that still exists answers within a round trip. A client that does not
+answer is given up, because otherwise the remains of a port scan would hold up the shutdown. Second,
+an accept queue was full. Then more clients come than the list shows, because the kernel keeps no
+state for clients that got a SYN cookie. The arbiter waits for them twice as long as they may have
+been trying. Runs in the arbiter, and in workers that have their own listeners.
 """
 
 from __future__ import annotations
@@ -29,15 +30,15 @@ from typing import Any
 from .cells import NS
 
 ROUND_TRIP = 1.5
-"""Seconds in which a client answers a SYN-ACK."""
+"""Seconds within which a client answers a SYN-ACK."""
 
 MOST_ASKED = 2
-"""How many times the kernel may have sent a SYN-ACK again before the seal. A client that has not
-answered more of them is gone."""
+"""How many times the kernel may have sent a SYN-ACK again when a handshake is first seen. A client
+that has left more of them unanswered is gone, so the next SYN-ACK is not waited for."""
 
 NEW_FOR = 0.25
-"""Seconds after the seal in which handshakes are added. Those of another process that listens at
-the same port (``reuse_port``) never end."""
+"""Seconds after the seal during which new handshakes are added. If another process listens at the
+same port (``reuse_port``), its handshakes never end, so later ones must not count."""
 
 # <linux/sock_diag.h>, <linux/inet_diag.h>, <linux/netlink.h>, <net/tcp_states.h>
 _AF_NETLINK = 16
@@ -51,34 +52,35 @@ _ANSWER = struct.Struct("=BBBB")  # family, state, timer, retransmissions
 _IDENTITY, _KEY = 48, 36
 """Bytes of struct inet_diag_sockid, and of its ports and addresses, with which it begins."""
 
-# struct tcp_info, <linux/tcp.h>. For a listener these are the length of its accept queue and its
-# limit.
+# struct tcp_info, <linux/tcp.h>. For a listener the kernel stores the length of the accept queue
+# and its limit there.
 _QUEUE, _BACKLOG = 24, 28
 
 _SO_MEMINFO, _DROPS = 55, 32
-"""<asm-generic/socket.h>, and the place of SK_MEMINFO_DROPS (<linux/sock_diag.h>) in bytes."""
+"""<asm-generic/socket.h>, and the offset of SK_MEMINFO_DROPS (<linux/sock_diag.h>) in bytes."""
 
 Handshake = bytes
-"""Its ports and addresses, as the kernel gives them."""
+"""The ports and addresses of a handshake, as the kernel gives them."""
 
 
 class Handshakes:
-    """The clients on the way to the listeners of one process."""
+    """The incomplete handshakes at the listeners of one process."""
 
     def __init__(self) -> None:
         self._sealed = 0
         self._is_blind = False
         self._known: set[Handshake] = set()
-        """Those that were there when the listeners were sealed."""
+        """The handshakes that count: those seen within :data:`NEW_FOR` after the seal."""
         self._seen: dict[Handshake, tuple[int, int, float]] = {}
-        """For each handshake how often its SYN-ACK was sent again, when that number was first seen
-        (ns), and how long it is waited for from then on (seconds)."""
+        """For each handshake: how many times its SYN-ACK was sent again, when that number was first
+        seen (ns), and how long to wait from then on (seconds)."""
         self._turned_away = (0, 0)
         self._full_since = self._full_until = 0
 
     def look_whether_full(self, socks: Iterable[Any], now: int) -> None:
         """Note whether an accept queue of these listeners is full. Called in each pass from T0 on.
 
+        :param socks: the listeners.
         :param now: the monotonic clock, in nanoseconds.
         """
         listeners = list(filter(_is_tcp, socks))
@@ -90,9 +92,10 @@ class Handshakes:
             self._full_until = now
         elif not self._full_since:
             return
-        # Those that come again may fill a queue for a moment only. The kernel counts the clients
-        # that it turns away for all listeners of the container. What it drops at one socket it
-        # counts too, but a seal drops as well. Both together tell of a full queue of ours.
+        # Clients that come again may fill a queue only for a moment, so a look can miss it. Two
+        # counters help. One counts the clients that found a queue full, but for all listeners of
+        # the container. The other counts the segments dropped at one socket, but a seal drops
+        # segments too. If both have grown, one of our queues was full.
         self._turned_away = _overflows(), _drops(listeners)
         if any(before) and all(map(operator.ne, before, self._turned_away)):
             self._full_until = now
@@ -100,9 +103,9 @@ class Handshakes:
     def _are_turned_away_expected(self, now: int) -> bool:
         """Whether a client that found the accept queue full may still come again.
 
-        It sends its request again after an interval that doubles each time (RFC 6298, section 5.5).
-        So the next time comes after about as long as it has been trying; Linux was seen to take 1.6
-        times as long, because its tail loss probe comes first.
+        The client sends its request again after an interval that doubles each time (RFC 6298,
+        section 5.5). So its next attempt comes after about as long as it has been trying. Linux was
+        seen to take 1.6 times as long, because its tail loss probe comes first.
         """
         trying = self._full_until - self._full_since
         return bool(self._full_since and now - self._full_until < 2 * trying + ROUND_TRIP * NS)
@@ -110,6 +113,7 @@ class Handshakes:
     def are_under_way(self, socks: Iterable[Any], now: int) -> bool:
         """Whether a client may still complete its handshake at one of these sealed listeners.
 
+        :param socks: the listeners.
         :param now: the monotonic clock, in nanoseconds.
         """
         self.look_whether_full(socks, now)
@@ -127,7 +131,7 @@ class Handshakes:
             return False
         if now - self._sealed <= NEW_FOR * NS:
             self._known.update(current)
-        # The kernel's list may leave one out that is being changed, and have it again.
+        # The kernel may leave out a handshake that is just changing, and list it again later.
         current = {key: count for key, count in current.items() if key in self._known}
         before, self._seen = self._seen, {}
         for key, count in current.items():
@@ -158,8 +162,8 @@ def _overflows() -> int:
 
 
 def _drops(listeners: Iterable[Any]) -> int:
-    """Return how many segments the kernel has dropped at these listeners; where it does not say so
-    (a sandbox), the number of those that all listeners have turned away."""
+    """Return how many segments the kernel has dropped at these listeners. If it does not tell (a
+    sandbox), return the number of clients that found an accept queue full."""
     drops = 0
     for sock in listeners:
         try:
@@ -194,9 +198,9 @@ def _under_way(listeners: Iterable[Any]) -> Iterator[tuple[Handshake, int]]:
 
 
 def _dump(family: int, port: int) -> Iterator[tuple[Handshake, int]]:
-    """Yield all handshakes at this port.
+    """Yield all handshakes at this port, with the number of SYN-ACKs that were sent again.
 
-    :raises OSError: the kernel does not tell (no Linux, a sandbox).
+    :raises OSError: the kernel does not list them (no Linux, a sandbox).
     """
     query = _QUERY.pack(family, socket.IPPROTO_TCP, 0, 1 << _SYN_RECEIVED)
     query += struct.pack("!H", port).ljust(_IDENTITY, b"\0")

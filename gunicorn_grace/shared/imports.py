@@ -1,9 +1,9 @@
-"""Doing something as soon as a module has been imported, by whoever imports it.
+"""Act as soon as any code has imported a certain module.
 
-A program may import gunicorn after this package or before it, and importing it from here would make
-every application import a web server. This file is also read by itself, without its package, in
-every Python below ``gunicorn-grace run`` (see ``gunicorn_grace/boot``). So it imports the standard
-library alone, and as little of that as it can.
+A program may import gunicorn after this package or before it. If this package imported gunicorn,
+every application would import a web server. Every Python below ``gunicorn-grace run`` also executes
+this file by itself, without its package (see ``gunicorn_grace/boot``). So the file imports only the
+standard library, and as little of it as possible.
 
 Runs in any process.
 """
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 
 def when_imported(name: str, action: Callable[[], object]) -> None:
-    """Call ``action`` once the module has been executed; now, if it already has.
+    """Call ``action`` once the module has been executed, or at once if it already has been.
 
-    An error in the action is printed in one line, because whoever imports that module has nothing
-    to do with it.
+    An error in the action is printed in one line and not raised, because the code that imports the
+    module is not to blame for it.
 
     :param name: the full name of the module.
-    :param action: takes nothing.
+    :param action: a function without parameters.
     """
     if name in sys.modules:
         _attempt(name, action)
@@ -47,8 +47,8 @@ def _attempt(name: str, action: Callable[[], object]) -> None:
 
 
 class _Finder:
-    """A finder that finds nothing by itself: it lets the others find the module, and puts the
-    action behind its execution."""
+    """A finder that lets the other finders find the module, and has the action run after the
+    module's execution."""
 
     def __init__(self, name: str, action: Callable[[], object]) -> None:
         self._name = name
@@ -63,7 +63,7 @@ class _Finder:
         try:
             sys.meta_path.remove(self)
         except ValueError:
-            return None  # Another thread is at it.
+            return None  # Another thread has just removed it, and does the rest.
         import importlib.util
 
         spec = importlib.util.find_spec(name)
@@ -73,7 +73,7 @@ class _Finder:
 
 
 class _Loader:
-    """Somebody else's loader, and the action after it."""
+    """Another loader, with the action after its work."""
 
     def __init__(self, loader: Any, action: Callable[[], object]) -> None:
         self._loader = loader
@@ -87,7 +87,7 @@ class _Loader:
         return module
 
     def exec_module(self, module: ModuleType) -> None:
-        # From here on the module is what it would be without us.
+        # The module must look as it would without us.
         if module.__spec__ is not None:
             module.__spec__.loader = self._loader
         module.__loader__ = self._loader

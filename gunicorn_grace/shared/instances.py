@@ -1,15 +1,15 @@
 """The instances on this machine, found by their shared memory, without configuration.
 
-Any user can make a memory of this name and write any number into it. A preStop hook that believed
-it would act on a decoy: it would fail, report a success that never was, or wait for ever. So an
-instance counts only if the process that it names as its arbiter holds that very memory, and both
-belong to root or to the user who asks. Processes of other users are not looked into at all, so they
-cannot cost time either. Workers that have outlived their arbiter still hold its memory, but they
-are no instance, because nothing in it is acted on any more.
+Any user can make a memory of this name and write any number into it. A preStop hook that trusted
+such a decoy would fail, report a false success, or wait for ever. So an instance counts only if the
+process that the memory names as its arbiter holds this memory, and both belong to root or to the
+user who asks. The processes of other users are not searched, so they cannot cost time either.
+Workers that have outlived their arbiter still hold its memory. They do not count as an instance,
+because no process acts on that memory any more.
 
-The number that a memory names is the arbiter's own, in its own PID namespace. Here a process is
-known by the number that this process's /proc gives it, so two arbiters that are both PID 1 of their
-containers are told apart. Linux only; runs in any process.
+The pid in a memory is the arbiter's number in its own PID namespace. This module identifies a
+process by its number in this process's /proc. So it can tell two arbiters apart that are both PID 1
+of their containers. Linux only; runs in any process.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from .cells import Header
 from .memory import LINK, Memory
 
 LINKS = (LINK, f"{LINK} (deleted)")
-"""What a descriptor of the memory links to. A memfd has no name in any folder, so the kernel calls
-it deleted."""
+"""The link targets of a descriptor of the memory. A memfd is in no folder, so the kernel marks it
+as deleted."""
 
 
 class Instance(NamedTuple):
-    """An instance whose arbiter lives.
+    """An instance whose arbiter is alive.
 
-    :ivar pid: the arbiter, as this process's /proc numbers it.
-    :ivar memory: its shared memory, opened here; ``None`` if it cannot be used.
-    :ivar problem: why it cannot be used; ``None`` if it can.
+    :ivar pid: the arbiter's number in this process's /proc.
+    :ivar memory: the shared memory, opened here; ``None`` if it cannot be used.
+    :ivar problem: why the memory cannot be used; ``None`` if it can.
     """
 
     pid: int
@@ -44,11 +44,11 @@ class Instance(NamedTuple):
 
 
 class Search(NamedTuple):
-    """What was found.
+    """The result of a search.
 
-    :ivar instances: the instances, by the arbiter's pid.
-    :ivar passed_over: for each memory that is no instance, its path and why: its arbiter is dead,
-        or the number is overwritten.
+    :ivar instances: the instances, sorted by the arbiter's pid.
+    :ivar passed_over: a line for each memory that does not belong to a live instance: its path and
+        the reason. Its arbiter is dead, or the pid in it was overwritten.
     """
 
     instances: list[Instance]
@@ -71,7 +71,7 @@ class _Process(NamedTuple):
 def search(pid: int | None = None, proc: str = "/proc") -> Search:
     """Find the instances of root and of the user who asks.
 
-    :param pid: look into this process alone. Root may then name the arbiter of any user.
+    :param pid: look only into this process. Root may then name the arbiter of any user.
     :param proc: the mount point of the proc file system.
     :returns: the instances, with their memories opened. The caller closes them.
     """
@@ -89,7 +89,7 @@ def search(pid: int | None = None, proc: str = "/proc") -> Search:
     for key, held in holders.items():
         opened = _opened(key, [path for _, path in held])
         if opened is None:
-            continue  # All of them have ended.
+            continue  # All the processes that held it have ended.
         fd, path = opened
         cell = os.pread(fd, 8, 8 * Header.arbiter.offset)
         named = int.from_bytes(cell, sys.byteorder, signed=True)
@@ -107,8 +107,8 @@ def search(pid: int | None = None, proc: str = "/proc") -> Search:
 
 
 def _opened(memory: tuple[int, int], paths: list[str]) -> tuple[int, str] | None:
-    """Open the memory by the first path that still leads to it: a worker may have ended meanwhile,
-    and its number, or that of the descriptor, may belong to something else by now."""
+    """Open the memory by the first path that still leads to it. A worker may have ended meanwhile,
+    and its pid or its descriptor's number may belong to something else by now."""
     for path in paths:
         with contextlib.suppress(OSError):
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
@@ -122,10 +122,11 @@ def _opened(memory: tuple[int, int], paths: list[str]) -> tuple[int, str] | None
 def _arbiter(
     named: int, holders: list[_Process], processes: list[_Process], us: frozenset[int]
 ) -> int | None:
-    """Return the holder that is the arbiter.
+    """Return the pid of the holder that is the arbiter; ``None`` if it cannot be told.
 
-    A worker may overwrite the number. The arbiter stores it again within a second. Until then it is
-    the parent of workers of another user: of those that may not act for us.
+    A worker may overwrite the pid in the memory, and the arbiter stores it again within a second.
+    Until then the arbiter is known as the only holder that is the parent of another user's
+    processes: of its workers, if they run as another user.
     """
     for process in holders:
         if process.inner == named:
@@ -140,18 +141,20 @@ def _processes(proc: str) -> Iterator[_Process]:
         try:
             with open(f"{proc}/{pid}/status", encoding="utf-8", errors="replace") as lines:
                 status = dict(line.partition(":")[::2] for line in lines)
-            # The real and the effective user: of a set-uid program the first is whoever started it.
+            # Both the real and the effective user count. In a set-uid program the real user is the
+            # one who started it.
             uids = frozenset(map(int, status["Uid"].split()[:2]))
             inner = int(status.get("NSpid", str(pid)).split()[-1])
             yield _Process(pid, int(status["PPid"]), inner, uids)
         except (OSError, KeyError, ValueError):
-            continue  # It has ended meanwhile.
+            continue  # The process has ended meanwhile.
 
 
 def _memories(pid: int, us: frozenset[int], proc: str) -> Iterator[tuple[tuple[int, int], str]]:
-    """Yield the memories of gunicorn-grace that a process holds: what they are, and the path.
+    """Yield the memories of gunicorn-grace that a process holds: device and inode, and the path.
 
-    Another user can pass a descriptor to a process of ours, so the memory itself must be ours too.
+    Another user can pass a descriptor to a process of this user, so the memory itself must belong
+    to one of the users ``us`` too.
     """
     folder = f"{proc}/{pid}/fd"
     found = set()
@@ -169,7 +172,7 @@ def _memories(pid: int, us: frozenset[int], proc: str) -> Iterator[tuple[tuple[i
 
 
 def lives(pid: int, proc: str = "/proc") -> bool:
-    """Whether a process runs, and is not a zombie."""
+    """Whether a process exists and is not a zombie."""
     try:
         with open(f"{proc}/{pid}/stat", encoding="latin-1") as stream:
             return stream.read().rpartition(")")[2].split()[0] not in "ZX"

@@ -14,11 +14,13 @@ no privilege until Linux commit 5d39580f68e6 (2026), which requires CAP_NET_ADMI
 that commit, and few containers have the capability.
 
 The second way is to raise the minimum hop limit that the socket accepts (``IP_MINTTL``, ip(7); RFC
-5082) to 255. No packet that passed a router has that hop limit, nor does one from a system that
-begins with 64 or 128. It takes no privilege. The segment that completes a handshake is not checked
-against it (``tcp_v4_rcv``, label ``process``), but the data that the client sends after that is,
-because accepted sockets inherit the limit too. The process that accepts a connection therefore has
-to :func:`admit` it, and the client's next retransmission gets in.
+5082) to 255. A packet that passed a router has a lower hop limit, and so has a packet from a system
+that begins with 64 or 128. This way takes no privilege. The kernel does not check the segment that
+completes a handshake against the limit (``tcp_v4_rcv``, label ``process``). It does check the data
+that the client sends after that, because accepted sockets inherit the limit too. So the process
+that accepts a connection has to :func:`admit` it. The client's next retransmission then gets in.
+
+Runs in the arbiter, and in workers.
 """
 
 from __future__ import annotations
@@ -113,8 +115,9 @@ def admit(sock: Any) -> None:
 
 
 def _the_kernels_poll() -> Callable[[], Any]:
-    """eventlet takes ``poll`` out of ``select``; gunicorn 25's worker class does so in the arbiter,
-    when it is loaded. So it is kept from before. If it was gone by then, eventlet has it."""
+    """Return the ``poll`` of the standard library. eventlet removes it from ``select``, and the
+    worker class of gunicorn 25 does that in the arbiter when it is loaded. So this module keeps its
+    own reference. If ``poll`` had already been removed, eventlet still has the original."""
     if hasattr(select, "poll"):
         return select.poll
     original: Any = sys.modules["eventlet.patcher"]
@@ -126,7 +129,8 @@ poll: Callable[[], Any] = _the_kernels_poll()
 
 
 def are_waiting(socks: Iterable[Any]) -> bool:
-    """Whether a connection waits in the accept queue of any of these sockets. Does not block."""
+    """Whether a connection waits in the accept queue of any of these sockets. This does not
+    block."""
     poller = poll()
     count = 0
     for sock in socks:
@@ -141,8 +145,8 @@ _UNACKED = 24
 
 
 def queue_length(sock: Any) -> int:
-    """Return how many connections wait in the accept queue. For a UNIX socket, whose length the
-    kernel does not tell, it is 1 if any does.
+    """Return how many connections wait in the accept queue. The kernel does not tell the length for
+    a UNIX socket, so the result is 1 there if any connection waits.
 
     :raises OSError: the socket is closed.
     """

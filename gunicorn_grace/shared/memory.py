@@ -4,8 +4,8 @@ Without it, each worker would learn of a shutdown only from its own SIGTERM, whi
 to stop serving.
 
 Layout: signed 64-bit integers in the machine's byte order, each 8-byte aligned. Times are
-CLOCK_MONOTONIC nanoseconds (one clock for all processes of a machine, which no administrator can
-set); 0 means "never". A header of 64 cells comes first
+CLOCK_MONOTONIC nanoseconds; 0 means "never". All processes of a machine share this clock, and no
+administrator can set it. A header of 64 cells comes first
 (:class:`~gunicorn_grace.shared.cells.Header`), then one record of 32 cells for each worker
 (:class:`~gunicorn_grace.shared.cells.Record`). A record is 256 bytes, four cache lines, and the
 hot path writes only the first. With a probe port (``grace_probe_bind``) a board for each worker
@@ -14,10 +14,10 @@ changes; appending a cell does not change it.
 
 Atomicity: an item of a ``memoryview`` cast to ``"q"`` is loaded and stored by one ``memcpy`` of a
 constant 8 bytes (CPython, ``Objects/memoryobject.c``, ``unpack_single`` and ``pack_single``), which
-compilers turn into one aligned load or store; x86-64 and arm64 guarantee that those never tear. No
-lock spans processes, so a process that dies in between leaves every cell either as it was or as it
-should be. What needs more than one cell is written so that each order of reading is right: see
-``trigger``.
+compilers turn into one aligned load or store. x86-64 and arm64 guarantee that such a load or store
+never tears. No lock spans processes, so a process that dies in between leaves every cell with its
+old or its new value. A value that needs more than one cell is written in such a way that a reader
+may read the cells in any order: see ``trigger``.
 
 Writers (one writer for each cell at each time):
 
@@ -26,7 +26,9 @@ cells                                  writer
 =====================================  =============================================================
 ``magic`` .. ``arbiter``, settings     arbiter, before the first fork; the settings again on SIGHUP
 ``switched_off``                       arbiter, before the first fork
-``told``, ``sigterm``                  arbiter, in the real signal handler: one store each
+``told``                               arbiter, in the real signal handler
+``sigterm``                            arbiter, in the real signal handler; in its main loop if
+                                       another arbiter served when the signal came
 ``trigger``                            the worker or command that triggers. Processes only set it;
                                        the arbiter clears a value that cannot be a trigger
 ``platform``, ``operator``             the worker or command that triggers
@@ -46,15 +48,15 @@ other cells of a board                 the worker
 =====================================  =============================================================
 
 Any process of the instance can store anything in any cell. So the arbiter keeps its decisions in
-attributes of its own. The cells that it writes are output only: it never takes a decision from
-them, and it stores them again when they differ. The cells that other processes write are input: the
-arbiter reads each once, checks it, and uses it as a number.
+its own attributes. The cells that it writes are output only: it bases no decision on them, and it
+stores them again when they differ. The cells that other processes write are input: the arbiter
+reads each once, checks it, and uses it as a number.
 
 The arbiter frees the record of a dead worker from ``child_exit``. ``requests`` and ``since_t0``
-stay in it, and the next worker of the record continues the count. So each of them only grows, and a
+stay in it, and the next worker of the record continues the count. So each count only grows, and the
 sum over all records that were ever used never decreases, for every reader and after every crash. If
-they were moved into the header, a reader in another process could find them in both places, or in
-neither.
+the counts were moved into the header, a reader in another process could find them in both places or
+in neither.
 """
 
 from __future__ import annotations
@@ -111,15 +113,15 @@ class Memory:
     :ivar slot_count: the number of records. It is fixed when the memory is mapped, so that a cell
         overwritten later cannot mislead a reader.
     :ivar boards: the cell at which the boards begin, fixed in the same way; 0 without boards.
-    :ivar holder: the arbiter, as this process's /proc numbers it; 0 unless a command has found the
-        memory by it. The number in the memory is the arbiter's own, and any worker may overwrite
-        it.
+    :ivar holder: the arbiter's number in this process's /proc, if a command has found the memory
+        through the arbiter; otherwise 0. The pid in the memory belongs to the arbiter's own PID
+        namespace, and any worker may overwrite it.
     :ivar is_booted_worker: whether this process is a worker that has booted. A worker without a
         slot cannot say so in the shared memory.
     :ivar is_inherited: whether this process is a child that the application has forked in a worker.
-        It reads the memory, and writes nothing into it.
-    :ivar is_terminating: returns whether the shutdown has begun. Every process sees it at once,
-        even before the arbiter's loop does.
+        Such a child reads the memory and writes nothing into it.
+    :ivar is_terminating: returns whether the shutdown has begun. Every process sees the beginning
+        at once, even before the arbiter's loop does.
 
     :param fd: the memory's file descriptor, or -1 for an anonymous mapping, used without memfd.
     :param mapping: the mapped memory.
@@ -165,19 +167,21 @@ class Memory:
 
     @classmethod
     def open(cls, path: str) -> Memory:
-        """Map the memory of another process, found as ``/proc/<pid>/fd/<n>``.
+        """Map the memory of another process. Runs in commands and in the arbiter.
 
-        :raises StateError: it does not belong to gunicorn-grace, or to another version of it.
-        :raises OSError: it cannot be opened.
+        :param path: the memory as ``/proc/<pid>/fd/<n>``.
+        :raises StateError: the memory is not gunicorn-grace's, or another version's.
+        :raises OSError: the memory cannot be opened.
         """
         return cls.mapped(os.open(path, os.O_RDWR | os.O_CLOEXEC), path)
 
     @classmethod
     def mapped(cls, fd: int, path: str) -> Memory:
-        """Map the memory behind a descriptor. The descriptor is closed if this raises.
+        """Map the memory behind a descriptor. The descriptor is closed if the memory is refused.
 
+        :param fd: the descriptor. The new object owns it.
         :param path: the name of the memory in error messages.
-        :raises StateError: it does not belong to gunicorn-grace, or to another version of it.
+        :raises StateError: the memory is not gunicorn-grace's, or another version's.
         """
         size = os.fstat(fd).st_size
         if size < HEADER_CELLS * 8:
@@ -195,8 +199,8 @@ class Memory:
         return memory
 
     def has_its_layout(self) -> bool:
-        """Whether the cells by which other processes recognize this memory are as the arbiter has
-        stored them. Runs in the arbiter."""
+        """Whether the cells by which other processes recognize this memory still have the values
+        that the arbiter stored. Runs in the arbiter."""
         header = self.header
         stored = header.magic, header.layout, header.slot_count, header.arbiter, header.boards
         return stored == (MAGIC_NUMBER, LAYOUT, self.slot_count, os.getpid(), self.boards)
@@ -206,11 +210,11 @@ class Memory:
         header = self.header
         header.layout, header.slot_count, header.arbiter = LAYOUT, self.slot_count, os.getpid()
         header.boards = self.boards
-        header.magic = MAGIC_NUMBER  # Last: a process that sees it sees the rest.
+        header.magic = MAGIC_NUMBER  # Last, so that a process that sees it also sees the rest.
 
     def close(self) -> None:
-        """Unmap the memory. Only for processes that opened it; an instance keeps it until it
-        ends."""
+        """Unmap the memory. Only a process that opened it may call this. An instance's own
+        processes keep it until they end."""
         self.cells.release()
         self._mapping.close()
         if self.fd >= 0:
@@ -231,8 +235,8 @@ class Memory:
     def phase(self) -> Phase:
         """Return the current phase.
 
-        A booted worker, a signal or a trigger counts at once. The arbiter itself notices it only at
-        its next look, up to a second later.
+        A booted worker, a signal or a trigger counts at once. The arbiter itself notices it only in
+        the next pass of its loop, up to a second later.
         """
         phase = Phase(min(max(self.header.phase, Phase.STARTING), Phase.STOPPED))
         if phase is Phase.STARTING and (
@@ -244,7 +248,7 @@ class Memory:
         return phase
 
     def t0(self) -> int:
-        """When the shutdown began, in monotonic nanoseconds; 0 before it has."""
+        """Return when the shutdown began, in monotonic nanoseconds; 0 before it has begun."""
         header = self.header
         if header.t0:
             return header.t0
@@ -252,16 +256,16 @@ class Memory:
         return min(began, default=0)
 
     def seconds_left(self) -> float | None:
-        """Seconds until the deadline, when this process must be gone; ``None`` without a known
-        deadline."""
+        """Return the seconds until the deadline, by which this process must have exited; 0 after
+        it, and ``None`` without a known deadline."""
         deadline = self.header.deadline
         return max(0.0, (deadline - time.monotonic_ns()) / NS) if deadline else None
 
     def t0_unix(self) -> float | None:
-        """When the shutdown began, as a Unix time in seconds; ``None`` before it has.
+        """Return when the shutdown began, as a Unix time in seconds; ``None`` before it has begun.
 
-        It is computed from the monotonic clock at each call, so it moves when the wall clock is
-        set.
+        The time is computed from the monotonic clock at each call, so it changes when the wall
+        clock is set.
         """
         t0 = self.t0()
         return unix_time(t0) if t0 else None
@@ -283,8 +287,8 @@ class Memory:
 
     def claimed_numbers(self) -> list[int]:
         """Return the numbers of the records that are marked as claimed."""
-        # One strided copy, because 1024 reads in Python take 0.2 ms and the probe responder does
-        # this for each probe.
+        # One strided copy is made, because 1024 reads in Python take 0.2 ms and the probe responder
+        # does this for each probe.
         first, end = HEADER_CELLS + Record.claimed.offset, self._end_of_records()
         claimed = self.cells[first:end:RECORD_CELLS].tolist()
         return [number for number, is_claimed in enumerate(claimed) if is_claimed]
@@ -311,14 +315,14 @@ class Memory:
     def trigger(self, origin: Origin, now: int | None = None) -> bool:
         """Begin the shutdown. Runs in a worker or in a command.
 
-        The first trigger wins. Two that race may both store; both then mean "now", and the arbiter
-        acts on one of them. A trigger also says who wants the shutdown, and this counts even if
-        another one had begun it: a trigger of the platform starts the platform's clock, and an
-        operator's drain does not expire. So each kind stores into a cell of its own as well.
+        The first trigger wins. If two triggers race, both may be stored. Both then mean "now", and
+        the arbiter acts on one of them. A trigger also says who wants the shutdown, and this counts
+        even if another trigger had begun it: a platform's trigger starts the platform's clock, and
+        an operator's drain does not expire. So each kind also stores into its own cell.
 
         :param origin: who begins the shutdown.
         :param now: the time of the trigger in monotonic nanoseconds; the current time by default.
-        :returns: whether this call began the shutdown; ``False`` if it had begun before.
+        :returns: whether this call began the shutdown. It never does in a child forked by a worker.
         """
         if self.is_inherited:
             return False

@@ -1,7 +1,7 @@
 """The metrics of an instance: one table for Prometheus, StatsD and the docs.
 
-Every number comes from the shared memory. So any process can report for the whole instance, and no
-files of single workers have to be collected.
+Every number comes from the shared memory. So any process can report for the whole instance, and
+nobody has to collect the files of single workers.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from .phase import Phase
 
 PREFIX = "gunicorn_grace_"
 STATSD_PREFIX = "gunicorn.grace."
-"""gunicorn's own gauges have names such as ``gunicorn.workers``. ``statsd_prefix`` is put in front
-of both."""
+"""The beginning of the names of the StatsD gauges. gunicorn's own gauges have names such as
+``gunicorn.workers``. gunicorn puts ``statsd_prefix`` in front of both."""
 
 BOOTING, SERVING, LEAVING = "booting", "serving", "leaving"
-"""The states of a worker: it is loading its application; it serves; it has been dismissed and
+"""The states of a worker: it loads its application, it serves, or it has been dismissed and
 finishes its requests."""
 
 
@@ -31,7 +31,7 @@ def _nobody() -> dict[str, int]:
 @dataclass(frozen=True)
 class Reading:
     """The values in the shared memory at one moment. The defaults are those of a process outside
-    gunicorn. Counts are ``None`` where the worker class does not let requests be counted."""
+    gunicorn. Counts are ``None`` if the requests of the worker class cannot be counted."""
 
     phase: Phase = Phase.SERVING
     workers: Mapping[str, int] = field(default_factory=_nobody)
@@ -45,7 +45,8 @@ class Reading:
 SWITCHED_OFF = Reading(
     workers={}, in_flight=None, requests=None, during_shutdown=None, cut_off=None
 )
-"""The values of an instance that is switched off. Nobody counts there, so it shows no zero."""
+"""The values of an instance that is switched off. It does not count requests, so it must not show a
+zero."""
 
 
 def state(record: Record) -> str:
@@ -54,8 +55,11 @@ def state(record: Record) -> str:
 
 
 def read(memory: Memory | None) -> Reading:
-    """Read the values of the instance. Runs in any process. It takes a few microseconds for each
-    worker and no lock."""
+    """Read the values of the instance. Runs in any process. The call takes a few microseconds for
+    each worker, and takes no lock.
+
+    :param memory: the shared memory; ``None`` in a process that has none.
+    """
     if memory is None:
         return SWITCHED_OFF if shared_memory.is_switched_off else Reading()
     if memory.header.switched_off:
@@ -153,7 +157,12 @@ METRICS = (
 
 @dataclass(frozen=True)
 class Gauge:
-    """One StatsD gauge: a name and a number; ``None`` where it cannot be counted."""
+    """One StatsD gauge.
+
+    :ivar name: the name without :data:`STATSD_PREFIX`.
+    :ivar meaning: the help text.
+    :ivar value: computes the value from a reading; ``None`` if it cannot be counted.
+    """
 
     name: str
     meaning: str

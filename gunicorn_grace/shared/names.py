@@ -1,6 +1,7 @@
-"""Names in the environment that look like settings: those that nobody would read.
+"""Environment variables that look like settings and are not, such as misspelled ones.
 
-A misspelled variable would otherwise be silently ignored. Runs in the arbiter and in commands.
+Without this module a misspelled variable would be silently ignored. Runs in the arbiter and in
+commands.
 """
 
 from __future__ import annotations
@@ -18,41 +19,41 @@ IN_ENVIRONMENT = PREFIX.upper()
 _KNOWN = {name.upper() for name in NAMES}
 
 _OURS = {HANDED_OVER, WORKERS_MARK}
-"""What the plugin itself puts there. The environment of a process that the application starts, and
-of the successor of a SIGUSR2, has them."""
+"""Variables that the plugin itself sets. They are in the environment of processes that the
+application starts, and of the successor after SIGUSR2."""
 
 _OF_A_SERVICE = re.compile(r"_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_\w+)?)$")
-"""What Kubernetes tells about a Service whose name begins with "grace"."""
+"""The names of the variables that Kubernetes sets for a Service whose name begins with "grace"."""
 
 
 def nearest(name: str) -> str | None:
     """Return the setting with the most similar name; ``None`` if none is similar.
 
-    :param name: such as ``grace_shutdown_dely``.
+    :param name: the unknown name, such as ``grace_shutdown_dely``.
     """
-    # Without the prefix, which all have in common: with it, any two names would be.
+    # All names share the prefix. With it, any two of them would look similar.
     names = [known.removeprefix(PREFIX) for known in NAMES]
     found = difflib.get_close_matches(name.removeprefix(PREFIX), names, n=1)
     return PREFIX + found[0] if found else None
 
 
 def looks_like_a_setting(name: str) -> bool:
-    """Whether an environment variable looks like a setting, and is none: misspelled, in small
-    letters, or with ``GUNICORN_`` in front. It may be another program's all the same."""
+    """Whether an environment variable looks like a setting and is not: it is misspelled, in small
+    letters, or begins with ``GUNICORN_``. It may still belong to another program."""
     bare = name.upper().removeprefix("GUNICORN_")
     is_none = name not in _KNOWN and name not in _OURS and not _OF_A_SERVICE.search(name)
     return is_none and bare.startswith(IN_ENVIRONMENT)
 
 
 def variable_meant(name: str) -> str | None:
-    """Return the variable that was probably meant; ``None`` if none is similar."""
+    """Return the variable that the user probably meant; ``None`` if none is similar."""
     near = nearest(name.lower().removeprefix("gunicorn_"))
     return near and near.upper()
 
 
 def told_of(environ: Mapping[str, str]) -> str | None:
-    """Return a line about the environment variables that look like settings and are none, with the
-    nearest name of each; ``None`` if there are none.
+    """Return a line about the environment variables that look like settings and are not, with the
+    most similar setting of each; ``None`` if there are no such variables.
 
     :param environ: the environment.
     """
@@ -67,8 +68,8 @@ def told_of(environ: Mapping[str, str]) -> str | None:
 
 def told_of_late(given: Mapping[str, str], environ: Mapping[str, str]) -> str | None:
     """Return a line about settings among the variables that gunicorn itself sets (``raw_env``,
-    ``--env``); ``None`` if there are none. It sets them when the settings have been read (gunicorn
-    22.0 to 27.0), and they would be ignored without a word.
+    ``--env``); ``None`` if there are none. gunicorn sets these variables after the settings have
+    been read (22.0 to 27.0), so they would be silently ignored.
 
     :param given: the variables that gunicorn sets.
     :param environ: the environment in which the settings were read.

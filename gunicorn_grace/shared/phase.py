@@ -4,9 +4,12 @@
                     ▲            │
                     └────────────┘  undrained, or the trigger expired
 
+SERVING can also become DRAINING (SIGUSR2), and every phase can become STOPPED: see
+:data:`TRANSITIONS`.
+
 Code that needs the progress of the shutdown compares with these values and keeps no flag of its
 own. The values are in the order of time, so ``phase >= Phase.LAME_DUCK`` means "the shutdown has
-begun".
+begun". Runs in any process.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ class Phase(enum.IntEnum):
     SERVING = 1
     """At least one worker has booted, and no shutdown has begun."""
     LAME_DUCK = 2
-    """Readiness is 503, and requests are served as before."""
+    """Readiness is 503 (after ``grace_readiness_delay``), and requests are served as before."""
     DRAINING = 3
     """No new connection is accepted, and the requests in flight are finished."""
     STOPPED = 4
@@ -38,8 +41,7 @@ class Phase(enum.IntEnum):
 
 TRANSITIONS: Mapping[Phase, frozenset[Phase]] = MappingProxyType(
     {
-        # A server that was never ready gets no requests from a router, so there is no delay to wait
-        # out.
+        # A router sends no requests to a server that was never ready, so there is no delay.
         Phase.STARTING: frozenset({Phase.SERVING, Phase.STOPPED}),
         # DRAINING without LAME_DUCK: another arbiter serves the same sockets (SIGUSR2). STOPPED:
         # SIGINT, SIGQUIT.
@@ -76,11 +78,11 @@ class Origin(enum.IntEnum):
     PRESTOP = 3
     """``gunicorn-grace prestop``."""
     DRAIN = 4
-    """``gunicorn-grace drain``: an operator, who takes it back by hand. It never expires."""
+    """``gunicorn-grace drain``. It never expires: an operator takes it back by hand."""
 
 
 PLATFORM = frozenset({Origin.HTTP, Origin.PRESTOP})
-"""The origins that are a platform's hook. Its period has begun when one of them comes."""
+"""The origins that are a hook of the platform. The platform's period begins with such a trigger."""
 
 TRIGGERS = PLATFORM | {Origin.DRAIN}
 """The origins that a process other than the arbiter may store."""

@@ -1,14 +1,14 @@
 """The platforms that stop instances, and how long each of them waits: ``"auto"`` as the period.
 
-A platform sends a signal, waits, and then sends SIGKILL. No process is told how long the wait is,
-but most platforms leave a sign of themselves in the environment, and have a documented default. If
-the plugin assumed 30 s everywhere, supervisord's SIGKILL would come after 10 s, in the middle of
-the delay. Docker and Compose leave no sign.
+A platform sends a signal, waits, and then sends SIGKILL. It does not tell the process how long it
+waits. But most platforms set an environment variable by which they can be recognized, and document
+a default. If the plugin assumed 30 s everywhere, supervisord's SIGKILL would come after 10 s, in
+the middle of the delay. Docker and Compose set no such variable.
 
-Signs can be there for more than one platform: supervisord in a pod, a service of systemd's in
-which supervisord runs. Each of them ends the process by its own clock, so the shortest period
-counts. It is also the period of the innermost one in each pair that occurs, because that one sends
-the signal.
+The environment may show more than one platform: supervisord in a pod, or supervisord in a service
+of systemd. Each platform ends the process by its own clock, so the shortest period counts. In the
+pairs that occur, it is also the period of the inner platform, which sends the signal. Runs in any
+process.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ class Platform:
     """One platform. Its defaults are those of its documentation.
 
     :ivar name: its name.
-    :ivar sign: the environment variable by which it is known.
-    :ivar period: seconds from its signal to SIGKILL, unless a person sets another number.
-    :ivar knob: how that number is called there; empty where it cannot be set.
+    :ivar sign: the environment variable by which it is recognized.
+    :ivar period: the default number of seconds from its signal to SIGKILL.
+    :ivar knob: the platform's name for that number; empty if it cannot be changed.
     :ivar sources: the pages that document the sign and the default.
-    :ivar signal: what to know about a default signal that is not SIGTERM.
+    :ivar signal: a hint about a default signal that is not SIGTERM; otherwise empty.
     """
 
     name: str
@@ -115,38 +115,40 @@ PLATFORMS = (
         'set kill_signal = "SIGTERM" in the task',
     ),
 )
-"""The table. The docs have it too, and a test compares them."""
+"""All platforms. The docs repeat this table, and a test compares the two."""
 
 UNKNOWN = Platform("", "", 30, "terminationGracePeriodSeconds")
-"""Where no platform is known: Kubernetes' period, as good as any."""
+"""Used if no platform is recognized. Its period is that of Kubernetes, because no other is more
+likely."""
 
 EXEC_PID = "SYSTEMD_EXEC_PID"
 
 
 def find(environ: Mapping[str, str], pids: tuple[int, ...]) -> Platform:
-    """Return the platform by whose clock a process ends; :data:`UNKNOWN` if there is no sign.
+    """Return the platform whose period ends this process first; :data:`UNKNOWN` if the environment
+    shows none.
 
     :param environ: the environment.
-    :param pids: this process and its parent.
+    :param pids: the pids of this process and of its parent.
     """
     found = [each for each in PLATFORMS if each.sign in environ and _counts(each, environ, pids)]
     return min(found, key=lambda each: each.period, default=UNKNOWN)
 
 
 def _counts(platform: Platform, environ: Mapping[str, str], pids: tuple[int, ...]) -> bool:
-    """Whether the sign is there for this process, and not for another reason."""
+    """Whether the variable means that this platform runs this process."""
     if platform.name == "Cloud Run":
-        # Knative sets the same name in the pods of Kubernetes, and waits longer there.
+        # Knative sets the same variable in pods of Kubernetes, and waits longer there.
         return "KUBERNETES_SERVICE_HOST" not in environ
     if platform.name == "systemd":
-        # Every terminal of a desktop is below a service of systemd's, and inherits its variables.
-        # From version 248 on, systemd names the process that it started.
+        # Every terminal of a desktop runs below a service of systemd, and inherits its variables.
+        # Since version 248, systemd names the process that it started.
         return environ.get(EXEC_PID) in (None, *map(str, pids))
     return True
 
 
 @functools.cache
 def here() -> Platform:
-    """Return the platform of this process. It is found once, because a process that has lost its
-    parent is still on the same platform."""
+    """Return the platform of this process. The result of the first call is kept, because a process
+    that loses its parent later is still on the same platform."""
     return find(os.environ, (os.getpid(), os.getppid()))

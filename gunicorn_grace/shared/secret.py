@@ -8,8 +8,8 @@ from ..errors import SettingError
 
 
 class Secret(str):
-    """A value that is never shown, although ``--print-config`` and gunicorn's debug log print every
-    setting."""
+    """A string that prints as asterisks, because ``--print-config`` and gunicorn's debug log print
+    every setting."""
 
     def __str__(self) -> str:
         return "********"
@@ -20,8 +20,8 @@ class Secret(str):
         return format(str(self), spec)
 
     def reveal(self) -> bytes:
-        """Return the secret itself, for comparison. It is bytes because an environment variable may
-        hold any bytes (PEP 383)."""
+        """Return the secret itself, for comparison. The result is bytes, because an environment
+        variable may hold any bytes (PEP 383)."""
         return self.encode("utf-8", "surrogateescape")
 
 
@@ -31,7 +31,9 @@ _BLANKS = " \t\r\n\v\f"
 def secret(name: str, value: Any) -> Secret | None:
     """Check the value of ``grace_trigger_token``, which may name a file.
 
-    :raises SettingError: it is no token.
+    :param name: the setting, or the environment variable that gave the value.
+    :param value: the token, ``"file:/path/to/it"``, or ``None``.
+    :raises SettingError: the value is not a token, or the file cannot be read or is empty.
     """
     if value is None or isinstance(value, Secret):
         return value
@@ -54,8 +56,9 @@ def secret(name: str, value: Any) -> Secret | None:
 
 
 def _token(name: str, text: str) -> Secret:
-    """Return a token without the white space around it. A line feed at the end of a file or of a
-    Kubernetes Secret would never match, because HTTP takes it off a header's value."""
+    """Return a token without the white space around it. A token with a line feed at its end, as
+    files and Kubernetes Secrets have it, would never match, because HTTP strips a header's
+    value."""
     token = text.strip(_BLANKS)
     if not token:
         raise SettingError(name, "", "is empty", 'give the token, or "file:/path/to/it"')

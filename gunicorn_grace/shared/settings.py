@@ -132,8 +132,8 @@ def _choice(*words: str) -> Callable[[str, Any], str]:
 
 
 def _close_code(name: str, value: Any) -> int:
-    """A code that a server may send in a close frame to say that it ends (RFC 6455, section 7.4,
-    and IANA's registry), or 0."""
+    """Check a code that a server may send in a close frame when it shuts down (RFC 6455, section
+    7.4, and IANA's registry), or 0."""
     fix = "give 1012 (service restart), 1001 (going away), one of 3000 to 4999, or 0 for none"
     try:
         code = int(value)
@@ -323,12 +323,13 @@ class Settings:
         "/dev/termination-log.",
     )
 
-    # gunicorn's own setting, with its own meaning. It is here because the lifecycle needs it
-    # together with these.
+    # This is gunicorn's own setting, with gunicorn's meaning. The lifecycle needs it together with
+    # the plugin's settings.
     graceful_timeout: float = 30
 
     period_is_assumed: bool = False
-    """Whether the period was ``"auto"``. It is a number in every object of this class."""
+    """Whether the period was set to ``"auto"``. ``termination_period`` itself is a number in every
+    object of this class."""
 
     def __post_init__(self) -> None:
         period: float | str = self.termination_period
@@ -338,7 +339,7 @@ class Settings:
 
     @classmethod
     def of(cls, cfg: Config) -> Settings:
-        """Read the settings from a loaded gunicorn configuration."""
+        """Read the settings from a gunicorn ``Config`` that knows them. Runs in any process."""
         values = {field.name: cfg.settings[PREFIX + field.name].get() for field in rows()}
         return cls(**values, graceful_timeout=cfg.graceful_timeout)
 
@@ -379,5 +380,6 @@ adopted: Config | None = None
 
 
 def loaded() -> Settings | None:
-    """Return the settings of that configuration; ``None`` if gunicorn has not loaded one."""
+    """Return the settings of :data:`adopted`; ``None`` if gunicorn has not loaded a
+    configuration."""
     return None if adopted is None else Settings.of(adopted)
