@@ -1,4 +1,4 @@
-"""How a gunicorn ``Config`` comes to know our settings and to call our hooks.
+"""Adding our settings and our hooks to a gunicorn ``Config``.
 
 Runs in the arbiter, while gunicorn loads its configuration, and again after SIGHUP.
 """
@@ -24,10 +24,10 @@ Hook = Callable[..., None]
 
 
 class AdoptedSettings(dict[str, Any]):
-    """The settings of a ``Config`` that knows ours, and that refuses an unknown ``grace_*`` name.
+    """The settings of a ``Config``, with ours among them. An unknown ``grace_*`` name is refused.
 
-    gunicorn asks ``name in cfg.settings`` for each name of a configuration file, and silently skips
-    names that are not there.
+    gunicorn evaluates ``name in cfg.settings`` for each name of a configuration file, and silently
+    skips names for which it is false. So that test raises :exc:`UnknownSetting` here.
 
     :ivar hooks: our hooks by gunicorn's names for them; ``None`` while the plugin is not switched
         on for this ``Config``.
@@ -45,9 +45,10 @@ class AdoptedSettings(dict[str, Any]):
 
 @functools.cache
 def setting_classes() -> tuple[type, ...]:
-    """gunicorn ``Setting`` classes for the rows, registered in ``KNOWN_SETTINGS`` once per process.
+    """Return a gunicorn ``Setting`` class for each row of the table. gunicorn registers the classes
+    in ``KNOWN_SETTINGS`` when they are made, once per process.
 
-    They are made on demand, because the table is also read where gunicorn is not imported (the
+    They are made on demand, because code that does not import gunicorn reads the table too (the
     Flask blueprint).
     """
     from gunicorn.config import Setting
@@ -57,8 +58,8 @@ def setting_classes() -> tuple[type, ...]:
         parse = field.metadata["parse"]
 
         def set_value(self: Any, value: Any) -> None:
-            # The file's value is checked even where the environment wins: a typo must not wait for
-            # another Deployment.
+            # The file's value is checked even if the environment overrides it. Otherwise a typo
+            # would only show in a Deployment without that variable.
             self.value = self.chosen = parse(name, value)
             given = os.environ.get(name.upper())
             if given is not None:
@@ -67,8 +68,8 @@ def setting_classes() -> tuple[type, ...]:
             self.by_hand = stack.loading_application() is None
 
         def initialise(self: Any) -> None:
-            # Setting.__init__ leaves a default of None alone (22.0 to 27.0); the environment must
-            # count there too.
+            # Setting.__init__ does not call set() for a default of None (22.0 to 27.0), so the
+            # environment would not count.
             self.set(field.metadata["default"])
             self.given = name.upper() in os.environ
             self.by_hand = False
@@ -94,10 +95,9 @@ def setting_classes() -> tuple[type, ...]:
 
 
 def know(cfg: Config) -> AdoptedSettings:
-    """Make ``cfg`` know our settings, without switching the plugin on. Doing it twice changes
-    nothing.
+    """Add our settings to ``cfg``, without switching the plugin on. A second call changes nothing.
 
-    :raises SettingError: an environment variable has a value that its setting cannot have.
+    :raises SettingError: an environment variable has an invalid value.
     """
     if isinstance(cfg.settings, AdoptedSettings):
         return cfg.settings
@@ -111,12 +111,12 @@ def know(cfg: Config) -> AdoptedSettings:
 
 
 def hooks_of(cfg: Any) -> Mapping[str, Hook] | None:
-    """Return our hooks, if the plugin is switched on for this ``Config``."""
+    """Return our hooks; ``None`` if the plugin is not switched on for this ``Config``."""
     return cfg.settings.hooks if isinstance(cfg.settings, AdoptedSettings) else None
 
 
 def adopt(cfg: Config, hooks: Mapping[str, Hook]) -> None:
-    """Make ``cfg`` know our settings, and call our hooks before the user's. Doing it twice changes
+    """Add our settings to ``cfg``, and our hooks in front of the user's. A second call changes
     nothing.
 
     Runs in the arbiter while a configuration file is being executed, and again when SIGHUP has made
@@ -124,7 +124,7 @@ def adopt(cfg: Config, hooks: Mapping[str, Hook]) -> None:
 
     :param cfg: the ``Config`` that is being loaded.
     :param hooks: our hooks by gunicorn's names for them.
-    :raises SettingError: an environment variable has a value that its setting cannot have.
+    :raises SettingError: an environment variable has an invalid value.
     """
     settings = know(cfg)
     table.adopted = cfg
@@ -138,10 +138,11 @@ def adopt(cfg: Config, hooks: Mapping[str, Hook]) -> None:
 
 
 def withdraw(cfg: Config, names: Iterable[str]) -> None:
-    """Leave these hooks to the user alone. Doing it twice changes nothing.
+    """Take our part out of these hooks, so that only the user's part is left. A second call changes
+    nothing.
 
     :param cfg: a ``Config`` that calls our hooks before the user's.
-    :param names: gunicorn's names for them.
+    :param names: gunicorn's names of the hooks.
     """
     for name in names:
         setting: Any = cfg.settings[name]
@@ -151,8 +152,9 @@ def withdraw(cfg: Config, names: Iterable[str]) -> None:
 
 
 def carry_over(old: Config, new: Config) -> None:
-    """Keep what a program has set after its configuration was loaded: SIGHUP loads that anew, and
-    the program is not asked again. Runs in the arbiter, after SIGHUP.
+    """Keep the values that a program has set after its configuration was loaded. SIGHUP loads the
+    configuration again, but the code that set these values does not run again. Runs in the arbiter,
+    after SIGHUP.
 
     A value that the new configuration sets itself wins.
     """
@@ -164,8 +166,8 @@ def carry_over(old: Config, new: Config) -> None:
 
 
 def _check_after_loading(cfg: Config) -> None:
-    # Config.validate is gunicorn's own last step of loading (27.0; before it `check` runs at start
-    # alone).
+    # Config.validate is gunicorn's own last step of loading (27.0). In older versions our check
+    # runs only in on_starting and on_reload.
     theirs = getattr(type(cfg), "validate", None)
 
     def validate() -> None:
@@ -173,17 +175,18 @@ def _check_after_loading(cfg: Config) -> None:
             theirs(cfg)
         check(Settings.of(cfg))
 
-    # setattr, not vars(): an instance whose dict was asked for is looked up the slow way.
+    # This does not use vars(cfg), because Python looks up attributes more slowly in an instance
+    # whose __dict__ was once taken.
     configuration: Any = cfg
     configuration.validate = validate
 
 
 def _chain(setting: Any, ours: Hook) -> None:
-    """Let a hook's ``Setting`` hold our hook and the user's in one.
+    """Make a hook's ``Setting`` hold one function that calls our hook and then the user's.
 
-    gunicorn's own ``set`` still sees the user's function, so gunicorn checks arity and type as
-    always. A file that defines its hook after ours was installed goes through ``set`` too, and is
-    chained.
+    gunicorn's own ``set`` still gets the user's function, so gunicorn checks its arity and type as
+    always. A configuration file may define its hook after ours was installed. That also goes
+    through ``set``, and is chained.
     """
     cls_set = type(setting).set
 
@@ -196,8 +199,8 @@ def _chain(setting: Any, ours: Hook) -> None:
 
 
 def _note_when_set(setting: Any) -> None:
-    """Let ``setting.given`` say whether a person chose the value: a chosen value may equal the
-    default."""
+    """Make ``setting.given`` tell whether a person chose the value. Comparing the value with the
+    default is not enough, because a person may choose the default."""
     cls_set = type(setting).set
     setting.given = setting.value != setting.default
 

@@ -1,5 +1,6 @@
-"""The budget as the arbiter tells it: one line that says how the delay and the drain fit into the
-platform's period. Arbiter. All durations are seconds.
+"""The log line about the budget: how the delay and the drain fit into the platform's period.
+
+Runs in the arbiter. All durations are seconds.
 """
 
 from __future__ import annotations
@@ -20,13 +21,15 @@ def budget_line(
     all_defaults: bool = False,
     platform: Platform = UNKNOWN,
 ) -> tuple[bool, str]:
-    """The sum of the timeline in one line, and whether it is a warning.
+    """Return whether the line is a warning, and the line: the sum of the timeline.
 
-    :param graceful_timeout_given: whether a person chose ``graceful_timeout``; a default that is
+    :param s: the settings.
+    :param graceful_timeout_given: whether a person chose ``graceful_timeout``. A default that is
         cut is not worth a warning.
-    :param all_defaults: whether nobody chose the period, the delay, the reserve or the margin.
+    :param all_defaults: whether the period, the delay, the reserve and the margin are all defaults.
         Defaults that are cut to fit a platform are not worth a warning either.
-    :param platform: the platform, for the name of what a person would have to raise.
+    :param platform: the platform. The line names the setting of the platform that a person would
+        have to raise.
     """
     if not s.termination_period:
         return (
@@ -36,7 +39,8 @@ def budget_line(
         )
     lame_duck = longest_delay(s)
     left = budget(s) - lame_duck
-    # The sums have the values as they were set: whoever makes room for those has room.
+    # The sums use the values as they were set. A period with room for these values has room enough,
+    # because the values in use are never larger.
     needed = s.shutdown_delay + s.graceful_timeout + s.exit_margin
 
     def more(seconds: float) -> str:
@@ -71,7 +75,7 @@ def budget_line(
 
 
 def _source(s: Settings, platform: Platform) -> str:
-    """Where an assumed period comes from, and how to set it."""
+    """Return where an assumed period comes from, and how to set it."""
     period = f"{s.termination_period:g} s"
     if not platform.name:
         return (
@@ -87,7 +91,7 @@ def _source(s: Settings, platform: Platform) -> str:
 
 
 def line_of(cfg: Any, settings: Settings) -> tuple[bool, str]:
-    """The sum for a loaded gunicorn configuration, and whether it is a warning."""
+    """Return :func:`budget_line` for a loaded gunicorn ``Config`` and its settings."""
 
     def given(name: str) -> bool:
         return bool(getattr(cfg.settings[name], "given", False))
@@ -102,11 +106,12 @@ def line_of(cfg: Any, settings: Settings) -> tuple[bool, str]:
 
 
 def tell(arbiter: Any, settings: Settings) -> None:
-    """Log what the timeline comes to. Runs in ``on_starting`` and ``on_reload``."""
+    """Log the sum of the timeline, and a hint about the platform's signal. Runs in the arbiter, in
+    ``on_starting`` and ``on_reload``."""
     warn, line = line_of(arbiter.cfg, settings)
     (arbiter.log.warning if warn else arbiter.log.info)("gunicorn-grace: %s", line)
     platform = platforms.here()
     if platform.signal:
-        # Whoever has set the period has probably set the signal too.
+        # A user who has set the period has probably set the signal too.
         log = arbiter.log.warning if settings.period_is_assumed else arbiter.log.info
         log("gunicorn-grace: %s; at SIGINT gunicorn ends at once", platform.signal)

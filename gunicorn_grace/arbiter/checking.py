@@ -1,9 +1,10 @@
-"""``gunicorn --check-config`` also says when delay and drain do not fit into the period, which
-environment variables are ignored, and when the report cannot be written. None of them keeps the
-server from serving, so they are warnings.
+"""The warnings of ``gunicorn --check-config``: the delay and the drain do not fit into the period,
+environment variables are ignored, or the report cannot be written. None of these keeps the server
+from serving, so they are only warnings.
 
-gunicorn loads the configuration and the application, and exits before there is an arbiter
-(``Application.run``, 22.0 to 27.0). So the hook ``on_starting``, which logs the sum, never runs.
+With that option gunicorn loads the configuration and the application, and exits before there is an
+arbiter (``Application.run``, 22.0 to 27.0). So the hook ``on_starting``, which logs the same at
+boot, never runs.
 """
 
 from __future__ import annotations
@@ -20,23 +21,25 @@ from . import budget, report, stack
 
 
 def told_of_variables(cfg: Any) -> list[str]:
-    """Return a line about the environment variables that look like settings and are none, and one
-    about those that come too late, where there are such.
+    """Return a line about environment variables that look like settings and are not, and a line
+    about those that come too late. A line without variables is left out. Runs in the arbiter.
 
     :param cfg: the loaded ``Config``.
     """
     try:
         given = cfg.env
-    except RuntimeError:  # gunicorn refuses it at boot.
+    except RuntimeError:  # raw_env is malformed, and gunicorn refuses it at boot.
         given = {}
     lines = names.told_of({**os.environ, **given}), names.told_of_late(given, cfg.env_orig)
     return [line for line in lines if line is not None]
 
 
 def watch(cfg: Any) -> None:
-    """Say it after the application was loaded, if this gunicorn only checks its configuration.
+    """Print the warnings after the application was loaded, if gunicorn only checks its
+    configuration.
 
-    The command line is read after the configuration file, so this waits for its word.
+    gunicorn reads the command line after the configuration file. So this also takes effect when
+    the option ``check_config`` is set later.
 
     :param cfg: the ``Config`` that is being loaded.
     """

@@ -1,13 +1,14 @@
-"""gunicorn's dirty arbiter and its workers leave when they are dismissed, like the web workers.
+"""gunicorn's dirty arbiter and its workers leave only when they are dismissed, as web workers do.
 
-The dirty arbiter (gunicorn 25.0 to 27.0) is a child of the arbiter, and runs long tasks in workers
-of its own. A SIGTERM to the whole process group reaches all of them, and they would leave at once.
+The dirty arbiter (gunicorn 25.0 to 27.0) is a child of the arbiter, and runs long tasks in its own
+workers. A SIGTERM to the whole process group reaches all of them, and they would leave at once.
 Every request that uses them would then fail for the whole delay (measured on 27.0.1: 36 of 36).
 
-So both classes take a SIGTERM only if it is meant for them: the arbiter stops, or its process is
-gone, or no shutdown begins within :data:`PATIENCE`. The dirty arbiter itself tells its workers to
-leave with SIGQUIT, on which they do the same. Set up in the arbiter; runs in its dirty arbiter and
-in the dirty arbiter's workers, which are forks of it.
+So both processes ignore a SIGTERM during the delay and the drain. They obey it at once if their
+parent is gone or the plugin has failed, and the dirty arbiter also when the arbiter stops. They
+obey it after :data:`PATIENCE` if no shutdown has begun by then. The dirty arbiter dismisses its own
+workers with SIGQUIT instead, which has the same effect on them. Set up in the arbiter; runs in the
+dirty arbiter and in its workers, which are its forks.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from ..shared.memory import Memory
 from ..shared.phase import Phase
 
 PATIENCE = 0.5
-"""Seconds after which the arbiter has certainly got its SIGTERM, if the whole group got one."""
+"""Seconds after which the arbiter has certainly got its SIGTERM if the whole group got one."""
 
 
 def guard(memory: Memory) -> None:
-    """Change the classes of the dirty arbiter and of its workers. Runs in the arbiter, before it
-    forks the dirty arbiter. A second call changes nothing.
+    """Change how the classes of the dirty arbiter and of its workers handle SIGTERM. Runs in the
+    arbiter, before it forks the dirty arbiter. A second call changes nothing.
 
     :param memory: the shared memory.
     """
@@ -49,11 +50,11 @@ def guard(memory: Memory) -> None:
 def _wait_for_the_dismissal(cls: Any, memory: Memory) -> None:
     handle = cls._signal_handler
     header = memory.header
-    # A dirty worker is dismissed by its own arbiter, with another signal.
+    # The dirty arbiter dismisses its workers with SIGQUIT, so for them STOPPED does not matter.
     is_arbiter = hasattr(cls, "spawn_worker")
 
     def is_meant(process: Any) -> bool:
-        # The parent of a child that the application has forked is another one, too.
+        # A child that the application has forked has another parent too, and obeys at once.
         if os.getppid() != process.ppid or header.failed:
             return True
         return is_arbiter and header.phase >= Phase.STOPPED

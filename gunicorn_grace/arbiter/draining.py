@@ -1,4 +1,4 @@
-"""DRAINING in the arbiter: the listeners are sealed, emptied and shut, and the workers dismissed.
+"""DRAINING in the arbiter: it seals, empties and shuts the listeners, and dismisses the workers.
 
 Everything here runs in the arbiter's main thread, in the passes of gunicorn's loop.
 """
@@ -17,20 +17,21 @@ from .roster import Roster
 from .upgrade import Counterpart
 
 EMPTYING_MARGIN = 1.0
-"""Seconds before the drain limit at which the workers are dismissed even though connections still
-wait."""
+"""Seconds before the drain limit at which the workers are dismissed even if connections still wait
+in the accept queues."""
 
 
 class Draining:
-    """What the arbiter does from the end of LAME_DUCK on.
+    """The arbiter's work from the end of LAME_DUCK on.
 
     :param arbiter: gunicorn's arbiter.
-    :param progress: how far the shutdown is.
+    :param progress: the progress of the shutdown.
     :param roster: the workers.
     :param listeners: the listening sockets.
     :param counterpart: the other arbiter, after SIGUSR2.
     :param publish: shows the progress to the other processes.
-    :param is_awaited: returns whether another instance waits for the addresses of this one.
+    :param is_awaited: takes T0 in nanoseconds, and returns whether another instance waits for the
+        addresses of this one.
     """
 
     def __init__(
@@ -52,7 +53,8 @@ class Draining:
         self._is_awaited = is_awaited
 
     def step(self, now: int) -> None:
-        """Do what is due.
+        """Do what is due: dismiss the workers, then shut the listeners, then make room for a
+        successor. Runs once in each pass.
 
         :param now: the monotonic clock, in nanoseconds.
         """
@@ -65,15 +67,16 @@ class Draining:
                 self._make_room()
 
     def _none_is_kept_alive(self) -> bool:
-        """Whether the workers close each connection after its response: gunicorn's sync worker does
-        (22.0 to 27.0), and what is derived from it."""
+        """Whether the workers close each connection after its response. gunicorn's sync worker does
+        (22.0 to 27.0), and so do the classes derived from it."""
         from gunicorn.workers.sync import SyncWorker
 
         worker_class = self._arbiter.worker_class
         return isinstance(worker_class, type) and issubclass(worker_class, SyncWorker)
 
     def _make_room(self) -> None:
-        """Give up what a successor needs besides the addresses. It may come at any time."""
+        """Give up the pid file and the probe port, which a successor needs besides the addresses.
+        The successor may ask at any time, so each pass looks."""
         if self._arbiter.pidfile is not None:
             self._arbiter.pidfile.unlink()
         if self._arbiter.grace_probe_port is not None:
@@ -90,8 +93,9 @@ class Draining:
             if self._listeners.are_sealed:
                 is_served = self._listeners.are_served(now)
             else:
-                # Somebody else keeps the sockets. Where there was no delay in which kept-alive
-                # connections were told to close, they are told now.
+                # Another process keeps the sockets, so they are not sealed. If there was a delay,
+                # kept-alive connections were told to close in it. Otherwise they are told now, and
+                # need a moment.
                 was_told = bool(progress.delay) and not progress.upgraded
                 lingered = now - progress.drain >= LINGER * NS
                 is_served = was_told or lingered or self._none_is_kept_alive()

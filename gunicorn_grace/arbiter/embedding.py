@@ -1,17 +1,19 @@
 """Programs that start gunicorn in Python: an application derived from ``BaseApplication``.
 
-Such a program reads no configuration file, so ``-c python:gunicorn_grace.conf`` has no effect in
-it, and neither has ``"config"`` among its options or in ``GUNICORN_CMD_ARGS``. It used to lose
-requests without a word. As soon as this package and gunicorn are both imported, :func:`watch` puts
-itself behind three of gunicorn's methods:
+Such a program reads no configuration file. So gunicorn ignores ``-c python:gunicorn_grace.conf``
+there, whether it comes from the program's option ``"config"`` or from ``GUNICORN_CMD_ARGS``, and
+the program would silently lose requests. As soon as this package and gunicorn are both imported,
+:func:`watch` wraps three of gunicorn's methods:
 
-- ``BaseApplication.load_default_config``: a new ``Config`` knows our settings from the beginning,
-  so that a program can set them before it calls ``install``, and a wrong name is refused.
-- ``Arbiter.setup``: the program's own words for the plugin are taken up.
-- ``Arbiter.init_signals``, which comes right after ``on_starting`` (22.0 to 27.0): the last moment
-  at which the plugin can be switched on, or its absence can be told.
+- ``BaseApplication.load_default_config``: a new ``Config`` knows our settings from the beginning.
+  So a program can set them before it calls ``install``, and an unknown name is refused.
+- ``Arbiter.setup``: if the program's options name the plugin, it is switched on. A new instance
+  also waits here for one that shuts down at its addresses.
+- ``Arbiter.init_signals``, which gunicorn calls right after ``on_starting`` (22.0 to 27.0): this is
+  the last moment to switch the plugin on, or to warn that it is not switched on.
 
-Everything here runs in the arbiter's process, before the first fork, and after SIGHUP.
+Everything here runs in the arbiter's process, before the first fork and after SIGHUP.
+:func:`tell_too_late` and :func:`on_import` may also run in a worker.
 """
 
 from __future__ import annotations
@@ -49,7 +51,7 @@ TOO_LATE = (
 Adopt = Callable[[Any], None]
 
 _everywhere: Adopt | None = None
-"""Adopts the configuration of every application of this process, once it is asked for."""
+"""Adopts the configuration of every application of this process; ``None`` until :func:`enable`."""
 
 
 _is_off = False
@@ -58,15 +60,15 @@ _is_off = False
 def enable(adopt: Adopt) -> None:
     """Switch the plugin on for every gunicorn that this process starts.
 
-    :param adopt: makes a ``Config`` know our settings and hooks.
+    :param adopt: adds our settings and hooks to a ``Config``.
     """
     global _everywhere
     _everywhere = adopt
 
 
 def leave_off() -> None:
-    """Tell nobody that the plugin is not switched on. It is off on purpose: this is the plain
-    gunicorn of a rehearsal."""
+    """Suppress the warning that the plugin is not switched on. The plain gunicorn of a rehearsal
+    runs without the plugin on purpose."""
     global _is_off
     _is_off = True
 
@@ -77,16 +79,17 @@ def tell_too_late(arbiter: Any) -> None:
 
 
 def watch(adopt: Adopt) -> None:
-    """Put our part behind gunicorn's methods. Doing it twice changes nothing.
+    """Wrap gunicorn's methods. A second call changes nothing.
 
-    :param adopt: makes a ``Config`` know our settings and hooks.
+    :param adopt: adds our settings and hooks to a ``Config``.
     """
     from gunicorn.app.base import Application, BaseApplication
     from gunicorn.arbiter import Arbiter
 
     def load_default_config(original: Callable[..., Any], app: Any) -> None:
         original(app)
-        # gunicorn imports python:gunicorn_grace.conf, and that has to load the user's file too.
+        # When gunicorn imports python:gunicorn_grace.conf, the module must run again, because it
+        # also loads the user's file.
         sys.modules.pop(CONF_MODULE, None)
         know(app.cfg)
         if _everywhere is not None:
@@ -95,21 +98,22 @@ def watch(adopt: Adopt) -> None:
     def setup(original: Callable[..., Any], arbiter: Any, app: Any) -> None:
         is_on = hooks_of(app.cfg) is not None
         if not is_on and hasattr(arbiter, "grace_off"):
-            # SIGHUP, and gunicorn has cached the configuration module (python:my.conf): it does not
-            # run again, and the new workers would not answer the probes.
+            # This is a SIGHUP. If Python has cached the configuration module (python:my.conf), it
+            # does not run again, and the new workers would not answer the probes.
             adopt(app.cfg)
             carry_over(arbiter.cfg, app.cfg)
             is_on = True
-        # An Application reads both places by itself, and may have found another file first.
+        # An Application reads both places itself, and may have found another file first.
         reads_files = isinstance(app, Application)
         named_by = "" if is_on or reads_files else _named_by(app.cfg)
         if not is_on and (_everywhere or named_by):
             (_everywhere or adopt)(app.cfg)
         if hooks_of(app.cfg) and not app.cfg.settings["grace_enabled"].get():
-            _give_back_sigterm()  # Now, because a preload comes next.
+            _give_back_sigterm()  # This must come before `original`, which preloads.
         original(arbiter, app)
         if hooks_of(app.cfg) and not stack.has_plugin(arbiter):
-            # Also where it is switched off: an instance that still has it may have a delay.
+            # This also runs if the plugin is switched off, because the old instance may still have
+            # a delay.
             _wait_for_predecessor(arbiter)
         if named_by:
             arbiter.log.info(
@@ -130,8 +134,8 @@ def watch(adopt: Adopt) -> None:
         _put_behind(cls, method)
     found = stack.loading_application()
     if found is not None:
-        # The package is first imported in load_config itself. A bad variable in the environment is
-        # for `install` to tell.
+        # The program imports the package only in load_config. `install` will report an invalid
+        # environment variable.
         with contextlib.suppress(GraceError):
             know(found[0].cfg)
 
@@ -144,8 +148,8 @@ def _wait_for_predecessor(arbiter: Any) -> None:
 
 
 def _give_back_sigterm() -> None:
-    """Take the handler off that our configuration module has installed for the boot of PID 1. Here
-    gunicorn has loaded its configuration, and knows that the plugin is switched off."""
+    """Remove the SIGTERM handler that our configuration module has installed for the boot of PID 1.
+    The module could not know yet that the plugin is switched off."""
     if getattr(signal.getsignal(signal.SIGTERM), "__module__", "") == CONF_MODULE:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
@@ -164,7 +168,8 @@ def _put_behind(cls: type, ours: Callable[..., Any]) -> None:
 
 
 def _named_by(cfg: Any) -> str:
-    """Where somebody asked for the plugin in words that gunicorn does not read here."""
+    """Return the place that names the plugin and that gunicorn does not read in such a program;
+    empty if there is none."""
     if CONF_MODULE in str(cfg.settings["config"].get()):
         return "the option config"
     if CONF_MODULE in os.environ.get("GUNICORN_CMD_ARGS", ""):
@@ -173,8 +178,9 @@ def _named_by(cfg: Any) -> str:
 
 
 def _start(arbiter: Any) -> None:
-    """Start the plugin where gunicorn had already taken the hook that would have; take up settings
-    that a hook has set since; or tell that it is not switched on."""
+    """Complete what ``on_starting`` may have missed. It starts the plugin if a hook has switched it
+    on during ``on_starting``, applies settings that a hook has changed since, or warns that the
+    plugin is not switched on."""
     hooks = hooks_of(arbiter.cfg)
     try:
         if hooks is None:
@@ -198,10 +204,11 @@ def _used_by(arbiter: Any) -> Settings:
 
 
 def on_import(install: Callable[[Any], None]) -> Any:
-    """Act on ``import gunicorn_grace.conf``, and return gunicorn's innermost frame and the
-    application, if a configuration is being loaded.
+    """Act on ``import gunicorn_grace.conf``. Runs in the process that imports it.
 
     :param install: switches the plugin on for a ``Config``.
+    :returns: the application that is loading its configuration, and gunicorn's innermost frame;
+        ``None`` if no configuration is being loaded.
     """
     found = stack.loading_application()
     if found is None:

@@ -1,7 +1,6 @@
-"""The log lines of a shutdown's events, in the past tense: the words that other programs look for.
+"""The log lines of a shutdown's events, in the past tense. Other programs search the log for them.
 
-Runs in the arbiter's main thread. The summary line is in
-:mod:`gunicorn_grace.arbiter.telling`.
+Runs in the arbiter's main thread. The summary line is in :mod:`gunicorn_grace.arbiter.telling`.
 """
 
 from __future__ import annotations
@@ -17,9 +16,12 @@ from .progress import Progress
 def shutdown_initiated(
     log: Any, progress: Progress, seen: Observation, in_flight: int | None
 ) -> None:
-    """LAME_DUCK begins.
+    """Log that LAME_DUCK begins.
 
-    :param in_flight: the requests in flight at this moment; ``None`` if nobody can count them.
+    :param log: gunicorn's logger.
+    :param progress: the progress of the shutdown.
+    :param seen: the observation on which the phase was entered.
+    :param in_flight: the requests in flight at this moment; ``None`` if they cannot be counted.
     """
     by_signal = seen.origin is Origin.SIGTERM
     until = f"for {progress.delay / NS:g} s"
@@ -34,8 +36,11 @@ def shutdown_initiated(
 
 
 def trigger_expired(log: Any, trigger: Origin, seen: Observation, then: str) -> None:
-    """A platform's trigger was not followed by SIGTERM.
+    """Log that no SIGTERM followed a platform's trigger.
 
+    :param log: gunicorn's logger.
+    :param trigger: the trigger that has expired.
+    :param seen: the observation in which it had expired.
     :param then: what the instance does now.
     """
     log.error(
@@ -48,16 +53,19 @@ def trigger_expired(log: Any, trigger: Origin, seen: Observation, then: str) -> 
 
 
 def lame_duck_ended(log: Any, seen: Observation, reason: Reason) -> None:
-    """DRAINING begins."""
+    """Log that DRAINING begins."""
     log.info(
         "gunicorn-grace: lame_duck_ended after %.1f s: %s", seen.now - (seen.t0 or seen.now), reason
     )
 
 
 def draining_ended(log: Any, seen: Observation, reason: Reason, cut_off: int | None) -> None:
-    """STOPPED begins.
+    """Log that STOPPED begins, if the workers have finished or the deadline has come.
 
-    :param cut_off: the requests that are lost now; ``None`` if nobody can count them.
+    :param log: gunicorn's logger.
+    :param seen: the observation on which the phase was entered.
+    :param reason: why it was entered.
+    :param cut_off: the requests that are lost now; ``None`` if they cannot be counted.
     """
     drained_for = seen.now - (seen.drain_started or seen.now)
     if reason is Reason.DRAINED:

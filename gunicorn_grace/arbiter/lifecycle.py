@@ -1,9 +1,9 @@
-"""The lifecycle: a pure function says the next phase of the shutdown.
+"""The lifecycle: a pure function decides on the next phase of the shutdown.
 
-:func:`decide` gets what the arbiter sees and the settings, and says which phase it should be in and
-why. It knows no clock, no process and no socket, so that every interleaving of signals, arrivals
-and time can be tried in a test. If this lived in the signal handlers instead, each race would have
-its own half of the rules.
+:func:`decide` takes the arbiter's observation and the settings, and returns the phase to be in and
+the reason. It uses no clock, no process and no socket, so a test can try every interleaving of
+signals, arrivals and time. If the rules were in the signal handlers instead, they would be spread
+over several places, and each race would have to be handled in each of them.
 
 All times are seconds on one monotonic clock; durations are seconds.
 """
@@ -20,21 +20,21 @@ from ..shared.phase import Origin, Phase
 from ..shared.settings import AUTO, Settings
 
 LATE_WINDOW = 2.0
-"""Seconds. A request that came this recently is "still arriving" when the delay is over; and so
-much silence ends an extension. Twice a typical interval between two health checks of a connection
-pool."""
+"""Seconds. If the last request came within this time, requests still arrive when the delay is over,
+so the delay is extended. The extension ends after this much silence. It is twice a typical interval
+between two health checks of a connection pool."""
 
 UNKNOWN_PERIOD_EXPIRY = 30.0
-"""Seconds after which a trigger expires where ``grace_termination_period`` is 0: Kubernetes' own
+"""Seconds after which a trigger expires if ``grace_termination_period`` is 0. It is Kubernetes' own
 default period."""
 
 QUIET_MISS = 1e-6
-"""The quiet test's error: the probability that traffic at the smallest share still routed is taken
-to be over, by a silence that came by chance, anywhere in LAME_DUCK."""
+"""The error of the quiet test. It is the probability that the test ends LAME_DUCK because of a
+silence that came by chance, while routers still send the smallest share of the traffic."""
 
 
 class Reason(str, enum.Enum):
-    """Why the lifecycle took a step. The words are those of the log."""
+    """The reason of a change of phase, in the words of the log."""
 
     BOOTED = "booted"
     NEVER_READY = "never ready"
@@ -62,28 +62,30 @@ CUT_SHORT = frozenset({Reason.ENDED, Reason.SUCCESSOR, Reason.BUDGET})
 
 @dataclass(frozen=True)
 class Observation:
-    """The arbiter's view at one moment.
+    """The state of the instance as the arbiter sees it at one moment. Times are seconds.
 
     :param now: the moment.
-    :param phase: the phase it is in.
+    :param phase: the current phase.
     :param booted: whether any worker has booted.
-    :param origin: who began the shutdown, ``NONE`` while it has not begun.
-    :param t0: when it began; ``None`` while it did not.
-    :param clock: when the platform's period began: with its trigger or the SIGTERM, whichever
-        came first; ``None`` while neither did.
-    :param sigterm: when the first SIGTERM came; ``None`` while none did. A trigger alone never
-        drains, and a SIGTERM that is repeated changes nothing: process managers repeat it.
-    :param held: whether an operator's drain is in force, which waits for ``undrain``.
+    :param origin: the origin of the shutdown; ``NONE`` before it has begun.
+    :param t0: when the shutdown began; ``None`` before that.
+    :param clock: when the platform's period began: with its trigger or with the SIGTERM, whichever
+        came first; ``None`` before that.
+    :param sigterm: when the first SIGTERM came; ``None`` before that. A trigger alone never begins
+        draining. A repeated SIGTERM changes nothing, because process managers repeat it.
+    :param held: whether an operator's drain is in force. It lasts until ``undrain``.
     :param ended: whether a command ended the delay.
     :param awaited: whether another instance waits for the addresses of this one.
     :param undrain: whether an operator took the drain back.
     :param upgraded: whether another arbiter serves the same sockets (SIGUSR2).
-    :param last_arrival: when the last request came, probes excluded; ``None`` when none ever did.
+    :param last_arrival: when a request last came, or may have come: in LAME_DUCK a connection that
+        waits for a worker counts too, and so does a gap in the arbiter's observation. Probes that
+        a worker has begun do not count. ``None`` if there was no request.
     :param rate: requests per second over the minute before T0.
-    :param longest_silence: longest time without a request in the five minutes before T0.
-    :param longest_request: longest request of the last five minutes.
-    :param drain_started: when DRAINING began; ``None`` before it.
-    :param workers: how many workers are left.
+    :param longest_silence: the longest time without a request in the five minutes before T0.
+    :param longest_request: the longest request of the last five minutes.
+    :param drain_started: when DRAINING began; ``None`` before that.
+    :param workers: how many workers are left; at least 1 until they are dismissed.
     """
 
     now: float
@@ -107,12 +109,14 @@ class Observation:
 
 
 def deadline(clock: float | None, settings: Settings) -> float:
-    """When the process has to be gone; infinity where the platform's period is not known, or has
-    not begun.
+    """Return the time by which the process must have exited; infinity if the platform's period is
+    not known or has not begun.
 
-    Kubernetes counts the preStop hook in (pod lifecycle, "Termination of Pods", step 2: the grace
-    period countdown begins before preStop is executed), so the clock runs from its trigger. An
-    operator's drain is not part of a termination, and starts no clock.
+    Kubernetes includes the preStop hook in its period (pod lifecycle, "Termination of Pods", step
+    2: the grace period countdown begins before preStop is executed). So the clock starts with the
+    hook's trigger. An operator's drain is not part of a termination, and does not start the clock.
+
+    :param clock: when the period began; ``None`` before that.
     """
     if clock is None or not settings.termination_period:
         return math.inf
@@ -120,37 +124,41 @@ def deadline(clock: float | None, settings: Settings) -> float:
 
 
 def drain_limit(drain_started: float, gone_by: float, settings: Settings) -> float:
-    """When draining ends at the latest: ``graceful_timeout`` after it began, or the deadline if
-    that is sooner."""
+    """Return when draining ends at the latest: ``graceful_timeout`` after it began, or at the
+    deadline ``gone_by`` if that is sooner."""
     return min(drain_started + settings.graceful_timeout, gone_by)
 
 
 def has_expired(o: Observation, s: Settings) -> bool:
-    """Whether a platform's trigger gives up, because no SIGTERM followed it. It never does before
-    the delay itself is over."""
+    """Whether a platform's trigger has expired, because no SIGTERM followed it. A trigger never
+    expires before the delay, counted from the trigger, is over."""
     if o.sigterm is not None or o.clock is None:
         return False
     return o.now >= o.clock + max(s.termination_period or UNKNOWN_PERIOD_EXPIRY, s.shutdown_delay)
 
 
 def quiet_after(settings: Settings, rate: float, longest_silence: float) -> float:
-    """How much silence ends the delay early, in seconds; infinity when nothing can.
+    """Return how many seconds of silence end the delay early; infinity if no silence does.
 
-    With ``grace_quiet_period = "auto"``: traffic of ``rate`` requests per second came before T0.
-    Say a share ``s`` of the routers has not yet heard of the shutdown. If arrivals are Poisson,
-    requests still come at ``a = s * rate``, and the silence after one of them lasts ``t`` seconds
-    by chance with probability ``exp(-a * t)``. The arbiter looks all the time, so each silence of
-    LAME_DUCK is a chance to be wrong: the one after T0, and one after each of the ``a * d``
-    requests to be expected if it lasts ``d`` seconds. By the union bound, one of them is that long
-    with probability ``(1 + a * d) * exp(-a * t)`` at most, which is :data:`QUIET_MISS` when ``t =
-    ln((1 + a * d) / QUIET_MISS) / a``. For ``d`` stands the longest that LAME_DUCK can last,
-    extended.
+    With ``grace_quiet_period = "auto"`` the number comes from the traffic before T0, which was
+    ``rate`` requests per second. Suppose that a share ``s`` of the routers does not know of the
+    shutdown yet. If arrivals are a Poisson process, requests still come at ``a = s * rate``, and
+    the silence after one of them lasts ``t`` seconds by chance with probability ``exp(-a * t)``.
+    The arbiter looks all the time, so each silence in LAME_DUCK can mislead it: the one after T0,
+    and one after each of the ``a * d`` requests to be expected if LAME_DUCK lasts ``d`` seconds. By
+    the union bound, the probability that any of them lasts ``t`` seconds is at most
+    ``(1 + a * d) * exp(-a * t)``. It equals :data:`QUIET_MISS` if
+    ``t = ln((1 + a * d) / QUIET_MISS) / a``. The code uses the longest possible LAME_DUCK, with its
+    extension, as ``d``.
 
-    It assumes that the share's requests know nothing of each other, that their rate is still the
-    one of the minute before T0, and that the share is no smaller than ``grace_quiet_share``. Real
-    traffic has gaps that Poisson has not, so the silence must also be twice the longest one seen.
-    Without traffic there is no evidence: then the whole delay is waited out. ``python
-    tests/long/benchmarks quiet`` measures how often it is wrong.
+    The formula assumes that requests of the share are independent, that their rate is still that of
+    the minute before T0, and that the share is at least ``grace_quiet_share``. Real traffic has
+    longer gaps than a Poisson process, so the silence must also last twice as long as the longest
+    one seen. Without traffic there is no evidence, so the arbiter waits for the whole delay.
+    ``python tests/long/benchmarks quiet`` measures how often the test is wrong.
+
+    :param rate: requests per second before T0.
+    :param longest_silence: the longest silence before T0, in seconds.
     """
     if settings.quiet_period != AUTO:
         return float(settings.quiet_period) or math.inf
@@ -162,10 +170,10 @@ def quiet_after(settings: Settings, rate: float, longest_silence: float) -> floa
 
 
 def decide(o: Observation, s: Settings) -> tuple[Phase, Reason | None]:
-    """The phase to be in now, and why; ``(o.phase, None)`` when nothing changes.
+    """Return the phase to be in now, and the reason; ``(o.phase, None)`` if nothing changes.
 
-    Pure. Runs in the arbiter, once in each pass of its loop, and anywhere in tests. Every phase
-    that it returns is the present one or one that the transition table allows to follow.
+    The function is pure. Runs in the arbiter, at least once in each pass of its loop. It returns
+    only the current phase, or a phase that may follow it in the transition table.
     """
     if o.phase is Phase.STARTING:
         if o.booted:
@@ -189,7 +197,7 @@ def decide(o: Observation, s: Settings) -> tuple[Phase, Reason | None]:
 
 
 def is_delay_over(o: Observation, s: Settings) -> bool:
-    """Whether a SIGTERM that came now would drain at once: what a preStop hook waits for."""
+    """Whether draining would begin at once if a SIGTERM came now. A preStop hook waits for that."""
     if o.phase is not Phase.LAME_DUCK:
         return o.phase > Phase.LAME_DUCK
     signalled = dataclasses.replace(
@@ -222,14 +230,14 @@ def _lame_duck(o: Observation, s: Settings) -> tuple[Phase, Reason | None]:
     if elapsed >= s.shutdown_delay:
         late_until = -math.inf if o.last_arrival is None else o.last_arrival + LATE_WINDOW
         if not s.extend_delay or o.now >= late_until:
-            # With a hook that waits, the SIGTERM may come when the delay is long over.
+            # If a preStop hook waits, the SIGTERM may come long after the delay is over.
             asked = max(o.t0 + s.shutdown_delay, o.sigterm)
             extended = s.extend_delay and late_until > asked
             return Phase.DRAINING, Reason.EXTENDED if extended else Reason.DELAY_ELAPSED
         latest = gone_by - _reserve(o, s, gone_by)
         if not s.termination_period:
-            # With no period there is no budget that could end an extension; without an end, a
-            # client that never looks at readiness could keep the process for ever.
+            # Without a period there is no budget that ends an extension. So this limit is needed:
+            # a client that never looks at readiness could otherwise extend the delay for ever.
             latest = o.clock + 2 * s.shutdown_delay
     else:
         latest = gone_by - drain_reserve(s)
@@ -243,12 +251,14 @@ def _lame_duck(o: Observation, s: Settings) -> tuple[Phase, Reason | None]:
 
 
 def _reserve(o: Observation, s: Settings, gone_by: float) -> float:
-    """What an extension leaves of the budget: the drain reserve, or the longest request if it takes
-    longer and the budget could still save one that begins when the delay is over.
+    """Return the seconds of the budget that an extension leaves for draining. They are the drain
+    reserve, or the longest request if that takes longer. The longest request counts only if the
+    budget has room for one that begins at the end of the delay.
 
-    Only an extension makes room for the longest request: were the delay itself cut for it, one slow
-    request would cost every quick one that still arrives. And a request for which the budget is too
-    short in any case, such as an event stream of many minutes, may not cost them the extension.
+    Only an extension makes room for the longest request. If the delay itself were cut for it, one
+    slow request would cost all the quick requests that still arrive. Some requests do not fit into
+    the budget in any case, such as an event stream of many minutes. They must not cost the quick
+    requests their extension.
     """
     assert o.t0 is not None
     assert o.clock is not None

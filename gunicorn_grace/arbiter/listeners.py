@@ -1,7 +1,8 @@
 """The arbiter's listening sockets: they are sealed, emptied and closed.
 
-:mod:`gunicorn_grace.shared.listener` knows how a socket is sealed; this module knows which of the
-arbiter's sockets are. Everything here runs in the arbiter's main thread.
+:mod:`gunicorn_grace.shared.listener` knows how to seal a socket. This module decides which of the
+arbiter's sockets to seal, and when to close them. Everything here runs in the arbiter's main
+thread.
 """
 
 from __future__ import annotations
@@ -18,15 +19,15 @@ from .roster import Roster
 from .upgrade import Counterpart
 
 EMPTY_FOR = 0.25
-"""Seconds without a connection in the accept queue, and without a handshake under way, after which
-it counts as served."""
+"""Seconds after which an accept queue counts as served to its end. In that time no connection
+waited in it, and no handshake was under way."""
 
 
 class Listeners:
     """The listening sockets of an instance.
 
-    :ivar are_sealed: whether they have been sealed.
-    :ivar are_shut: whether nothing is left to shut, after the drain has emptied them.
+    :ivar are_sealed: whether the listeners have been sealed.
+    :ivar are_shut: whether the listeners, emptied by the drain, have been shut.
 
     :param arbiter: gunicorn's arbiter.
     :param roster: the workers, which may have listeners of their own (``reuse_port``).
@@ -38,7 +39,7 @@ class Listeners:
         self._roster = roster
         self._counterpart = counterpart
         self._waiting: list[Any] = []
-        """Those whose queues are served to their end before the workers are dismissed."""
+        """The sealed listeners, whose queues are emptied before the workers are dismissed."""
         self.are_sealed: bool = False
         self.are_shut: bool = False
         self._to_shut: list[Any] = []
@@ -47,18 +48,18 @@ class Listeners:
         self._handshakes = Handshakes()
 
     def are_the_workers_own(self) -> bool:
-        """Whether each worker binds its own listeners, and no other process has them (gunicorn 24.1
-        to 27.0)."""
+        """Whether each worker binds its own listeners, which no other process has (``reuse_port``
+        in gunicorn 24.1 to 27.0)."""
         arbiter = self._arbiter
         return bool(
             arbiter.cfg.reuse_port and not arbiter.LISTENERS and not self.are_handed_to_us()
         )
 
     def are_handed_to_us(self) -> bool:
-        """Whether somebody else made the listening sockets and may keep them: systemd, or whoever
-        is behind ``bind = "fd://3"``."""
+        """Whether another process made the listening sockets and may keep them: systemd, or the
+        parent that passed the descriptor of ``bind = "fd://3"``."""
         arbiter = self._arbiter
-        # gunicorn takes systemd's variables only after on_starting (22.0 to 27.0).
+        # gunicorn reads systemd's variables only after on_starting (22.0 to 27.0).
         is_activated = os.environ.get("LISTEN_PID") == str(os.getpid())
         return bool(
             arbiter.systemd
@@ -67,10 +68,10 @@ class Listeners:
         )
 
     def seal(self) -> None:
-        """Let no new connection in, unless somebody else still takes connections from the sockets.
-        A listener that cannot be sealed is closed when the workers are dismissed, as in plain
-        gunicorn."""
-        # After SIGUSR2 both arbiters may have been told to stop: the last one that drains seals.
+        """Stop new connections, unless another process still takes connections from the sockets. A
+        listener that cannot be sealed is closed when the workers are dismissed, as in plain
+        gunicorn. A second call changes nothing."""
+        # After SIGUSR2 both arbiters may have been told to stop. The last one that drains seals.
         if self.are_sealed or self.are_handed_to_us() or self._counterpart.has_the_sockets():
             return
         self.are_sealed = True
@@ -99,9 +100,9 @@ class Listeners:
             log.info("gunicorn-grace: sealed %s", ", ".join(map(str, self._waiting)))
 
     def note_paths(self) -> None:
-        """Remember which files the paths of the UNIX sockets are. An instance that is started while
-        this one shuts down puts its own there."""
-        self._files.clear()  # A reload that changes `bind` makes all of them anew.
+        """Remember the files at the paths of the UNIX sockets. An instance that starts while this
+        one shuts down puts its own socket at the same path, and that one must not be unlinked."""
+        self._files.clear()  # A reload that changes `bind` makes all listeners anew.
         for sock in self._arbiter.LISTENERS:
             path = sock.getsockname()
             if isinstance(path, (str, bytes)):
@@ -109,7 +110,7 @@ class Listeners:
                     self._files[path] = _file(path)
 
     def _unlink(self, sock: Any) -> None:
-        # The rule of gunicorn's own stop(); abstract addresses have no path.
+        # This is the rule of gunicorn's own stop(). Abstract addresses have no path.
         path = sock.getsockname()
         if path and path[:1] not in ("\0", b"\0") and not self._arbiter.cfg.reuse_port:
             with contextlib.suppress(FileNotFoundError):
@@ -117,19 +118,19 @@ class Listeners:
                     os.unlink(path)
 
     def have_waiting(self, now: int) -> bool:
-        """Whether a connection waits in an accept queue of the arbiter's. Where each worker has its
-        own listeners, it looks there.
+        """Whether a connection waits in an accept queue of the arbiter's listeners. A worker that
+        has its own listeners looks at their queues itself.
 
         :param now: the monotonic clock, in nanoseconds.
         """
-        # A socket may just be replaced by a reload.
+        # A reload may be replacing a socket at this moment.
         with contextlib.suppress(OSError, ValueError, AttributeError):
             self._handshakes.look_whether_full(self._arbiter.LISTENERS, now)
             return listener.are_waiting(self._arbiter.LISTENERS)
         return False
 
     def are_served(self, now: int) -> bool:
-        """Whether nothing has waited in any accept queue for :data:`EMPTY_FOR` seconds.
+        """Whether no connection has waited in any accept queue for :data:`EMPTY_FOR` seconds.
 
         :param now: the monotonic clock, in nanoseconds.
         """
@@ -138,8 +139,8 @@ class Listeners:
         )
 
     def _empty_queues_since(self, now: int) -> list[int]:
-        """For each place where connections may wait: since when none does, in nanoseconds; 0 while
-        some do."""
+        """Return for each place where connections may wait: since when it has been empty, in
+        monotonic nanoseconds; 0 if it is not."""
         found = []
         if self._waiting:
             under_way = self._handshakes.are_under_way(self._waiting, now)
@@ -153,11 +154,11 @@ class Listeners:
         return found
 
     def close_what_was_sealed(self, *, has_begun: bool = False) -> None:
-        """Close the listeners if the drain that sealed them did not come so far. gunicorn would
-        unlink the path of a UNIX socket again, and fail.
+        """Close the sealed listeners if the drain was interrupted before it closed them. Otherwise
+        gunicorn would unlink the path of a UNIX socket a second time, and fail.
 
-        :param has_begun: whether a shutdown has begun. If it is cut short, the listeners are sealed
-            now, so that what is lost in the accept queues can be counted.
+        :param has_begun: whether a shutdown has begun. Listeners that are not sealed yet are then
+            sealed now, so that the requests lost in the accept queues can be counted.
         """
         if has_begun and not self._waiting:
             self.seal()
@@ -165,10 +166,10 @@ class Listeners:
             self.close()
 
     def release(self, *, emptied: bool) -> None:
-        """Take the listeners from gunicorn when the workers are dismissed: they are to be shut, or
-        closed at once.
+        """Take the listeners away from gunicorn when the workers are dismissed. Emptied listeners
+        are kept until :meth:`shut`; others are closed at once.
 
-        :param emptied: whether they were sealed, and their queues served to the end.
+        :param emptied: whether the listeners were sealed, and their queues served to their end.
         """
         if emptied:
             self._to_shut, self._arbiter.LISTENERS = self._arbiter.LISTENERS, []
@@ -176,9 +177,9 @@ class Listeners:
             self.close()
 
     def shut(self) -> None:
-        """Shut the listening sockets for all processes once every worker copes with that: the
-        kernel then refuses connections at once, and the address is free. Closing the arbiter's
-        descriptors would not do, because a busy worker and whatever it forked have them too."""
+        """Shut the listening sockets for all processes, once every worker can cope with that. The
+        kernel then refuses connections at once, and the address is free. It is not enough to close
+        the arbiter's descriptors, because a busy worker and its child processes have them too."""
         if not self._roster.may_shut():
             return
         self.are_shut = True
@@ -193,8 +194,8 @@ class Listeners:
         self._arbiter.log.info("gunicorn-grace: shut %s: connections are refused", names)
 
     def close(self) -> None:
-        """Close the listeners. Not in gunicorn's ``stop()``, which would unlink the path of a UNIX
-        socket a second time and fail."""
+        """Close the listeners. gunicorn's ``stop()`` must not do it, because it would unlink the
+        path of a UNIX socket a second time and fail."""
         from gunicorn import sock
 
         keep_path = {id(waiting) for waiting in self._waiting}
@@ -211,6 +212,7 @@ class Listeners:
 
 
 def _file(path: str | bytes) -> tuple[int, ...]:
-    """What tells a file from another one at the same path. Its number alone may be used again."""
+    """Return the identity of the file at a path. The time is part of it, because the inode number
+    of a removed file may be used again."""
     there = os.stat(path)
     return there.st_dev, there.st_ino, there.st_mtime_ns

@@ -1,4 +1,4 @@
-"""The shared memory of an instance as its arbiter makes it. Runs in ``on_starting``."""
+"""Making the shared memory of an instance. Runs in the arbiter, in ``on_starting``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..shared.version import __version__
 
 
 def make(arbiter: Any, settings: Settings) -> Memory:
-    """Make the memory, and show in it what the instance is.
+    """Make the memory, and store in it the versions and the name of the application.
 
     :param arbiter: gunicorn's arbiter.
     :param settings: the settings at the start.
@@ -20,6 +20,6 @@ def make(arbiter: Any, settings: Settings) -> Memory:
     made = Memory.create(boards=settings.probe_bind is not None)
     header = made.header
     header.plugin, header.gunicorn = __version__, gunicorn.__version__
-    # A program that starts gunicorn itself may have no address of an application.
+    # A program that starts gunicorn in Python may have no app_uri.
     header.application = str(getattr(arbiter.app, "app_uri", None) or arbiter.cfg.proc_name)
     return made

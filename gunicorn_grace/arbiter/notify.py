@@ -1,8 +1,8 @@
 """The messages of a running arbiter to the service manager (systemd) and to StatsD.
 
-Without these messages ``TimeoutStopSec`` would end a delay that we still need, and ``systemctl
+Without these messages ``TimeoutStopSec`` would end a delay that is still needed, and ``systemctl
 status`` would show gunicorn's boot message for ever. The arbiter's loop sends them, so sending must
-not block it, and an error there does not touch the shutdown.
+not block. An error in sending does not affect the shutdown. Runs in the arbiter's main thread.
 """
 
 from __future__ import annotations
@@ -18,23 +18,24 @@ from ..shared.memory import Memory
 from ..shared.phase import Phase, is_terminating
 
 STRETCH = 10.0
-"""Seconds of additional time that the service manager is asked for: where no deadline is known, and
-at least."""
+"""The least number of seconds that a request for more time asks for, and the number if no deadline
+is known."""
 
 RENEW_EVERY = 3.0
-"""Seconds between two requests for more time: three in each stretch, so that one may be late
-(sd_notify(3), EXTEND_TIMEOUT_USEC: the next has to come within the time that was asked for)."""
+"""Seconds between two requests for more time. The next request has to come within the time that was
+asked for (sd_notify(3), EXTEND_TIMEOUT_USEC). Three requests fit into each stretch, so one may be
+late."""
 
 GAUGE_EVERY = 1.0
 GAUGE_EVERY_SERVING = 10.0
-"""Seconds between two values of the StatsD gauges: from T0 on, and before. StatsD itself passes
-them on every 10 s."""
+"""Seconds between two values of the StatsD gauges: from T0 on, and before T0. StatsD itself passes
+values on every 10 s."""
 
 
 class ServiceManager:
-    """The arbiter's line to systemd, or to the service manager at ``NOTIFY_SOCKET``: sd_notify(3).
+    """Sends messages to systemd or another service manager at ``NOTIFY_SOCKET`` (sd_notify(3)).
 
-    gunicorn says READY=1 there. This class tells the rest of the life of the instance.
+    gunicorn itself sends READY=1. This class sends the status of the instance from then on.
     """
 
     def __init__(self) -> None:
@@ -45,19 +46,19 @@ class ServiceManager:
     def look(
         self, now: float, phase: Phase, in_flight: int | None, *, stopping: bool, needed: float
     ) -> None:
-        """Send what the service manager does not know yet.
+        """Send the changes since the last call, and a request for more time if it is due.
 
-        STOPPING=1 cannot be taken back, so it is said when SIGTERM has come, and not at a trigger.
-        systemd then runs ``TimeoutStopSec`` even if another process sent the signal; each request
-        for more time only ever makes that later (``service_extend_event_source_timeout`` in
-        systemd's service.c).
+        STOPPING=1 cannot be taken back, so it is sent after SIGTERM and not at a trigger. systemd
+        then starts ``TimeoutStopSec`` even if another process sent the signal. A request for more
+        time can only extend that time (``service_extend_event_source_timeout`` in systemd's
+        service.c).
 
         :param now: seconds on the monotonic clock.
         :param phase: the phase of the instance.
         :param in_flight: how many requests are in flight; ``None`` if they cannot be counted.
         :param stopping: whether the shutdown can no longer be taken back.
         :param needed: how many seconds from now the instance needs at most.
-        :raises OSError: no process listens there, or it does not read. The next look tries again.
+        :raises OSError: no process listens there, or it does not read. The next call tries again.
         """
         if not os.environ.get("NOTIFY_SOCKET"):
             return
@@ -87,7 +88,7 @@ def _send(message: str) -> None:
 
 
 def status(phase: Phase, in_flight: int | None) -> str:
-    """How the service manager shows a phase."""
+    """Return the text with which the service manager shows a phase."""
     if not is_terminating(phase):
         return str(phase)
     count = "requests not counted" if in_flight is None else f"{in_flight} in flight"
@@ -103,7 +104,7 @@ class Gauges:
         self._next = 0.0
 
     def look(self, log: Any, now: float, memory: Memory) -> None:
-        """Send them, if it is time or the phase has changed.
+        """Send the gauges, if it is time or the phase has changed.
 
         :param log: gunicorn's logger.
         :param memory: the shared memory.
@@ -117,21 +118,22 @@ class Gauges:
         self.send(log, memory)
 
     def send(self, log: Any, memory: Memory) -> None:
-        """Send them now, where gunicorn has a StatsD."""
+        """Send the gauges now, if gunicorn has a StatsD client."""
         gauge = getattr(log, "gauge", None)
         if gauge is None:
             return
         seen = metrics.read(memory)
         for each in metrics.GAUGES:
-            # Not log.info(extra=...): gunicorn 22.0 to 25.3 leave out every value of 0 there.
+            # log.info(extra=...) would not do, because gunicorn 22.0 to 25.3 leave out every 0
+            # there.
             value = each.value(seen)
             if value is not None and _has_room(log):
                 gauge(metrics.STATSD_PREFIX + each.name, value)
 
 
 def _has_room(log: Any) -> bool:
-    """Whether a datagram can be sent without waiting. It protects the deadline: gunicorn's socket
-    blocks, and on a UNIX socket the arbiter would wait for an agent that hangs (unix(7))."""
+    """Whether a datagram can be sent without waiting. gunicorn's socket blocks, so on a UNIX socket
+    the arbiter would wait for an agent that hangs (unix(7)), and could miss the deadline."""
     sock = getattr(log, "sock", None)
     if sock is None:
         return True

@@ -20,22 +20,24 @@ from .traffic import Traffic
 from .upgrade import Counterpart
 
 BLIND_AFTER = 1.0
-"""Seconds between two looks in LAME_DUCK after which the arbiter cannot say that nothing came: the
-machine was frozen, or a hook took long. It looks ten times a second."""
+"""Seconds between two looks in LAME_DUCK. If a gap is longer, the arbiter cannot know that no
+request came in it: the machine was frozen, or a hook took long. Normally it looks ten times a
+second."""
 
 GROUP_NS = NS // 2
-"""After a SIGTERM, this long is waited for what a signal to the whole process group makes of the
-others: of a worker, which waits for the arbiter's own signal, and of another arbiter."""
+"""Nanoseconds after which a SIGTERM to one process cannot have been a signal to the whole process
+group. If the group had got it, the arbiter (or after SIGUSR2 the other arbiter) would have got it
+by then."""
 
 
 class Observer:
-    """Sees what :func:`~gunicorn_grace.arbiter.lifecycle.decide` needs to know.
+    """Collects the input of :func:`~gunicorn_grace.arbiter.lifecycle.decide`.
 
-    :ivar looked_at: when the arbiter last saw that no shutdown had been triggered.
+    :ivar looked_at: when the arbiter last saw that no shutdown had begun, in monotonic nanoseconds.
 
     :param arbiter: gunicorn's arbiter.
     :param memory: the shared memory.
-    :param progress: how far the shutdown is.
+    :param progress: the progress of the shutdown.
     :param roster: the workers.
     :param listeners: the listening sockets.
     :param counterpart: the other arbiter, after SIGUSR2.
@@ -61,28 +63,28 @@ class Observer:
         self.looked_at: int = time.monotonic_ns()
 
     def has_begun(self) -> bool:
-        """Whether the shutdown has begun, also where the loop has not yet noticed."""
+        """Whether the shutdown has begun, even if the loop has not noticed it yet."""
         progress = self._progress
         return (
             progress.phase >= Phase.LAME_DUCK or bool(progress.sigterm) or bool(self.trigger()[1])
         )
 
     def trigger(self) -> tuple[Origin, int]:
-        """The trigger in force and its time; ``NONE`` and 0 where there is none.
+        """Return the origin of the trigger in force and its time in nanoseconds; ``NONE`` and 0 if
+        there is none.
 
-        Any process may have stored anything there. A trigger counts if its origin is one that
-        another process may give, and if it came after the last one that is over, and not in the
-        future.
+        Any process may have stored anything in the cell. A trigger counts if its origin is one that
+        another process may give, if it came after ``consumed``, and if it is not in the future.
         """
         value = self._memory.header.trigger
         when, origin = value & ~ORIGIN_MASK, value & ORIGIN_MASK
         if origin in TRIGGERS and self._progress.consumed < value and when <= time.monotonic_ns():
-            # The clock runs from the trigger, but it cannot have come before we last looked.
+            # The clock starts with the trigger. The trigger cannot have come before the last look.
             return Origin(origin), max(when, self.looked_at)
         return Origin.NONE, 0
 
     def began(self) -> tuple[Origin, int]:
-        """Who began the shutdown, and when."""
+        """Return the origin of the shutdown, and T0 in nanoseconds; ``NONE`` and 0 before it."""
         progress = self._progress
         if progress.t0:
             return progress.origin, progress.t0
@@ -94,7 +96,7 @@ class Observer:
         return origin, t0
 
     def _has_come_since(self, t0: int, asked: int) -> bool:
-        """Whether a command's wish came in this shutdown: it does not count for another one."""
+        """Whether a request of a command came in this shutdown. An older request does not count."""
         return max(self._progress.consumed, t0) < asked <= time.monotonic_ns()
 
     def is_awaited(self, t0: int) -> bool:
@@ -105,9 +107,10 @@ class Observer:
         return self._has_come_since(t0, self._memory.header.successor)
 
     def _take_up_the_wishes(self, origin: Origin, t0: int) -> None:
-        """Note who wants this shutdown, besides the one who began it."""
+        """Note who else wants this shutdown besides the one who began it: an operator, or a hook of
+        the platform."""
         progress, header, now = self._progress, self._memory.header, time.monotonic_ns()
-        # A drain after a SIGTERM holds nothing.
+        # A drain that comes after a SIGTERM has no effect.
         wished = progress.consumed < header.operator <= min(now, progress.sigterm or now)
         progress.held |= origin is Origin.DRAIN or wished
         if progress.platform:
@@ -121,7 +124,7 @@ class Observer:
             progress.platform, progress.platform_origin = max(when, t0), Origin(hook)
 
     def observe(self, now: int) -> Observation:
-        """The input of :func:`~gunicorn_grace.arbiter.lifecycle.decide`.
+        """Return the input of :func:`~gunicorn_grace.arbiter.lifecycle.decide`.
 
         :param now: the monotonic clock, in nanoseconds.
         """
@@ -132,7 +135,8 @@ class Observer:
         sigterm = progress.sigterm
         relieved = progress.upgraded or (bool(progress.terms) and self._counterpart.serves())
         if relieved and not sigterm and now - progress.told >= GROUP_NS:
-            # It is not stored in the memory, so that readiness stays as it is.
+            # This is not stored in the shared memory, because readiness must stay 200: the other
+            # arbiter serves.
             sigterm = progress.told
         clock = min(filter(None, (progress.platform, sigterm)), default=0)
         if progress.phase is Phase.LAME_DUCK:
@@ -157,21 +161,22 @@ class Observer:
             longest_silence=self._traffic.longest_silence(),
             longest_request=self._roster.longest_request(now) / NS,
             drain_started=progress.drain / NS if progress.drain else None,
-            # Until they are dismissed, workers that died are replaced: having none left is then a
-            # moment, not the end.
+            # Workers that die are replaced until they are dismissed. So if none is left before
+            # that, it is only for a moment.
             workers=len(self._arbiter.WORKERS) or int(not self._roster.are_dismissed),
         )
 
     def _look_at_what_waits(self, now: int) -> None:
-        """Note that requests still come, although no worker has begun one: they wait for a busy
-        worker, in the accept queue or in gthread's. A probe that waits there is taken for one."""
+        """Note that requests still come although no worker has begun them. They wait for a busy
+        worker in the accept queue, or in the queue of gthread's threads. A probe that waits there
+        counts as a request, because nobody has read it yet."""
         if self._observed_at and now - self._observed_at > BLIND_AFTER * NS:
             self._blind_until = now
         if self._listeners.have_waiting(now) or self._roster.waiting():
             self._progress.waited_until = now
 
     def before_a_shutdown(self, now: int) -> None:
-        """Sample the traffic, and clear what cannot be a trigger.
+        """Sample the traffic, and clear a value in the trigger's cell that cannot be a trigger.
 
         :param now: the monotonic clock, in nanoseconds.
         """
@@ -186,7 +191,7 @@ class Observer:
         header = self._memory.header
         found = header.trigger
         if found <= self._progress.consumed or self.trigger()[1] or header.trigger != found:
-            return  # Nothing, or a trigger that has just come.
+            return  # There is no value, or a trigger has come in the meantime.
         header.trigger = 0
         self._roster.tell_of_garbage(
             "the value in the trigger's place is not a trigger, and is ignored"

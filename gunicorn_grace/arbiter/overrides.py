@@ -1,12 +1,11 @@
 """The methods of gunicorn's Arbiter that we override.
 
-:func:`attach` mixes :class:`GraceArbiter` over the class of the running arbiter, in
-``on_starting``, which is before its signal handlers are installed. The methods are thin; their
-meaning is in
-:class:`~gunicorn_grace.arbiter.shutdown.Shutdown`.
+:func:`attach` puts :class:`GraceArbiter` in front of the class of the running arbiter, in
+``on_starting``, before the arbiter's signal handlers are installed. The methods are thin. The rules
+are in :class:`~gunicorn_grace.arbiter.shutdown.Shutdown`.
 
-When any of our code fails, the error is logged with its traceback, and the arbiter behaves as
-plain gunicorn from then on: a SIGTERM that had come is carried out at once.
+When any of our code fails, the error is logged with its traceback, and the arbiter behaves as plain
+gunicorn from then on. If a SIGTERM had come, gunicorn stops at once. Runs in the arbiter.
 """
 
 from __future__ import annotations
@@ -47,15 +46,15 @@ class _ReloadCutShort(GraceError):
 
 
 class PortArbiter(_Base):
-    """What the probe port needs of the arbiter, also in an instance that is switched off.
+    """The overrides that keep the probe port alive, also in an instance that is switched off.
 
-    :ivar grace_probe_port: the probe port, where there is one.
+    :ivar grace_probe_port: the probe port; ``None`` without one.
     """
 
     grace_probe_port: ProbePort | None = None
 
     def maybe_promote_master(self) -> None:
-        # The one method that gunicorn 22.0 to 27.0 call at the top of every pass of the loop.
+        # This is the only method that gunicorn 22.0 to 27.0 call at the top of every pass.
         super().maybe_promote_master()
         if self.grace_probe_port is not None:
             self.grace_probe_port.look()
@@ -72,26 +71,25 @@ class PortArbiter(_Base):
 
 
 class SwitchedOffArbiter(PortArbiter):
-    """Mixed over the class of the running arbiter when the plugin is switched off, and has a probe
-    port."""
+    """The overrides of an arbiter whose plugin is switched off and has a probe port."""
 
     def maybe_promote_master(self) -> None:
         if self.grace_probe_port is not None:
-            # While another arbiter serves the same sockets, the end of this one is not one of the
-            # service.
+            # While another arbiter serves the same sockets, the end of this one must not make the
+            # service look not ready.
             is_upgraded = bool(self.reexec_pid or self.master_pid)
             self.grace_probe_port.memory.header.upgraded = is_upgraded
         super().maybe_promote_master()
 
 
 class GraceArbiter(PortArbiter):
-    """Mixed over the class of the running arbiter. When the plugin has failed, every method works
-    as gunicorn's own.
+    """The overrides of an arbiter whose plugin is switched on. When the plugin has failed, every
+    method works as gunicorn's own.
 
     :ivar grace: the shutdown of this instance.
-    :ivar grace_adopt: makes a new ``Config`` know our settings and hooks, after SIGHUP.
+    :ivar grace_adopt: adds our settings and hooks to a new ``Config``, after SIGHUP.
     :ivar grace_reloads: whether gunicorn is in the middle of a reload.
-    :ivar grace_paces: how often gunicorn's methods run in a shutdown, by their names.
+    :ivar grace_paces: the paces of gunicorn's methods in a shutdown, by the names of the methods.
     """
 
     grace: Shutdown
@@ -101,7 +99,13 @@ class GraceArbiter(PortArbiter):
     log: Any
 
     def _guarded(self, action: Callable[..., Any], *args: Any) -> Any:
-        """Run code of the plugin. An error in it ends the plugin's part, and nothing else."""
+        """Run code of the plugin. After an error in it the plugin does nothing more, and gunicorn
+        goes on.
+
+        :returns: the result of the action; ``None`` if the plugin has failed.
+        :raises StopIteration: the action wants to end gunicorn's loop, or it failed and a SIGTERM
+            had come.
+        """
         if self.grace.progress.failed:
             return None
         try:
@@ -120,22 +124,23 @@ class GraceArbiter(PortArbiter):
             return None
 
     def _is_ours(self) -> bool:
-        """Whether a shutdown has begun, and is not left to gunicorn."""
+        """Whether a shutdown has begun and the plugin, which has not failed, runs it."""
         return not self.grace.progress.failed and self.grace.observer.has_begun()
 
     def grace_wake(self, sig: int, frame: Any) -> None:
-        """SIGALRM of our timer."""
+        """Handle SIGALRM of our timer."""
         if os.getpid() != self.pid:
-            # A child that the application has forked. Its alarm acts as without us.
+            # This is a child that the application has forked. Its alarm must act as without us.
             signal.signal(sig, signal.SIG_DFL)
             os.kill(os.getpid(), sig)
             return
-        # An error would come up in the loop, and gunicorn would cut off what is served.
+        # An error would reach gunicorn's loop, and gunicorn would cut off the requests in flight.
         with contextlib.suppress(Exception):
             self.grace.timer.tick()
 
     def signal(self, sig: int, frame: Any) -> None:
-        # A child that was just forked still has this handler: its SIGTERM is not the instance's.
+        # A child that was just forked still has this handler. A SIGTERM to the child is not one to
+        # the instance.
         if os.getpid() == self.pid:
             if sig == signal.SIGTERM:
                 self.grace.on_sigterm()
@@ -147,8 +152,8 @@ class GraceArbiter(PortArbiter):
         super().maybe_promote_master()
         if hasattr(self, "signal_chld"):
             # A preloaded application may have taken SIGCHLD. gevent's monkey.patch_all() gives it
-            # to a loop that does not run here (24.1 to 27.0): no dead worker was ever noticed. 22
-            # and 23 reap in a signal handler, and their own loop runs gevent's.
+            # to gevent's loop, which does not run here (24.1 to 27.0), so gunicorn would not notice
+            # dead workers. 22 and 23 reap in a signal handler, and their loop also runs gevent's.
             self.handle_chld()
         self._guarded(self.grace.step)
 
@@ -167,7 +172,7 @@ class GraceArbiter(PortArbiter):
 
     def handle_usr2(self) -> None:
         if self._is_ours() or (self.grace.progress.terms and not self.grace.progress.failed):
-            # A successor would be ready, whatever an operator's drain says.
+            # A successor would be ready, although an operator may have drained this instance.
             self.log.warning(
                 "gunicorn-grace: SIGUSR2 is refused: the shutdown has begun%s",
                 ", or the instance is drained: undrain it first"
@@ -185,8 +190,8 @@ class GraceArbiter(PortArbiter):
         super().setup(app)
 
     def reload(self) -> None:
-        # Python would hand gunicorn the module of the first load, and the user's file would not be
-        # read again.
+        # Otherwise Python would return the module of the first load, and the user's file would not
+        # be read again.
         sys.modules.pop(CONF_MODULE, None)
         self.grace_reloads = True
         try:
@@ -197,7 +202,7 @@ class GraceArbiter(PortArbiter):
                 "the shutdown has begun"
             )
         except SystemExit:
-            # A configuration that cannot be loaded: gunicorn 22.0 to 27.0 would end here and orphan
+            # The configuration cannot be loaded. gunicorn 22.0 to 27.0 would end here and orphan
             # its workers.
             if self.app.cfg is self.cfg:
                 raise
@@ -215,26 +220,27 @@ class GraceArbiter(PortArbiter):
                 super().reap_workers()
                 break
             except HaltServer as halt:
-                # A worker that was replaced during the shutdown does not boot; gunicorn would halt,
-                # and cut off what the others serve.
+                # A worker that replaces a dead one cannot boot. In a shutdown gunicorn must not
+                # halt for that, because it would cut off the requests of the other workers.
                 if not self._is_ours() or not self._forget_the_dead():
                     raise
                 self._give_up_forking(halt.reason)
             except Exception as error:
-                # A user's child_exit. In the loop it would make gunicorn cut off what the other
-                # workers serve; the dead one has left WORKERS by then (22.0 to 27.0).
+                # A user's child_exit has failed. If the error reached gunicorn's loop, gunicorn
+                # would cut off the requests of the other workers. The dead worker has left WORKERS
+                # by then (22.0 to 27.0).
                 if not self._is_ours():
                     raise
                 self.grace.telling.later(error)
-        # From 24.1 on reload() waits here, up to graceful_timeout. 22 and 23 reap inside the signal
-        # handler, where nothing may be raised, and do not wait.
+        # From 24.1 on reload() calls this while it waits, for up to graceful_timeout. 22 and 23 do
+        # not wait, and reap inside the signal handler, where nothing may be raised.
         if self.grace_reloads and hasattr(self, "signal_chld") and self._is_ours():
             raise _ReloadCutShort("SIGTERM during reload")
 
     def _forget_the_dead(self) -> bool:
-        """Finish what gunicorn 22.0 to 25.3 left undone for a worker that did not boot.
+        """Remove dead workers, which gunicorn 22.0 to 25.3 do not do when a worker cannot boot.
 
-        :returns: whether any worker lives on.
+        :returns: whether any worker is still alive.
         """
         for pid, worker in list(self.WORKERS.items()):
             try:
@@ -249,9 +255,9 @@ class GraceArbiter(PortArbiter):
         return bool(self.WORKERS)
 
     def _give_up_forking(self, why: object) -> None:
-        """Serve with the workers that are left: that one cannot be replaced now is not a reason to
-        lose the others' work. In gunicorn 22 and 23 this runs in a signal handler, so the next pass
-        logs it."""
+        """Replace no more workers, and serve with those that are left. A worker that cannot be
+        replaced is not a reason to lose the requests of the others. In gunicorn 22 and 23 this runs
+        in a signal handler, so the next pass logs it."""
         roster = self.grace.roster
         roster.gave_up_forking = roster.gave_up_forking or str(why) or "the fork failed"
 
@@ -259,20 +265,21 @@ class GraceArbiter(PortArbiter):
         try:
             return super().spawn_worker()
         except Exception as error:
-            # A fork that failed, or a user's pre_fork. In the loop it would make gunicorn cut off
-            # what the other workers serve.
+            # The fork or a user's pre_fork has failed. If the error reached gunicorn's loop,
+            # gunicorn would cut off the requests of the other workers.
             if os.getpid() != self.pid or not self._is_ours() or not self.WORKERS:
                 raise
             self._give_up_forking(f"{type(error).__name__}: {error}")
             return None
 
     def spawn_dirty_arbiter(self) -> Any:
-        # gunicorn 25.0 to 27.0.
+        # gunicorn 25.0 to 27.0 call this.
         self._guarded(dirty.guard, self.grace.memory)
         return super().spawn_dirty_arbiter()
 
     def murder_workers(self) -> None:
-        # Workers that finish their last requests send no heartbeat (gthread 22.0 to 26.2).
+        # Workers that finish their last requests send no heartbeat (gthread 22.0 to 26.2), and must
+        # not be killed for that.
         if self.grace.progress.failed or not self.grace.roster.are_dismissed:
             self._paced("murder_workers", super().murder_workers)
 
@@ -283,8 +290,8 @@ class GraceArbiter(PortArbiter):
             self._paced("manage_workers", super().manage_workers)
 
     def _paced(self, name: str, method: Callable[[], None]) -> None:
-        """Run a method that gunicorn calls in each pass of its loop, no more often than gunicorn
-        would."""
+        """Run a method that gunicorn calls in each pass of its loop, but no more often than without
+        our timer."""
         if self.grace.timer.is_on:
             self.grace_paces.setdefault(name, Pace()).run(self, method)
         else:
@@ -302,9 +309,10 @@ class GraceArbiter(PortArbiter):
 
     def stop(self, graceful: bool = True) -> None:
         if os.getpid() != self.pid:
-            # The child that SIGUSR2 forks, when it cannot execute its successor: it ends in the
-            # loop that it inherited (22.0 to 27.0), and workers, sockets, pid file and memory are
-            # those of the arbiter, which goes on.
+            # This is the child that SIGUSR2 forks. If it cannot execute the successor, it ends up
+            # in the loop that it inherited (22.0 to 27.0). It must not stop anything, because the
+            # workers, the sockets, the pid file and the memory belong to the arbiter, which goes
+            # on.
             os._exit(1)
         with contextlib.suppress(StopIteration):
             self._guarded(self.grace.before_stop, graceful)
@@ -318,11 +326,12 @@ class GraceArbiter(PortArbiter):
 
 
 def attach(arbiter: Any, settings: Settings, adopt: Callable[[Any], None]) -> Shutdown:
-    """Make the running arbiter ours. Runs in ``on_starting``.
+    """Put our overrides into the running arbiter, and make the shared memory. Runs in
+    ``on_starting``.
 
     :param arbiter: gunicorn's arbiter.
     :param settings: the settings at the start.
-    :param adopt: makes a new ``Config`` know our settings and hooks, after SIGHUP.
+    :param adopt: adds our settings and hooks to a new ``Config``, after SIGHUP.
     """
     memory.attached = made = make(arbiter, settings)
     shutdown = Shutdown(arbiter, made, settings)
@@ -345,11 +354,12 @@ def _mix_in(ours: type, arbiter: Any) -> None:
 
 
 def _end(shutdown: Shutdown, arbiter_pid: int) -> None:
-    """Let no alarm come any more, and write the report if ``on_exit`` has not run. Runs at the exit
-    of the process; workers inherit this call and skip it.
+    """Stop the timer, and write the report if ``on_exit`` has not run. Runs at the exit of the
+    arbiter's process. Workers inherit this call, and skip it.
 
-    A ``SystemExit``, from a user's hook for example, passes gunicorn's loop. At its end Python
-    takes signal handlers off (3.10 to 3.13), and an alarm of ours would then be the exit code.
+    A ``SystemExit``, for example from a user's hook, ends gunicorn's loop without ``on_exit``. When
+    Python ends, it removes signal handlers (3.10 to 3.13). An alarm of our timer would then kill
+    the process, and change its exit code.
     """
     if os.getpid() == arbiter_pid:
         shutdown.timer.set(0)
@@ -359,12 +369,13 @@ def _end(shutdown: Shutdown, arbiter_pid: int) -> None:
 
 
 def open_probe_port(arbiter: Any, made: Memory, settings: Settings) -> None:
-    """Bind the probe port and let it be answered. Runs in ``on_starting``.
+    """Bind the probe port and start its responder. Runs in ``on_starting``.
 
     :param arbiter: gunicorn's arbiter.
     :param made: its shared memory.
-    :param settings: with ``probe_bind``.
-    :raises SystemExit: it cannot be bound, as gunicorn itself ends for a listener of its own.
+    :param settings: the settings, with ``probe_bind`` set.
+    :raises SystemExit: the address cannot be bound. gunicorn ends in the same way if it cannot bind
+        a listener.
     """
     if not made.shared_by_name or not sys.executable:
         arbiter.log.warning(

@@ -1,9 +1,10 @@
-"""The pace of gunicorn's loop: once a second, also while our timer wakes it ten times as often.
+"""The pace of gunicorn's methods: once a second, although our timer wakes the loop ten times as
+often.
 
 A program may derive its own ``Arbiter`` and do something in each pass of the loop. Airflow's
-replaces its workers one by one in ``manage_workers``, and would do so ten times as fast in the
-delay. gunicorn itself follows a SIGABRT by SIGKILL in the pass after it, so that an aborted worker
-would have a tenth of a second for its last words. Runs in the arbiter's main thread.
+arbiter replaces its workers one by one in ``manage_workers``, and would do so ten times as fast in
+the delay. gunicorn itself sends SIGKILL in the pass after a SIGABRT. An aborted worker would have
+only a tenth of a second to log its requests. Runs in the arbiter's main thread.
 """
 
 from __future__ import annotations
@@ -25,13 +26,17 @@ class Pace:
         self._seen: Any = None
 
     def run(self, arbiter: Any, method: Callable[[], None]) -> None:
-        """Run the method, if it is due."""
+        """Run the method, if it is due.
+
+        :param arbiter: gunicorn's arbiter.
+        :param method: the method.
+        """
         now = time.monotonic()
         if now < self._next and self._seen == _workers(arbiter):
             return
         self._next = now + EVERY
         method()
-        # Afterwards: what the method itself has changed is no reason to run it again.
+        # This comes last, because a change by the method itself is not a reason to run it again.
         self._seen = _workers(arbiter)
 
 

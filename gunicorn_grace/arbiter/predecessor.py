@@ -1,13 +1,14 @@
-"""An instance that shuts down at the addresses of this one. Runs in the arbiter, before it binds.
+"""Waiting for an old instance that shuts down at the same addresses. Runs in the arbiter of the new
+instance, before it binds.
 
-Deploy scripts end the old gunicorn, wait for two seconds, and start the new one. Plain gunicorn has
-closed its listeners by then. An instance with a delay still serves, so the new one would try for
-five seconds and give up; then the old one goes too, and nobody serves. So the new one asks the old
-one to end its delay, and binds when that one has emptied and shut its listeners. It does not wait
-for what the old one still has in flight.
+A deploy script ends the old gunicorn, waits for two seconds, and starts the new one. A plain
+gunicorn has closed its listeners by then. An instance with a delay still serves, so the new one
+would try to bind for five seconds and give up. Then the old instance would end too, and nobody
+would serve. So the new arbiter asks the old one to end its delay, and binds when the old one has
+emptied and shut its listeners. It does not wait for the requests that the old one has in flight.
 
-It asks an instance of its own user alone, and one that was told to stop. Any other process keeps
-the address, and gunicorn says so as ever.
+It asks only an instance of its own user that was told to stop. Any other process keeps the address,
+and gunicorn reports that as ever.
 """
 
 from __future__ import annotations
@@ -28,17 +29,18 @@ LOOK = 0.02
 """Seconds between two attempts to bind."""
 
 UNKNOWN_DEADLINE = 60.0
-"""Seconds to wait for an instance that has no deadline."""
+"""Seconds to wait for an old instance without a known deadline."""
 
 _LISTEN = "0A"
 """``TCP_LISTEN`` in /proc/net/tcp (<net/tcp_states.h>)."""
 
 _INHERITED = ("GUNICORN_FD", "LISTEN_FDS")
-"""Variables that hand sockets to gunicorn (22.0 to 27.0)."""
+"""Environment variables that hand sockets to gunicorn (22.0 to 27.0)."""
 
 
 def wait(arbiter: Any) -> None:
     """Wait until the addresses and the pid file are free, if an instance that shuts down has them.
+    The wait ends at that instance's deadline, or after :data:`UNKNOWN_DEADLINE`.
 
     :param arbiter: gunicorn's arbiter, which has loaded its configuration.
     """
@@ -64,7 +66,7 @@ def wait(arbiter: Any) -> None:
             found.close()
         until = max((asked[pid] for pid in asked if lives(pid)), default=0.0)
         if time.monotonic() >= until:
-            return  # Whoever else has them: gunicorn tells.
+            return  # Another process has them. gunicorn reports that.
         again = time.monotonic() + 25 * LOOK
         while time.monotonic() < again and any(not _is_free(place) for place in places):
             time.sleep(LOOK)
@@ -79,12 +81,12 @@ def _is_free(place: tuple[str, int]) -> bool:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((host.strip("[]"), port))
     except OSError as error:
-        return error.errno != errno.EADDRINUSE  # Another error is gunicorn's to tell.
+        return error.errno != errno.EADDRINUSE  # gunicorn reports any other error.
     return True
 
 
 def _owner_of(pidfile: str | None) -> int:
-    """Return the living process that a pid file names; 0 if there is none."""
+    """Return the pid in a pid file, if another process with that pid is alive; otherwise 0."""
     with contextlib.suppress(OSError, ValueError, TypeError):
         with open(pidfile or "", encoding="ascii") as lines:
             pid = int(lines.read())
@@ -93,7 +95,7 @@ def _owner_of(pidfile: str | None) -> int:
 
 
 def _leaves(instance: Instance, taken: list[tuple[str, int]] | int) -> bool:
-    """Whether an instance was told to stop, and has what we need."""
+    """Whether an instance was told to stop and has the addresses, or the pid file, that we need."""
     memory = instance.memory
     if memory is None or not memory.header.sigterm or instance.pid == os.getpid():
         return False
@@ -103,7 +105,10 @@ def _leaves(instance: Instance, taken: list[tuple[str, int]] | int) -> bool:
 
 
 def _ask(instance: Instance, taken: list[tuple[str, int]] | int, log: Any) -> float:
-    """Ask an instance to end its delay. Return until when to wait for it."""
+    """Ask an instance to end its delay.
+
+    :returns: until when to wait for it, in seconds on the monotonic clock.
+    """
     assert instance.memory is not None
     header = instance.memory.header
     header.successor = time.monotonic_ns()
@@ -123,7 +128,7 @@ def _ask(instance: Instance, taken: list[tuple[str, int]] | int, log: Any) -> fl
 
 
 def _listening(ports: set[int]) -> set[str]:
-    """Return the inodes of the sockets that listen on these ports."""
+    """Return the inodes of the TCP sockets that listen on these ports."""
     found = set()
     for name in ("tcp", "tcp6"):
         with contextlib.suppress(OSError), open(f"/proc/net/{name}", encoding="ascii") as lines:

@@ -1,9 +1,9 @@
 """The listening socket of the probe port. Runs in the arbiter's main thread.
 
-It may be a UNIX socket, because a balancer on the same host can then ask without a port that others
-see. The successor of a SIGUSR2 gets it from its predecessor: if it had to bind the address again,
-the port would be closed in between, and a balancer that acts on one failed check would take the
-instance out.
+It may be a UNIX socket. A balancer on the same host can then probe without a port that others see.
+After SIGUSR2 the successor gets the socket from its predecessor. If it had to bind the address
+again, the port would be closed in between, and a balancer that acts on one failed check would take
+the instance out of rotation.
 """
 
 from __future__ import annotations
@@ -24,18 +24,19 @@ from ..shared.settings import address_of
 BACKLOG = 128
 
 BIND_FOR = 3.0
-"""Seconds in which an address that is taken is tried again. The responder of an arbiter that got
-SIGKILL keeps it for up to a second, until it sees that its arbiter is gone."""
+"""Seconds during which an address that is taken is tried again. If an arbiter got SIGKILL, its
+responder may keep the address for up to a second, until it sees that the arbiter is gone."""
 
 
 class ProbeListener:
     """The socket, bound or handed over.
 
-    :ivar is_inherited: whether another arbiter has it too, which executed this one.
+    :ivar is_inherited: whether the socket comes from the arbiter that executed this one, and that
+        still has it too.
 
     :param arbiter: gunicorn's arbiter.
     :param bind: ``grace_probe_bind``.
-    :raises SystemExit: the address cannot be bound; the log says why in one line.
+    :raises SystemExit: the address cannot be bound. The log says why in one line.
     """
 
     def __init__(self, arbiter: Any, bind: str) -> None:
@@ -46,7 +47,7 @@ class ProbeListener:
         self._sock, self.is_inherited = self._listen()
 
     def fileno(self) -> int:
-        """The descriptor; -1 once it is closed."""
+        """Return the descriptor; -1 once the socket is closed."""
         return self._sock.fileno()
 
     @property
@@ -59,7 +60,8 @@ class ProbeListener:
         self._sock.close()
 
     def unlink(self) -> None:
-        """Remove the path of a UNIX socket, unless it is another one's."""
+        """Remove the path of a UNIX socket, unless another arbiter still serves it or another
+        socket has taken its place."""
         address = address_of(self._bind)
         if isinstance(address, str) and not self._is_served_by_another():
             with contextlib.suppress(OSError):
@@ -100,7 +102,7 @@ class ProbeListener:
                 raise OSError(0, "the path is a file that is not a socket")
             with socket.socket(socket.AF_UNIX) as other:
                 other.settimeout(1)
-                # What an arbiter left behind that got SIGKILL refuses.
+                # An arbiter that got SIGKILL leaves its socket file behind, and that one refuses.
                 if other.connect_ex(path) == 0:
                     raise OSError(errno.EADDRINUSE, "another process listens there")
             os.unlink(path)
@@ -121,7 +123,8 @@ class ProbeListener:
         return made
 
     def _handed_over(self, address: str | tuple[str, int]) -> socket.socket | None:
-        """The listener of the arbiter that executed this one, if it is the one that is wanted."""
+        """Return the listener of the arbiter that executed this one; ``None`` if there is none, or
+        if it is at another address."""
         given = os.environ.pop(HANDED_OVER, None)
         self._arbiter.cfg.env_orig.pop(HANDED_OVER, None)
         if given is None or not self._arbiter.master_pid:
@@ -140,7 +143,8 @@ class ProbeListener:
 
     @contextlib.contextmanager
     def handing_over(self) -> Iterator[None]:
-        """While gunicorn executes another arbiter, which then finds the listener; both have it."""
+        """Hand the listener over to the arbiter that gunicorn executes within this context. Both
+        arbiters then have it."""
         environ = self._arbiter.cfg.env_orig
         self._sock.set_inheritable(True)
         environ[HANDED_OVER] = str(self._sock.fileno())
@@ -157,7 +161,7 @@ def _listen_tcp(host: str, port: int) -> socket.socket:
     )[0]
     made = socket.socket(family, kind, protocol)
     try:
-        # As gunicorn: what is in TIME_WAIT is no one's.
+        # As in gunicorn, old connections in TIME_WAIT must not block the address.
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         made.bind(address)
         made.listen(BACKLOG)
@@ -179,5 +183,5 @@ def _is_at(sock: socket.socket, address: str | tuple[str, int]) -> bool:
     if isinstance(address, str) or isinstance(name, str):
         return bool(name == address)
     found = socket.getaddrinfo(*address, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    # Port 0 took any.
+    # With port 0 the kernel chose the port, so any port fits.
     return name[:2] in [(meant[4][0], meant[4][1] or name[1]) for meant in found]

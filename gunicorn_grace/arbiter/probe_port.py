@@ -2,15 +2,16 @@
 
 The arbiter binds the listener before it forks the first worker, and keeps it. When the responder
 (:mod:`gunicorn_grace.responder.process`) dies, connections wait in the accept queue for the next
-one. The responder is a new interpreter (``posix_spawn``), not a fork of the arbiter: with
-``preload_app`` the arbiter holds the whole application, its threads and locks, and gunicorn's
-listeners. How the two find and lose each other is in :mod:`gunicorn_grace.arbiter.probe_process`.
+one. The responder is a new interpreter (``posix_spawn``) and not a fork of the arbiter, because
+with ``preload_app`` the arbiter holds the whole application, its threads and locks, and gunicorn's
+listeners. :mod:`gunicorn_grace.arbiter.probe_process` describes how the two processes notice each
+other's end.
 
-gunicorn does not know of the responder, but its ``waitpid(-1)`` would reap it, where it is the
-arbiter's to reap, and log its end as a worker's (22.0 to 25.3; exit code 3 or 4 would halt the
-server, so the responder never ends with those). So :meth:`ProbePort.reap` runs first.
+gunicorn does not know of the responder. If the responder is a child of the arbiter, gunicorn's
+``waitpid(-1)`` would reap it and log its end as a worker's (22.0 to 25.3). Exit code 3 or 4 would
+even halt the server, so the responder never ends with those. So :meth:`ProbePort.reap` runs first.
 
-A failure in here costs the probe port and nothing else.
+A failure in this module affects only the probe port.
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ from .probe_listener import ProbeListener
 from .probe_process import Responder, start
 
 START_EVERY = 1.0
-"""The least number of seconds between two starts of a responder. One that lived longer is replaced
-at once."""
+"""The least number of seconds between two starts of a responder. A responder that lived longer is
+replaced at once."""
 
 LAST_ANSWERS = 0.5
-"""Seconds that the responder has at the end of the instance for its last answers."""
+"""Seconds that the responder has for its last answers when the probe port ends."""
 
 
 class ProbePort:
@@ -42,8 +43,8 @@ class ProbePort:
 
     :param arbiter: gunicorn's arbiter.
     :param memory: the shared memory.
-    :param settings: with ``probe_bind``.
-    :raises SystemExit: the address cannot be bound; the log says why in one line.
+    :param settings: the settings, with ``probe_bind`` set.
+    :raises SystemExit: the address cannot be bound. The log says why in one line.
     """
 
     def __init__(self, arbiter: Any, memory: Memory, settings: Settings) -> None:
@@ -64,8 +65,8 @@ class ProbePort:
         return self.arbiter.log
 
     def leave(self) -> None:
-        """Close what a worker has inherited. Otherwise the port would stay taken after the
-        arbiter's end."""
+        """Close the inherited descriptors. Otherwise the port would stay taken after the arbiter's
+        end. Runs in a worker, after the fork."""
         with contextlib.suppress(OSError):
             self.listener.close()
         for responder in self._all():
@@ -76,14 +77,14 @@ class ProbePort:
 
     def start(self) -> None:
         """Log where the port is, and start the responder. If another arbiter serves the same
-        listener, the responder waits until a worker has booted: it would answer "not ready" for a
-        service that is ready."""
+        listener, the responder starts only when a worker has booted. Before that it would answer
+        "not ready" for a service that is ready."""
         self.log.info("gunicorn-grace: probe port at %s", self.listener.address)
         self.look()
 
     def look(self) -> None:
-        """Read what the responder says, and replace it when it died. Runs once in each pass of
-        gunicorn's loop. Never raises."""
+        """Log the lines of the responder, and start another one if it has ended. Runs once in each
+        pass of gunicorn's loop. Never raises."""
         try:
             self._read()
             self.reap()
@@ -115,14 +116,14 @@ class ProbePort:
         )
 
     def reap(self) -> None:
-        """Reap what has ended. Runs before gunicorn reaps, in 22 and 23 in a signal handler, so it
-        logs nothing."""
+        """Reap the responders that have ended. Runs before gunicorn reaps. In gunicorn 22 and 23
+        that is in a signal handler, so this logs nothing."""
         for responder in self._all():
             responder.reap()
 
     def reload(self, settings: Settings) -> None:
-        """Take new settings, after SIGHUP. A responder with the old ones finishes its answers and
-        ends."""
+        """Take new settings, after SIGHUP. A responder with the old settings finishes its answers
+        and ends."""
         if settings.probe_bind != self.bind:
             self.log.warning(
                 "gunicorn-grace: grace_probe_bind stays %r: %r needs a restart",
@@ -140,8 +141,9 @@ class ProbePort:
         self.look()
 
     def end(self) -> None:
-        """End the responder and close the port, at the very end of the arbiter. Doing it twice
-        changes nothing."""
+        """End the responder and close the port, when the arbiter ends or a successor needs the
+        address. This takes up to :data:`LAST_ANSWERS`. A second call changes nothing, and so does a
+        call in a forked child."""
         if os.getpid() != self._owner or self.listener.fileno() < 0:
             return
         self.listener.unlink()
@@ -177,7 +179,7 @@ class ProbePort:
         return json.dumps(orders).encode()
 
     def _read(self) -> None:
-        """Pass on what the responders say: they have no log of their own."""
+        """Log the lines of the responders, which have no log of their own."""
         for responder in self._all():
             for line in responder.read():
                 self.log.warning("gunicorn-grace: probe port: %s", line)

@@ -1,20 +1,22 @@
-"""The probe responder as a process: started, heard, told to end, and noticed when it has.
+"""The probe responder as a process: the arbiter starts it, reads its lines, tells it to end, and
+notices its end.
 
-A program that runs gunicorn may count the arbiter's children and take each for a worker: the
-monitor of Airflow 2 does, and would end a real worker for every one too many. So the responder is
-no child of the arbiter. The arbiter starts a new interpreter, and that forks at once and exits; its
-child goes to init, which reaps it. Without a parent's rights the two know each other like this:
+A program that runs gunicorn may count the arbiter's children and take each of them for a worker.
+The monitor of Airflow 2 does, and would end a real worker for each child too many. So the responder
+is not a child of the arbiter. The arbiter starts a new interpreter, which forks at once and exits.
+The forked child goes to init, which reaps it. The arbiter is not its parent, so the two processes
+notice each other in another way:
 
-- The responder has a descriptor of the arbiter as a process (pidfd_open(2)), opened by the arbiter
-  itself, so it can mean no other process. It becomes readable when the arbiter has ended, in any
-  way.
-- The arbiter has the reading end of the pipe on which the responder speaks. Its first line is its
-  pid. The arbiter opens a descriptor of that process, and then sees whether the pipe still has a
-  writer: if so, the responder lived all the while, and the number is no other's.
-- The pipe has no writer any more when the responder has ended.
+- The responder has a descriptor of the arbiter's process (pidfd_open(2)). The arbiter itself has
+  opened it, so it cannot refer to another process. It becomes readable when the arbiter has ended
+  for any reason.
+- The arbiter has the reading end of a pipe into which the responder writes. The first line is the
+  responder's pid. The arbiter opens a descriptor of that process, and then checks that the pipe
+  still has a writer. If it does, the responder was alive all the time, so the pid belongs to it.
+- When the responder has ended, the pipe has no writer.
 
-Where the kernel has no such descriptors (Linux before 5.3, some sandboxes), the responder is a
-child as any other. Everything here runs in the arbiter's main thread; in gunicorn 22 and 23
+If the kernel has no such descriptors (Linux before 5.3, some sandboxes), the responder is an
+ordinary child. Everything here runs in the arbiter's main thread; in gunicorn 22 and 23
 :meth:`Responder.reap` runs in a signal handler.
 """
 
@@ -45,26 +47,27 @@ sys.path.append(sys.argv[1])
 from gunicorn_grace.responder.process import main
 main()
 """
-"""Isolated and without ``site`` (-I -S), so that no file in the working directory or in
-site-packages takes the place of the standard library's. Without OpenSSL too: ``http.client`` and
-``hmac`` would import it, 4 MiB more than the 18 (3.11)."""
+"""The program of the new interpreter. It runs isolated and without ``site`` (-I -S), because a file
+in the working directory or in site-packages could replace a module of the standard library. It runs
+without OpenSSL, because ``http.client`` and ``hmac`` would import that: 4 MiB on top of 18 MiB
+(Python 3.11)."""
 
 _CHILD_FDS = 16
-"""Descriptors are first copied to numbers from here on, and then to the child's numbers: none may
-overwrite another."""
+"""Descriptors are first copied to numbers from this one on, and then to the child's numbers. So no
+copy overwrites a descriptor that is still to be copied."""
 
 _GIVE_UP_AFTER = 1.0
-"""Seconds in which SIGKILL takes effect."""
+"""Seconds to wait until SIGKILL has taken effect."""
 
 
 class Responder:
     """One responder.
 
-    :ivar pid: its pid; 0 until it has said it.
+    :ivar pid: its pid; 0 until it is known.
 
     :param child: the pid of the process that was started.
     :param is_detached: whether that process forks the responder and exits.
-    :param pipe: the reading end of the pipe on which it speaks.
+    :param pipe: the reading end of the pipe into which the responder writes.
     """
 
     def __init__(self, child: int, is_detached: bool, pipe: int) -> None:
@@ -78,7 +81,8 @@ class Responder:
         self._shall_retire = False
 
     def read(self) -> list[str]:
-        """Return the lines that it has said, without its pid."""
+        """Return the lines that the responder has written since the last call, without its pid.
+        This does not block."""
         if self._pipe < 0:
             return []
         with contextlib.suppress(BlockingIOError):
@@ -90,23 +94,23 @@ class Responder:
 
     def _know(self, pid: int) -> None:
         self._pidfd = _descriptor_of(pid)
-        # A responder that has ended by now may have left its number to another process.
+        # If the responder has ended by now, another process may have its pid.
         if not self.has_ended():
             self.pid = pid
         if self._shall_retire:
             self.retire()
 
     def reap(self) -> None:
-        """Reap it where it is a child, and the process that forked it. Otherwise gunicorn would
-        log its end as a worker's. It reads and logs nothing."""
+        """Reap the responder if it is a child, and the process that forked it. Otherwise gunicorn
+        would log the end of each as a worker's. This reads nothing and logs nothing."""
         if self._child:
-            with contextlib.suppress(ChildProcessError):  # gunicorn's waitpid(-1) was faster.
+            with contextlib.suppress(ChildProcessError):  # gunicorn's waitpid(-1) has reaped it.
                 found, status = os.waitpid(self._child, os.WNOHANG)
                 if not found:
                     return
                 self._note(os.waitstatus_to_exitcode(status))
             self._child = 0
-        # An arbiter that is PID 1 inherits every orphan, also this one.
+        # If the arbiter is PID 1, it inherits every orphan, and so the responder too.
         for fd in (self._starter, self._pidfd):
             if fd >= 0:
                 with contextlib.suppress(OSError):
@@ -122,7 +126,7 @@ class Responder:
             )
 
     def has_ended(self) -> bool:
-        """Whether nobody speaks on its pipe any more."""
+        """Whether the responder has ended, that is, whether its pipe has no writer."""
         if self._pipe < 0:
             return True
         poll = select.poll()
@@ -134,12 +138,13 @@ class Responder:
         return f"{pid}{self._status or 'has ended'}"
 
     def retire(self) -> None:
-        """Let it finish its answers and end."""
+        """Tell the responder to finish its answers and end. If its pid is not known yet, it is told
+        as soon as :meth:`read` learns the pid."""
         self._shall_retire = True
         self._send(RETIRE)
 
     def kill(self) -> None:
-        """End it now, and wait until it has ended."""
+        """End the responder by SIGKILL, and wait for its end for at most a second."""
         self._send(signal.SIGKILL)
         if self._pipe >= 0:
             poll = select.poll()
@@ -150,13 +155,14 @@ class Responder:
     def _send(self, sig: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError):
             if self._pidfd >= 0 and self.pid:
-                # Not by the pid: before an end is noticed, another process may have got it.
+                # The pid would not do. Another process may have it before the end is noticed.
                 signal.pidfd_send_signal(self._pidfd, sig)
             elif self._child:
                 os.kill(self._child, sig)
 
     def close(self) -> None:
-        """Close what this process has of it. A worker has inherited that, too."""
+        """Close this process's descriptors of the responder. Runs in the arbiter, and in a worker,
+        which has inherited them."""
         for fd in (self._pipe, self._pidfd, self._starter):
             if fd >= 0:
                 with contextlib.suppress(OSError):
@@ -167,11 +173,11 @@ class Responder:
 def start(orders: bytes, listener: int, memory: int) -> Responder:
     """Start a responder.
 
-    :param orders: what it reads first.
+    :param orders: the JSON that the responder reads from its standard input.
     :param listener: the descriptor of the listener.
     :param memory: the descriptor of the shared memory.
-    :raises OSError: it cannot be started.
-    :raises ValueError: the orders are too long.
+    :raises OSError: the process cannot be started.
+    :raises ValueError: the orders do not fit into a pipe.
     """
     with contextlib.ExitStack() as stack:
 
@@ -205,14 +211,16 @@ def start(orders: bytes, listener: int, memory: int) -> Responder:
             [sys.executable, "-I", "-S", "-c", _STARTS, package, how],
             os.environ,
             file_actions=actions,
-            # SIGTERM may come to the whole group before the responder can ignore it.
+            # The signals are blocked from the start, because a SIGTERM to the whole group may come
+            # before the responder could do that itself.
             setsigmask=sorted(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}),
         )
         return Responder(child, arbiter >= 0, os.dup(log))
 
 
 def _descriptor_of(pid: int) -> int:
-    """A descriptor of a process; -1 where there is no such thing."""
+    """Return a descriptor of a process; -1 if the kernel has no such descriptors, or there is no
+    such process."""
     try:
         found = os.pidfd_open(pid)
     except (AttributeError, OSError):

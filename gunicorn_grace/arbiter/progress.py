@@ -1,8 +1,8 @@
-"""How far the shutdown is, as the arbiter knows it.
+"""The progress of the shutdown, as the arbiter knows it.
 
-The header of the shared memory shows a copy of this to the other processes. The arbiter never reads
-that copy: any worker can store anything there, and would otherwise make an arbiter that may run as
-root ignore a SIGTERM, skip the drain, or exit.
+The header of the shared memory shows a copy of it to the other processes. The arbiter bases no
+decision on that copy, because any worker can store anything there. Otherwise a worker could make
+the arbiter, which may run as root, ignore a SIGTERM, skip the drain, or exit.
 """
 
 from __future__ import annotations
@@ -16,38 +16,40 @@ from .lifecycle import Reason
 
 @dataclass
 class Progress:
-    """The arbiter's own record of the shutdown. Times are nanoseconds, 0 is "never".
+    """The arbiter's own record of the shutdown. Times are monotonic nanoseconds; 0 means "never".
 
-    It has more attributes than a class should, because it is one record: what the other processes
-    are shown of the shutdown, and where the arbiter itself looks it up.
+    It has more attributes than a class should, because it is one record: the arbiter decides by
+    it, and shows most of it to the other processes.
 
-    :param phase: the phase it is in.
-    :param origin: who began the shutdown, ``NONE`` while it has not begun.
-    :param t0: when it began.
-    :param platform: when the platform's period began by a trigger; 0 while it has not.
-    :param platform_origin: which trigger that was.
-    :param platform_over: triggers of the platform up to this time are over.
-    :param held: whether an operator's drain is in force, which waits for ``undrain``.
-    :param sigterm: when the first SIGTERM came. Written in the signal handler.
-    :param told: when the first SIGTERM came, also if another arbiter serves on. Written in the
-        signal handler.
-    :param terms: how many SIGTERMs came. Written in the signal handler.
-    :param consumed: triggers up to this time are over.
-    :param deadline: when the process has to be gone; 0 while no deadline is known.
-    :param waited_until: when a request last waited in LAME_DUCK for a worker that would begin it.
-    :param delay_over: when a SIGTERM would first have drained at once.
+    :param phase: the current phase.
+    :param origin: the origin of the shutdown; ``NONE`` before it has begun.
+    :param t0: when the shutdown began.
+    :param platform: when a trigger of the platform began the platform's period.
+    :param platform_origin: the origin of that trigger.
+    :param platform_over: triggers of the platform up to this time are no longer in force.
+    :param held: whether an operator's drain is in force. It lasts until ``undrain``.
+    :param sigterm: when the first SIGTERM came. The signal handler writes it. If another arbiter
+        served the same sockets then, the main loop writes it once that one no longer serves.
+    :param told: when the first SIGTERM came, also while another arbiter serves the same sockets.
+        The signal handler writes it.
+    :param terms: how many SIGTERMs came. The signal handler writes it.
+    :param consumed: triggers up to this time are no longer in force.
+    :param deadline: when the process must have exited; 0 without a known deadline.
+    :param waited_until: when a request last waited in LAME_DUCK for a worker to begin it.
+    :param delay_over: the first moment at which a SIGTERM would have begun draining at once.
     :param drain: when draining began.
     :param drain_limit: when draining ends at the latest.
-    :param upgraded: whether another arbiter serves the same sockets.
-    :param emptied: whether the accept queues were served to their end.
+    :param upgraded: whether this arbiter drains while another one serves the same sockets.
+    :param emptied: whether the listeners were sealed, and their accept queues served to their end.
     :param http_shut: whether ``?down=true`` is disabled until restart.
     :param failed: whether the plugin has given up.
-    :param rate: requests in 1000 seconds, before T0.
-    :param delay: how long LAME_DUCK lasts at most unless late requests extend it.
-    :param handed_over: whether somebody else made the listening sockets and keeps them.
-    :param reasons: why each phase was entered.
+    :param rate: requests in 1000 seconds, over the minute before T0.
+    :param delay: how long LAME_DUCK lasts at most unless late requests extend it, in nanoseconds.
+    :param handed_over: whether another process made the listening sockets and keeps them.
+    :param reasons: the reason for which each phase was entered.
     :param stamps: when each phase was entered.
-    :param in_flight: how many requests were in flight then; ``None`` if nobody can count them.
+    :param in_flight: how many requests were in flight when each phase was entered; ``None`` if they
+        cannot be counted.
     """
 
     phase: Phase = Phase.STARTING
@@ -78,12 +80,16 @@ class Progress:
     in_flight: dict[Phase, int | None] = field(default_factory=dict)
 
     def publish(self, header: Header) -> None:
-        """Show it to the other processes, and mend what another process has overwritten.
+        """Store a copy into the header, which also mends cells that another process has
+        overwritten.
 
-        A reader may look between two stores. So what belongs to a phase is stored before the phase.
+        A reader may look between two stores. So the values that belong to a phase are stored before
+        the phase.
+
+        :param header: the header of the shared memory.
         """
         for name in _SHOWN:
-            # The cell first: the signal handler, which may run in between, stores into both.
+            # The cell is read first. The signal handler may run in between, and stores both.
             shown = getattr(header, name)
             known = int(getattr(self, name))
             if shown != known:

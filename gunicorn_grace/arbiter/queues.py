@@ -1,8 +1,8 @@
-"""The accept queues at the end: connections that the kernel accepted and no worker took.
+"""Counting the connections that are lost in the accept queues at the end.
 
-A worker that cannot go, because a request takes too long, keeps the listening sockets open. So the
-arbiter keeps its own descriptor of each until the workers are gone, and counts then what is left.
-Everything here runs in the arbiter's main thread.
+A worker that cannot leave, because a request takes too long, keeps the listening sockets open. So
+the arbiter keeps its own descriptor of each socket until the workers are gone, and then counts the
+connections that are left. Everything here runs in the arbiter's main thread.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ..shared import listener
 class AcceptQueues:
     """The accept queues of the arbiter's listening sockets.
 
-    :ivar lost: how many requests were lost in them.
+    :ivar lost: how many requests were lost in the queues.
 
     :param arbiter: gunicorn's arbiter.
     """
@@ -30,8 +30,8 @@ class AcceptQueues:
         self.lost: int = 0
 
     def _are_ours_alone(self) -> bool:
-        """Whether what waits in them is lost when this instance ends. It is not where systemd or
-        another arbiter has the sockets as well."""
+        """Whether connections in the queues are lost when this instance ends. They are not lost if
+        systemd or another arbiter has the sockets too."""
         arbiter = self._arbiter
         return not (
             arbiter.reexec_pid
@@ -41,15 +41,16 @@ class AcceptQueues:
         )
 
     def keep(self, listeners: Iterable[Any]) -> None:
-        """Keep a descriptor of each of these sockets, which are about to be closed. They have to be
-        sealed, because nobody takes what comes from now on."""
+        """Keep a descriptor of each of these sockets, which are about to be closed. They must be
+        sealed, because nobody accepts further connections."""
         if self._are_ours_alone():
             for sock in listeners:
                 with contextlib.suppress(OSError, AttributeError):
                     self._kept.append(_socket.socket(fileno=os.dup(sock.fileno())))
 
     def length(self) -> int:
-        """Return how many connections would be lost now, or were lost. Nothing is changed."""
+        """Return how many connections were lost, or would be lost if the instance ended now. This
+        changes nothing."""
         length = self.lost
         if self._are_ours_alone():
             for sock in (*self._kept, *self._arbiter.LISTENERS):
@@ -58,7 +59,7 @@ class AcceptQueues:
         return length
 
     def end(self) -> None:
-        """Close the queues, because the workers are gone, and count what that loses."""
+        """Close the queues, and count the requests that this loses. The workers must be gone."""
         kept, self._kept = self._kept, []
         for sock in kept:
             with contextlib.suppress(OSError):
@@ -69,11 +70,12 @@ class AcceptQueues:
 def _refuse_all(sock: Any) -> int:
     """Close each connection in an accept queue.
 
-    :returns: how many requests that loses. A peer that has sent nothing loses none.
+    :returns: how many requests this loses. A peer that has sent nothing loses none.
     """
-    # What such a seal has dropped cannot be seen here: see gunicorn_grace.shared.listener.
+    # With this seal the kernel drops a client's data before the connection is admitted, so every
+    # connection counts: see gunicorn_grace.shared.listener.
     may_be_held_up = listener.is_sealed_by_hop_limit(sock)
-    sock.setblocking(False)  # The processes that share this property are gone.
+    sock.setblocking(False)  # Workers shared this flag of the open socket, but they are gone.
     lost = 0
     while True:
         try:

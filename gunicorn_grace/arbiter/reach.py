@@ -1,12 +1,14 @@
 """Whether SIGTERM will reach the arbiter at all. Runs in the arbiter, at boot.
 
 The platform sends SIGTERM to the process that it started. If that is a shell which waits for
-gunicorn, the shell keeps the signal for itself: as the first process of a container it does not
-even notice it (pid_namespaces(7)), anywhere else it ends, and gunicorn goes on as an orphan. Then
-there is no delay and no drain, only SIGKILL. The cure is ``exec``, so the log names it.
+gunicorn, the signal does not reach gunicorn. As the first process of a container, the shell does
+not even notice the signal (pid_namespaces(7)). Anywhere else the shell ends, and gunicorn goes on
+as an orphan. Then there is no delay and no drain, only SIGKILL. The remedy is ``exec``, so the log
+names it.
 
-What a shell does about SIGTERM is in ``/proc/<pid>/status`` (proc(5)). One that catches it has a
-trap, and may pass it on. One that ignores it is a person's: interactive bash, dash and zsh do.
+``/proc/<pid>/status`` shows what a shell does with SIGTERM (proc(5)). A shell that catches it has a
+trap, and may pass it on. A shell that ignores it is interactive (bash, dash and zsh do that), and a
+person uses it.
 """
 
 from __future__ import annotations
@@ -37,11 +39,11 @@ _NOT_HANDLED = (
 
 
 class _Process(NamedTuple):
-    """What is known of a process that may be a shell.
+    """A shell.
 
     :ivar name: the program, as its command line names it.
     :ivar terminal: the number of its terminal; 0 without one.
-    :ivar keeps_sigterm: whether SIGTERM has its default action there.
+    :ivar keeps_sigterm: whether the shell neither catches nor ignores SIGTERM.
     """
 
     name: str
@@ -50,8 +52,8 @@ class _Process(NamedTuple):
 
 
 def tell(server: Any, proc: str = "/proc") -> None:
-    """Log in one line what keeps SIGTERM from the arbiter. Runs in ``on_starting``, before gunicorn
-    sets its own handlers.
+    """Log a line about whatever keeps SIGTERM from the arbiter. Runs in ``on_starting``, before
+    gunicorn sets its own handlers.
 
     :param server: gunicorn's arbiter.
     :param proc: the mount point of the proc file system.
@@ -59,7 +61,7 @@ def tell(server: Any, proc: str = "/proc") -> None:
     if signal.SIGTERM not in server.SIGNALS:
         server.log.warning(_NOT_HANDLED)
     with contextlib.suppress(OSError, ValueError, LookupError):
-        # Elsewhere, its numbers are those of another PID namespace.
+        # Otherwise /proc belongs to another PID namespace, and its pids mean other processes.
         if os.readlink(f"{proc}/self") == str(os.getpid()):
             _tell_of_shells(server.log, proc)
 
@@ -73,20 +75,20 @@ def _tell_of_shells(log: Any, proc: str) -> None:
     shell = _shell(parent, proc) if parent > 1 else None
     if shell is None or not shell.keeps_sigterm:
         return
-    # A script that a person runs is stopped from the terminal, systemd sends SIGTERM to the whole
-    # unit (KillMode=), and a script that goes on after `gunicorn &` knows its pid: the shell has
-    # then let it ignore SIGINT (POSIX, asynchronous lists).
+    # There is no warning in three cases. A person stops a script from its terminal. systemd sends
+    # SIGTERM to the whole unit (KillMode=). A script that goes on after `gunicorn &` knows
+    # gunicorn's pid; the shell has then made gunicorn ignore SIGINT (POSIX, asynchronous lists).
     is_asynchronous = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     if not (shell.terminal or is_asynchronous or "INVOCATION_ID" in os.environ):
         log.warning(_PARENT, printable(shell.name), parent)
 
 
 def _shell(pid: int, proc: str) -> _Process | None:
-    """Return what is known of a process; ``None`` if it is not a shell.
+    """Return a process if it is a shell; otherwise ``None``.
 
     :raises OSError: the process is gone.
     """
-    # Not comm, which for a script is the name of its file.
+    # comm would not do: for a script it is the name of the script's file.
     command = Path(f"{proc}/{pid}/cmdline").read_bytes().split(b"\0")[0]
     name = os.fsdecode(command).rpartition("/")[2].removeprefix("-")
     if name not in SHELLS:

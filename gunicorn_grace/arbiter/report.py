@@ -1,8 +1,8 @@
 """The report of a shutdown: the numbers of the summary, and the file ``grace_report``.
 
 In Kubernetes that file is the container's termination message. It can still be read when the
-container's log is gone. So the report fits the size that the kubelet reads, and a first version is
-written before anything could prevent it.
+container's log is gone. So the report fits the size that the kubelet reads. A first version is
+written when draining begins, because a SIGKILL may prevent the last one. Runs in the arbiter.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ LIMIT = 4096
 Kubernetes' "Determine the Reason for Pod Failure")."""
 
 LONGEST_REASON = 200
-"""Characters of a reason that gunicorn gives. The rest of a report, without its list, is less than
-1 KiB."""
+"""The maximum length, in characters, of the reason that gunicorn gives. The rest of a report
+without its list is less than 1 KiB."""
 
 
 def _key(meaning: str) -> Any:
@@ -36,7 +36,7 @@ def _key(meaning: str) -> Any:
 
 @dataclass(frozen=True)
 class Report:
-    """What happened. The fields are the keys of the JSON object, in this order."""
+    """The numbers of a shutdown. The fields are the keys of the JSON object, in this order."""
 
     version: str = _key("version of gunicorn-grace")
     origin: str = _key("who began it: `sigterm`, `http` (`?down=true`), `prestop`, `drain`")
@@ -86,7 +86,7 @@ class Report:
     verdict: str = _key("what the last request says about the delay")
 
     def to_json(self) -> bytes:
-        """The report as one line of JSON: ASCII, and never more than :data:`LIMIT` bytes."""
+        """Return the report as one line of JSON: ASCII, and at most :data:`LIMIT` bytes."""
         told = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         told["ended"] = self.ended and self.ended[:LONGEST_REASON]
         if self.cut_off_by_worker is None:
@@ -106,7 +106,7 @@ def _dumped(told: dict[str, Any]) -> bytes:
 
 
 NOT_COUNTED = "requests are not counted with this worker class: nothing is known about the delay"
-"""The verdict where :func:`verdict` has nothing to go by."""
+"""The verdict if requests cannot be counted, so that :func:`verdict` has no data."""
 
 KINDS = {
     "in_flight": "in flight",
@@ -115,14 +115,15 @@ KINDS = {
     "not_begun": "not begun",
     "accept_queue": "in the accept queue",
 }
-"""How the summary names each kind of lost requests."""
+"""The words of the summary for each kind of lost requests."""
 
 
 def told_lost(lost: Lost, *, counted: bool = True) -> str:
-    """Say what was lost, and how far it had come where that is not what one expects.
+    """Return the words of the summary about lost requests. The kinds are listed if not all of the
+    requests were in flight.
 
     :param lost: the lost requests.
-    :param counted: whether those in the workers could be counted.
+    :param counted: whether the requests in the workers could be counted.
     """
     if not counted:
         queued = f", {lost.accept_queue} lost in the accept queue" if lost.accept_queue else ""
@@ -133,7 +134,8 @@ def told_lost(lost: Lost, *, counted: bool = True) -> str:
 
 
 def uncounted(report: Report) -> Report:
-    """Take out of a report what nobody could count. A zero there would say that all is well."""
+    """Return a report without the numbers that could not be counted. A zero would wrongly mean that
+    no request was lost."""
     known = report.cut_off_by_kind["accept_queue"]
     return dataclasses.replace(
         report,
@@ -157,14 +159,14 @@ def verdict(
     lasted: float = 0.0,
     handed_over: bool = False,
 ) -> str:
-    """The advice about the delay that follows from the last request.
+    """Return the advice about the delay that follows from the last request.
 
-    :param last_after: seconds after T0 at which it came; ``None`` when none came.
+    :param last_after: seconds after T0 at which the last request came; ``None`` if none came.
     :param delay: ``grace_shutdown_delay``, in seconds.
-    :param cut_short: what ended the delay before its time, for a reason that has nothing to do with
-        the requests. Nobody knows then when the last one would have come.
+    :param cut_short: the reason that ended the delay although requests may still have come; empty
+        if there was none. In that case the time of the last request says nothing about the delay.
     :param lasted: how long the delay really was, in seconds.
-    :param handed_over: whether somebody else made the listening sockets and keeps them. Then
+    :param handed_over: whether another process made the listening sockets and keeps them. Then
         requests come all the time, and wait for the next process when this one accepts no more.
     """
     if handed_over:
@@ -191,11 +193,11 @@ def verdict(
 
 
 def why_unwritable(path: str) -> str | None:
-    """Say why a report could not be written to this file; ``None`` if it could. Nothing is created
-    or changed. ``gunicorn --check-config``.
+    """Return why a report cannot be written to this file; ``None`` if it can. This creates and
+    changes nothing. Runs in ``gunicorn --check-config``.
 
-    The termination message is a mount of the pod's. Elsewhere it is not there, and nothing follows
-    from that.
+    The termination message is a mount of the pod. If it is missing outside Kubernetes, that is not
+    a problem.
 
     :param path: the file, FIFO or terminal.
     """
@@ -210,25 +212,25 @@ def why_unwritable(path: str) -> str | None:
             return None
         return f"{folder} may not be written to" if os.path.isdir(folder) else error.strerror
     except OSError as error:
-        # Nobody reads the FIFO now.
+        # ENXIO means only that no process reads the FIFO at this moment.
         return None if error.errno == errno.ENXIO else error.strerror
-    except ValueError as error:  # A null byte.
+    except ValueError as error:  # The path contains a null byte.
         return str(error)
     return None
 
 
 def write(path: str, report: Report, *, last: bool) -> None:
-    """Write a report, over one that was written before. Runs in the arbiter, which never waits here
-    for a reader.
+    """Write a report over the one that was written before. Runs in the arbiter, and never waits for
+    a reader.
 
-    Whenever the process is killed, the file holds a whole report, the old one or the new one,
-    perhaps with white space after it. Renaming a new file over the old one would do that too, but a
-    termination message is a mount of its own.
+    Whenever the process is killed, the file contains a complete report: the old one or the new one,
+    perhaps with white space after it. To rename a new file over the old one would do that too, but
+    not for a termination message, because that file is a mount of its own.
 
     :param path: the file, FIFO or terminal.
     :param report: the report.
     :param last: whether no other report follows. A FIFO or a terminal gets only the last one.
-    :raises OSError: it cannot be written.
+    :raises OSError: the file cannot be written.
     """
     data = report.to_json()
     fd = safe_open(

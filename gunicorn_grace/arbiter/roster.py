@@ -1,8 +1,8 @@
 """The workers of an instance and their records in the shared memory.
 
-Everything here runs in the arbiter's main thread; in gunicorn 22 and 23 :meth:`Roster.free` runs in
-a signal handler there, so it logs nothing. A worker writes its record while it lives, so what is
-read here is input: it is used as a number, never as a pid.
+Everything here runs in the arbiter's main thread. In gunicorn 22 and 23 :meth:`Roster.free` runs in
+a signal handler, so it logs nothing. A worker writes its record while it lives, so a record is
+input here: its values are used as numbers, never as pids.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from .queues import AcceptQueues
 
 
 class Roster:
-    """Which worker has which record.
+    """The workers and their records.
 
-    :ivar are_dismissed: whether all workers were told to go: from then on none is replaced.
+    :ivar are_dismissed: whether all workers were told to leave. From then on none is replaced.
     :ivar gave_up_forking: why workers that die are no longer replaced; empty while they are.
-    :ivar queues: the accept queues, for what is lost in them.
-    :ivar lost: workers that ended with requests in flight since T0: pid, how many.
+    :ivar queues: the accept queues, which count the requests that are lost in them.
+    :ivar lost: for each worker that ended with unanswered requests since T0: its pid, and how many.
 
     :param arbiter: gunicorn's arbiter.
     :param memory: the shared memory.
@@ -47,8 +47,8 @@ class Roster:
     # -- coming and going ----
 
     def claim(self, worker: Any) -> None:
-        """Give a record to a worker that is about to be forked. When all are taken, the worker
-        serves but is not counted."""
+        """Give a record to a worker that is about to be forked. If all records are taken, the
+        worker serves but is not counted."""
         number = self._free_number()
         worker.grace_slot = number
         if number is None:
@@ -67,8 +67,8 @@ class Roster:
         for number in range(self._memory.slot_count):
             if number not in self._workers:
                 return number
-        # A fork that failed, and a worker that gunicorn forgot in kill_worker (ESRCH), never reach
-        # child_exit.
+        # All records are taken. Some may belong to workers that never reach child_exit, because
+        # their fork failed or gunicorn forgot them in kill_worker (ESRCH).
         alive = set(map(id, self._arbiter.WORKERS.values()))
         for number, worker in list(self._workers.items()):
             if id(worker) not in alive:
@@ -77,7 +77,7 @@ class Roster:
         return None
 
     def free(self, worker: Any) -> None:
-        """Take back the record of a worker that is dead."""
+        """Take back the record of a dead worker, and count the requests that it has lost."""
         number = getattr(worker, "grace_slot", None)
         if number is not None and self._workers.get(number) is worker:
             self._free(number)
@@ -95,39 +95,39 @@ class Roster:
         self._workers.pop(number, None)
 
     def bury(self) -> None:
-        """Count what is lost at the very end: gunicorn has killed the workers that were left, and
-        reaps them no more."""
+        """Count the requests that are lost at the very end. gunicorn has killed the workers that
+        were left, and does not reap them any more."""
         for number in list(self._workers):
             self._free(number)
         self.queues.end()
         self.publish()
 
     def dismiss(self, worker: Any) -> None:
-        """Mark a worker as told to go, before its SIGTERM."""
+        """Mark a worker as dismissed, before gunicorn sends it SIGTERM."""
         number = getattr(worker, "grace_slot", None)
         if number is not None and number not in self._dismissed:
             self._dismissed[number] = time.monotonic_ns()
             self._memory.record(number).dismissed = self._dismissed[number]
 
     def publish(self) -> None:
-        """Show the totals of the workers that are gone."""
+        """Store the totals of the workers that are gone into the header."""
         header = self._memory.header
         header.slots_used = self._slots_used
         if self._workers:
             header.uncounted = any(record.uncounted for record in self._records())
-        # In gunicorn 22 and 23 a signal handler may count more in between, and publish it.
+        # In gunicorn 22 and 23 a signal handler may add to the total in between, and publish it.
         known = -1
         while known != (total := self._gone.total() + self.queues.lost):
             known = header.gone_cut_off = total
 
     def mend(self) -> None:
-        """Store again what another process has overwritten of the arbiter's own cells."""
+        """Store the arbiter's own cells again if another process has overwritten them."""
         if not self._memory.has_its_layout():
             self._memory.publish_layout()
             self.tell_of_garbage("its layout is stored again")
         self.publish()
         for number in set(self._memory.claimed_numbers()) ^ set(self._workers):
-            # In gunicorn 22 and 23 a record may be freed meanwhile: so this asks again.
+            # In gunicorn 22 and 23 a signal handler may have freed the record, so this looks again.
             self._memory.record(number).claimed = int(number in self._workers)
         for number in list(self._workers):
             record, known = self._memory.record(number), self._dismissed.get(number, 0)
@@ -137,7 +137,7 @@ class Roster:
     def tell_of_garbage(self, what: str) -> None:
         """Log once that another process has overwritten the shared memory.
 
-        :param what: what becomes of it.
+        :param what: what the arbiter does about it.
         """
         if not self._told_of_garbage:
             self._told_of_garbage = True
@@ -151,28 +151,27 @@ class Roster:
         return [self._memory.record(number) for number in list(self._workers)]
 
     def _living(self) -> Iterator[tuple[Any, Record]]:
-        """The workers that gunicorn knows, each with its record."""
+        """Yield the workers that gunicorn knows, each with its record."""
         for number, worker in list(self._workers.items()):
             if self._arbiter.WORKERS.get(worker.pid) is worker:
                 yield worker, self._memory.record(number)
 
     def has_booted(self) -> bool:
-        """Whether any worker serves."""
+        """Whether any worker has booted."""
         return any(record.booted for record in self._records())
 
     def in_flight(self) -> int | None:
-        """Requests in flight in all workers; ``None`` where they cannot be counted."""
+        """Return the requests in flight in all workers; ``None`` if they cannot be counted."""
         if not self.are_counted():
             return None
         return sum(max(0, record.in_flight) for record in self._records())
 
     def waiting(self) -> int:
-        """Requests that workers have accepted and not begun. It is right while the shutdown is
-        under way, at worst 0.2 s old."""
+        """Return how many requests wait in workers or in their own queues (at most 0.2 s old)."""
         return sum(max(0, record.waiting) + max(0, record.queued) for record in self._records())
 
     def last_arrival(self) -> int:
-        """When the last request came, probes excluded, in nanoseconds; 0 when none ever did."""
+        """Return when the last request came, probes excluded, in nanoseconds; 0 if none came."""
         return max([*map(self._arrival, self._records()), self._gone_last_arrival])
 
     def _arrival(self, record: Record) -> int:
@@ -180,7 +179,8 @@ class Roster:
         return arrival if 0 <= arrival <= time.monotonic_ns() else 0
 
     def longest_request(self, now: int) -> int:
-        """The longest request of the last five minutes, in nanoseconds.
+        """Return the longest request of the last five minutes, in nanoseconds. Workers keep two
+        windows of five minutes, so a request may count for up to ten.
 
         :param now: the monotonic clock, in nanoseconds.
         """
@@ -194,22 +194,20 @@ class Roster:
         return longest
 
     def begin_counting(self) -> None:
-        """A shutdown begins: count what is cut off from here on, and have the workers count what
-        waits in them."""
+        """Begin to count what a shutdown cuts off, and make the workers count what waits in them."""
         self._gone_before = self._gone
         self._are_counted = True
         self.lost.clear()
         _have_waiting_counted(self._arbiter)
 
     def are_counted(self) -> bool:
-        """Whether the requests can be counted, in every worker of this shutdown."""
+        """Whether the requests can be counted in every worker of this shutdown."""
         return self._are_counted and not any(record.uncounted for record in self._records())
 
     def cut_off(self) -> Lost:
-        """Requests that this shutdown cut off, with those that would be lost if the workers ended
-        now."""
-        # In gunicorn 22 and 23 a signal handler frees records: what it moves meanwhile would be
-        # counted twice.
+        """Return the requests that this shutdown has cut off, or would if the workers ended now."""
+        # In gunicorn 22 and 23 a signal handler may free a record meanwhile. Its requests would
+        # then count twice, so this counts again.
         while True:
             gone, alive = self._gone, Lost(accept_queue=self.queues.length())
             for record in self._records():
@@ -218,12 +216,12 @@ class Roster:
                 return gone.plus(alive).minus(self._gone_before)
 
     def known_cut_off(self) -> int | None:
-        """How many they are; ``None`` where they cannot be counted."""
+        """Return the total of :meth:`cut_off`; ``None`` if the requests cannot be counted."""
         return self.cut_off().total() if self.are_counted() else None
 
     def cut_off_by_worker(self) -> list[dict[str, int]]:
-        """The same by worker, the most first."""
-        # The living first: a worker that is freed in between is in both, and counts once.
+        """Return :meth:`cut_off` by worker: ``pid`` and ``requests``, the most first."""
+        # The living come first. A worker that is freed in between is in both, and counts once.
         found = {
             worker.pid: self._memory.record(number).would_lose().total()
             for number, worker in list(self._workers.items())
@@ -233,11 +231,11 @@ class Roster:
         return [{"pid": pid, "requests": count} for pid, count in most_first if count]
 
     def asked_to_leave(self, now: int, patience: int) -> list[int]:
-        """The pids of workers that got a SIGTERM that was not the arbiter's, and wait for an
-        answer.
+        """Return the pids of the workers that got a SIGTERM from a process other than the arbiter,
+        and wait for their dismissal.
 
         :param now: the monotonic clock, in nanoseconds.
-        :param patience: nanoseconds that they have waited.
+        :param patience: how long they must have waited, in nanoseconds.
         """
         return [
             worker.pid
@@ -248,11 +246,11 @@ class Roster:
         ]
 
     def waiting_for_an_answer(self) -> list[int]:
-        """The pids of workers that have got a SIGTERM from any process."""
+        """Return the pids of the workers that have got a SIGTERM from any process."""
         return [worker.pid for worker, record in self._living() if record.term_seen]
 
     def have_missed_their_dismissal(self) -> list[int]:
-        """The pids of workers that load the application and have not noticed their SIGTERM."""
+        """Return the pids of dismissed workers that load the application and missed SIGTERM."""
         return [
             worker.pid
             for worker, record in self._living()
@@ -260,18 +258,18 @@ class Roster:
         ]
 
     def may_shut(self) -> bool:
-        """Whether every worker copes with listening sockets that are shut."""
+        """Whether the listening sockets may be shut without an error in any worker."""
         living = [record.may_shut for _, record in self._living()]
         return all(living) and len(living) == len(self._arbiter.WORKERS)
 
     def own_queues_empty_since(self) -> list[int]:
-        """For each worker: since when its own accept queues are empty, in ns; 0 while not."""
+        """Return for each worker since when its own accept queues are empty, in ns; 0 if not."""
         return [record.empty_since for _, record in self._living()]
 
 
 def _have_waiting_counted(arbiter: Any) -> None:
-    # In a sync worker nothing waits unless it has an accept queue of its own, and the signal would
-    # interrupt the system call that its request is in.
+    # In a sync worker no request waits, unless the worker has its own accept queue. The signal
+    # would only interrupt a system call of the request that the worker serves.
     is_sync = any(cls.__name__ == "SyncWorker" for cls in arbiter.cfg.worker_class.__mro__)
     if arbiter.cfg.reuse_port or not is_sync:
         arbiter.kill_workers(POKE)

@@ -1,8 +1,8 @@
 """Opening a file by a path on which other users may have put something.
 
 In a folder that everybody may write to, such as ``/tmp`` or an ``emptyDir``, another user can put a
-link in the place of a file that root is about to write. Root would overwrite what the link names.
-The kernel refuses that only in sticky folders, and only where ``fs.protected_symlinks`` and
+link in the place of a file that root is about to write. Root would overwrite the target of the
+link. The kernel prevents this only in sticky folders, and only if ``fs.protected_symlinks`` and
 ``fs.protected_hardlinks`` are set (proc_sys_fs(5)). Runs in the arbiter.
 """
 
@@ -17,15 +17,20 @@ LONGEST_CHAIN = 40
 
 
 def safe_open(path: str, flags: int, mode: int = 0o777) -> int:
-    """Open a file like ``os.open``, but follow no link of another user in a folder that everybody
-    may write to, and open no file there that has a second name.
+    """Open a file like ``os.open``, but refuse two things in a folder that everybody may write to:
+    a link of another user, unless that user owns the folder, and a file with a second name.
 
-    Each part of the path is opened below the one before and looked at there, so that nothing can be
-    put in its place meanwhile. The links in /proc are the kernel's own: ``/dev/stderr`` is one.
+    Each part of the path is opened below the previous part and checked there, so that nobody can
+    replace it in between. The kernel makes the links in /proc, so they are followed.
+    ``/dev/stderr`` leads to one.
 
-    :raises OSError: it cannot be opened, or there is such a link.
+    :param path: the file.
+    :param flags: as for ``os.open``.
+    :param mode: as for ``os.open``.
+    :returns: the descriptor.
+    :raises OSError: the file cannot be opened, or the path is refused (``PermissionError``).
     """
-    if not hasattr(os, "O_PATH"):  # Linux has it.
+    if not hasattr(os, "O_PATH"):  # Only Linux has it.
         return os.open(path, flags, mode)
     look = os.O_PATH | os.O_CLOEXEC
     left = path.split("/")[::-1]

@@ -4,27 +4,28 @@ The timeline::
 
     T0            SIGTERM, or a trigger before it: whichever comes first starts the clock, once
     |  LAME_DUCK  readiness is 503 in every worker, and every worker goes on serving
-    T0+delay      or earlier, or later: lifecycle.decide knows why
+    T0+delay      or earlier, or later: lifecycle.decide has the rules
     |  DRAINING   listeners are sealed, the accept queue is served to its end, then the workers
     |             finish what is in flight, until the drain limit
-    T0+x          all have finished, or the deadline has come: what is cut off is logged
+    T0+x          all have finished, or the limit has come: what is cut off is logged
        STOPPED    the summary line, the report, exit 0
 
-A walk from SIGTERM to the exit. The signal handler stores the time (:meth:`Shutdown.on_sigterm`);
-from that store on every worker answers "not ready". gunicorn's loop wakes up and makes a pass
-(:meth:`Shutdown.step`): it observes, :func:`~gunicorn_grace.arbiter.lifecycle.decide` says
-LAME_DUCK, and :meth:`Shutdown._enter_lame_duck` publishes T0 and the deadline and starts the timer.
+A walk from SIGTERM to the exit. The signal handler stores the time (:meth:`Shutdown.on_sigterm`).
+From that store on every worker answers "not ready" (with ``grace_readiness_delay``, that much
+later). gunicorn's loop wakes up and makes a pass (:meth:`Shutdown.step`): it observes,
+:func:`~gunicorn_grace.arbiter.lifecycle.decide` returns LAME_DUCK, and
+:meth:`Shutdown._enter_lame_duck` publishes T0 and the deadline and starts the timer.
 Each pass asks ``decide`` again, ten times a second, until it says DRAINING. Then
 :meth:`Shutdown._enter_draining` seals the listeners and wakes the workers, which begin to close
 idle connections. When nothing waits in the accept queues, the workers get SIGTERM
 (:class:`~gunicorn_grace.arbiter.draining.Draining`), and the listeners are shut for all processes.
 When the last worker has gone, or the drain limit has come, :meth:`Shutdown._enter_stopped` ends
-gunicorn's loop; gunicorn's own ``stop()`` follows, and kills what is left.
-``on_exit`` tells the summary.
+gunicorn's loop. gunicorn's own ``stop()`` follows, and kills the workers that are left. ``on_exit``
+logs the summary.
 
-The drain runs inside gunicorn's loop too, and ``stop()`` comes only after it. So in every phase
-crashed workers are reaped, hung ones are noticed, and SIGINT ends it at once, on every version;
-gunicorn's own ``stop()`` would block (22.0 to 24.1 ignore SIGINT there).
+The drain also runs inside gunicorn's loop, and ``stop()`` comes only after it. So in every phase
+and version gunicorn reaps dead workers, and SIGINT ends the instance at once. In ``stop()``
+gunicorn would block (22.0 to 24.1 ignore SIGINT there).
 """
 
 from __future__ import annotations
@@ -63,16 +64,16 @@ from .upgrade import Counterpart
 DELAY = "grace_shutdown_delay"
 
 QUICK_STOP = 2.0
-"""Seconds that workers have after SIGINT or SIGQUIT. gunicorn 25.1 to 27.0 allow as much when one
-comes while they drain; otherwise a gthread worker, whose threads are joined at its exit, would take
-up to graceful_timeout."""
+"""Seconds that workers have after SIGINT or SIGQUIT. gunicorn 25.1 to 27.0 allow the same time when
+such a signal comes during their own drain. Without this limit a gthread worker would take up to
+graceful_timeout, because it joins its threads at its exit."""
 
 
 class Shutdown:
     """The shutdown of one instance. Everything here runs in the arbiter's main thread.
 
-    :ivar as_set: the settings as somebody has set them.
-    :ivar settings: the settings in use.
+    :ivar as_set: the settings as the user has set them.
+    :ivar settings: the settings in use, which differ if the listening sockets were handed over.
 
     :param arbiter: gunicorn's arbiter.
     :param memory: the shared memory.
@@ -111,8 +112,8 @@ class Shutdown:
         self.use(settings)
 
     def use(self, settings: Settings) -> None:
-        """Take these settings from now on, and publish those that the commands need. Whoever hands
-        the listening sockets over turns nobody away: there is no delay then unless one was set."""
+        """Use these settings, and publish those that the commands need. If another process keeps
+        the listening sockets, no client is refused, so there is no delay by default."""
         self.as_set = settings
         self.listeners.note_paths()
         self.progress.handed_over = self.listeners.are_handed_to_us()
@@ -137,8 +138,8 @@ class Shutdown:
     # -- signals ----
 
     def on_sigterm(self) -> None:
-        """Note a SIGTERM, in the real signal handler: no log, no lock. Readiness is 503 from the
-        store on, in every worker."""
+        """Note a SIGTERM. Runs in the real signal handler, so it neither logs nor locks. Every
+        worker then sees that the shutdown has begun, unless another arbiter is there (SIGUSR2)."""
         progress = self.progress
         if not progress.told:
             progress.told = self.memory.header.told = time.monotonic_ns()
@@ -150,8 +151,8 @@ class Shutdown:
         self.progress.sigterm = self.memory.header.sigterm = self.progress.told
 
     def let_go(self) -> None:
-        """Leave the instance as it would be without the plugin: no trigger is taken up any more,
-        and a worker that asks for its dismissal gets it."""
+        """Leave the instance as it would be without the plugin: triggers have no effect any more,
+        and workers that wait for their dismissal get it."""
         progress = self.progress
         progress.failed = True
         if not progress.terms:
@@ -159,17 +160,17 @@ class Shutdown:
             progress.t0 = progress.deadline = 0
             progress.phase = min(progress.phase, Phase.SERVING)
         self._publish()
-        # A worker first says that it asks and then looks at `failed`, so one of the two sees the
-        # other.
+        # A worker first stores that it has got a SIGTERM and then reads `failed`. Here the order is
+        # the opposite, so at least one of the two sees the other.
         for pid in self.roster.waiting_for_an_answer():
             self.arbiter.kill_worker(pid, signal.SIGTERM)
 
     # -- acting ----
 
     def step(self) -> None:
-        """One pass: look, decide, act.
+        """Observe, decide and act. Runs once in each pass of gunicorn's loop.
 
-        :raises StopIteration: gunicorn's loop is to end.
+        :raises StopIteration: gunicorn's loop must end.
         """
         now = time.monotonic_ns()
         progress = self.progress
@@ -177,15 +178,13 @@ class Shutdown:
             if self.counterpart.serves():
                 self.timer.set(LAME_DUCK_TICK)  # The decision must not wait for a whole second.
             else:
-                # The other arbiter was told to stop too. Or it was gone when the signal came, and
-                # gunicorn notices only now.
+                # The other arbiter was told to stop too, or gunicorn notices only now that it left.
                 self._note_sigterm()
         if progress.phase is Phase.STARTING:
             self.listeners.note_paths()
         if not self.observer.has_begun():
             self.observer.before_a_shutdown(now)
-            # A SIGTERM to one worker by hand: gunicorn lets it go and forks another. If the group
-            # had got it, we would have too.
+            # These workers may leave. A SIGTERM to the whole group would have come here as well.
             for pid in self.roster.asked_to_leave(now, GROUP_NS):
                 self.arbiter.kill_worker(pid, signal.SIGTERM)
         self.telling.catch_up()
@@ -203,7 +202,7 @@ class Shutdown:
         if seen.phase is Phase.LAME_DUCK:
             if seen.held and has_expired(seen, self.settings):
                 seen = self._expire_under_a_drain(seen)
-            self._set_deadline(seen)  # An operator's drain has none by itself.
+            self._set_deadline(seen)  # A hook or a SIGTERM may have started the platform's clock.
             if not progress.delay_over and is_delay_over(seen, self.settings):
                 progress.delay_over = now
         elif seen.phase is Phase.DRAINING:
@@ -229,11 +228,11 @@ class Shutdown:
         progress.held = False
         header = self.memory.header
         header.late = 0
-        # The phase first and `consumed` last: until then the old trigger keeps the instance in
-        # LAME_DUCK, so that no process takes the end of one shutdown for the beginning of another.
+        # The phase is stored first and `consumed` last. In between, the old trigger still counts,
+        # so no process takes the end of one shutdown for the beginning of another.
         header.phase = Phase.SERVING
         self._publish()
-        # In gunicorn 22 and 23 a signal handler may have given up again meanwhile.
+        # In gunicorn 22 and 23 a signal handler may have set this again meanwhile.
         self.roster.gave_up_forking = ""
         if expired:
             events.trigger_expired(self._log, expired, seen, "serving again")
@@ -241,7 +240,8 @@ class Shutdown:
             self._log.info("gunicorn-grace: undrained: serving again")
 
     def _expire_under_a_drain(self, seen: Observation) -> Observation:
-        """The platform's trigger is over, and its clock with it. The operator's drain goes on."""
+        """End the platform's trigger and its clock, because no SIGTERM followed. The operator's
+        drain goes on. Return a new observation."""
         progress = self.progress
         expired, progress.platform_origin = progress.platform_origin, Origin.NONE
         progress.http_shut |= expired is Origin.HTTP
@@ -252,7 +252,7 @@ class Shutdown:
     def _enter_lame_duck(self, seen: Observation, reason: Reason) -> None:
         assert seen.t0 is not None
         progress = self.progress
-        # As it was seen: the cell of the trigger may be another one by now.
+        # The observation is used, because another process may have overwritten the trigger by now.
         progress.origin, progress.t0 = seen.origin, round(seen.t0 * NS)
         progress.stamps[Phase.LAME_DUCK] = progress.t0
         progress.phase = Phase.LAME_DUCK
@@ -286,8 +286,8 @@ class Shutdown:
 
     def _enter_stopped(self, seen: Observation, reason: Reason) -> None:
         events.draining_ended(self._log, seen, reason, self.roster.known_cut_off())
-        # stop() would wait for all of graceful_timeout: for a worker that hangs while it boots; and
-        # once more, after a drain, for the dirty arbiter (25.1 to 27.0).
+        # Otherwise stop() could wait for the whole graceful_timeout: for a worker that hangs while
+        # it boots, and after a drain once more for the dirty arbiter (25.1 to 27.0).
         gone_by = deadline(seen.clock, self.settings)
         ends = self.progress.drain_limit / NS or gone_by
         allowed = self.arbiter.cfg.settings["graceful_timeout"]
@@ -299,9 +299,9 @@ class Shutdown:
     # -- the end ----
 
     def before_stop(self, graceful: bool) -> None:
-        """gunicorn is about to stop its workers, for whatever reason.
+        """Prepare for gunicorn's ``stop()``, which ends the workers, and write the report.
 
-        :param graceful: whether it gives them ``graceful_timeout``.
+        :param graceful: whether gunicorn gives the workers ``graceful_timeout``.
         """
         self.roster.are_dismissed = True
         allowed = self.arbiter.cfg.settings["graceful_timeout"]

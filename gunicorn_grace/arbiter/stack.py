@@ -1,7 +1,7 @@
-"""Who called: the gunicorn application or the arbiter that is further up the stack.
+"""Finding the gunicorn application or the arbiter that is further up the call stack.
 
-Configuration files and hooks are executed somewhere below gunicorn, and are not told by which
-application or arbiter. Runs in the arbiter, and in a worker for code of the application's.
+gunicorn executes configuration files and hooks without telling them which application or arbiter
+does so. Runs in the arbiter, and in a worker if the application's code calls it.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from types import FrameType
 from typing import Any
 
 _LOADS = ("do_load_config", "__init__", "reload")
-"""The methods of ``gunicorn.app.base.BaseApplication`` that load a configuration (22.0 to 27.0). A
-subclass may override the first."""
+"""The methods of ``gunicorn.app.base.BaseApplication`` that load a configuration (22.0 to 27.0). If
+a subclass overrides the first one, the others are still on the stack."""
 
 
 def _frames() -> Iterator[FrameType]:
@@ -27,9 +27,10 @@ def _frames() -> Iterator[FrameType]:
 
 def loading_application() -> tuple[Any, FrameType] | None:
     """Return the application that is loading its configuration, and gunicorn's innermost frame in
-    it; ``None`` if none is.
+    it; ``None`` if no application is.
 
-    ``BaseApplication.run`` is on the stack of the arbiter and of every worker, and loads nothing.
+    ``BaseApplication.run`` is on the stack of the arbiter and of every worker, but does not load a
+    configuration, so it does not count.
     """
     innermost: FrameType | None = None
     for frame in _frames():
@@ -46,8 +47,8 @@ def loading_application() -> tuple[Any, FrameType] | None:
 
 
 def running_arbiter() -> Any:
-    """Return the arbiter below which this code runs, in its process or in a worker that it has
-    forked; ``None`` if there is none."""
+    """Return the arbiter object on the call stack; ``None`` if there is none. In a worker that is
+    the inherited copy of the arbiter."""
     for frame in _frames():
         if frame.f_globals.get("__name__") == "gunicorn.arbiter":
             found = frame.f_locals.get("self")
@@ -57,13 +58,13 @@ def running_arbiter() -> Any:
 
 
 def has_plugin(arbiter: Any) -> bool:
-    """Whether the plugin is in the arbiter, on or switched off."""
+    """Whether the plugin has been started in the arbiter, be it on or switched off."""
     return hasattr(arbiter, "grace") or hasattr(arbiter, "grace_off")
 
 
 def has_started(arbiter: Any) -> bool:
-    """Whether the arbiter has installed its signal handlers, so that the plugin can no longer take
-    its place in it. A worker's arbiter has started."""
+    """Whether the arbiter has installed its signal handlers. The plugin can then no longer be
+    started in it. In a worker this is always true."""
     pid = getattr(arbiter, "pid", None)
     return pid is not None and (
         pid != os.getpid() or signal.getsignal(signal.SIGTERM) == arbiter.signal

@@ -1,17 +1,16 @@
 """An instance that is switched off (``grace_enabled``): plain gunicorn with probes.
 
-Somebody who suspects the plugin in an incident switches it off in all services at once. So what is
-left of it here is little: the workers answer the probes, because manifests ask for them, and the
-arbiter keeps a shared memory in which nothing happens. The commands find the instance by it, and
-tell what is the matter instead of acting on an instance that would not listen, or failing a preStop
-hook.
+A user who suspects the plugin in an incident switches it off in all services at once. So only
+little of the plugin is left here. The workers answer the probes, because manifests ask for them.
+The arbiter keeps a shared memory in which nothing happens. The commands find the instance by it.
+They report that it is switched off, and do not fail a preStop hook.
 
-With a probe port the arbiter also keeps the responder alive, and the workers' slots in that memory:
-the responder would otherwise be ready before any worker is. Nothing else of gunicorn's arbiter is
-overridden.
+With a probe port the arbiter also keeps the responder alive, and the workers' slots in that memory.
+Without the slots the responder would be ready before any worker is. Nothing else of gunicorn's
+arbiter is overridden.
 
-An instance is on or off from its start to its end. SIGHUP changes that in neither direction: the
-signal handlers, the workers and the memory of the two differ, and half of either would be neither.
+An instance is on or off from its start to its end, and SIGHUP does not change that. The two kinds
+differ in their signal handlers, their workers and their memory, and a mixture would not work.
 
 Runs in the arbiter.
 """
@@ -41,10 +40,10 @@ _UNUSED = ("pre_request", "post_request", "worker_int", "worker_abort")
 
 
 class SwitchedOff:
-    """What an arbiter has of the plugin when it is switched off.
+    """The plugin in an arbiter when it is switched off.
 
     :ivar settings: the settings in use.
-    :ivar memory: the shared memory; ``None`` if there is none to be had.
+    :ivar memory: the shared memory; ``None`` until :meth:`start` has made it.
     :ivar roster: the workers' slots; ``None`` without a probe port.
 
     :param settings: the settings at the start.
@@ -56,7 +55,8 @@ class SwitchedOff:
         self.roster: Roster | None = None
 
     def start(self, arbiter: Any) -> None:
-        """Tell that the plugin is switched off, and let the commands find the instance."""
+        """Log that the plugin is switched off, and make the shared memory by which the commands
+        find the instance. Runs in ``on_starting``."""
         arbiter.log.warning(SWITCHED_OFF)
         memory.is_switched_off = True
         withdraw(arbiter.cfg, _UNUSED)
@@ -68,7 +68,7 @@ class SwitchedOff:
     def reload(self, arbiter: Any, settings: Settings) -> None:
         """Take new settings, after SIGHUP.
 
-        :param settings: those of the new configuration. Whether it is on or off is not asked.
+        :param settings: the settings of the new configuration. ``enabled`` is ignored.
         """
         withdraw(arbiter.cfg, _UNUSED)
         self.settings = settings
@@ -78,7 +78,8 @@ class SwitchedOff:
 
 
 def keep(arbiter: Any, settings: Settings) -> Settings:
-    """Return the settings with ``enabled`` as it is in this instance. Log if they say otherwise.
+    """Return the settings with ``enabled`` as it is in this instance, and log a warning if that
+    differs. Runs after SIGHUP, or when a hook has changed the settings in ``on_starting``.
 
     :param arbiter: gunicorn's arbiter, with the plugin in it, on or off.
     :param settings: the settings of the new configuration.

@@ -27,16 +27,17 @@ from .upgrade import Counterpart
 
 
 class Telling:
-    """Tells what happens, and what happened.
+    """Sends the messages about the shutdown of one instance.
 
     :ivar settings: the settings in use.
     :ivar interrupted: the name of the signal that ends the instance at once: SIGINT or SIGQUIT.
-    :ivar halted: why gunicorn halts, in its own words.
+    :ivar halted: gunicorn's own words for the reason why it halts.
     :ivar is_exiting: whether the process ends without gunicorn's ``on_exit``.
+    :ivar has_finished: whether :meth:`the_end` has run.
 
     :param arbiter: gunicorn's arbiter.
     :param memory: the shared memory.
-    :param progress: how far the shutdown is.
+    :param progress: the progress of the shutdown.
     :param roster: the workers.
     :param counterpart: the other arbiter, after SIGUSR2.
     :param settings: the settings in use.
@@ -75,12 +76,12 @@ class Telling:
     # -- in every pass ----
 
     def later(self, error: Exception) -> None:
-        """Log an error at the next pass. It came in a signal handler of gunicorn 22 and 23, where
-        nothing may be logged."""
+        """Keep an error, and log it in the next pass. In gunicorn 22 and 23 the error comes in a
+        signal handler, where nothing may be logged."""
         self._untold.append(error)
 
     def catch_up(self) -> None:
-        """Log what could not be logged when it happened."""
+        """Log the errors that could not be logged when they happened."""
         while self._untold:
             error = self._untold.pop(0)
             self._log.error(
@@ -92,21 +93,23 @@ class Telling:
         self._told_of_forking = bool(why)
 
     def start_anew(self) -> None:
-        """The instance serves again: requests until now belong to a shutdown that is over."""
+        """Begin new counts, because the instance serves again. The requests counted until now
+        belong to a shutdown that is over."""
         self._told_of_forking = False
         self._since_before = self._memory.total_ever(Record.since_t0)
         for record in self._memory.records():
             record.since_t0_before = record.since_t0
 
     def others(self) -> None:
-        """Tell the service manager and StatsD what they do not know yet."""
+        """Send the service manager and StatsD what has changed, and poke stuck workers before the
+        drain limit. Runs in every pass."""
         self._attempt("NOTIFY_SOCKET cannot be told", self._tell_service_manager)
         self._attempt("StatsD cannot be told", self._send_gauges, time.monotonic())
         self._have_the_stuck_tell()
 
     def _have_the_stuck_tell(self) -> None:
-        """Poke gevent's and eventlet's workers a second before the drain limit. One that is stuck
-        in a greenlet that does not yield can log it only in a signal handler."""
+        """Poke the workers of gevent and eventlet a second before the drain limit. A worker may be
+        stuck in a greenlet that does not yield, and can then log that only in a signal handler."""
         limit, now = self._progress.drain_limit, time.monotonic_ns()
         if self._have_told or not limit or now < limit - TELL_BEFORE * NS:
             return
@@ -123,7 +126,7 @@ class Telling:
         if progress.deadline:
             needed = (progress.deadline - now) / NS + exit_margin(self.settings)
         elif progress.phase is Phase.STOPPED:
-            # gunicorn's stop() is next, and none of our code runs in it.
+            # gunicorn's stop() comes next, and this code does not run in it.
             needed = self._arbiter.cfg.graceful_timeout + notify.STRETCH
         self._service_manager.look(
             now / NS,
@@ -135,7 +138,7 @@ class Telling:
 
     def _send_gauges(self, now: float | None = None) -> None:
         if self._arbiter.reexec_pid:
-            # The new arbiter's workers serve as well: two would overwrite each other's numbers.
+            # The new arbiter sends its own numbers, and the two would overwrite each other's.
             return
         if now is None:
             self._gauges.send(self._log, self._memory)
@@ -145,7 +148,7 @@ class Telling:
     def _attempt(
         self, failure: str, action: Callable[..., None], *args: Any, **options: Any
     ) -> None:
-        """Do something that nothing else depends on, and log once that it failed."""
+        """Run an action on which nothing else depends, and log its first failure."""
         try:
             action(*args, **options)
         except Exception as error:
@@ -157,7 +160,7 @@ class Telling:
 
     def report(self, *, last: bool = False) -> None:
         """Write the report as far as it is known. It is written more than once, because the process
-        may be ended before its last word.
+        may be killed before it can write the last one.
 
         :param last: whether no other report follows.
         """
@@ -169,7 +172,8 @@ class Telling:
             )
 
     def the_end(self) -> None:
-        """Log the summary, which is the last thing that an instance says. Runs in ``on_exit``."""
+        """Log the summary, which is the last line of an instance, and write the last report. Runs
+        in ``on_exit``."""
         self._attempt("StatsD cannot be told", self._send_gauges)
         told = self.summary()
         self.has_finished = True
@@ -196,7 +200,8 @@ class Telling:
         self.report(last=True)
 
     def summary(self) -> Report | None:
-        """What happened; ``None`` when the plugin has run no shutdown."""
+        """Return the numbers of the shutdown; ``None`` if the plugin has not run one, or if this
+        arbiter drains because another one serves the same sockets."""
         progress = self._progress
         t0, drain = progress.t0, progress.drain
         if not t0 or progress.upgraded:
@@ -238,7 +243,11 @@ class Telling:
         return report if counted else reporting.uncounted(report)
 
     def _cut_short(self, ended: int) -> str:
-        """What ended the delay before its time, other than its requests; empty when nothing did."""
+        """Return what ended the delay early although requests may still have come; empty if nothing
+        did.
+
+        :param ended: when the delay ended, in monotonic nanoseconds.
+        """
         progress = self._progress
         reason = progress.reasons.get(Phase.DRAINING)
         if reason in CUT_SHORT:

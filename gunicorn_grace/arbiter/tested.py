@@ -1,8 +1,8 @@
-"""Which gunicorn and which Python this version was tested with.
+"""The newest gunicorn and Python with which this version was tested.
 
 The plugin overrides parts of gunicorn's arbiter and of its workers. A newer gunicorn may have
-changed them. Whatever breaks then, gunicorn still shuts down as it would without the plugin; but
-nobody should learn in an incident that this was why.
+changed them. If something breaks then, gunicorn still shuts down as it would without the plugin.
+But you should know the reason before an incident. Runs in the arbiter.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from ..shared.version import __version__
 
 NEWEST_GUNICORN = (27, 0)
 NEWEST_PYTHON = (3, 15)
-"""The newest that the tests run. A later patch of the same minor version counts as tested."""
+"""The newest versions that the tests run. A later patch of the same minor version counts as
+tested."""
 
 
 def tell(log: Any) -> None:
-    """Log one line for each of them that is newer. Runs in ``on_starting``.
+    """Log one line for gunicorn and one for Python, if it is newer. Runs in ``on_starting``.
 
     :param log: gunicorn's logger.
     """

@@ -1,6 +1,6 @@
-"""How much traffic came before T0: the rate and the silences that the quiet test needs.
+"""The traffic before T0: the rate and the silences that the quiet test needs.
 
-Pure: numbers go in, numbers come out. Runs in the arbiter.
+This module only computes: it uses no clock and no shared memory. Runs in the arbiter.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from ..shared.cells import HIGHEST, NS
 RATE_WINDOW = 60.0
 SILENCE_WINDOW = 300.0
 SAMPLE_EVERY = 1.0
-"""Seconds over which the rate is counted, for which a silence is remembered, and between two
+"""Seconds over which the rate is computed, for which a silence is remembered, and between two
 samples."""
 
 
@@ -36,8 +36,8 @@ class Traffic:
         return not self._samples or now / NS - self._samples[-1][0] >= SAMPLE_EVERY
 
     def sample(self, now: int, requests: int, last_arrival: int) -> None:
-        """Take a sample. Between two samples the true silence is not known; what is kept is its
-        upper bound, which makes the quiet test wait rather longer.
+        """Take a sample. The true silences between two samples are not known. An upper bound is
+        kept, which can only make the quiet test wait longer.
 
         :param now: the monotonic clock, in nanoseconds.
         :param requests: how many requests have come since the start, probes excluded.
@@ -55,9 +55,10 @@ class Traffic:
             self._silences.popleft()
         (then, before), (_, after) = self._samples[0], self._samples[-1]
         rate = round(1000 * (after - before) / (seconds - then)) if seconds > then else 0
-        # The counts are the workers' own words: a wrong one must not become a wrong cell.
+        # Any worker may overwrite the counts, so the rate must be limited to what a cell can hold.
         self.rate = min(max(rate, 0), HIGHEST)
 
     def longest_silence(self) -> float:
-        """The longest time without a request in the last five minutes, in seconds."""
+        """Return the longest time without a request in the last five minutes, in seconds; 0 if it
+        is not known."""
         return max((gap for _, gap in self._silences), default=0.0)

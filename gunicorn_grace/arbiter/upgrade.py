@@ -1,10 +1,10 @@
 """The other arbiter that has the same listening sockets, after SIGUSR2. Runs in the arbiter.
 
-SIGUSR2 makes gunicorn execute a successor, which inherits the sockets. Each of the two knows the
-other one by its pid alone. An arbiter that is told to stop while the other one serves has nobody to
-turn away: it drains at once and seals nothing. But the other one may have been told to stop as
-well, by a signal to the process group. Whoever was told to stop is nobody's successor. So each of
-them reads the shared memory of the other one, which says so. It never writes there.
+SIGUSR2 makes gunicorn execute a successor, which inherits the sockets. Each of the two arbiters
+knows only the pid of the other one. If an arbiter is told to stop while the other one serves, no
+client is refused, so it drains at once and seals nothing. But the other one may have been told to
+stop too, by a signal to the process group, and then it does not go on serving. So each arbiter
+reads in the shared memory of the other one whether that was told to stop. It never writes there.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ..shared.phase import Phase
 
 
 class Counterpart:
-    """The other arbiter, where there is one.
+    """The other arbiter, if there is one.
 
     :param arbiter: gunicorn's arbiter.
     :param memory: the shared memory of this instance.
@@ -33,13 +33,15 @@ class Counterpart:
         self._memory: Memory | None = None
 
     def is_there(self) -> bool:
-        """Whether gunicorn knows another arbiter. A signal handler may ask this."""
+        """Whether gunicorn knows another arbiter. A signal handler may call this."""
         return bool(self._arbiter.reexec_pid or self._arbiter.master_pid)
 
     def serves(self) -> bool:
-        """Whether the other one goes on serving: it is there, and was not told to stop. One that
-        cannot be read is taken to serve, as gunicorn takes it. An operator's drain does not count,
-        because what is drained serves its sockets."""
+        """Whether the other arbiter goes on serving: it exists, and was not told to stop.
+
+        If its memory cannot be read, it counts as serving, as in plain gunicorn. It also counts as
+        serving while an operator drains it, because a drained instance still serves its sockets.
+        """
         if not self.is_there():
             return False
         seen = self._look()
@@ -51,7 +53,8 @@ class Counterpart:
         return bool(header.held) or not seen.is_terminating()
 
     def has_the_sockets(self) -> bool:
-        """Whether the other one still takes connections from the sockets, told to stop or not."""
+        """Whether the other arbiter still takes connections from the sockets, even if it was told
+        to stop."""
         if not self.is_there():
             return False
         seen = self._look()
@@ -64,7 +67,7 @@ class Counterpart:
                 self._memory.close()
             self._pid, self._memory = pid, None
         if self._memory is None:
-            # A successor that still boots has none, so this asks again.
+            # A successor has no memory while it boots, so each call looks again.
             with contextlib.suppress(OSError, StateError):
                 self._memory = self._find(pid)
         return self._memory
@@ -77,7 +80,7 @@ class Counterpart:
             with contextlib.suppress(OSError):
                 if os.readlink(path).startswith(shm.LINK):
                     found = os.stat(path)
-                    # A child that has not yet executed the successor has ours.
+                    # A forked child that has not executed the successor yet still holds our memory.
                     if own is None or found.st_ino != own.st_ino:
                         seen = Memory.open(path)
                         if seen.header.arbiter == pid:
