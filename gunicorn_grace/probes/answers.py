@@ -1,4 +1,4 @@
-"""The answers to the platform's probes, for every way in.
+"""The answers to the platform's probes, for every way in which a probe may come.
 
 The input is a path, a query, the phase and the outcomes of checks; the output is a status, headers
 and a body. This module uses no framework, no socket and no clock, and it runs no check. The
@@ -24,7 +24,7 @@ from .checks import Outcome
 LIVENESS_ALIAS = "/healthz"
 
 DOCKERFLOW_PATHS = {"/__lbheartbeat__": Kind.LIVENESS, "/__heartbeat__": Kind.READINESS}
-"""The paths of Mozilla's Dockerflow for the two questions, used with ``grace_dockerflow``."""
+"""The paths of Mozilla's Dockerflow for liveness and readiness, used with ``grace_dockerflow``."""
 
 METHODS = frozenset({"GET", "HEAD"})
 """The methods of a probe."""
@@ -65,8 +65,8 @@ TRIGGERED = Answer(503, "[-]shutdown failed: reason withheld\n")
 """The answer to an accepted trigger. It is 503 even while ``grace_readiness_delay`` keeps readiness
 at 200, so that the hook sees that the trigger worked."""
 SWITCHED_OFF = Answer(200, "gunicorn-grace is switched off: nothing was done\n")
-"""The answer to every trigger of an instance that is switched off. It is no error, so that a hook
-does not fail."""
+"""The answer to every trigger of an instance that is switched off. Its status is 200, because a
+hook must not fail for that."""
 FORBIDDEN = Answer(403, "forbidden\n")
 NOT_FOUND = Answer(404, "no such check\n")
 NOT_ALLOWED = Answer(405, "method not allowed\n", (*HEADERS, ("Allow", "GET, HEAD")))
@@ -74,7 +74,7 @@ NOT_ALLOWED = Answer(405, "method not allowed\n", (*HEADERS, ("Allow", "GET, HEA
 
 @dataclass(frozen=True)
 class Situation:
-    """The state of the instance from which a probe is answered.
+    """The state of the instance that decides on the answers.
 
     :ivar phase: the phase that this process sees.
     :ivar since_t0: seconds since the shutdown began; 0 before it.
@@ -96,7 +96,7 @@ class Situation:
         :param now: the monotonic clock, in nanoseconds.
         """
         t0 = memory.t0()
-        since_t0 = max(0, now - t0) / NS if t0 else 0.0  # T0 may be younger than `now`.
+        since_t0 = max(0, now - t0) / NS if t0 else 0.0  # T0 may be later than `now`.
         return cls(memory.phase(), since_t0, bool(memory.header.upgraded), memory.seconds_left())
 
 
@@ -104,7 +104,7 @@ class Target(NamedTuple):
     """The question that the path of a probe asks.
 
     :ivar kind: the kind of probe.
-    :ivar check: the single check that ``/readyz/<check>`` asks for.
+    :ivar check: the single check that ``/readyz/<check>`` asks for; ``None`` for the whole probe.
     """
 
     kind: Kind
@@ -171,11 +171,11 @@ _LINES = {
 class Answers:
     """The probes of one instance.
 
-    :param settings: paths and ``grace_readiness_delay``.
-    :param more: further readiness checks of the process that answers. They add to the checks that
-        every worker has, and replace those of the same name.
+    :param settings: the settings. The paths and ``grace_readiness_delay`` are used.
+    :param more: further readiness checks of the process that answers. They are added to the checks
+        that every worker has, and replace those of the same name.
     :ivar checks: for each kind, the plugin's own checks by name. No query can exclude them.
-    :ivar paths: the probe paths, each with its kind. The single checks are below each of them.
+    :ivar paths: the probe paths, each with its kind. The paths of single checks are below them.
     :ivar prefixes: the beginnings of the paths of single checks.
     """
 
@@ -208,8 +208,8 @@ class Answers:
         )
 
     def target(self, path: str) -> Target | None:
-        """Return the question that a path asks, or ``None`` if it is not a probe path. The check
-        that it names need not exist."""
+        """Return the question that a path asks; ``None`` if it is not a probe path. The check in
+        the path need not exist."""
         kind = self.paths.get(path)
         if kind is not None:
             return Target(kind)
@@ -263,7 +263,7 @@ class Answers:
         """
         failed = self.failed(kind, situation)
         if not failed and check is None and query is PLAIN and _all_passed(outcomes, known):
-            return OK  # By far the most frequent case.
+            return OK  # This is by far the most frequent case.
         found = {name: FAILED if name in failed else PASSED for name in self.checks[kind]}
         exclude = query.exclude
         names = list(dict.fromkeys([*known, *(outcome.name for outcome in outcomes)]))

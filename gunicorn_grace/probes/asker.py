@@ -1,4 +1,4 @@
-"""Find the process that sent a trigger. Only the socket is used, because a header can be forged.
+"""Finding the process that sent a trigger. Only the socket is used, because a header can be forged.
 
 A UNIX socket names the process that connected (`SO_PEERCRED`, unix(7)). Otherwise the kernel says
 which socket is the other end (:mod:`gunicorn_grace.probes.sockets`), and `/proc/<pid>/fd` shows
@@ -22,17 +22,17 @@ from .processes import WAY_OUT, AskingProcess, Refused, is_gunicorn
 from .sockets import Breath, End
 
 MAX_AGE = 10.0
-"""Age in seconds, counted from the fork, from which on a process is not accepted as a hook. A hook
-asks within its first second, and a proxy lives longer than ten. exec() does not reset the age, so a
-shell that first sleeps and then becomes curl counts from the start of the shell."""
+"""Seconds, counted from the fork. A process of this age or older is not accepted as a hook. A hook
+asks within its first second, and a proxy lives longer than ten. exec() does not reset the age, so
+the age of a shell that first sleeps and then becomes curl counts from the start of the shell."""
 
 NAMING = 0.02
-"""Seconds of this thread's CPU for which the old processes are looked through for the one that
-asked, after no young one was found. That one is refused whichever it is."""
+"""Seconds of this thread's CPU. If no young process has asked, the old ones are searched for this
+long. The one that has asked is refused anyway; the search only lets the log name it."""
 
 _MARKS = (f"{WORKERS_MARK}=".encode(), b"SERVER_SOFTWARE=gunicorn/")
-"""What the environment of every process holds that the application starts, also of an orphan. The
-first is ours. The second is gunicorn's, and so of those that run without this plugin
+"""Variables in the environment of every process that an application starts, orphans included. The
+plugin sets the first one. Every gunicorn sets the second one, also without this plugin
 (``Arbiter.__init__``, 22.0 to 27.0)."""
 
 
@@ -55,7 +55,7 @@ class Asker:
         would name an unrelated process there, and the application's own processes would look
         unrelated.
 
-        :raises Refused: it does not, or there is no usable /proc.
+        :raises Refused: /proc belongs to another PID namespace, or is not usable.
         """
         try:
             shown = os.readlink(f"{self._proc}/self")
@@ -71,10 +71,10 @@ class Asker:
             )
 
     def inodes(self, peer: End, ours: End) -> set[str]:
-        """Return the inodes of the peer's socket, found by both ends of the connection. One port
-        may be in use with several remote ends.
+        """Return the inodes of the peer's socket. Both ends of the connection are needed to find
+        it, because one port may be in use with several remote ends.
 
-        :raises Refused: the socket is not found, or closed.
+        :raises Refused: the socket is not found, or the peer has closed it.
         """
         inodes = sockets.inodes(self._proc, peer, ours)
         if not inodes:
@@ -91,12 +91,13 @@ class Asker:
         return inodes
 
     def judge_holders(self, asking: set[str]) -> list[str]:
-        """Decide on every process that holds one of these sockets, because a young process may have
-        got its connection from an old proxy, or from a process of this instance.
+        """Decide on every process that holds one of these sockets. One process is not enough,
+        because a young process may have got its connection from an old proxy, or from a process of
+        this instance.
 
-        Reading all descriptors of a busy proxy takes 0.2 s. So the young processes come first, and
-        the old ones only if a young one passes. Otherwise the old ones are looked through for a
-        moment, so that the log can name the one that asked.
+        Reading all descriptors of a busy proxy takes 0.2 s. So the young processes come first. If a
+        young one holds a socket and passes, all old ones are searched. Otherwise they are searched
+        only for :data:`NAMING`, so that the log can name the one that asked.
 
         :param asking: the inodes of the peer's end of the connection.
         :returns: descriptions of the processes.
@@ -108,9 +109,9 @@ class Asker:
         limit = float("inf") if found else NAMING
         found, more = sockets.holders(self._proc, old, asking, limit=limit)
         told += [self.judge(pid, asking) for pid in found]
-        # One that may not be inspected may also hold the socket without being seen. To refuse for
-        # that reason would refuse every hook in a container where any process has more privileges
-        # than the worker.
+        # A process that may not be inspected could also hold the socket. This is not a reason to
+        # refuse. Otherwise no hook would be accepted in a container where any process has more
+        # privileges than the worker.
         if not told:
             raise Refused(
                 f"no process that uid {os.geteuid()} may inspect holds the other end "
@@ -120,8 +121,8 @@ class Asker:
         return told
 
     def judge_unix(self, sock: Any) -> list[str]:
-        """Decide on the process that connected a UNIX socket, and on those that hold its end now,
-        where the kernel tells which socket that is.
+        """Decide on the process that connected a UNIX socket. If the kernel tells which socket is
+        the other end, decide also on the processes that hold it now.
 
         :returns: descriptions of the processes.
         :raises Refused: one of them cannot be a hook.
@@ -141,14 +142,14 @@ class Asker:
         return told
 
     def _by_age(self) -> tuple[list[int], list[int]]:
-        """Return the processes that may be hooks by their age, and the others, each the youngest
-        first."""
+        """Return the processes younger than :data:`MAX_AGE`, and the others. In both lists the
+        youngest comes first."""
         young: list[tuple[float, int]] = []
         old: list[tuple[float, int]] = []
         now, breath = time.clock_gettime(time.CLOCK_BOOTTIME), Breath()
         for pid in [int(name) for name in os.listdir(self._proc) if name.isdigit()]:
             breath.take()
-            with suppress(Refused):  # It has ended.
+            with suppress(Refused):  # The process has ended.
                 age = now - processes.process(self._proc, pid).started
                 (young if age < MAX_AGE else old).append((age, pid))
         return [pid for _, pid in sorted(young)], [pid for _, pid in sorted(old)]
@@ -159,12 +160,13 @@ class Asker:
         :param pid: the process that holds the peer's end of the connection.
         :param asking: the inodes of that end.
         :returns: a description of the process, for the log.
-        :raises Refused: it cannot be a hook.
+        :raises Refused: the process cannot be a hook.
         """
-        # The pid may name another process by now. This is not guarded against. Pids are assigned in
-        # a cycle, of 32768 by default, which would have to wrap around within the milliseconds of a
-        # look-up. SO_PEERCRED is taken at connect(). To abuse it, a process has to leave its
-        # connection to an heir and end, and its pid has to go to a process younger than MAX_AGE.
+        # The pid may belong to another process by now. This is not guarded against. Pids are
+        # assigned in a cycle, of 32768 by default, which would have to wrap around within the
+        # milliseconds of a look-up. The kernel sets SO_PEERCRED at connect(). To abuse that, a
+        # process would have to leave its connection to another process and end, and its pid would
+        # have to go to a process younger than MAX_AGE.
         process = processes.process(self._proc, pid)
         if process.state in "ZX":
             raise Refused(f"{process} has ended, so it cannot wait for an answer; {WAY_OUT}")
@@ -191,7 +193,8 @@ class Asker:
     def _refuse_another_user(self, process: AskingProcess) -> None:
         """Refuse a process of a user who could not stop this instance by a signal either.
 
-        :raises Refused: it is neither root's, nor this worker's user's, nor the arbiter's.
+        :raises Refused: the process belongs neither to root, nor to this worker's user, nor to the
+            arbiter's user.
         """
         trusted = {0, os.geteuid()}.union(processes.users(self._proc, self._arbiter_pid))
         users = processes.users(self._proc, process.pid)
@@ -202,15 +205,15 @@ class Asker:
             )
 
     def _refuse_the_application(self, process: AskingProcess) -> None:
-        """Refuse what an application runs: a worker, a child that it has forked, a `curl`. An
-        attacker can make an application fetch a URL (SSRF).
+        """Refuse the processes of an application: a worker, a child that it has forked, a `curl`
+        that it has started. An attacker can make an application fetch a URL (SSRF).
 
-        A hook has ppid 0, because its parent is outside the container, so this also holds where the
-        arbiter is PID 1. Descent is not enough, because an orphan has a new parent. It still has
-        the environment that it was started with, and a child that was only forked holds the shared
-        memory.
+        All descendants of the arbiter are refused. This is right even if the arbiter is PID 1,
+        because a hook has ppid 0: its parent is outside the container. Descent is not enough,
+        because an orphan has a new parent. But an orphan still has the environment with which it
+        was started, and a child that was only forked still holds the shared memory.
 
-        :raises Refused: it belongs to this gunicorn or to another one on this machine.
+        :raises Refused: the process belongs to this gunicorn or to another one on this machine.
         """
         line = [process]
         while line[-1].pid != self._arbiter_pid and line[-1].parent:
@@ -247,11 +250,11 @@ class Asker:
     def _refuse_relay(self, process: AskingProcess, asking: set[str]) -> None:
         """Refuse a process that may pass on the requests of others.
 
-        Such a process gets them from a socket: a listening one, or a second connection, like the
-        child that socat or inetd forks for each client. A hook has no socket except the one with
-        which it asks.
+        Such a process gets the requests from another socket: from a listening one, or from a second
+        connection, like the child that socat or inetd forks for each client. A hook has only the
+        socket with which it asks.
 
-        :raises Refused: it has another socket, or its sockets cannot be inspected.
+        :raises Refused: the process has another socket, or its sockets cannot be inspected.
         """
         try:
             kind = sockets.carrying(self._proc, process.pid, asking)
@@ -267,8 +270,8 @@ class Asker:
 
 
 def peer_pid(sock: Any) -> int:
-    """Return the process that called connect(), the first of struct ucred's three ints; 0 if it is
-    not in this PID namespace."""
+    """Return the pid of the process that called connect(), the first of the three ints of struct
+    ucred; 0 if that process is in another PID namespace."""
     return int.from_bytes(
         sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)[:4], sys.byteorder
     )

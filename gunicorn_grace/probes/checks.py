@@ -73,7 +73,8 @@ class Check:
     """A registered check.
 
     :ivar name: its name in paths, answers and the log.
-    :ivar function: passes by returning, and fails by raising or by returning ``False``.
+    :ivar function: the function. It passes by returning, and fails by raising or by returning
+        ``False``.
     :ivar kind: the kind of probe that it belongs to.
     :ivar timeout: how many seconds a probe waits for it at most.
     :ivar ttl: how many seconds its result is kept.
@@ -221,9 +222,10 @@ class Registry:
         replaces the earlier one.
 
         :param name: the check's name.
-        :param function: passes by returning, and fails by raising or by returning ``False``.
-        :param kind: the kind of probe, also as a word: ``"readiness"``, ``"liveness"``,
-            ``"startup"``.
+        :param function: the function. It passes by returning, and fails by raising or by returning
+            ``False``.
+        :param kind: the kind of probe, as a ``Kind`` or as a word: ``"readiness"``,
+            ``"liveness"``, ``"startup"``.
         :param timeout: how many seconds a probe waits for the check at most.
         :param ttl: how many seconds a result is kept.
         :raises CheckError: the name, a number or the function is invalid, or another function has
@@ -260,7 +262,6 @@ class Registry:
         not for the sum.
 
         :param kind: the kind of probe.
-
         :param exclude: names to leave out.
         :param only: the single check to run.
         """

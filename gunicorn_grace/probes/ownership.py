@@ -1,15 +1,15 @@
-"""Who answers a probe path: the application, or the plugin where the application has no probe.
+"""Deciding who answers a probe path: the application, or the plugin if the application has none.
 
-The overlay asks the application first. Its status shows whether it has a probe there. That is worth
-remembering, because an application may log a traceback for each request that it refuses (Django's
-``DisallowedHost``), and a platform probes every few seconds.
+The overlay asks the application first. The status of the answer shows whether the application has a
+probe at this path. The overlay remembers that, because an application may log a traceback for each
+request that it refuses (Django's ``DisallowedHost``), and a platform probes every few seconds.
 
-What is remembered must not be wrong for anybody else. An application may have its readiness for GET
-alone, at one host alone, or only for a client with a certain header or address. If a refusal of one
-request were remembered for the path, a stranger's request could replace the application's own "not
-ready" by the plugin's answer, for the worker's life. So a refusal is remembered for requests that
-look the same to the application in every respect, and only where the application has never answered
-the path itself. Runs in workers.
+A remembered refusal must not be wrong for other clients. An application may have a readiness probe
+only for GET, only at one host, or only for a client with a certain header or address. If the
+refusal of one request were remembered for the path, a stranger's request could replace the
+application's own "not ready" by the plugin's answer, for the worker's whole life. So a refusal is
+remembered only for requests that look the same to the application in every respect, and only if the
+application has never answered the path itself. Runs in workers.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ LEARNED = 64
 """How many refused requests, and how many paths of the application, are remembered."""
 
 LONGEST = 4096
-"""Characters of a request that is remembered. Probes have a few hundred, and a stranger's request
-must not fill the memory."""
+"""The maximum length, in characters, of a request that is remembered. Probes have a few hundred. A
+stranger's request must not fill the memory."""
 
 _OF_THE_CONNECTION = frozenset({"REMOTE_PORT", "wsgi.input_terminated"})
 
@@ -39,9 +39,9 @@ Request = tuple[tuple[str, str], ...]
 
 
 class Ownership:
-    """What one process has learned about the application's probes. Threads may share it.
+    """The memory of one process about the application's probes. Threads may share it.
 
-    A race of two threads costs at most one more question to the application.
+    If two threads race, the application is asked at most once more than necessary.
     """
 
     def __init__(self) -> None:
@@ -49,8 +49,7 @@ class Ownership:
         self._theirs: set[tuple[str, str]] = set()
 
     def is_refused(self, request: Request | None) -> bool:
-        """Whether the application has refused this very request before, so that it need not be
-        asked.
+        """Whether the application has refused an identical request before and need not be asked.
 
         :param request: the request, from :func:`request_of`.
         """
@@ -63,7 +62,7 @@ class Ownership:
         :param host: the host that was asked for.
         :param request: the request, from :func:`request_of`.
         :param status: the first three characters of the application's status.
-        :returns: whether the application has answered. If not, the plugin answers.
+        :returns: whether the application has a probe there. If not, the plugin answers.
         """
         is_missing = status in NO_SUCH_ROUTE
         if not is_missing and status not in REFUSALS:
@@ -72,9 +71,10 @@ class Ownership:
                     self._theirs.update(((path, ""), (path, host)))
                 self._refused.clear()  # A refusal of this path may be among them.
             return True
-        # An application whose own probe says 404 for a while has it all the same. Which host is
-        # trusted does not change, so there the application's own answer at another host does not
-        # count. When there is no room for another path of the application, nothing is learned.
+        # The own probe of an application may answer 404 for a while. So a 404 is not remembered if
+        # the application has answered this path at any host. The trusted hosts do not change, so
+        # for other refusals only an answer at the same host counts. When there is no room for
+        # another path of the application, nothing is remembered.
         mine = (path, "" if is_missing else host)
         if request is not None and mine not in self._theirs and len(self._theirs) < LEARNED:
             if len(self._refused) >= LEARNED:
@@ -84,11 +84,11 @@ class Ownership:
 
 
 def request_of(environ: Mapping[str, Any]) -> Request | None:
-    """Return everything of a request that the application may look at, except its body.
+    """Return everything in a request that the application may look at, except its body.
 
     :param environ: the request as WSGI names it: method, path, query, address, headers.
-    :returns: ``None`` if nothing may be learned from it: it is neither GET nor HEAD, or it is
-        longer than a probe.
+    :returns: the request; ``None`` if it must not be remembered, because it is neither GET nor HEAD
+        or is longer than :data:`LONGEST`.
     """
     if environ["REQUEST_METHOD"] not in METHODS:
         return None
@@ -102,10 +102,10 @@ def request_of(environ: Mapping[str, Any]) -> Request | None:
 
 
 def request_of_scope(scope: Mapping[str, Any]) -> Request | None:
-    """Return the same of a request as ASGI names it.
+    """Do the same as :func:`request_of` for a request as ASGI names it.
 
-    Its headers are kept as they came. If they got the names of CGI first, ``x_probe`` and
-    ``x-probe`` would be the same, and an application may tell them apart.
+    The headers are kept as they came. With the names of CGI, ``x_probe`` and ``x-probe`` would be
+    the same, but an application may tell them apart.
     """
     if scope["method"] not in METHODS:
         return None

@@ -74,7 +74,7 @@ def namespace(proc: str, who: str) -> str:
 
 
 def users(proc: str, pid: int) -> set[int]:
-    """Return the real and the effective user of a process; none if they cannot be read."""
+    """Return the real and the effective user of a process; an empty set if they cannot be read."""
     with suppress(OSError), open(f"{proc}/{pid}/status", "rb") as lines:
         for line in lines:
             if line.startswith(b"Uid:"):
@@ -83,7 +83,7 @@ def users(proc: str, pid: int) -> set[int]:
 
 
 def arguments(proc: str, pid: int) -> list[str]:
-    """Return the command line of a process; nothing if it cannot be read."""
+    """Return the command line of a process; an empty list if it cannot be read."""
     with suppress(OSError), open(f"{proc}/{pid}/cmdline", "rb") as stream:
         return stream.read(4096).decode("utf-8", "replace").split("\0")
     return []

@@ -24,7 +24,7 @@ End = tuple[Address, int]
 # connection is never in one of these states.
 _NOT_CONNECTED = frozenset({2, 3, 10, 12})
 
-# A connection that is not established yet: curl tries IPv6 and IPv4 at the same time (RFC 8305).
+# A connection in SYN_SENT is harmless: curl tries IPv6 and IPv4 at the same time (RFC 8305).
 _ESTABLISHED, _SYN_SENT, _LISTEN = 1, 2, 10
 
 _ACCEPTS = 0x10000  # __SO_ACCEPTCON (include/uapi/linux/net.h), as /proc/net/unix shows it
@@ -34,11 +34,11 @@ _DNS = 53
 STANDARD_STREAMS = frozenset({0, 1, 2})
 
 SLICE = 0.001
-"""Seconds for which a look-up runs before it lets other requests of its worker go on."""
+"""Seconds for which a look-up runs before it lets the other requests of its worker go on."""
 
 
 class Breath:
-    """Lets other threads and greenlets run in between, however long a look-up takes."""
+    """Lets other threads and greenlets run from time to time while a look-up takes long."""
 
     def __init__(self) -> None:
         self._began = time.thread_time()
@@ -50,8 +50,9 @@ class Breath:
         return time.thread_time() - self._began
 
     def take(self) -> None:
-        """Go on, or let the others run first for as long. In a gevent worker ``time.sleep`` is
-        gevent's, and ``sleep(0)`` would let no event of a socket in."""
+        """Let the others run for as long as the look-up has just run, if that was longer than
+        :data:`SLICE`. In a gevent worker ``time.sleep`` is gevent's. ``sleep(0)`` would not be
+        enough there, because gevent would handle no event of a socket."""
         ran = time.perf_counter() - self._since
         if ran > SLICE:
             time.sleep(ran)
@@ -97,8 +98,8 @@ def _diagnosed(request: bytes) -> bytes | None:
 
 
 def _tcp_inode(local: End, remote: End) -> int | None:
-    """Return the inode of the connected TCP socket with these ends; 0 if no process holds it any
-    more, ``None`` if there is none.
+    """Return the inode of the connected TCP socket with these ends; 0 if no process holds the
+    socket any more, ``None`` if there is no such socket.
 
     :raises OSError: the kernel does not answer such questions here.
     """
@@ -112,7 +113,7 @@ def _tcp_inode(local: End, remote: End) -> int | None:
     if answer is None:
         return None
     # struct inet_diag_msg: four bytes, the ends (48 bytes), five words of which the last is the
-    # inode. A listener is found where no connection is.
+    # inode. If there is no such connection, the kernel may return a listener instead.
     state, ports = answer[1], struct.unpack_from("!HH", answer, 4)
     if state in _NOT_CONNECTED or ports != (local[1], remote[1]):
         return None
@@ -123,7 +124,8 @@ class UnixSocket(NamedTuple):
     """A UNIX socket as the kernel knows it.
 
     :ivar peer: the inode of the other end; 0 without one.
-    :ivar name: the path or the abstract name that it is bound to; empty if it is not.
+    :ivar name: the path or the abstract name to which the socket is bound; empty if it is not
+        bound.
     """
 
     peer: int
@@ -133,7 +135,8 @@ class UnixSocket(NamedTuple):
 def unix_socket(inode: int) -> UnixSocket | None:
     """Ask the kernel about a UNIX socket.
 
-    :returns: ``None`` if there is no such socket.
+    :param inode: the inode of the socket.
+    :returns: the socket; ``None`` if there is no such socket.
     :raises OSError: the kernel does not answer such questions here.
     """
     show = _SHOW_NAME | _SHOW_PEER
@@ -158,8 +161,8 @@ def unix_socket(inode: int) -> UnixSocket | None:
 
 
 def inodes(proc: str, peer: End, ours: End) -> set[str]:
-    """Return the inodes of the sockets that may be the peer's end of a TCP connection: none if
-    there is none, and "0" if no process holds it any more.
+    """Return the inodes of the sockets that may be the peer's end of a TCP connection. The set is
+    empty if there is no such socket, and has "0" in it if no process holds the socket any more.
 
     :param proc: the mount point of the proc file system.
     :param peer: the peer's end.
@@ -190,9 +193,9 @@ def _rows(path: str) -> Iterator[list[str]]:
 
 
 def _spellings(address: Address, port: int) -> set[str]:
-    """Return how the tables in /proc may write one end of a connection: 32-bit words in the
-    machine's byte order, in hexadecimal. An end of an IPv4 connection is in `tcp`, or mapped in
-    `tcp6`, depending on the kind of its socket."""
+    """Return the forms in which the tables in /proc may write one end of a connection: 32-bit words
+    in the machine's byte order, in hexadecimal. An end of an IPv4 connection is in `tcp`, or as a
+    mapped address in `tcp6`, depending on the family of its socket."""
     forms = [address.packed]
     if address.version == 4:
         forms.append(b"\0" * 10 + b"\xff\xff" + address.packed)
@@ -207,7 +210,7 @@ def _spellings(address: Address, port: int) -> set[str]:
 
 
 def links(proc: str, pid: int, breath: Breath) -> Iterator[tuple[int, str]]:
-    """Yield the descriptors of a process with what they link to; nothing once it has ended.
+    """Yield the descriptors of a process with their link targets; nothing once it has ended.
 
     :raises PermissionError: this user may not inspect it.
     """
@@ -228,7 +231,10 @@ def holders(
 ) -> tuple[list[int], int]:
     """Return which of these processes hold one of these sockets, and how many may not be inspected.
 
-    :param limit: seconds of this thread's CPU after which no further process is looked into.
+    :param proc: the mount point of the proc file system.
+    :param pids: the processes, in the order in which they are searched.
+    :param inodes: the sockets.
+    :param limit: seconds of this thread's CPU after which the search ends.
     """
     wanted = {f"socket:[{inode}]" for inode in inodes}
     found, closed, breath = [], 0, Breath()
@@ -246,7 +252,7 @@ def holders(
 
 
 def held(proc: str, pid: int, breath: Breath) -> dict[str, set[int]]:
-    """Return the inodes of the sockets that a process holds, with their descriptors."""
+    """Return the inodes of the sockets that a process holds, each with its descriptors."""
     found: dict[str, set[int]] = {}
     for descriptor, link in links(proc, pid, breath):
         if link.startswith("socket:["):
@@ -255,18 +261,18 @@ def held(proc: str, pid: int, breath: Breath) -> dict[str, set[int]]:
 
 
 def carrying(proc: str, pid: int, asking: set[str]) -> str | None:
-    """Return the kind of a socket through which a process may pass on what others send, besides
-    the one with which it asks; ``None`` if it has none.
+    """Return the kind of another socket through which a process may receive the requests of others;
+    ``None`` if it has no such socket.
 
-    A relay is asked through a socket of any family: TCP, UDP, UNIX, VSOCK, MPTCP. So every socket
-    counts, except those of which it is known that they carry nothing of that kind. A process that
-    is handed a connection as its standard streams cannot be told from a person's ``curl``: ssh
-    and CI runners give sockets there too.
+    A relay may be asked through a socket of any family: TCP, UDP, UNIX, VSOCK, MPTCP. So every
+    socket counts, except those that are known to carry no requests, and the socket with which the
+    process asks. A connection as a standard stream does not count either, because ssh and CI
+    runners give sockets to a person's ``curl`` too.
 
     :param proc: the mount point of the proc file system.
     :param pid: the process.
-    :param asking: the inodes of the socket with which it asks.
-    :raises OSError: it cannot be inspected.
+    :param asking: the inodes of the socket with which the process asks.
+    :raises OSError: the process cannot be inspected.
     """
     breath = Breath()
     others = {
@@ -281,15 +287,16 @@ def carrying(proc: str, pid: int, asking: set[str]) -> str | None:
     for inode, descriptors in others.items():
         table, carries = told.get(inode, ("of another family", None))
         is_stream = not descriptors.isdisjoint(STANDARD_STREAMS)
-        # What it has closed meanwhile is in no table.
+        # A socket that the process has closed meanwhile is in no table, and does not count.
         if inode in still_held and (carries == "listens" or (carries != "no" and not is_stream)):
             return table
     return None
 
 
 def _told(proc: str, pid: int, wanted: set[str]) -> Iterator[tuple[str, str, str | None]]:
-    """Yield what the tables of its network namespace say about sockets: the table, the inode, and
-    "listens", or "no" if it carries nothing that others send."""
+    """Yield what the tables of the process's network namespace say about these sockets: the table,
+    the inode, and "listens", "no" if the socket carries no requests of others, or ``None`` if it
+    may carry some."""
     folder = f"{proc}/{pid}/net"
     for table in ("tcp", "tcp6", "udp", "udp6"):
         for columns in _rows(f"{folder}/{table}"):
@@ -313,10 +320,10 @@ def _unix_carries(columns: list[str]) -> str | None:
     if int(columns[3], 16) & _ACCEPTS:
         return "listens"
     if len(columns) > 7:
-        return None  # It has a name, or was accepted at one.
+        return None  # It has a name, or a listener with that name accepted it.
     if int(columns[4], 16) == _DGRAM:
-        return "no"  # Nobody can send to it, except to answer: syslog.
-    # A socketpair is harmless. The client of a named socket may be asked through it.
+        return "no"  # Others can only answer on it, as with syslog.
+    # A socketpair is harmless. A client of a named socket may get requests through it.
     with contextlib.suppress(OSError):
         this = unix_socket(int(columns[6]))
         peer = unix_socket(this.peer) if this and this.peer else None

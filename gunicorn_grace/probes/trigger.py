@@ -12,10 +12,10 @@ ago, and it relays nothing. Its age is not enough: a proxy is young when it was 
 container, and its workers are young after each reload.
 
 That process is found from the socket, because a header can be forged. A UNIX socket names it
-(`SO_PEERCRED`, unix(7)). For TCP, the peer's row in `/proc/net/tcp` or `tcp6` has the inode of its
-socket, and `/proc/<pid>/fd` shows which process holds that socket (proc(5)). A request whose origin
-cannot be proved is refused. A refused hook loses only its head start, because the SIGTERM that
-follows begins the same shutdown.
+(`SO_PEERCRED`, unix(7)). For TCP, the kernel tells the inode of the peer's socket (sock_diag(7), or
+the tables `/proc/net/tcp` and `tcp6`), and `/proc/<pid>/fd` shows which process holds that socket
+(proc(5)). A request whose origin cannot be proved is refused. A refused hook loses only its head
+start, because the SIGTERM that follows begins the same shutdown.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ from .processes import WAY_OUT, Refused, process
 from .sockets import endpoint
 
 LOOKUP_INTERVAL = 1.0
-"""Seconds between look-ups. Each one reads all sockets and all descriptors, and any client behind a
-proxy can cause one."""
+"""Seconds between look-ups. A look-up may read the descriptors of all processes, and any client
+behind a proxy can cause one."""
 
 REFUSAL_LOG_INTERVAL = 60.0
 """Seconds between two log lines about refused triggers, so that forged triggers cannot fill the
@@ -67,8 +67,8 @@ class Verdict:
 
 
 class SwitchedOff:
-    """Handles `?down=true` of an instance that is switched off: nothing begins, and the hook must
-    not fail for it. Nobody's request has an effect, so it is not asked where it comes from.
+    """Handles `?down=true` in an instance that is switched off. The trigger has no effect, and the
+    hook must not fail for that. So the origin of the request does not matter.
 
     :param settings: the settings in use.
     :param say: writes a line to the log.
@@ -83,7 +83,7 @@ class SwitchedOff:
         return self._is_wanted and query is not None and _says_down(query)
 
     def answer(self, environ: Mapping[str, Any]) -> Answer:
-        """Log once in this process that nothing was done."""
+        """Return the answer to a trigger, and log once in this process that it did nothing."""
         say, self._say = self._say, None
         if say is not None:
             say("?down=true does nothing: gunicorn-grace is switched off (grace_enabled)")
@@ -185,7 +185,7 @@ class TriggerPolicy:
         self._asker = Asker(arbiter_pid, proc)
         self._clock = clock
         self._next_lookup = float("-inf")
-        # There is no I/O while it is held. So no thread waits for another's look-up, and no
+        # No I/O happens while the lock is held. So no thread waits for another's look-up, and no
         # greenlet switches inside, with or without gevent's patched lock.
         self._lock = threading.Lock()
 
@@ -263,7 +263,7 @@ class TriggerPolicy:
             self._asker.check_proc()
             told = self._asker.judge_unix(sock)
         elif sock.family in (socket.AF_INET, socket.AF_INET6):
-            # Not REMOTE_ADDR, because a PROXY line or a trusted header may have set it.
+            # REMOTE_ADDR would not do, because a PROXY line or a trusted header may have set it.
             peer, ours = endpoint(sock.getpeername()), endpoint(sock.getsockname())
             if not peer[0].is_loopback:
                 raise Refused(f"the peer's address {peer[0]} is not a loopback address; {WAY_OUT}")

@@ -1,8 +1,8 @@
 """The answers of the probe responder, taken from the shared memory only.
 
-The only cell that it writes there is the trigger. The workers publish the results of the
-application's checks there (:mod:`gunicorn_grace.worker.publishing`), and the newest result of each
-check counts. Runs in the probe responder.
+The responder writes only the cells of a trigger (``trigger`` and ``platform``). The workers publish
+the results of the application's checks in the memory (:mod:`gunicorn_grace.worker.publishing`), and
+the newest result of each check counts. Runs in the probe responder.
 """
 
 from __future__ import annotations
@@ -84,8 +84,9 @@ class ResponderAnswers:
         return [board for board in boards if board is not None]
 
     def _is_booted(self, situation: Situation) -> bool:
-        """Pass while at least one worker serves. A worker itself could not answer otherwise, but
-        this process outlives the last worker."""
+        """Pass while at least one worker has booted. A worker that answers has booted itself, but
+        this process outlives the last worker. It also passes while another arbiter serves the same
+        sockets."""
         return situation.upgraded or (situation.phase is not Phase.STARTING and bool(self._workers))
 
     def _is_alive(self, situation: Situation) -> bool:
@@ -108,10 +109,10 @@ class ResponderAnswers:
         """Return the outcomes of the application's checks of one kind, and the names of all of
         them.
 
-        A result that is too old or missing fails readiness. It does not fail liveness, because an
-        unknown result does not justify a restart, and gunicorn's ``timeout`` ends workers that
-        hang. Start-up happens once, so its results do not expire, and a missing one has not
-        passed.
+        A result that is too old or missing fails readiness. For liveness a missing result passes
+        and an old one still counts, because an unknown state does not justify a restart, and
+        gunicorn's ``timeout`` ends workers that hang. Start-up happens once, so its results do not
+        expire, and a missing result fails.
         """
         newest: dict[str, Entry] = {}
         for entry in [entry for board in self._boards() for entry in board.entries()]:
@@ -148,7 +149,12 @@ class ResponderAnswers:
             )
 
     def _tell(self, what: str, is_bad: bool, why: str) -> None:
-        """Log each change once."""
+        """Log each change once.
+
+        :param what: the check, as the log names it.
+        :param is_bad: whether it fails now.
+        :param why: the reason, if it fails.
+        """
         if is_bad and what not in self._said:
             self._said.add(what)
             self._say(f"not ready, {what}: {why}")

@@ -34,8 +34,8 @@ not reset it."""
 
 CONNECTIONS = 256
 HEAD = 8192
-"""The maximum size of a request line with its headers, in bytes. gunicorn accepts 4094 for the line
-alone, and a probe sends a tenth of that."""
+"""The maximum size of a request line with its headers, in bytes. gunicorn accepts 4094 bytes for
+the line alone, and a probe sends a tenth of that."""
 
 LOOK_EVERY = 1.0
 """Seconds between two checks of whether the arbiter is gone."""
@@ -75,7 +75,12 @@ class _Head(BaseHTTPRequestHandler):
 
 
 def parse(head: bytes, sock: Any = None) -> ProbeRequest | int:
-    """Parse a request line with its headers; return the request, or the status that refuses it."""
+    """Parse a request line with its headers.
+
+    :param head: the bytes up to the blank line.
+    :param sock: the connection, for the request's ``environ``.
+    :returns: the request, or the HTTP status with which it is refused.
+    """
     parsed = _Head(head.lstrip(b"\r\n"))  # RFC 9112, section 2.2
     if not parsed.parse_request() or parsed.request_version == "HTTP/0.9":
         return parsed.refusal or HTTPStatus.BAD_REQUEST
@@ -108,8 +113,9 @@ class Server:
     :param listener: the listening socket.
     :param answer: returns the answer to a request.
     :param say: sends a line to the arbiter's log.
-    :param is_orphan: returns whether the arbiter is gone; called once a second.
-    :param ends_with: a descriptor that is readable when the arbiter is gone.
+    :param is_orphan: returns whether the arbiter is gone. It is called once a second.
+    :param ends_with: a descriptor that becomes readable when the arbiter is gone; ``None`` if there
+        is no such descriptor.
     """
 
     def __init__(
@@ -184,7 +190,7 @@ class Server:
         self._waker.close()
 
     def _accept(self, now: float) -> None:
-        for _ in range(CONNECTIONS):  # Bounded, so that the accepted ones are served too.
+        for _ in range(CONNECTIONS):  # The limit lets the accepted connections be served too.
             try:
                 sock, _address = self.listener.accept()
             except BlockingIOError:

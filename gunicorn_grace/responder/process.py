@@ -1,16 +1,16 @@
 """The probe responder: a small process that answers the probes while every worker is busy.
 
 A sync worker answers one request at a time. A readiness probe then waits behind slow requests just
-when the instance is busy, and a load balancer takes the instance out because it is slow. This
-process does nothing but answer probes. It is started as a new program and not forked (see
-:mod:`gunicorn_grace.arbiter.probe_port`), so it holds no module and no lock of the application. Its
-descriptors are 0 for its orders, 1 and 2 for a pipe into the arbiter's log, 3 for the listener, 4
-for the shared memory, and 5 for the arbiter as a process.
+when the instance is busy, and a load balancer takes the instance out of rotation because it is
+slow. This process only answers probes. It is started as a new program and is not a fork of the
+arbiter (see :mod:`gunicorn_grace.arbiter.probe_port`), so it holds no module and no lock of the
+application. Its descriptors are 0 for its orders, 1 and 2 for a pipe into the arbiter's log, 3 for
+the listener, 4 for the shared memory, and 5 for the arbiter's process (pidfd_open(2)).
 
 All signals except RETIRE are blocked, so that a SIGTERM to the whole process group does not end
-this process before the others. When the arbiter has ended, descriptor 5 is readable, and this
-process exits too. Where the kernel has no such descriptors it is a child of the arbiter's, and
-checks once a second whether it has another parent.
+this process before the others. When the arbiter has ended, descriptor 5 becomes readable, and this
+process exits too. If the kernel has no such descriptors, this process is a child of the arbiter,
+and checks once a second whether it has another parent.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ def say(line: str) -> None:
 
 
 def main() -> None:
-    """Run the process, which the arbiter has started."""
+    """Run the responder until the arbiter retires it or has ended. The arbiter starts this process,
+    and gives the orders as JSON on its standard input."""
     orders = json.load(sys.stdin)
     is_detached = sys.argv[2] == "detached"
     _leave_all_else(ARBITER if is_detached else MEMORY)
@@ -55,7 +56,7 @@ def main() -> None:
     settings = Settings(
         **orders["settings"], trigger_token=None if token is None else Secret(token)
     )
-    # The layout is the arbiter's word. What is in the memory may be overwritten.
+    # The arbiter's orders contain the layout, because the copy in the memory may be overwritten.
     mapping = mmap.mmap(MEMORY, os.fstat(MEMORY).st_size)
     memory = Memory(MEMORY, mapping, orders["slots"], orders["boards"])
     answers = ResponderAnswers(memory, settings, orders["timeout"], say, arbiter=arbiter)

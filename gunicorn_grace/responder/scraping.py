@@ -1,7 +1,8 @@
 """The answer to a scrape of the probe port. Runs in the probe responder.
 
-A scrape through the service's own port ends with the drain: the listener is sealed, so nobody can
-read there what the drain cut off. The probe port answers until the instance has gone.
+The service's own port cannot be scraped once draining has begun, because its listener is sealed. So
+a scrape there would never show the requests that the drain cut off. The probe port answers until
+the instance ends.
 """
 
 from __future__ import annotations
@@ -21,9 +22,12 @@ PATH = "/metrics"
 
 
 def scraped(memory: Memory) -> Answer | None:
-    """Return the metrics in Prometheus' text format; ``None`` without prometheus_client.
+    """Return the metrics in Prometheus' text format; ``None`` if prometheus_client is not
+    installed.
 
-    It is imported when somebody first asks, because it takes 15 MiB and a tenth of a second.
+    The library is imported at the first scrape, because it takes 15 MiB and a tenth of a second.
+
+    :param memory: the shared memory.
     """
     if "prometheus_client" not in sys.modules:
         _allow_openssl()
@@ -46,8 +50,9 @@ def scraped(memory: Memory) -> Answer | None:
 
 
 def _allow_openssl() -> None:
-    """Let the library import OpenSSL, which this process otherwise does without: see
-    ``gunicorn_grace.arbiter.probe_process``. What was imported without it is imported anew."""
+    """Let the library import OpenSSL, which this process otherwise does without (see
+    ``gunicorn_grace.arbiter.probe_process``). Modules that were imported without OpenSSL are
+    removed, so that they are imported again."""
     for name, module in list(sys.modules.items()):
         if module is None or name in ("http.client", "urllib.request"):
             del sys.modules[name]
