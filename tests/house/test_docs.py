@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 import inspect
 import itertools
 import re
@@ -41,6 +42,7 @@ from gunicorn_grace.shared.phase import TRANSITIONS, Kind, Origin, Phase
 from gunicorn_grace.shared.platforms import PLATFORMS, UNKNOWN
 from gunicorn_grace.shared.settings import TERMINATION_LOG, Settings, rows
 from gunicorn_grace.worker import connections
+from support import figures
 from support.paths import DOCS, TESTS
 
 pytestmark = pytest.mark.once
@@ -479,6 +481,12 @@ RENDERED: dict[str, tuple[str, Callable[[], str]]] = {
     "options of rehearse": ("reference/commands.md", options("rehearse")),
     "rules": ("reference/check.md", judged),
     "document": ("reference/rehearsal.md", document),
+    "machines": ("reference/benchmarks.md", figures.machines),
+    "summary of the benchmarks": ("../README.md", figures.summary),
+    **{
+        f"benchmark {name}": ("reference/benchmarks.md", functools.partial(figures.table, name))
+        for name in figures.BENCHMARKS
+    },
 }
 
 

@@ -251,6 +251,10 @@ class Server(Instance):
         memory = self.__dict__.pop("_memory", None)
         if memory is not None:
             memory.close()
+        if "COVERAGE_FILE" in os.environ and self._process and self.exit_time is None:
+            # `tox -e coverage`: a process that ends with SIGKILL does not write what it has reached.
+            self.signal(signal.SIGQUIT)
+            self.wait_exit(3)
         super().stop()
 
 

@@ -80,7 +80,7 @@ def routed(*instances: Instance) -> EndpointTable:
 
 def test_plain_gunicorn_loses_what_is_routed_to_it_late(folder: Path) -> None:
     """One of two instances deleted, routed to for 1 s more at 100 per second: about 50 requests are
-    refused.
+    refused, or reset if they come while it closes.
 
     All of them at that instance and within that second; both kinds of connection lose; the report
     tells it.
@@ -91,7 +91,7 @@ def test_plain_gunicorn_loses_what_is_routed_to_it_late(folder: Path) -> None:
     result = play(plan, PLAIN)
     tally, (deleted,) = result.tally, result.gone
     assert 25 <= tally.lost <= 75
-    assert tally.count(RequestOutcome.REFUSED) >= 0.8 * tally.lost
+    assert tally.count(RequestOutcome.REFUSED) > tally.lost / 2
     assert tally.count(RequestOutcome.REFUSED, ConnectionKind.FRESH)
     assert tally.count(RequestOutcome.REFUSED, ConnectionKind.KEPT)
     assert {record.endpoint for record in tally.lost_records} == {deleted.endpoint}

@@ -17,7 +17,7 @@ def app(environ, start_response):
         os._exit(0)
     elif path == "/watch":
         while not gunicorn_grace.is_terminating():
-            time.sleep(0.0005)
+            time.sleep(float(environ["QUERY_STRING"]))
         body = str(time.monotonic_ns()).encode()
     start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", str(len(body)))])
     return [body]

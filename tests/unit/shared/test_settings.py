@@ -691,6 +691,12 @@ def test_the_shortest_clock_counts(environ: dict[str, str], name: str) -> None:
     assert platforms.find(environ, (20, 10)).name == name
 
 
+def test_without_a_period_nothing_cuts_the_delay() -> None:
+    """`grace_termination_period = 0` says that nobody ends the process: the delay is as long as it
+    was set to."""
+    assert longest_delay(Settings(shutdown_delay=500, termination_period=0)) == 500
+
+
 def test_a_delay_that_a_person_chose_is_not_cut_silently(monkeypatch: pytest.MonkeyPatch) -> None:
     """The warning names what to raise on this platform; where nothing can be raised it says so by
     naming nothing."""
