@@ -194,7 +194,7 @@ class Roster:
         return longest
 
     def begin_counting(self) -> None:
-        """Begin to count what a shutdown cuts off, and make the workers count what waits in them."""
+        """Begin to count what a shutdown cuts off, and make workers count what waits in them."""
         self._gone_before = self._gone
         self._are_counted = True
         self.lost.clear()

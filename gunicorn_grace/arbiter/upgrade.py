@@ -68,7 +68,7 @@ class Counterpart:
             self._pid, self._memory = pid, None
         if self._memory is None:
             # A successor has no memory while it boots, so each call looks again.
-            with contextlib.suppress(OSError, StateError):
+            with contextlib.suppress(OSError):
                 self._memory = self._find(pid)
         return self._memory
 
@@ -77,7 +77,8 @@ class Counterpart:
         folder = f"/proc/{pid}/fd"
         for name in os.listdir(folder):
             path = f"{folder}/{name}"
-            with contextlib.suppress(OSError):
+            # StateError: a damaged memory, or one of another version. The right one may follow.
+            with contextlib.suppress(OSError, StateError):
                 if os.readlink(path).startswith(shm.LINK):
                     found = os.stat(path)
                     # A forked child that has not executed the successor yet still holds our memory.

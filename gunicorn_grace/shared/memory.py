@@ -181,7 +181,8 @@ class Memory:
 
         :param fd: the descriptor. The new object owns it.
         :param path: the name of the memory in error messages.
-        :raises StateError: the memory is not gunicorn-grace's, or another version's.
+        :raises StateError: the memory is not gunicorn-grace's, or another version's, or the kernel
+            does not map it.
         """
         size = os.fstat(fd).st_size
         if size < HEADER_CELLS * 8:
@@ -189,7 +190,12 @@ class Memory:
             raise StateError(
                 f"{path}: {size} bytes < {HEADER_CELLS * 8} bytes of a header: not gunicorn-grace"
             )
-        memory = cls(fd, mmap.mmap(fd, size), 0)
+        try:
+            mapping = mmap.mmap(fd, size)
+        except OSError as error:
+            os.close(fd)
+            raise StateError(f"{path}: cannot be mapped: {error.strerror}") from error
+        memory = cls(fd, mapping, 0)
         slots, boards = memory.header.slot_count, memory.header.boards
         problem = _problem(memory.header, slots, boards, size)
         if problem:

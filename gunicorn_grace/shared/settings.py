@@ -234,7 +234,7 @@ class Settings:
         _seconds,
         "Seconds of the budget that are kept for draining. What counts is never more than half of "
         "the period. An extension of the delay also keeps at least the duration of the longest "
-        "request of the last five minutes.",
+        "request of the last five to ten minutes.",
     )
     quiet_period: float | str = _row(
         0,

@@ -201,7 +201,9 @@ def _hot_path(
     )
     counted_now = longest = window_ends = 0
     requests = cells[requests_cell]  # The count of the record's earlier workers.
-    lock = threading.Lock()
+    # A signal handler may raise between `acquire` and `try` where the main thread serves requests
+    # (tornado, asyncio). The same thread then still gets a lock that it can take twice.
+    lock = threading.RLock()
     acquire, release = lock.acquire, lock.release
 
     def begin(request: Any) -> None:

@@ -44,8 +44,9 @@ class ProbesOnly:
         :param worker: gunicorn's worker, whose application is loaded.
         """
         if self.memory is not None and self.number is not None:
-            self.memory.record(self.number).booted = 1
+            # First what the probe port reads, because it believes a worker that has booted.
             publish(worker, self.memory, self.number, self.settings)
+            self.memory.record(self.number).booted = 1
         if not self.settings.log_probes:
             quieten_probes(worker.log, probe_paths(Answers(self.settings)))
 

@@ -8,6 +8,7 @@ error is based on them.
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -244,12 +245,14 @@ def _bind(found: Seen, options: Mapping[str, list[str]], environ: Mapping[str, s
         found.binds = None if any("$" in bind for bind in expanded) else expanded
 
 
+_VARIABLE = re.compile(r"\$\((\w+)\)|\$\{(\w+)\}|\$(\w+)")
+
+
 def _expand(text: str, environ: Mapping[str, str]) -> str:
     """Return a text with the container's variables expanded, as Kubernetes and a shell do it."""
-    for name, value in environ.items():
-        for written in (f"$({name})", f"${{{name}}}", f"${name}"):
-            text = text.replace(written, value)
-    return text
+    return _VARIABLE.sub(
+        lambda found: environ.get(found[1] or found[2] or found[3], found[0]), text
+    )
 
 
 def _settle(found: Seen, values: Mapping[str, Any], source: str) -> None:

@@ -101,6 +101,21 @@ def _pending(result: Result) -> list[RequestRecord]:
     return found
 
 
+def _latest_after_a_hook(result: Result) -> tuple[float, float]:
+    """Return how long after its own deletion the last request came to an instance, and when the
+    instance's hook was done, both in seconds. It is the instance with the latest such request."""
+    deleted = {life.name: life.deleted or 0.0 for life in result.lives}
+    seen = [
+        (
+            at - deleted.get(gone.name, 0.0),
+            (gone.pre_stop_done or 0.0) - deleted.get(gone.name, 0.0),
+        )
+        for gone in result.gone
+        if (at := result.last_request(gone)) is not None
+    ]
+    return max(seen, default=(0.0, 0.0))
+
+
 def _why_lost(result: Result) -> str:
     """Say what to do about lost requests."""
     lost = result.tally.lost_records
@@ -122,8 +137,7 @@ def _why_lost(result: Result) -> str:
             else ""
         )
     if result.contender.pre_stop is not None:
-        slept = max((gone.pre_stop_done or 0.0 for gone in result.gone), default=0.0)
-        arrived = max((at for gone in result.gone if (at := result.last_request(gone))), default=0)
+        arrived, slept = _latest_after_a_hook(result)
         if arrived > slept:
             return (
                 f"The last request came {arrived:.1f} s after the deletion, and the hook slept "

@@ -155,6 +155,22 @@ def test_a_hook_that_sleeps_too_short_gets_its_number() -> None:
     )
 
 
+def test_in_a_roll_out_each_hook_counts_from_its_own_deletion() -> None:
+    """The instance was deleted 1.5 s after the first one: that is no part of what its hook has to
+    sleep."""
+    run = routed_until(4.0, 0.5, contender=contender_named("sleep:2"))
+    (gone,), (life,) = run.gone, run.lives
+    run = replace(
+        run,
+        gone=(replace(gone, pre_stop_done=3.5, sigterm=3.5, events=()),),
+        lives=(replace(life, deleted=1.5),),
+    )
+    assert advice([run]) == (
+        "The last request came 2.5 s after the deletion, and the hook slept 2.0 s: "
+        "sleep at least 4 s."
+    )
+
+
 def test_what_passed_tells_its_gain() -> None:
     """Against the hook that was played, or else the one that most charts have; nothing is said
     where nothing was gained."""

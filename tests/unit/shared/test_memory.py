@@ -489,6 +489,19 @@ def test_what_is_not_ours_is_refused(content: bytes, says: str) -> None:
     assert len(str(caught.value).splitlines()) == 1
 
 
+def test_a_memory_that_the_kernel_does_not_map_is_refused() -> None:
+    """A descriptor that may not be written to stands for it. It is closed, and the one line names
+    the file."""
+    memory = Memory.create(slots=1)
+    path = f"/proc/self/fd/{memory.fd}"
+    fd = os.open(path, os.O_RDONLY)
+    with pytest.raises(StateError, match=f"{path}: cannot be mapped: Permission denied"):
+        Memory.mapped(fd, path)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(fd)
+    memory.close()
+
+
 def use(file: str) -> None:
     """All that the CLI would do with a memory."""
     try:

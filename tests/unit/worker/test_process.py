@@ -12,6 +12,7 @@ import os
 import socket
 import struct
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -77,6 +78,32 @@ def test_a_request_is_in_flight_from_begin_to_end(ours: WorkerProcess) -> None:
     ours.end(request())
     assert [own(ours, c) for c in (Record.in_flight, Record.requests, Record.since_t0)] == [0, 2, 1]
     assert ours.record.longest > 0
+
+
+def test_a_handler_that_raises_behind_the_lock_blocks_nobody(
+    ours: WorkerProcess,
+) -> None:
+    """gunicorn's handlers of SIGQUIT and SIGABRT raise SystemExit, between any two instructions of
+    the main thread, which serves in tornado and asyncio workers. The request's end comes all the
+    same."""
+    done = threading.Event()
+
+    def raises(frame: Any, event: str, arg: Any) -> None:
+        if event == "c_return" and getattr(arg, "__name__", "") == "acquire":
+            sys.setprofile(None)
+            raise SystemExit
+
+    def serve() -> None:
+        one = request()
+        sys.setprofile(raises)
+        with pytest.raises(SystemExit):
+            ours.begin(one)
+        ours.end(one)
+        ours.begin(one)
+        done.set()
+
+    threading.Thread(target=serve, daemon=True).start()
+    assert done.wait(PATIENCE)
 
 
 @pytest.mark.parametrize(

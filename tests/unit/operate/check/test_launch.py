@@ -12,7 +12,7 @@ from gunicorn_grace.operate.check.configuration import (
     read_configuration,
 )
 from gunicorn_grace.operate.check.launch import Launch, options_of, read_launch
-from gunicorn_grace.operate.check.seen import NAMES
+from gunicorn_grace.operate.check.seen import NAMES, _expand
 from gunicorn_grace.operate.manifest import Container, read_workload
 from gunicorn_grace.operate.manifest_yaml import parse_documents
 
@@ -144,3 +144,20 @@ def test_a_configuration_file_that_is_not_python_is_one_line(tmp_path: Any, cont
         read_configuration(str(path))
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("0.0.0.0:$PORT", "0.0.0.0:8080"),
+        ("0.0.0.0:${PORT}", "0.0.0.0:8080"),
+        ("$(HOST):$(PORT)", "127.0.0.1:8080"),
+        ("0.0.0.0:$PORT_ADMIN", "0.0.0.0:9090"),
+        ("0.0.0.0:$PORTS", "0.0.0.0:$PORTS"),
+        ("0.0.0.0:${PORT", "0.0.0.0:${PORT"),
+    ],
+)
+def test_a_variable_ends_where_its_name_ends(written: str, read: str) -> None:
+    """As for a shell and for Kubernetes; what is not set stays as it is written."""
+    environ = {"PORT": "8080", "PORT_ADMIN": "9090", "HOST": "127.0.0.1"}
+    assert _expand(written, environ) == read
