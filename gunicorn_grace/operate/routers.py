@@ -26,7 +26,7 @@ class Router:
     """
 
     name: str
-    delay: int
+    delay: float
     why: str
     sources: tuple[str, ...]
     of_pods: bool = False

@@ -501,3 +501,19 @@ def test_exit_codes_of_the_command_line(
     assert cli.main(arguments) == code
     if not code:
         assert __version__ in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["check", "x.yaml"], ["manifest", "--for", "deployment"]],
+    ids=lambda words: words[0],
+)
+def test_without_pyyaml_the_extra_is_named(words: list[str]) -> None:
+    """A production image does not have it. One line, no traceback."""
+    code = "import sys\nsys.modules['yaml'] = None\nfrom gunicorn_grace import cli\nsys.exit(cli.main(sys.argv[1:]))"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], capture_output=True, text=True, check=False
+    )
+    assert done.returncode not in (0, -1)
+    (line,) = done.stderr.splitlines()
+    assert line.endswith("PyYAML is missing: pip install 'gunicorn-grace[manifest]'")

@@ -240,12 +240,13 @@ def delay(case: Case) -> Iterator[Hit]:
     seconds = seen.settings.shutdown_delay if case.has_plugin else case.slept
     called = "grace_shutdown_delay" if case.has_plugin else "preStop sleep"
     line = case.hook.line if case.hook is not None else case.workload.line
-    for name, lag in case.lags:
+    for router in case.lags:
+        lag = router.needs(seen.settings.readiness_delay if case.has_plugin else 0)
+        named = router.name or "the router"
         if seconds < lag:
             yield Hit(
                 _line(case, "shutdown_delay") if case.has_plugin else line,
-                f"{called} {seconds:g} s < {lag:g} s, for which {name or 'the router'} goes on "
-                "sending",
+                f"{called} {seconds:g} s < {lag:g} s, for which {named} goes on sending",
                 f'set GRACE_SHUTDOWN_DELAY to "{math.ceil(lag)}"',
                 Patch(container=env(GRACE_SHUTDOWN_DELAY=math.ceil(lag)))
                 if case.has_plugin

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from ..manifest import Action, Container, Workload
 from ..manifest_yaml import Table
+from ..routers import Router
 from .launch import Launch
 from .seen import Seen
 
@@ -23,7 +24,7 @@ class Case:
     :ivar launch: how its command starts gunicorn; None if the image starts it.
     :ivar seen: the settings in use, as far as they are seen.
     :ivar others: the other objects of the input, each with the name of its file.
-    :ivar lags: routers, each with the seconds for which it goes on sending.
+    :ivar lags: the routers in front.
     """
 
     workload: Workload
@@ -31,7 +32,7 @@ class Case:
     launch: Launch | None
     seen: Seen
     others: Sequence[tuple[str, Table]] = ()
-    lags: Sequence[tuple[str, float]] = ()
+    lags: Sequence[Router] = ()
 
     @property
     def has_plugin(self) -> bool:

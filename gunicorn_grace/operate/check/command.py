@@ -10,7 +10,7 @@ from typing import NoReturn
 import click
 
 from ...shared.text import in_one_line
-from ..routers import ROUTERS
+from ..routers import ROUTERS, Router
 
 FOUND, COULD_NOT_RUN = 1, 2
 
@@ -128,9 +128,9 @@ def paint(text: str, what: str) -> str:
     return click.style(text, **_COLOURS[what])  # type: ignore[arg-type]
 
 
-def _lag(context: click.Context, text: str) -> tuple[str, float]:
+def _lag(context: click.Context, text: str) -> Router:
     if text in ROUTERS:
-        return text, ROUTERS[text].delay
+        return ROUTERS[text]
     name, _, seconds = text.rpartition("=")
     if not re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6})?", seconds, re.ASCII):
         _fail(
@@ -138,7 +138,7 @@ def _lag(context: click.Context, text: str) -> tuple[str, float]:
             f"--lag {text!r}: {seconds!r} is no number of seconds, such as edge=25, and no router "
             f"that is known: {', '.join(ROUTERS)}",
         )
-    return name, float(seconds)
+    return Router(name, float(seconds), "the user gave the number", ())
 
 
 def _fail(context: click.Context, line: str) -> NoReturn:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from ..manifest import Container, Workload
 from ..manifest_yaml import Table
+from ..routers import Router
 from . import budget, ports, probing, process, rollout
 from .case import Case, is_cloud_run
 from .configuration import Configuration
@@ -71,7 +72,7 @@ class Verdict:
 def judge(
     found: Input,
     configuration: Configuration | None = None,
-    lags: Sequence[tuple[str, float]] = (),
+    lags: Sequence[Router] = (),
     containers: Sequence[str] = (),
     *,
     plugin: str = "",
@@ -80,7 +81,7 @@ def judge(
 
     :param found: the input.
     :param configuration: the file of ``--config``.
-    :param lags: routers, each with the seconds for which it goes on sending.
+    :param lags: the routers in front.
     :param containers: the names of containers that run gunicorn although their command may not show
         it.
     :param plugin: a sign that the plugin is loaded although the manifest may not show it; empty
@@ -127,7 +128,7 @@ def cases_of(
     workload: Workload,
     found: Input,
     configuration: Configuration | None = None,
-    lags: Sequence[tuple[str, float]] = (),
+    lags: Sequence[Router] = (),
     containers: Sequence[str] = (),
     *,
     plugin: str = "",

@@ -15,6 +15,7 @@ import yaml
 
 from ..manifest import Workload, read_workload
 from ..manifest_yaml import ManifestError, parse_documents
+from ..routers import Router
 from .configuration import Configuration
 from .documents import Input
 from .findings import Finding, Severity
@@ -50,14 +51,14 @@ class Fixed:
 def fix(
     found: Input,
     configuration: Configuration | None = None,
-    lags: Sequence[tuple[str, float]] = (),
+    lags: Sequence[Router] = (),
     containers: Sequence[str] = (),
 ) -> Fixed:
     """Make the patches.
 
     :param found: the input.
     :param configuration: the file of ``--config``.
-    :param lags: routers, each with the seconds for which it goes on sending.
+    :param lags: the routers in front.
     :param containers: the names of containers that run gunicorn.
     """
     patches: list[dict[str, Any]] = []

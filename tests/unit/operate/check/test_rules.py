@@ -12,6 +12,7 @@ from gunicorn_grace.operate.check.documents import Input, read_text
 from gunicorn_grace.operate.check.findings import RULES, Finding, Severity
 from gunicorn_grace.operate.check.judging import Verdict, cases_of, judge
 from gunicorn_grace.operate.check.patch import fix, merge
+from gunicorn_grace.operate.routers import ROUTERS, Router
 
 pytestmark = pytest.mark.once
 
@@ -553,14 +554,28 @@ def findings(text: str, **options: Any) -> dict[str, Finding]:
     return {finding.rule.id: finding for finding in verdict(text, **options).findings}
 
 
+def router(name: str, seconds: float) -> Router:
+    return Router(name, seconds, "", ())
+
+
+def test_a_router_that_asks_itself_learns_after_the_readiness_delay() -> None:
+    """Envoy's own checks see 200 for so long; kube-proxy is told of the deletion."""
+    later = given(env(GRACE_READINESS_DELAY="5"))
+    found = [f.what for f in verdict(later, lags=[ROUTERS["envoy"]]).findings]
+    assert "grace_shutdown_delay 10 s < 11 s, for which envoy goes on sending" in found
+    assert "delay" not in findings(given(), lags=[ROUTERS["envoy"]])
+    found = [f.what for f in verdict(later, lags=[ROUTERS["kube-proxy"]]).findings]
+    assert not any("goes on sending" in what for what in found)
+
+
 def test_a_named_router_is_waited_for() -> None:
     """``--lag alb=25`` against the delay; without extension it is an error."""
-    found = findings(given(), lags=[("alb", 25.0)])["delay"]
+    found = findings(given(), lags=[router("alb", 25.0)])["delay"]
     assert found.what == "grace_shutdown_delay 10 s < 25 s, for which alb goes on sending"
     assert found.severity is WARNING
     off = env(GRACE_EXTEND_DELAY="false")
-    assert findings(given(off), lags=[("alb", 25.0)])["delay"].severity is ERROR
-    assert "delay" not in findings(given(), lags=[("alb", 10.0)])
+    assert findings(given(off), lags=[router("alb", 25.0)])["delay"].severity is ERROR
+    assert "delay" not in findings(given(), lags=[router("alb", 10.0)])
 
 
 def test_the_environment_wins_over_the_file_and_the_file_over_the_default(tmp_path: Any) -> None:

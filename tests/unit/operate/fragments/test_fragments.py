@@ -86,8 +86,7 @@ def judged(place: str, router: str | None = None, **environ: str) -> Verdict:
     made = plan(place, router, **environ)
     found = Input()
     read_text(found, manifest_of(made).encode(), "fragment.yaml")
-    lags = [(router, ROUTERS[router].delay)] if router else []
-    return judge(found, lags=lags)
+    return judge(found, lags=[ROUTERS[router]] if router else [])
 
 
 SETTINGS: list[Mapping[str, str]] = [
@@ -213,7 +212,7 @@ def test_kustomize_takes_the_component(tmp_path: Path) -> None:
     )
     found = Input()
     read_text(found, done.stdout, "built.yaml")
-    verdict = judge(found, lags=[("aws-alb", ROUTERS["aws-alb"].delay)])
+    verdict = judge(found, lags=[ROUTERS["aws-alb"]])
     assert len(verdict.judged) == 1
     assert not verdict.fails(strict=True), told(verdict)
 
