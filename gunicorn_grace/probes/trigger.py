@@ -20,7 +20,6 @@ start, because the SIGTERM that follows begins the same shutdown.
 
 from __future__ import annotations
 
-import hmac
 import os
 import socket
 import threading
@@ -181,6 +180,11 @@ class TriggerPolicy:
     ) -> None:
         self._mode = mode
         self._token = token
+        if token is not None:
+            # Its import loads OpenSSL, 4 MiB that no other mode needs.
+            from hmac import compare_digest
+
+            self._are_same = compare_digest
         self._proc = proc
         self._asker = Asker(arbiter_pid, proc)
         self._clock = clock
@@ -234,7 +238,7 @@ class TriggerPolicy:
         try:
             # A header holds the bytes of the wire decoded as latin-1 (PEP 3333). A token from the
             # environment may hold bytes that are not UTF-8 (PEP 383).
-            same = hmac.compare_digest(
+            same = self._are_same(
                 given.encode("latin-1"), self._token.encode("utf-8", "surrogateescape")
             )
         except UnicodeError:

@@ -99,14 +99,16 @@ class Lingering:
         try:
             if os.getpid() == self._pid and sock.fileno() >= 0:
                 rest = rest_of(sock, parser)
-                if rest != 0 or unread(sock) or (waits and not _ends_at_once(sock)):
+                if rest != 0 or (not _ends_at_once(sock) if waits else unread(sock)):
                     self._hand_over(sock, rest)
         except Exception:
             # The connection is then closed as gunicorn 22.0 to 25.3 close it.
             self._log.debug("gunicorn-grace: a connection does not linger", exc_info=True)
         finally:
-            with contextlib.suppress(OSError):
+            try:  # Every connection comes here, and contextlib.suppress takes three times as long.
                 sock.close()
+            except OSError:
+                pass
 
     def _hand_over(self, sock: Any, rest: int | None) -> None:
         taken = _socket.socket(fileno=os.dup(sock.fileno()))
@@ -242,7 +244,8 @@ def rest_of(sock: Any, parser: Any) -> int | None:
 
 
 def _ends_at_once(sock: Any) -> bool:
-    """Shut the writing side, and return whether the client closes within :data:`AT_ONCE`."""
+    """Shut the writing side, and return whether the client closes within :data:`AT_ONCE`, without
+    another byte."""
     if is_encrypted(sock):
         return False
     try:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import gc
 import os
 import sys
-import sysconfig
 import threading
 from collections.abc import Iterator
 from types import FrameType
@@ -45,11 +44,8 @@ searched."""
 
 UNKNOWN = "an unknown place"
 
-_PATHS = sysconfig.get_paths()
-_LIBRARIES = (
-    *(os.path.join(_PATHS[name], "") for name in ("stdlib", "platstdlib", "purelib", "platlib")),
-    "<frozen ",
-)
+_STANDARD_LIBRARY = (os.path.join(os.path.dirname(os.__file__), ""), "<frozen ")
+_PACKAGES = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
 
 
 def place_of(owner: Any, package: str = "") -> str:
@@ -99,7 +95,7 @@ def _is_library(frame: FrameType, package: str) -> bool:
     if package and _package(frame) == package:
         return False
     file = frame.f_code.co_filename
-    return file.startswith(_LIBRARIES) or f"{os.sep}site-packages{os.sep}" in file
+    return file.startswith(_STANDARD_LIBRARY) or any(name in file for name in _PACKAGES)
 
 
 def _named(frame: FrameType) -> str:

@@ -7,6 +7,7 @@ real gunicorn.
 
 from __future__ import annotations
 
+import hmac
 import json
 import logging
 import socket
@@ -382,7 +383,7 @@ def test_only_the_comparison_in_constant_time_decides(
         compared.append((one, other))
         return not same
 
-    monkeypatch.setattr(trigger.hmac, "compare_digest", compare_digest)
+    monkeypatch.setattr(hmac, "compare_digest", compare_digest)
     given = TOKEN if same else "wrong"
     verdict = trigger.TriggerPolicy("token", TOKEN, 1).admit({"HTTP_X_GRACE_TOKEN": given})
     assert verdict.allowed is not same

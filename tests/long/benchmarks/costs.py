@@ -133,7 +133,7 @@ def got(sock: socket.socket) -> bytes:
 
 
 def instructions(
-    few: int = 100, many: int = 700, measured: Iterable[Case] | None = None
+    few: int = 100, many: int = 300, measured: Iterable[Case] | None = None
 ) -> list[Row]:
     """What no other work on the machine changes: how many instructions the worker executes in user
     space for each request more, counted by valgrind, under which a request takes 20 ms."""

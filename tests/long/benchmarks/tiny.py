@@ -3,8 +3,6 @@
 import os
 import time
 
-import gunicorn_grace
-
 
 def app(environ, start_response):
     path = environ["PATH_INFO"]
@@ -16,6 +14,8 @@ def app(environ, start_response):
     elif path == "/exit":
         os._exit(0)
     elif path == "/watch":
+        import gunicorn_grace  # Only here: plain gunicorn, which is measured too, loads none of it.
+
         while not gunicorn_grace.is_terminating():
             time.sleep(float(environ["QUERY_STRING"]))
         body = str(time.monotonic_ns()).encode()
