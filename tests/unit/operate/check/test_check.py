@@ -22,7 +22,7 @@ from gunicorn_grace.operate.check.documents import LARGEST, Input, read_text
 from gunicorn_grace.operate.check.findings import RULES
 from gunicorn_grace.operate.check.judging import judge
 from gunicorn_grace.operate.check.patch import fix, merge
-from gunicorn_grace.operate.routers import ROUTERS
+from gunicorn_grace.operate.routers import ROUTERS, Router
 from support.paths import EXAMPLES
 
 pytestmark = pytest.mark.once
@@ -384,7 +384,7 @@ def test_whatever_a_manifest_holds_there_is_no_traceback(document: Any) -> None:
     """Judged, mended and written in each format."""
     found = Input()
     read_text(found, yaml.safe_dump(document, allow_unicode=True).encode(), "web.yaml")
-    verdict = judge(found, None, [("alb", 25.0)], ["web"])
+    verdict = judge(found, None, [Router("alb", 25.0, "", ())], ["web"])
     assert max(map(len, output.text(verdict).splitlines())) >= 0
     json.loads(output.as_json(verdict))
     jsonschema.validate(json.loads(output.as_sarif(verdict)), SARIF)
