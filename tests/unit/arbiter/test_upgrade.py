@@ -27,6 +27,8 @@ def test_a_damaged_memory_beside_the_right_one_hides_nothing(memory: Memory) -> 
         assert counterpart.serves()
         theirs.header.told = 1
         assert not counterpart.serves()
+        assert counterpart._memory is not None
+        counterpart._memory.close()
     finally:
         os.close(decoy)
         theirs.close()
