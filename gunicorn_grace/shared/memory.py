@@ -98,6 +98,14 @@ def _terminating(cells: memoryview[int]) -> Callable[[], bool]:
     return is_terminating
 
 
+def _mapping(fd: int, size: int, path: str) -> mmap.mmap:
+    try:
+        return mmap.mmap(fd, size)
+    except OSError as error:
+        os.close(fd)
+        raise StateError(f"{path}: cannot be mapped: {error.strerror}") from error
+
+
 def _occupy_standard_streams() -> None:
     """Open the standard streams that are closed at start. Otherwise the memory, and the duplicate
     that ``mmap`` makes, would get their descriptors, and output would be written into it."""
@@ -181,8 +189,7 @@ class Memory:
 
         :param fd: the descriptor. The new object owns it.
         :param path: the name of the memory in error messages.
-        :raises StateError: the memory is not gunicorn-grace's, or another version's, or the kernel
-            does not map it.
+        :raises StateError: the memory is not gunicorn-grace's, or another version's, or not mapped.
         """
         size = os.fstat(fd).st_size
         if size < HEADER_CELLS * 8:
@@ -190,12 +197,7 @@ class Memory:
             raise StateError(
                 f"{path}: {size} bytes < {HEADER_CELLS * 8} bytes of a header: not gunicorn-grace"
             )
-        try:
-            mapping = mmap.mmap(fd, size)
-        except OSError as error:
-            os.close(fd)
-            raise StateError(f"{path}: cannot be mapped: {error.strerror}") from error
-        memory = cls(fd, mapping, 0)
+        memory = cls(fd, _mapping(fd, size, path), 0)
         slots, boards = memory.header.slot_count, memory.header.boards
         problem = _problem(memory.header, slots, boards, size)
         if problem:
