@@ -85,7 +85,7 @@ def machine() -> dict[str, str]:
         "processors": str(len(os.sched_getaffinity(0))),
         "kind": processor[1] if processor else platform.machine(),
         "memory": f"{int(total[1]) / 1024**2:.0f} GiB" if total else "unknown",
-        "kernel": platform.release(),
+        "kernel": platform.release().partition("-")[0],
         "python": platform.python_version(),
         "gunicorn": version("gunicorn"),
         "load": f"{os.getloadavg()[0]:.1f}",
