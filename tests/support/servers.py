@@ -57,6 +57,16 @@ QUICK = {
 }
 """A whole shutdown that is over 3 s after T0 at the latest, and must be over within 6."""
 
+LOADED_BY_ROOT = """\
+import encodings.idna, random
+random.seed(b"")
+import gunicorn_grace.wsgi
+from gunicorn_grace.conf import *
+"""
+"""A config file for workers of another user. The interpreter may be root's own, where nobody else can
+import from: so root loads what a worker would load late. gunicorn seeds `random` in each worker, and
+Python 3.13 loads the hash for that when it is called."""
+
 needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 
 GRACE = ("-c", "python:gunicorn_grace.conf")

@@ -16,6 +16,7 @@ from gunicorn_grace.rehearsal.run import play
 from gunicorn_grace.shared.phase import Phase
 from support.servers import (
     HOLD,
+    LOADED_BY_ROOT,
     Client,
     Connect,
     Serve,
@@ -80,11 +81,7 @@ def test_it_works_however_it_is_run(
     kind, args = WAYS[way]
     if way == "user" and os.getuid():
         pytest.skip("only root can become somebody else")
-    # The interpreter may be root's own, where nobody else can import from: so what is needed later
-    # is loaded by root.
-    (tmp_path / "conf.py").write_text(
-        "import encodings.idna\nimport gunicorn_grace.wsgi\nfrom gunicorn_grace.conf import *\n"
-    )
+    (tmp_path / "conf.py").write_text(LOADED_BY_ROOT)
     args = tuple(part.format(folder=folder) for part in args)
     server = serve(kind=kind, config=("-c", "conf.py"), args=args, settings=HOLD)
     workers = server.wait_booted(workers_of(kind))

@@ -23,6 +23,7 @@ from gunicorn_grace.shared.agreed import ARBITER
 from gunicorn_grace.shared.phase import Phase
 from support.servers import (
     HOLD,
+    LOADED_BY_ROOT,
     SHORT,
     Client,
     Connect,
@@ -572,11 +573,7 @@ def test_it_runs_as_the_user_of_the_workers(serve: Serve, tmp_path: Path) -> Non
     """``user`` and ``group`` count for it as well, and it keeps no other group."""
     if os.getuid():
         pytest.skip("only root can become somebody else")
-    # The interpreter may be root's own, where nobody else can import from: so what is needed later
-    # is loaded by root.
-    (tmp_path / "conf.py").write_text(
-        "import encodings.idna\nimport gunicorn_grace.wsgi\nfrom gunicorn_grace.conf import *\n"
-    )
+    (tmp_path / "conf.py").write_text(LOADED_BY_ROOT)
     args = ("-w", "1", "--timeout", "4", "--preload", "--user", "65534", "--group", "65534")
     server = serve(config=("-c", "conf.py"), args=args, settings={**SHORT, **BIND})
     server.wait_booted(1)
