@@ -22,6 +22,7 @@ from .plan import Contender, Plan
 from .processes.balancer import Balancer, Setup
 from .processes.balancers import PRODUCTS, in_front
 from .processes.fleet import Fleet
+from .processes.instance import Instance
 from .processes.memory import MemoryWatch
 from .result import Gone, Life, MemoryUse, Result
 
@@ -165,12 +166,14 @@ def _expect_success(plan: Plan, fleet: Fleet) -> None:
             ) from error
         except (IncompleteResponse, OSError) as error:
             raise PlanFailed(
-                f"{what} failed before anything was deleted: {error}\n{fleet[0].output}"
+                f"{what} failed before anything was deleted: {error}\n"
+                f"{_evidence(fleet[0], traceback=True)}"
             ) from error
         if not 200 <= response.status < 300:
+            output = _evidence(fleet[0], traceback=response.status >= 500)
             raise PlanFailed(
                 f"{what} answers {response.status}, not 2xx, before anything was deleted: "
-                f"{_remedy(response.status, plan, fleet[0].output)}\n{fleet[0].output}"
+                f"{_remedy(response.status, plan, output)}\n{output}"
             )
     try_out(
         fleet[0].address,
@@ -180,6 +183,23 @@ def _expect_success(plan: Plan, fleet: Fleet) -> None:
         host=plan.host,
         seed=plan.seed,
     )
+
+
+def _evidence(instance: Instance, *, traceback: bool) -> str:
+    """Return the output of an instance, once no line has come for 0.2 s, or after 2 s.
+
+    A response can overtake the lines that explain it, because a thread reads the output.
+
+    :param traceback: whether a traceback is expected in it.
+    """
+    deadline = time.monotonic() + 2.0
+    while True:
+        lines = len(instance.lines)
+        time.sleep(0.2)
+        output = instance.output
+        quiet = len(instance.lines) == lines
+        if time.monotonic() > deadline or (quiet and (traceback_cause(output) or not traceback)):
+            return output
 
 
 def _remedy(status: int, plan: Plan, output: str) -> str:

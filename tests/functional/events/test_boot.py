@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 from pathlib import Path
@@ -96,8 +95,10 @@ def test_sigterm_between_a_fork_and_the_workers_signals(
     )[0]
     server.signal(signal.SIGTERM)
     server.wait_for(lambda: record.dismissed, "its dismissal")
-    with contextlib.suppress(OSError):  # ENXIO: it is gone already, nobody reads.
-        os.close(os.open(gate, os.O_WRONLY | os.O_NONBLOCK))
-    assert server.wait_exit(10), f"{young} holds the exit\n{server.output}"
+    opened = os.open(gate, os.O_RDWR)  # It stays open, for a worker that has yet to come there.
+    try:
+        assert server.wait_exit(10), f"{young} holds the exit\n{server.output}"
+    finally:
+        os.close(opened)
     assert server.wait() == 0, server.output
     assert server.processes() == []

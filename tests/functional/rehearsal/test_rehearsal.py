@@ -35,7 +35,18 @@ from gunicorn_grace.rehearsal.run import play
 pytestmark = pytest.mark.once
 
 APP = """
-import os, time
+import os, time, traceback
+
+class Late:
+    def __iter__(self):
+        return iter([b"ok"])
+
+    def close(self):  # gunicorn calls this when the client has the whole response.
+        time.sleep(0.3)
+        try:
+            raise LookupError("late")
+        except LookupError:
+            traceback.print_exc()
 
 def app(environ, start_response):
     path = environ["PATH_INFO"]
@@ -44,9 +55,9 @@ def app(environ, start_response):
         time.sleep(60)
     if path == "/broken":
         raise LookupError("no row")
-    status = {"/gone": "404 Not Found", "/picky": "400 Bad Request"}.get(path, "200 OK")
-    start_response(status, [("Content-Length", "2")])
-    return [b"ok"]
+    failures = {"/gone": "404 Not Found", "/picky": "400 Bad Request", "/late": "500 Late"}
+    start_response(failures.get(path, "200 OK"), [("Content-Length", "2")])
+    return Late() if path == "/late" else [b"ok"]
 """
 
 
@@ -127,12 +138,13 @@ def test_a_path_that_fails_anyway_is_told_before_the_load(folder: Path) -> None:
     ("path", "said"),
     [
         ("/picky", "GET /picky answers 400, .*ALLOWED_HOSTS.*, name one .* with --host"),
-        ("/broken", "GET /broken answers 500, .*app.py:10: LookupError: no row"),
+        ("/broken", "GET /broken answers 500, .*app.py:21: LookupError: no row"),
+        ("/late", "GET /late answers 500, .*app.py:11: LookupError: late"),
     ],
 )
 def test_a_path_that_fails_is_told_with_its_remedy(folder: Path, path: str, said: str) -> None:
     """An application that refuses the host needs --host, and one that raises needs a place in its
-    code."""
+    code, even if its traceback comes after the response."""
     with pytest.raises(PlanFailed) as caught:
         play(Plan("app:app", instances=2, paths=[path], cwd=str(folder)), PLAIN)
     assert re.search(said, caught.value.line)
