@@ -145,14 +145,16 @@ def play(
 
 
 def _expect_success(plan: Plan, fleet: Fleet) -> None:
-    """Check that every request is answered with 2xx. Otherwise the number of lost requests would
-    mean nothing."""
+    """Check that every request is answered with 2xx, and that every stream and WebSocket opens.
+    Otherwise the number of lost ones would mean nothing."""
+    instance = fleet[0]
     for request in dict.fromkeys(plan.sent()):
         headers = [*([("Host", plan.host)] if plan.host else []), *request.headers]
         what = f"{request.method} {request.path}"
+        before = len(instance.lines)
         try:
             response = fetch(
-                fleet[0].address,
+                instance.address,
                 request.path,
                 method=request.method,
                 headers=headers,
@@ -165,49 +167,59 @@ def _expect_success(plan: Plan, fleet: Fleet) -> None:
                 "deleted: raise --timeout"
             ) from error
         except (IncompleteResponse, OSError) as error:
+            remedy = _remedy(None, plan, instance, before, "succeeds with --path")
             raise PlanFailed(
-                f"{what} failed before anything was deleted: {error}\n"
-                f"{_evidence(fleet[0], traceback=True)}"
+                f"{what} failed before anything was deleted: {error}: {remedy}\n{instance.output}"
             ) from error
         if not 200 <= response.status < 300:
-            output = _evidence(fleet[0], traceback=response.status >= 500)
+            remedy = _remedy(response.status, plan, instance, before, "succeeds with --path")
             raise PlanFailed(
                 f"{what} answers {response.status}, not 2xx, before anything was deleted: "
-                f"{_remedy(response.status, plan, output)}\n{output}"
+                f"{remedy}\n{instance.output}"
             )
-    try_out(
-        fleet[0].address,
+    before = len(instance.lines)
+    failure = try_out(
+        instance.address,
         **plan.held_options(),
         clients=plan.clients,
         timeout=plan.timeout,
         host=plan.host,
         seed=plan.seed,
     )
+    if failure is not None:
+        remedy = _remedy(failure.status, plan, instance, before, failure.remedy)
+        raise PlanFailed(
+            f"{failure.what} failed before anything was deleted: {failure.error}: "
+            f"{remedy}\n{instance.output}"
+        )
 
 
-def _evidence(instance: Instance, *, traceback: bool) -> str:
-    """Return the output of an instance, once no line has come for 0.2 s, or after 2 s.
+def _cause(instance: Instance, before: int) -> str:
+    """Return the cause that a traceback names which has come since a request; empty if none comes
+    within 2 s.
 
-    A response can overtake the lines that explain it, because a thread reads the output.
+    A response can overtake the lines that explain it, because a thread reads the output. A
+    traceback is complete when no line has come for 0.2 s.
 
-    :param traceback: whether a traceback is expected in it.
+    :param before: the number of the instance's lines before the request.
     """
     deadline = time.monotonic() + 2.0
     while True:
-        lines = len(instance.lines)
+        count = len(instance.lines)
         time.sleep(0.2)
-        output = instance.output
-        quiet = len(instance.lines) == lines
-        if time.monotonic() > deadline or (quiet and (traceback_cause(output) or not traceback)):
-            return output
+        cause = traceback_cause("\n".join(text for _, text in instance.lines[before:]))
+        if time.monotonic() > deadline or (cause and len(instance.lines) == count):
+            return cause
 
 
-def _remedy(status: int, plan: Plan, output: str) -> str:
+def _remedy(status: int | None, plan: Plan, instance: Instance, before: int, other: str) -> str:
     """Return the remedy for a path that does not succeed.
 
-    :param status: the status of its response.
+    :param status: the status of its response; None without a response.
     :param plan: the plan.
-    :param output: the output of the instance.
+    :param instance: the instance that answered.
+    :param before: the number of its lines before the request.
+    :param other: what another path has to do instead, and the option that names it.
     """
     # Django, Flask's TRUSTED_HOSTS and Starlette's TrustedHostMiddleware answer 400 if they do not
     # know the host; RFC 9110, section 15.5.20, defines 421 for this.
@@ -221,9 +233,9 @@ def _remedy(status: int, plan: Plan, output: str) -> str:
             f"if the application refuses the Host header {plan.host} (Django's ALLOWED_HOSTS), "
             "name another one with --host"
         )
-    if status >= 500 and (cause := traceback_cause(output)):
-        return cause
-    return "name a path that succeeds with --path"
+    # With 300 to 499 the application answers on purpose. Otherwise it may have raised.
+    raised = status is None or not 300 <= status < 500
+    return (raised and _cause(instance, before)) or f"name a path that {other}"
 
 
 def _balancer(plan: Plan, fleet: Fleet, tell: Callable[[str], None]) -> Balancer | None:

@@ -16,9 +16,8 @@ import random
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
-from ..errors import PlanFailed
 from ..kubernetes.routing import EndpointTable, NoEndpoint
 from .connection import Ending, connect, connect_failed, open_connection, record_of
 from .requests import PlannedRequest
@@ -225,24 +224,36 @@ class HeldClients:
             leaving.cancel()
 
 
-def try_out(address: Address, **options: Any) -> None:
-    """Open one connection of each kind to an instance. If none could be opened, the number of lost
-    ones would mean nothing.
+class Failure(NamedTuple):
+    """A connection that could not be held open.
+
+    :ivar what: its kind and path in words.
+    :ivar status: the status of the response; None if there was none.
+    :ivar error: the error.
+    :ivar remedy: what another path has to do instead, and the option that names it.
+    """
+
+    what: str
+    status: int | None
+    error: str
+    remedy: str
+
+
+def try_out(address: Address, **options: Any) -> Failure | None:
+    """Open one connection of each kind to an instance, and return the first failure, if there is
+    one.
 
     :param address: the address where the instance listens.
     :param options: the other parameters of ``HeldClients``.
-
-    :raises PlanFailed: a connection could not be opened. The message says why.
     """
 
-    async def run() -> None:
+    async def run() -> Failure | None:
         clients = HeldClients(EndpointTable(), record=lambda record: None, **options)
         for kind, path in clients.kinds.items():
             ending = await clients.hold(kind, path, address, TRIAL)
             if ending.outcome is not RequestOutcome.OK:
-                raise PlanFailed(
-                    f"{WORDS[kind]} {path} failed before anything was deleted: {ending.error}: "
-                    f"name a path that {REMEDIES[kind]}"
-                )
+                what = f"{WORDS[kind]} {path}"
+                return Failure(what, ending.status, ending.error, REMEDIES[kind])
+        return None
 
-    asyncio.run(run())
+    return asyncio.run(run())

@@ -48,6 +48,10 @@ class Late:
         except LookupError:
             traceback.print_exc()
 
+def half():
+    yield b"o"
+    raise LookupError("half")
+
 def app(environ, start_response):
     path = environ["PATH_INFO"]
     if path == "/hang":
@@ -55,9 +59,9 @@ def app(environ, start_response):
         time.sleep(60)
     if path == "/broken":
         raise LookupError("no row")
-    failures = {"/gone": "404 Not Found", "/picky": "400 Bad Request", "/late": "500 Late"}
+    failures = {"/gone": "404 Gone", "/picky": "400 Picky", "/late": "500 Late", "/down": "503 Down"}
     start_response(failures.get(path, "200 OK"), [("Content-Length", "2")])
-    return Late() if path == "/late" else [b"ok"]
+    return {"/late": Late(), "/half": half()}.get(path, [b"ok"])
 """
 
 
@@ -135,19 +139,42 @@ def test_a_path_that_fails_anyway_is_told_before_the_load(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "said"),
+    ("options", "said"),
     [
-        ("/picky", "GET /picky answers 400, .*ALLOWED_HOSTS.*, name one .* with --host"),
-        ("/broken", "GET /broken answers 500, .*app.py:21: LookupError: no row"),
-        ("/late", "GET /late answers 500, .*app.py:11: LookupError: late"),
+        (
+            {"paths": ["/picky"]},
+            "GET /picky answers 400, .*ALLOWED_HOSTS.*, name one .* with --host",
+        ),
+        ({"paths": ["/broken"]}, "GET /broken answers 500, .*app.py:25: LookupError: no row"),
+        ({"paths": ["/late"]}, "GET /late answers 500, .*app.py:11: LookupError: late"),
+        (
+            {"stream_path": "/broken"},
+            "stream /broken .*status 500: .*app.py:25: LookupError: no row",
+        ),
+        ({"stream_path": "/picky"}, "stream /picky .*status 400: .*, name one .* with --host"),
+        ({"stream_path": "/gone"}, "stream /gone .*: name a path that succeeds with --stream-path"),
     ],
 )
-def test_a_path_that_fails_is_told_with_its_remedy(folder: Path, path: str, said: str) -> None:
+def test_a_path_that_fails_is_told_with_its_remedy(
+    folder: Path, options: dict[str, Any], said: str
+) -> None:
     """An application that refuses the host needs --host, and one that raises needs a place in its
-    code, even if its traceback comes after the response."""
+    code, even if its traceback comes after the response. It is the same for a stream."""
     with pytest.raises(PlanFailed) as caught:
-        play(Plan("app:app", instances=2, paths=[path], cwd=str(folder)), PLAIN)
-    assert re.search(said, caught.value.line)
+        play(Plan("app:app", instances=2, cwd=str(folder), **options), PLAIN)
+    assert re.search(said, caught.value.line), caught.value.line
+
+
+def test_a_traceback_from_the_boot_is_not_the_cause(folder: Path) -> None:
+    """What the application printed before the request does not explain the response."""
+    (folder / "noisy.py").write_text(
+        "import traceback\n"
+        "try:\n    raise LookupError('no cache')\n"
+        "except LookupError:\n    traceback.print_exc()\n"
+        "from app import app\n"
+    )
+    with pytest.raises(PlanFailed, match=r"GET /down answers 503, .*: name a path that succeeds"):
+        play(Plan("noisy:app", instances=2, paths=["/down"], cwd=str(folder)), PLAIN)
 
 
 @pytest.mark.long

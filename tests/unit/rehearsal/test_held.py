@@ -302,20 +302,21 @@ def test_a_load_counts_what_it_holds_apart() -> None:
     assert said["latency_max"] == 0
 
 
-def test_a_path_that_takes_no_websockets_is_told_before_the_load() -> None:
+def test_a_path_that_takes_no_websockets_is_found_before_the_load() -> None:
     """As with a path that is not found, the numbers would mean nothing."""
 
-    async def start() -> None:
+    async def start() -> held.Failure | None:
         async with raw(answer(b"HTTP/1.1 404 No\r\nContent-Length: 0\r\n\r\n")) as address:
             options = {"clients": 1, "timeout": 5.0, "host": None, "seed": 0}
             plan = Plan("app:app", websocket_path="/ws")
-            await asyncio.to_thread(held.try_out, address, **plan.held_options(), **options)
+            return await asyncio.to_thread(held.try_out, address, **plan.held_options(), **options)
 
-    with pytest.raises(
-        PlanFailed,
-        match=r"WebSocket /ws failed before .*: the handshake .* 404, not 101: name a path",
-    ):
-        asyncio.run(start())
+    failure = asyncio.run(start())
+    assert failure is not None
+    assert failure.what == "WebSocket /ws"
+    assert failure.status == 404
+    assert failure.error == "the handshake was answered 404, not 101"
+    assert failure.remedy.startswith("takes WebSockets with --websocket-path")
 
 
 @pytest.mark.parametrize(
