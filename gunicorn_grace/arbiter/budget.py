@@ -5,11 +5,10 @@ Runs in the arbiter. All durations are seconds.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from ..shared import platforms
-from ..shared.budget import budget, longest_delay
+from ..shared.budget import budget, exceeds, longest_delay, whole_seconds
 from ..shared.platforms import UNKNOWN, Platform
 from ..shared.settings import Settings
 
@@ -46,10 +45,11 @@ def budget_line(
     def more(seconds: float) -> str:
         if not platform.knob:
             return ""
-        return f" or raise {platform.knob} and grace_termination_period to {math.ceil(seconds)}"
+        period = whole_seconds(seconds)
+        return f" or raise {platform.knob} and grace_termination_period to {period}"
 
     source = f"; {_source(s, platform)}" if s.period_is_assumed else ""
-    if lame_duck < s.shutdown_delay and not all_defaults:
+    if exceeds(s.shutdown_delay, lame_duck) and not all_defaults:
         reserved = s.shutdown_delay + s.drain_reserve + s.exit_margin
         return True, (
             f"grace_shutdown_delay {s.shutdown_delay:g} + grace_drain_reserve "
@@ -58,7 +58,7 @@ def budget_line(
             f"the delay will be cut to {lame_duck:g} s; "
             f"lower it{more(max(needed, reserved))}{source}"
         )
-    if graceful_timeout_given and s.graceful_timeout > left:
+    if graceful_timeout_given and exceeds(s.graceful_timeout, left):
         return True, (
             f"grace_shutdown_delay {s.shutdown_delay:g} + graceful_timeout "
             f"{s.graceful_timeout:g} + grace_exit_margin {s.exit_margin:g} = {needed:g} s > "

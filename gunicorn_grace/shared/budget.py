@@ -8,6 +8,8 @@ flight. All durations are seconds. Runs in the arbiter and in commands.
 
 from __future__ import annotations
 
+import math
+
 from .settings import Settings
 
 MARGIN_SHARE = 1 / 5
@@ -15,6 +17,19 @@ MARGIN_SHARE = 1 / 5
 
 RESERVE_SHARE = 1 / 2
 """The largest share of the period that ``grace_drain_reserve`` can take."""
+
+ROUNDING = 1e-6
+"""Seconds by which a sum of decimals may be off, because computers add in binary."""
+
+
+def exceeds(total: float, limit: float) -> bool:
+    """Return whether a sum is larger than its limit, by more than what comes from rounding."""
+    return total > limit + ROUNDING
+
+
+def whole_seconds(total: float) -> int:
+    """Return the least number of whole seconds that a sum does not exceed."""
+    return math.ceil(total - ROUNDING)
 
 
 def exit_margin(s: Settings) -> float:

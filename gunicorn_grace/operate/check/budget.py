@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from ...shared.budget import drain_reserve, exit_margin
+from ...shared.budget import drain_reserve, exceeds, exit_margin, whole_seconds
 from .case import Case
 from .findings import Hit, Patch, Severity, rule
 
@@ -34,7 +34,7 @@ def period_patch(case: Case, seconds: float) -> Patch:
 
     :param seconds: the period; it is rounded up.
     """
-    whole = math.ceil(seconds)
+    whole = whole_seconds(seconds)
     container = env(GRACE_TERMINATION_PERIOD=whole) if case.has_plugin else {}
     return Patch(pod={} if case.is_knative else {PERIOD: whole}, container=container)
 
@@ -69,7 +69,7 @@ def budget(case: Case) -> Iterator[Hit]:
             line,
             f"preStop sleep {slept:g} s >= {PERIOD} {case.period} s: gunicorn is told to end when "
             "its time is over",
-            f"sleep less, or raise {PERIOD} to {math.ceil(slept) + GUNICORNS}",
+            f"sleep less, or raise {PERIOD} to {whole_seconds(slept) + GUNICORNS}",
             period_patch(case, slept + GUNICORNS) if not case.has_plugin else None,
         )
         return
@@ -87,26 +87,26 @@ def _with_plugin(case: Case, slept: float) -> Iterator[Hit]:
     whole = slept + s.shutdown_delay + s.graceful_timeout + margin
     line = _line(case, "shutdown_delay" if not slept else "")
     advice = max(least, whole if chosen else 0)
-    if least > case.period:
+    if exceeds(least, case.period):
         certain = case.seen.is_chosen("shutdown_delay")
         yield Hit(
             line,
             f"{before}grace_shutdown_delay {s.shutdown_delay:g} + grace_drain_reserve "
             f"{drain_reserve(s):g} + grace_exit_margin {margin:g} = {least:g} s > {PERIOD} "
             f"{case.period} s",
-            f"raise {PERIOD} and GRACE_TERMINATION_PERIOD to {math.ceil(advice)}, or shorten the "
-            f"{'sleep' if slept else 'delay'}",
+            f"raise {PERIOD} and GRACE_TERMINATION_PERIOD to {whole_seconds(advice)}, or shorten "
+            f"the {'sleep' if slept else 'delay'}",
             period_patch(case, advice),
             None if certain else Severity.WARNING,
         )
-    elif chosen and whole > case.period:
+    elif chosen and exceeds(whole, case.period):
         yield Hit(
             _line(case, "graceful_timeout"),
             f"{before}grace_shutdown_delay {s.shutdown_delay:g} + graceful_timeout "
             f"{s.graceful_timeout:g} + grace_exit_margin {margin:g} = {whole:g} s > {PERIOD} "
             f"{case.period} s: requests longer than "
             f"{max(0.0, case.period - slept - s.shutdown_delay - margin):g} s are cut off",
-            f"raise {PERIOD} and GRACE_TERMINATION_PERIOD to {math.ceil(whole)}, or lower "
+            f"raise {PERIOD} and GRACE_TERMINATION_PERIOD to {whole_seconds(whole)}, or lower "
             "graceful_timeout",
             period_patch(case, whole),
             Severity.WARNING,
@@ -116,15 +116,15 @@ def _with_plugin(case: Case, slept: float) -> Iterator[Hit]:
 def _plain(case: Case, slept: float) -> Iterator[Hit]:
     chosen = "graceful_timeout" in case.seen.given
     drain = case.seen.graceful_timeout
-    if slept + drain > case.period and (slept or chosen):
+    if exceeds(slept + drain, case.period) and (slept or chosen):
         default = "" if chosen else " (its default)"
         yield Hit(
             _line(case, "graceful_timeout") if chosen else case.hook.line if case.hook else 0,
             f"{f'preStop sleep {slept:g} + ' if slept else ''}graceful_timeout {drain:g}{default} "
             f"= {slept + drain:g} s > {PERIOD} {case.period} s: requests longer than "
             f"{max(0.0, case.period - slept):g} s are cut off by SIGKILL",
-            f"raise {PERIOD} to {math.ceil(slept + drain) + 2}, or lower graceful_timeout",
-            period_patch(case, math.ceil(slept + drain) + 2),
+            f"raise {PERIOD} to {whole_seconds(slept + drain) + 2}, or lower graceful_timeout",
+            period_patch(case, slept + drain + 2),
             Severity.WARNING,
         )
 

@@ -11,7 +11,14 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 
 from ...errors import ConfigurationError
-from ...shared.budget import MARGIN_SHARE, drain_reserve, exit_margin, longest_delay
+from ...shared.budget import (
+    MARGIN_SHARE,
+    drain_reserve,
+    exceeds,
+    exit_margin,
+    longest_delay,
+    whole_seconds,
+)
 from ...shared.settings import A_YEAR, Settings
 from ..routers import Router
 from .places import Place
@@ -92,7 +99,7 @@ def add_up(s: Settings, given: Collection[str], place: Place, router: Router | N
     base = delay + s.graceful_timeout + s.drain_reserve
     # At most a share of the period is used as the margin, so a large margin does not make the
     # period longer without limit.
-    wanted = max(SHORTEST, math.ceil(min(base + s.exit_margin, base / (1 - MARGIN_SHARE)) - 1e-9))
+    wanted = max(SHORTEST, whole_seconds(min(base + s.exit_margin, base / (1 - MARGIN_SHARE))))
     chosen = s.termination_period if "termination_period" in given else 0
     period = max(wanted, math.ceil(chosen))
     if place.is_fixed and place.limit is not None:
@@ -127,9 +134,9 @@ def _cut(s: Settings, told: str, place: Place) -> tuple[Settings, str]:
     s = replace(s, shutdown_delay=longest_delay(s))
     left = s.termination_period - exit_margin(s) - s.shutdown_delay
     cuts = []
-    if s.shutdown_delay < whole:
+    if exceeds(whole, s.shutdown_delay):
         cuts.append(f"the delay is cut to {number(s.shutdown_delay)} s")
-    if left < s.graceful_timeout:
+    if exceeds(s.graceful_timeout, left):
         cuts.append(f"requests that need more than {number(left)} s to drain are cut off")
     else:
         cuts.append(f"late requests extend the delay by {number(left - drain_reserve(s))} s only")

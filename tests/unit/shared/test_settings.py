@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from gunicorn.config import KNOWN_SETTINGS, Config
-from hypothesis import given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from gunicorn_grace.arbiter.adoption import adopt, know
@@ -624,6 +624,29 @@ def test_the_way_out_is_one(settings: Settings, by_hand: bool) -> None:
         assert longest_delay(settings) < settings.shutdown_delay
     elif settings.termination_period:
         assert longest_delay(settings) == settings.shutdown_delay
+
+
+@given(
+    delay=st.integers(0, 900),
+    reserve=st.integers(0, 100),
+    margin=st.integers(0, 50),
+    over=st.integers(-1, 1),
+)
+@example(delay=238, reserve=51, margin=11, over=0)
+@example(delay=226, reserve=51, margin=23, over=0)
+def test_decimals_that_fit_exactly_fit(delay: int, reserve: int, margin: int, over: int) -> None:
+    """In tenths of a second: 23.8 + 5.1 + 1.1 is 30, although a computer's sum may be a little more
+    or less. A tenth too much is a warning."""
+    period = delay + reserve + margin
+    assume(period >= max(2 * reserve, 5 * margin) + 1)
+    settings = Settings(
+        shutdown_delay=delay / 10,
+        drain_reserve=reserve / 10,
+        exit_margin=margin / 10,
+        termination_period=(period - over) / 10,
+    )
+    warns, line = budget_line(settings, graceful_timeout_given=False)
+    assert warns == (over > 0), line
 
 
 @given(

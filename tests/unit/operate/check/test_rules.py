@@ -578,6 +578,19 @@ def test_a_named_router_is_waited_for() -> None:
     assert "delay" not in findings(given(), lags=[router("alb", 10.0)])
 
 
+def test_decimals_that_fit_exactly_fit() -> None:
+    """22.6 + 5.1 + 2.3 is 30, although a computer's sum is 30.000000000000004; 30.1 is too much, and
+    31 is enough."""
+    pod = {"terminationGracePeriodSeconds": 30}
+    parts = {"GRACE_TERMINATION_PERIOD": "30", "GRACE_EXIT_MARGIN": "2.3"}
+    parts["GRACE_DRAIN_RESERVE"] = "5.1"
+    fits = env(**parts, GRACE_SHUTDOWN_DELAY="22.6")
+    assert "budget" not in findings(given(fits, pod))
+    found = findings(given(env(**parts, GRACE_SHUTDOWN_DELAY="22.7"), pod))["budget"]
+    assert "= 30.1 s > terminationGracePeriodSeconds 30 s" in found.what
+    assert "GRACE_TERMINATION_PERIOD to 31," in found.fix
+
+
 def test_the_environment_wins_over_the_file_and_the_file_over_the_default(tmp_path: Any) -> None:
     """The settings that count, each with the place where it is written."""
     path = tmp_path / "gunicorn.conf.py"

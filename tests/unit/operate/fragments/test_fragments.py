@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as some
 
 from gunicorn_grace import cli
@@ -164,6 +164,11 @@ def attempt(place: str, router: str | None, environ: dict[str, str]) -> tuple[Pl
 
 @trials(400)
 @given(some.sampled_from(list(PLACES)), some.sampled_from([None, *ROUTERS]), environments)
+@example(  # A reserve that is nothing but rounding.
+    "deployment",
+    None,
+    {"GUNICORN_CMD_ARGS": "--graceful-timeout=0 --bind :9000", "GRACE_DRAIN_RESERVE": "2.6e-13"},
+)
 def test_any_settings_give_a_fragment_that_fits_or_one_line(
     place: str, router: str | None, environ: dict[str, str]
 ) -> None:
